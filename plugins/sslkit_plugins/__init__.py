@@ -1,0 +1,1 @@
+"""The parts that come with sslkit, found by entry point like anybody's. See plugins/README.md."""

@@ -1,0 +1,45 @@
+"""What can go wrong, as the user is told it: one clear sentence, what, where, how to mend it."""
+
+from dataclasses import dataclass
+
+
+class SslkitError(Exception):
+    """A fault that the user can mend. The command line prints it and ends with exit code 2, without a traceback."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One fault of a recipe: where (file and line, where it has them), which dotted key, and the sentence with its remedy."""
+
+    key: str
+    message: str
+    file: str | None = None
+    line: int | None = None
+
+    def __str__(self) -> str:
+        place = "" if self.file is None else self.file if self.line is None else f"{self.file}:{self.line}"
+        return "  ".join(part for part in (place, self.key, self.message) if part)
+
+
+class RecipeError(SslkitError):
+    """A recipe, or a `--set`, that cannot be run. Holds every fault found, not the first."""
+
+    def __init__(self, *faults: Fault) -> None:
+        self.faults = faults
+        super().__init__("\n".join(str(fault) for fault in faults))
+
+
+class PluginError(SslkitError):
+    """A part that is not installed, is claimed by two distributions, or cannot be imported."""
+
+
+class DataError(SslkitError):
+    """Images that are missing, unreadable, or not the ones that a run began with."""
+
+
+class CheckpointError(SslkitError):
+    """A run folder or checkpoint that cannot be read, written or continued."""
+
+
+class TrainingError(SslkitError):
+    """A run that had to stop: a loss or gradient that is not finite."""
