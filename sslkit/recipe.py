@@ -1,0 +1,581 @@
+"""YAML → Recipe. Every fault is found at once, with file, line, dotted key and remedy, before torch is imported."""
+
+import functools
+import importlib.util
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+import yaml
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from sslkit import registry
+from sslkit.errors import Fault, PluginError, RecipeError
+from sslkit.registry import Option, Part, Signature, advice, plain, written
+
+PARTS = {
+    "method": "methods",
+    "data": "datasets",
+    "transform": "transforms",
+    "encoder": "encoders",
+    "heads": "heads",
+    "sampler": "samplers",
+    "loss": "losses",
+}
+"""Each section that names parts, and their kind."""
+
+Momentum = Annotated[float, Field(ge=0, lt=1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """Any optimizer of torch or timm by the name that timm gives it. The learning rate is that of the whole batch."""
+
+    use: str = "sgd"
+    lr: PositiveFloat
+    weight_decay: NonNegativeFloat = 0.0
+    momentum: Momentum = 0.9
+    nesterov: bool = False
+    betas: tuple[Momentum, Momentum] | None = None
+    eps: PositiveFloat | None = None
+    exempt_norms_and_biases: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """The learning rate over time: a linear warm-up, then `cosine`, `constant`, `step` or `multistep`."""
+
+    use: Literal["cosine", "constant", "step", "multistep"] = "cosine"
+    final_lr: NonNegativeFloat = 0.0
+    warmup_epochs: NonNegativeFloat = 0.0
+    warmup_lr: NonNegativeFloat = 0.0
+    per: Literal["step", "epoch"] = "step"
+    milestones: tuple[PositiveInt, ...] = ()
+    factor: PositiveFloat = 0.1
+    step_epochs: PositiveInt = 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """How long, how much at once (`batch_size` counts all devices), on what, and how often it is written down."""
+
+    epochs: PositiveInt
+    batch_size: PositiveInt
+    seed: NonNegativeInt = 0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    workers: NonNegativeInt | Literal["auto"] = "auto"
+    compile: bool = False
+    channels_last: bool = True
+    sync_batchnorm: bool = False
+    clip_grad: PositiveFloat | None = None
+    log_every: PositiveInt = 10
+    save_minutes: NonNegativeFloat = 5.0
+    keep: PositiveInt = 2
+    unreadable: NonNegativeInt = 10
+    deterministic: bool = False
+
+
+SETTINGS: dict[str, type] = {"optimizer": Optimizer, "schedule": Schedule, "train": Train}
+SECTIONS = ("name", *PARTS, *SETTINGS)
+OPTIONAL = ("heads", "sampler", "schedule")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A part that a recipe names, with every option filled in, by its name in recipes."""
+
+    kind: str
+    use: str
+    options: dict[str, Any]
+    part: Part
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The options as keyword arguments of the part's constructor."""
+        return self.part.signature().arguments(self.options)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"use": self.use, **plain(self.options)}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A method, whole: which parts, which options, how it is trained."""
+
+    name: str
+    path: Path = field(compare=False)
+    method: Choice
+    data: Choice
+    transform: Choice
+    encoder: Choice
+    heads: dict[str, Choice]
+    sampler: Choice | None
+    loss: Choice
+    optimizer: Optimizer
+    schedule: Schedule
+    train: Train
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, every default filled in."""
+        sections: dict[str, Any] = {"name": self.name}
+        for section in PARTS:
+            chosen = getattr(self, section)
+            if section == "heads":
+                sections[section] = {name: head.as_dict() for name, head in chosen.items()}
+            elif chosen is not None:
+                sections[section] = chosen.as_dict()
+        return sections | {section: plain(asdict(getattr(self, section))) for section in SETTINGS}
+
+    def as_yaml(self) -> str:
+        """A recipe file, every default filled in; `read` makes an equal recipe of it."""
+        return yaml.dump(self.as_dict(), Dumper=_Dumper, sort_keys=False, default_flow_style=None, allow_unicode=True, width=132)
+
+
+def read(path: str | os.PathLike[str], *, overrides: Sequence[str] = (), data: str | None = None) -> Recipe:
+    """Read a recipe; `overrides` are `section.key=value`, `data` a folder or .npz file instead of its own. RecipeError with every fault."""
+    return _Reading(Path(path), overrides, data).recipe()
+
+
+# ------------------------------------------------------------------------------------------------------------ YAML → data
+
+MAX_BYTES = 1 << 20
+MAX_DEPTH = 20
+
+_INT = re.compile(r"[-+]?(0|[1-9][0-9]*)")
+_FLOAT = re.compile(r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?")
+_NOT_FINITE = re.compile(r"[-+]?\.inf|\.nan", re.IGNORECASE)
+
+Key = tuple[str, ...]
+
+
+def _resolve(text: str) -> Any:
+    """A plain scalar → null, true, false, a decimal number, or text. ValueError for numbers that no option can hold."""
+    if text in ("", "~", "null"):
+        return None
+    if text in ("true", "false"):
+        return text == "true"
+    if _INT.fullmatch(text):
+        if len(text) > 18:
+            raise ValueError(f"{text[:20]}… is too large a number")
+        return int(text)
+    if _NOT_FINITE.fullmatch(text) or (_FLOAT.fullmatch(text) and not math.isfinite(float(text))):
+        raise ValueError(f"{text} is not a finite number")
+    return float(text) if _FLOAT.fullmatch(text) else text
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes whatever `_resolve` would not take for the same text."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+    try:
+        style = None if _resolve(text) == text else "'"
+    except ValueError:
+        style = "'"
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _represent_text)
+
+
+class _Document:
+    """Plain data of one YAML text, the line of every key, and what is not allowed in it."""
+
+    def __init__(self, text: str) -> None:
+        self.lines: dict[Key, int] = {}
+        self.faults: list[tuple[Key, int, str]] = []
+        self.value: Any = None
+        self._events = yaml.SafeLoader(text)
+        try:
+            self._open(text)
+        except yaml.reader.ReaderError as error:
+            self._refuse((), text[: error.position].count("\n") + 1, f"is not valid YAML: {error.reason}")
+        except yaml.MarkedYAMLError as error:
+            mark = error.problem_mark or error.context_mark
+            self._refuse(
+                (), mark.line + 1 if mark else 1, f"is not valid YAML: {' '.join(filter(None, (error.context, error.problem)))}"
+            )
+        except RecursionError:
+            self._refuse((), 1, "is not valid YAML: it is nested too deep")
+
+    def _open(self, text: str) -> None:
+        events = self._events
+        events.get_event()
+        if events.check_event(yaml.StreamEndEvent):
+            self._refuse((), 1, "is empty; a recipe needs the sections " + ", ".join(s for s in SECTIONS if s not in OPTIONAL))
+            return
+        events.get_event()
+        self.value = self._node(())
+        events.get_event()
+        if not events.check_event(yaml.StreamEndEvent):
+            self._refuse((), self._events.peek_event().start_mark.line + 1, "holds a second document; a recipe is one")
+
+    def _refuse(self, key: Key, line: int, message: str) -> None:
+        self.faults.append((key, line, message))
+
+    def _node(self, key: Key, depth: int = 0) -> Any:
+        event = self._events.get_event()
+        line = event.start_mark.line + 1
+        if isinstance(event, yaml.AliasEvent):
+            self._refuse(key, line, f"alias *{event.anchor} is not allowed in a recipe; write the value out")
+            return None
+        if event.anchor is not None:
+            self._refuse(key, line, f"anchor &{event.anchor} is not allowed in a recipe; write the value out where it is used")
+        if event.tag is not None:
+            self._refuse(key, line, f"tag {event.tag} is not allowed in a recipe; write the plain value")
+        if isinstance(event, yaml.ScalarEvent):
+            try:
+                return _resolve(event.value) if event.implicit[0] else event.value
+            except ValueError as error:
+                self._refuse(key, line, str(error))
+                return None
+        if depth == MAX_DEPTH:
+            self._refuse(key, line, f"is nested deeper than {MAX_DEPTH} levels")
+            self._skip()
+            return None
+        return self._sequence(key, depth) if isinstance(event, yaml.SequenceStartEvent) else self._mapping(key, depth)
+
+    def _sequence(self, key: Key, depth: int) -> list[Any]:
+        items = []
+        while not self._events.check_event(yaml.SequenceEndEvent):
+            items.append(self._node(key, depth + 1))
+        self._events.get_event()
+        return items
+
+    def _mapping(self, key: Key, depth: int) -> dict[str, Any]:
+        items: dict[str, Any] = {}
+        while not self._events.check_event(yaml.MappingEndEvent):
+            line = self._events.peek_event().start_mark.line + 1
+            before = len(self.faults)
+            name = self._node(key, depth + 1)
+            if not isinstance(name, str):
+                if len(self.faults) == before:
+                    self._refuse(key, line, f"the key {written(name)} is not text; quote it if it is meant as a name")
+                self._node(key, depth + 1)
+                continue
+            if name in items:
+                self._refuse((*key, name), line, f"is given twice; it is already on line {self.lines[(*key, name)]}")
+                self._node((*key, name), depth + 1)
+                continue
+            self.lines[(*key, name)] = line
+            items[name] = self._node((*key, name), depth + 1)
+        self._events.get_event()
+        return items
+
+    def _skip(self) -> None:
+        level = 1
+        while level:
+            event = self._events.get_event()
+            level += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+
+
+# ---------------------------------------------------------------------------------------------------------- data → Recipe
+
+
+class _Reading:
+    """One reading of one file: what it holds after `--set` and `--data`, where each key came from, and the faults so far."""
+
+    def __init__(self, path: Path, overrides: Sequence[str], data: str | None) -> None:
+        self.path = path
+        self.content: dict[str, Any] = {}
+        self.places: dict[Key, tuple[str, int | None]] = {(): (str(path), None)}
+        self.faults: list[Fault] = []
+        self._load()
+        settings = [setting for setting in map(self._parse, overrides) if setting is not None]
+        for key, value in settings:
+            if key[-1] == "use":
+                self._set(key, value)
+        if data is not None:
+            self._replace_data(data)
+        for key, value in settings:
+            if key[-1] != "use":
+                self._set(key, value)
+
+    def refuse(self, key: Key, message: str) -> None:
+        known = next(key[:length] for length in range(len(key), -1, -1) if key[:length] in self.places)
+        file, line = self.places[known]
+        self.faults.append(Fault(".".join(key), message, file, line))
+
+    def _load(self) -> None:
+        """RecipeError at once where there is nothing to go on with."""
+        try:
+            if self.path.is_dir():
+                raise RecipeError(Fault("", f"is a folder; name a recipe in it{_listing(self.path)}", str(self.path)))
+            if not self.path.is_file():
+                raise RecipeError(Fault("", f"there is no such file{_near(self.path)}", str(self.path)))
+            with self.path.open("rb") as file:
+                content = file.read(MAX_BYTES + 1)
+            if len(content) > MAX_BYTES:
+                raise RecipeError(Fault("", "is larger than 1 MiB; that is no recipe", str(self.path)))
+            document = _Document(content.decode("utf-8-sig"))
+        except UnicodeDecodeError as error:
+            line = content[: error.start].count(b"\n") + 1
+            raise RecipeError(Fault("", "is not UTF-8 text; save it as UTF-8", str(self.path), line)) from error
+        except (OSError, ValueError) as error:
+            raise RecipeError(Fault("", f"cannot be read: {error}", str(self.path))) from error
+        self.faults += [Fault(".".join(key), message, str(self.path), line) for key, line, message in document.faults]
+        self.places |= {key: (str(self.path), line) for key, line in document.lines.items()}
+        if isinstance(document.value, dict):
+            self.content = document.value
+        elif not self.faults:
+            self.faults.append(Fault("", f"holds {written(document.value)}; a recipe is a mapping of sections", str(self.path), 1))
+        if not self.content and self.faults:
+            raise RecipeError(*self.faults)
+
+    def _parse(self, override: str) -> tuple[Key, Any] | None:
+        dotted, equals, text = override.partition("=")
+        key = tuple(dotted.strip().split("."))
+        if not equals or not all(key):
+            self.faults.append(Fault("", f"{written(override)} is not of the form section.key=value", "--set"))
+            return None
+        document = _Document(text) if text.strip() else None
+        if document is not None and document.faults:
+            self.faults += [Fault(".".join((*key, *below)), message, "--set") for below, _, message in document.faults]
+            return None
+        return key, None if document is None else document.value
+
+    def _set(self, key: Key, value: Any) -> None:
+        target = self.content
+        for length, name in enumerate(key[:-1], 1):
+            inner = target.setdefault(name, {})
+            if not isinstance(inner, dict):
+                self.faults.append(
+                    Fault(".".join(key), f"'{'.'.join(key[:length])}' has no options; it is {written(inner)}", "--set")
+                )
+                return
+            target = inner
+        if key[-1] == "use" and key[0] in PARTS and target.get("use") != value:
+            target.clear()
+        if isinstance(value, dict):
+            self.places = {known: place for known, place in self.places.items() if known[: len(key)] != key}
+        target[key[-1]] = value
+        self.places[key] = ("--set", None)
+
+    def _replace_data(self, data: str) -> None:
+        path = Path(os.path.abspath(Path(data).expanduser()))
+        current = self.content.get("data")
+        if path.is_dir():
+            try:
+                part = registry.find("datasets", current["use"])  # type: ignore[index]
+                keeps = "root" in part.signature().options
+            except (PluginError, TypeError, KeyError):
+                keeps = False
+            self.content["data"] = {**current, "root": str(path)} if keeps else {"use": "image_folder", "root": str(path)}  # type: ignore[dict-item]
+        elif path.is_file() and path.suffix == ".npz":
+            self.content["data"] = {"use": "npz", "file": str(path)}
+        else:
+            wrong = "is neither a folder nor a .npz file" if path.exists() else f"there is no such folder or file{_near(path)}"
+            self.faults.append(Fault("", f"'{data}': {wrong}", "--data"))
+            return
+        self.places |= {("data", name): ("--data", None) for name in self.content["data"] if name in ("root", "file")}
+        self.places.setdefault(("data",), ("--data", None))
+
+    def recipe(self) -> Recipe:
+        for section in self.content:
+            if section not in SECTIONS:
+                self.refuse((section,), f"no such section; {advice(section, SECTIONS)}")
+        for section in SECTIONS:
+            if section not in self.content and section not in OPTIONAL:
+                self.refuse(
+                    (section,), "the section is missing" if section != "name" else "the recipe needs a name, such as 'pirl_jigsaw'"
+                )
+        sections: dict[str, Any] = {"name": self._name(), "path": self.path, "heads": {}, "sampler": None, "schedule": Schedule()}
+        for section, kind in PARTS.items():
+            if section in self.content and section != "heads":
+                sections[section] = self._choice((section,), kind, self.content[section])
+        heads = self.content.get("heads", {})
+        if isinstance(heads, dict):
+            sections["heads"] = {name: self._choice(("heads", name), "heads", head) for name, head in heads.items()}
+        else:
+            self.refuse(("heads",), f"{written(heads)} is not a mapping of heads, such as {{image: {{use: linear}}}}")
+        for section, settings in SETTINGS.items():
+            if section in self.content:
+                sections[section] = self._settings(section, settings)
+        if isinstance(heads, dict):
+            self._cross_check(sections.get("method"), sections.get("transform"), list(heads))
+        if self.faults:
+            raise RecipeError(*sorted(self.faults, key=self._order))
+        return Recipe(**sections)
+
+    def _order(self, fault: Fault) -> tuple[bool, float]:
+        return fault.file != str(self.path), math.inf if fault.line is None else fault.line
+
+    def _name(self) -> str:
+        name = self.content.get("name", "unnamed")
+        if not isinstance(name, str):
+            self.refuse(("name",), f"{written(name)} is not text; put it in quotes")
+        elif not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", name):
+            self.refuse(
+                ("name",),
+                f"{written(name)} cannot name a folder; use up to 100 of letters, digits, '_', '-' and '.', not beginning with '.' or '-'",
+            )
+        return str(name)
+
+    def _choice(self, key: Key, kind: str, content: Any) -> Choice | None:
+        if not isinstance(content, dict) or not isinstance(content.get("use"), str):
+            names = ", ".join(dict.fromkeys(part.name for part in registry.parts(kind)))
+            held = (
+                f"{written(content)} is not of the form {{use: NAME, …}}"
+                if not isinstance(content, dict)
+                else "needs 'use', a name"
+            )
+            self.refuse(key, f"{held}; there are: {names}")
+            return None
+        try:
+            part = registry.find(kind, content["use"])
+            given = {name: value for name, value in content.items() if name != "use"}
+            options, faults = part.signature().validate(part.name, given)
+        except PluginError as error:
+            self.refuse((*key, "use"), str(error))
+            return None
+        for name, message in faults:
+            self.refuse((*key, name), message)
+        return Choice(kind, part.name, options, part)
+
+    def _settings(self, section: str, settings: type) -> Any:
+        content = self.content[section]
+        if not isinstance(content, dict):
+            self.refuse(
+                (section,), f"{written(content)} is not a mapping of options; there are: {', '.join(_signature(settings).options)}"
+            )
+            return None
+        options, faults = _signature(settings).validate(section, content)
+        for name, message in faults:
+            self.refuse((section, name), message)
+        if section == "optimizer" and isinstance(options["use"], str) and (names := optimizers()) and options["use"] not in names:
+            self.refuse(
+                (section, "use"), f"no optimizer named '{options['use']}' in torch or timm; {advice(options['use'], names)}"
+            )
+        return None if faults else settings(**options)
+
+    def _cross_check(self, method: Choice | None, transform: Choice | None, heads: list[str]) -> None:
+        if method is None:
+            return
+        wiring = method.part.signature().attributes
+        reads = wiring.get("reads")
+        views = None if transform is None else transform.part.signature().attributes.get("views")
+        needed = reads if reads is not None else views
+        if needed is not None:
+            for name in needed:
+                if name not in heads:
+                    self.refuse(("heads",), f"method '{method.use}' needs a head named '{name}'")
+            for name in heads:
+                if name not in needed:
+                    self.refuse(
+                        ("heads", name),
+                        f"method '{method.use}' has no use for a head named '{name}'; it needs: {', '.join(needed)}",
+                    )
+        if reads is not None and views is not None and transform is not None:
+            for view in dict.fromkeys(view for view in reads.values() if view not in views):
+                able = ", ".join(_transforms_with(view)) or "none that is installed"
+                self.refuse(
+                    ("transform",),
+                    f"method '{method.use}' reads the view '{view}', which transform '{transform.use}' does not make; "
+                    f"transforms that do: {able}",
+                )
+        stores = wiring.get("stores")
+        if stores is not None and "sampler" not in self.content:
+            names = ", ".join(part.name for part in registry.parts("samplers"))
+            self.refuse(
+                ("sampler",), f"method '{method.use}' remembers what head '{stores}' makes and needs a sampler; there are: {names}"
+            )
+        if stores is None and "sampler" in self.content:
+            self.refuse(("sampler",), f"method '{method.use}' uses no sampler, this one would be ignored; remove the section")
+
+
+def _transforms_with(view: str) -> list[str]:
+    able = []
+    for part in registry.parts("transforms"):
+        try:
+            if view in part.signature().attributes.get("views", ()):
+                able.append(part.name)
+        except PluginError:
+            continue
+    return able
+
+
+def _listing(folder: Path) -> str:
+    names = sorted(path.name for path in folder.glob("*.y*ml"))[:10]
+    return f": {', '.join(names)}" if names else ""
+
+
+def _near(path: Path) -> str:
+    try:
+        names = sorted(os.listdir(path.parent))
+    except OSError:
+        return f"; there is no folder {path.parent} either"
+    near = registry.nearest(path.name, names)
+    return f"; did you mean {' or '.join(str(path.with_name(name)) for name in near)}?" if near else ""
+
+
+@functools.cache
+def optimizers() -> tuple[str, ...]:
+    """The names that timm knows torch's and its own optimizers by, read from its source; empty where that cannot be found."""
+    spec = importlib.util.find_spec("timm")
+    try:
+        source = Path(*(spec.submodule_search_locations or ())[:1], "optim", "_optim_factory.py").read_text("utf-8")  # type: ignore[union-attr]
+    except (OSError, AttributeError):
+        return ()
+    return tuple(dict.fromkeys(re.findall(r"OptimInfo\(\s*name='(\w+)'", source)))
+
+
+@functools.cache
+def _signature(settings: type) -> Signature:
+    return registry.read_class(settings, settings.__name__.lower())
+
+
+# ---------------------------------------------------------------------------------------------------------------- schema
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema (draft 2020-12) of recipes with the parts that are installed, for completion in editors."""
+    properties: dict[str, Any] = {
+        "name": {"type": "string", "pattern": "^[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}$", "description": "names the run's folder"}
+    }
+    for section, kind in PARTS.items():
+        choices = {"oneOf": list(filter(None, map(_part_schema, registry.parts(kind))))}
+        properties[section] = {"type": "object", "additionalProperties": choices} if section == "heads" else choices
+    for section, settings in SETTINGS.items():
+        properties[section] = _object_schema(_signature(settings), {})
+    properties["optimizer"]["properties"]["use"]["examples"] = list(optimizers())
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "sslkit recipe",
+        "type": "object",
+        "properties": properties,
+        "required": [section for section in SECTIONS if section not in OPTIONAL],
+        "additionalProperties": False,
+    }
+
+
+def _part_schema(part: Part) -> dict[str, Any] | None:
+    """None for a part that cannot be read: it must not harm the schema of the others."""
+    try:
+        return {"title": part.name, **_object_schema(part.signature(), {"use": {"const": part.name}})}
+    except PluginError:
+        return None
+
+
+def _object_schema(signature: Signature, first: Mapping[str, Any]) -> dict[str, Any]:
+    required = [name for name, option in signature.options.items() if option.default is registry.REQUIRED]
+    return {
+        "type": "object",
+        "description": signature.summary,
+        "properties": {**first, **{name: _option_schema(option) for name, option in signature.options.items()}},
+        "required": [*first, *required],
+        "additionalProperties": False,
+    }
+
+
+def _option_schema(option: Option) -> dict[str, Any]:
+    schema = {**pydantic.TypeAdapter(option.annotation).json_schema(), "description": option.description}
+    return schema if option.default is registry.REQUIRED else {**schema, "default": plain(option.default)}
