@@ -1,4 +1,4 @@
-"""The nouns of sslkit: what every part promises. Imports nothing of ours.
+"""The nouns of sslkit: what every part promises. Imports nothing of ours but the errors.
 
 Letters of shapes: B images of this process's batch, N rows, K crops or patches of one image, C×H×W pixels, T terms of a loss,
 M negatives, D features.
@@ -13,7 +13,7 @@ options that a recipe may set are keyword-only, typed, with defaults. The signat
 | heads       | `in_dim`, `crops` (K of the view that the head reads)  |
 | transforms  | none                                                   |
 | samplers    | `dim`, `num_images`                                    |
-| losses      | `num_images`                                           |
+| losses      | none                                                   |
 | methods     | `parts`                                                |
 | datasets    | `split` ("pretrain", "train" or "val")                 |
 | evaluations | none                                                   |
@@ -29,6 +29,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from sslkit.errors import SslkitError
+
 
 class Draws:
     """The random numbers of one step: a pure function of a key such as (seed, step), one row per image of the *global* batch.
@@ -38,14 +40,14 @@ class Draws:
     """
 
     def __init__(self, *key: int, rank: int = 0, world: int = 1) -> None:
-        self.key, self.rank, self.world = key, rank, world
+        self.rank, self.world = rank, world
+        self.seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
         self._generators: dict[str, torch.Generator] = {}
 
     def _generator(self, device: torch.device | str) -> torch.Generator:
         name = str(device)
         if name not in self._generators:
-            seed = int(np.random.SeedSequence(self.key).generate_state(1, np.uint64)[0] >> np.uint64(1))
-            self._generators[name] = torch.Generator(device=device).manual_seed(seed)
+            self._generators[name] = torch.Generator(device=device).manual_seed(self.seed)
         return self._generators[name]
 
     def _own(self, rows: Tensor) -> Tensor:
@@ -149,6 +151,17 @@ class Encoder(nn.Module, ABC):
     @abstractmethod
     def maps(self, images: Tensor) -> dict[str, Tensor]:
         """float [N,C,H,W] → {layer: [N,c,h,w]}, shallow to deep, for per-layer probes."""
+
+    def weights(self) -> dict[str, Tensor]:
+        """Parameters and buffers under the names that the architecture's own library gives them."""
+        return self.state_dict()
+
+    def loading(self, library: str, file: str) -> str:
+        """Lines of Python that rebuild the architecture with `library` alone and load `file`, leaving it in a variable `model`.
+
+        Raises SslkitError where that library does not have it.
+        """
+        raise SslkitError(f"{type(self).__name__} does not say how {library} would load it")
 
 
 class Head(nn.Module, ABC):

@@ -1,0 +1,237 @@
+"""Run folders and checkpoints: safetensors and JSON, written beside and renamed, so that a kill at any moment loses nothing.
+
+runs/<recipe>/<time>/                 `latest` beside it points to the newest
+  recipe.yaml  environment.json  metrics.jsonl  encoder.safetensors  curves.png  views.png  eval/…
+  checkpoints/step-00000120/          method.safetensors  optimizer.safetensors  state.json (written last inside, with checksums)
+"""
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import sys
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from sslkit import __version__, distributed, registry
+from sslkit.build import Run
+from sslkit.errors import CheckpointError
+from sslkit.recipe import Recipe
+
+STEP = "step-{:08d}"
+
+
+def new_folder(root: Path, recipe: Recipe) -> Path:
+    """runs/<recipe>/<time>, not there before, and `latest` beside it; the recipe and the environment written into it."""
+    parent = root / recipe.name
+    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    for attempt in range(1000):
+        folder = parent / (stamp if attempt == 0 else f"{stamp}_{attempt}")
+        try:
+            folder.mkdir(parents=True)
+            break
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise CheckpointError(f"cannot make the run folder {folder}: {error.strerror}; choose another place with --runs") from error
+    write_text(folder / "recipe.yaml", recipe.as_yaml())
+    point_latest(folder)
+    return folder
+
+
+def point_latest(folder: Path) -> None:
+    """Make `latest` beside `folder` point to it; a file system without links goes without."""
+    link = folder.parent / f".latest-{os.getpid()}"
+    try:
+        link.symlink_to(folder.name)
+        link.replace(folder.parent / "latest")
+    except OSError:
+        link.unlink(missing_ok=True)
+
+
+def find_folder(where: Path | None, root: Path = Path("runs")) -> Path:
+    """A run folder: the one named, or the newest below `root`. Raises CheckpointError where there is none."""
+    if where is not None:
+        folder = where.expanduser()
+        if not (folder / "recipe.yaml").is_file():
+            raise CheckpointError(f"{where} is not a run folder: it holds no recipe.yaml; name a folder such as runs/pirl_jigsaw/latest")
+        return folder.resolve()
+    runs = [path.parent for path in root.glob("*/*/recipe.yaml") if not path.parent.is_symlink()]
+    if not runs:
+        raise CheckpointError(f"there is no run below {root}/; train one first: sslkit train recipes/pirl_jigsaw.yaml")
+    return max(runs, key=lambda folder: (folder.stat().st_mtime, folder.name)).resolve()
+
+
+def write_text(path: Path, text: str) -> None:
+    """The whole text or none of it."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with beside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise CheckpointError(f"cannot write {path}: {error.strerror}") from error
+
+
+def environment(run: Run) -> dict[str, Any]:
+    """What a run ran on: versions of everything that made it, device, processes."""
+    parts = {(part.distribution, part.version) for part in registry.parts()}
+    packages = ["torch", "torchvision", "timm", "numpy", "pillow", "safetensors", "pydantic"]
+    return {
+        "sslkit": __version__,
+        "plugins": {name: version for name, version in sorted(parts)},
+        "python": platform.python_version(),
+        "packages": {name: metadata.version(name) for name in packages},
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else f"{run.device.type} ({platform.machine()})",
+        "precision": str(run.precision).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "processes": distributed.world(),
+        "command": sys.argv,
+    }
+
+
+def _flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
+    tensors, numbers = {}, {}
+    for key, values in optimizer.state_dict()["state"].items():
+        for name, value in values.items():
+            if isinstance(value, Tensor):
+                tensors[f"{key}.{name}"] = value
+            else:
+                numbers.setdefault(str(key), {})[name] = value
+    return tensors, numbers
+
+
+def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], numbers: dict[str, dict[str, Any]]) -> None:
+    state: dict[int, dict[str, Any]] = {int(key): dict(values) for key, values in numbers.items()}
+    parameters = [value for group in optimizer.param_groups for value in group["params"]]
+    for name, value in tensors.items():
+        key, entry = name.split(".", 1)
+        owner = parameters[int(key)]
+        if value.shape == owner.shape:
+            value = torch.empty_like(owner, dtype=value.dtype).copy_(value)
+        state.setdefault(int(key), {})[entry] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _save_tensors(tensors: dict[str, Tensor], path: Path) -> str:
+    """Write, flush to the disk, and return the file's SHA-256."""
+    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path)
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def save(run: Run, folder: Path) -> Path:
+    """Write the checkpoint of `run.step`; keep the newest `train.keep`. Atomic: a checkpoint is there whole or not at all."""
+    home = folder / "checkpoints"
+    final, beside = home / STEP.format(run.step), home / f".writing-{os.getpid()}"
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        for left in home.glob(".writing-*"):
+            shutil.rmtree(left, ignore_errors=True)
+        beside.mkdir()
+        method = {f"method.{name}": value for name, value in run.method.state_dict().items()}
+        transform = {f"transform.{name}": value for name, value in run.transform.state().items()}
+        moments, numbers = _flatten_optimizer(run.optimizer)
+        state = {
+            "step": run.step,
+            "images": len(run.source),
+            "fingerprint": run.fingerprint,
+            "unreadable": run.unreadable,
+            "optimizer": numbers,
+            "sha256": {
+                "method.safetensors": _save_tensors(method | transform, beside / "method.safetensors"),
+                "optimizer.safetensors": _save_tensors(moments, beside / "optimizer.safetensors"),
+            },
+        }
+        write_text(beside / "state.json", json.dumps(state, indent=1))
+        if final.exists():
+            shutil.rmtree(final)
+        beside.replace(final)
+    except (OSError, safetensors.SafetensorError) as error:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise CheckpointError(
+            f"cannot write the checkpoint of step {run.step} into {home}: {error}; the checkpoints before it are untouched"
+        ) from error
+    for old in sorted(home.glob("step-*"))[: -run.recipe.train.keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """The state of a checkpoint whose files are whole; CheckpointError says what is wrong with them."""
+    try:
+        state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+        for name, expected in state["sha256"].items():
+            with (checkpoint / name).open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != expected:
+                    raise CheckpointError(f"{checkpoint / name} is not what was written (its checksum differs)")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{checkpoint} is damaged ({type(error).__name__}: {error})") from error
+    return state
+
+
+def newest(folder: Path) -> tuple[Path, dict[str, Any], list[str]]:
+    """The newest checkpoint that is whole, its state, and a sentence for each damaged one that was passed over."""
+    passed_over: list[str] = []
+    for checkpoint in sorted((folder / "checkpoints").glob("step-*"), reverse=True):
+        try:
+            return checkpoint, read_state(checkpoint), passed_over
+        except CheckpointError as error:
+            passed_over.append(f"{error}; taking the one before it")
+    raise CheckpointError("\n".join([*passed_over, f"{folder} holds no checkpoint to go on from; start it anew: sslkit train {folder}/recipe.yaml"]))
+
+
+def load_method(method: torch.nn.Module, checkpoint: Path) -> dict[str, Tensor]:
+    """Put a checkpoint's weights into `method`; returns the transform's part of it."""
+    try:
+        tensors = load_file(checkpoint / "method.safetensors")
+        method.load_state_dict({name.removeprefix("method."): value for name, value in tensors.items() if name.startswith("method.")})
+    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+        first = str(error).splitlines()[0]
+        raise CheckpointError(f"{checkpoint} does not fit the recipe beside it ({first}); was recipe.yaml or a plugin changed since?") from error
+    return {name.removeprefix("transform."): value for name, value in tensors.items() if name.startswith("transform.")}
+
+
+def resume(run: Run, folder: Path) -> list[str]:
+    """Bring `run` to the newest whole checkpoint of `folder`, exactly. Returns what should be told about it.
+
+    Raises CheckpointError where there is none, or where the images are not the ones that the run began with.
+    """
+    checkpoint, state, notes = newest(folder)
+    if state["fingerprint"] != run.fingerprint:
+        raise CheckpointError(
+            f"{folder} was trained on another list of images ({state['images']} then, {len(run.source)} now): rows of the memory bank would "
+            f"belong to other images; restore the folder, or start a new run"
+        )
+    kept = load_method(run.method, checkpoint)
+    own = run.transform.state()
+    if kept.keys() != own.keys() or any(not torch.equal(kept[name], own[name]) for name in own):
+        raise CheckpointError(f"the transform's state in {checkpoint} is not what the installed plugin makes; install the version that began the run")
+    _restore_optimizer(run.optimizer, load_file(checkpoint / "optimizer.safetensors"), state["optimizer"])
+    run.step, run.unreadable = state["step"], dict(state["unreadable"])
+    return notes
+
+
+def save_encoder(run: Run, folder: Path) -> Path:
+    """encoder.safetensors: the encoder alone, under its library's own names."""
+    path, beside = folder / "encoder.safetensors", folder / f".encoder-{os.getpid()}"
+    try:
+        _save_tensors(run.method.encoder.weights(), beside)
+        beside.replace(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        beside.unlink(missing_ok=True)
+        raise CheckpointError(f"cannot write {path}: {error}") from error
+    return path

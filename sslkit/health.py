@@ -1,0 +1,71 @@
+"""Is it broken, or just not learning? Judgements in plain words, from the numbers of a run alone."""
+
+from __future__ import annotations
+
+from collections import deque
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+import torch
+
+from sslkit.interfaces import Draws, Method
+
+if TYPE_CHECKING:
+    from sslkit.session import Row
+
+WINDOW = 50
+COLLAPSED = 0.1
+
+
+class Health:
+    """Watches rows and says what they mean. `expected` is the loss of random vectors, None where there is no such number."""
+
+    def __init__(self, expected: float | None, steps: int) -> None:
+        self.expected, self.steps = expected, steps
+        self.first: float | None = None
+        self.first_step = 0
+        self.last: deque[Row] = deque(maxlen=WINDOW)
+
+    def add(self, row: Row) -> None:
+        if self.first is None:
+            self.first, self.first_step = row.loss, row.step
+        self.last.append(row)
+
+    def start(self) -> str:
+        """The first loss against what random outputs would give."""
+        if self.first is None:
+            return "no step yet"
+        if self.expected is None or self.first_step > 1:
+            return f"loss {self.first:.2f} at step {self.first_step}"
+        text = f"loss {self.first:.2f} at the first step, {self.expected:.2f} expected of random outputs"
+        if self.first > 1.5 * self.expected:
+            return f"{text}: far too high; look at the learning rate, the temperature and the reduction of the loss"
+        if self.first < 0.5 * self.expected:
+            return f"{text}: far too low; the positive may stand among the negatives, or the views may be the same picture"
+        return f"{text}: as it should be"
+
+    def now(self) -> str:
+        """How the last steps look: collapse first, then a loss that does not move, else what has been gained."""
+        if not self.last:
+            return "no step yet"
+        for name in self.last[-1].metrics:
+            if name.startswith("std_"):
+                spread = fmean(row.metrics[name] for row in self.last)
+                if spread < COLLAPSED:
+                    return f"collapsed: {name} is {spread:.2f} (0 = all images the same, 1 = spread evenly); the outputs say nothing about the image"
+        loss = fmean(row.loss for row in self.last)
+        if self.expected is not None and self.last[-1].step > self.steps / 4 and loss > 0.98 * self.expected:
+            return f"not learning: after {self.last[-1].step} of {self.steps} steps the loss is {loss:.2f}, at chance ({self.expected:.2f})"
+        return f"healthy: loss {loss:.2f}" + (f", {self.expected:.2f} at chance" if self.expected is not None else "")
+
+
+def expected_loss(method: Method) -> float | None:
+    """What the loss should be before anything is learnt, where the loss knows it."""
+    dims = [head.out_dim for head in method.heads.values()]
+    if not dims:
+        return None
+    count = 1
+    if method.sampler is not None:
+        device = next(method.parameters()).device
+        count = method.sampler.draw(torch.zeros(1, dtype=torch.int64, device=device), Draws(0)).count
+    return method.loss.at_start(dim=dims[0], negatives=count)

@@ -1,0 +1,161 @@
+"""One training session in a run folder: reads what the trainer yields, logs it, saves, minds signals, and yields plain numbers."""
+
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from sslkit import checkpoint, distributed, plot, trainer
+from sslkit.build import Run
+from sslkit.errors import TrainingError
+from sslkit.health import Health
+
+
+class Stopped(Exception):  # noqa: N818  (not an error: the run is saved)
+    """A signal ended the session; everything up to here is saved."""
+
+    def __init__(self, signum: int) -> None:
+        self.exit_code = 128 + signum
+        super().__init__(signal.Signals(signum).name)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One step in plain numbers, averaged over ranks: what metrics.jsonl holds."""
+
+    step: int
+    epoch: int
+    lr: float
+    loss: float
+    metrics: dict[str, float]
+
+    def line(self) -> str:
+        return json.dumps({"step": self.step, "epoch": self.epoch, "lr": self.lr, "loss": self.loss, **self.metrics})
+
+
+def read(steps: list[trainer.Step]) -> list[Row]:
+    """The numbers of several steps, in one transfer from the device."""
+    values = distributed.mean(torch.stack([torch.stack([step.loss.float(), *(v.float() for v in step.metrics.values())]) for step in steps]))
+    return [
+        Row(step.number, step.epoch, step.lr, loss, dict(zip(step.metrics, metrics, strict=True)))
+        for step, (loss, *metrics) in zip(steps, values.tolist(), strict=True)
+    ]
+
+
+def check_finite(rows: list[Row], steps: list[trainer.Step], run: Run, folder: Path) -> None:
+    for row, step in zip(rows, steps, strict=True):
+        wrong = [name for name, value in {"loss": row.loss, **row.metrics}.items() if not math.isfinite(value)]
+        if wrong:
+            names = [str(run.source.names[i]) for i in step.index[:8].tolist()]
+            raise TrainingError(
+                f"step {row.step}: {', '.join(wrong)} is not finite (learning rate {row.lr:.3g}; images {', '.join(names)}, …). Nothing was saved after "
+                f"it; lower the rate (--set optimizer.lr=…), warm up (--set schedule.warmup_epochs=…) or clip (--set train.clip_grad=1.0), then "
+                f"start anew or resume {folder} from its last checkpoint"
+            )
+
+
+class Metrics:
+    """metrics.jsonl: one line a step. A resumed run first drops the lines of steps that it will do again."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        self.path = path
+        kept = []
+        if path.exists():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                try:
+                    number = json.loads(line)["step"]
+                except (ValueError, KeyError, TypeError):
+                    continue
+                if number <= step:
+                    kept.append(line + "\n")
+        checkpoint.write_text(path, "".join(kept))
+
+    def add(self, rows: list[Row]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.writelines(row.line() + "\n" for row in rows)
+
+
+@contextmanager
+def signals() -> Iterator[list[int]]:
+    """Collects the first SIGINT or SIGTERM; the second ends the process at once, as the system would."""
+    caught: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield caught
+        return
+
+    def catch(signum: int, frame: object) -> None:
+        caught.append(signum)
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    before = {number: signal.signal(number, catch) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def follow(run: Run, folder: Path, health: Health) -> Iterator[list[Row]]:
+    """Train to the end, yielding rows as they are read: every step on a CPU, every `train.log_every` steps elsewhere.
+
+    Raises Stopped after a signal, TrainingError where a number is not finite, DataError and CheckpointError as they come.
+    """
+    chosen, leader = run.recipe.train, distributed.rank() == 0
+    metrics = Metrics(folder / "metrics.jsonl", run.step) if leader else None
+    board = _tensorboard(folder) if leader else None
+    every = 1 if run.device.type == "cpu" else chosen.log_every
+    pending: list[trainer.Step] = []
+    saved = time.monotonic()
+
+    def flush() -> list[Row]:
+        rows = read(pending)
+        check_finite(rows, pending, run, folder)
+        pending.clear()
+        if metrics is not None:
+            metrics.add(rows)
+        if board is not None:
+            for row in rows:
+                for name, value in {"loss": row.loss, "lr": row.lr, **row.metrics}.items():
+                    board.add_scalar(name, value, row.step)
+        for row in rows:
+            health.add(row)
+        return rows
+
+    with signals() as caught:
+        for step in trainer.train(run):
+            pending.append(step)
+            if len(pending) < every and run.step < run.steps:
+                continue
+            yield flush()
+            stop = distributed.any_rank(bool(caught), run.device)
+            due = distributed.any_rank(time.monotonic() - saved >= 60 * chosen.save_minutes, run.device)
+            if stop or due or run.step == run.steps:
+                if leader:
+                    save(run, folder)
+                saved = time.monotonic()
+            if stop:
+                raise Stopped(caught[0] if caught else signal.SIGTERM)
+
+
+def save(run: Run, folder: Path) -> None:
+    """The checkpoint, the encoder alone, and the curves so far."""
+    checkpoint.save(run, folder)
+    checkpoint.save_encoder(run, folder)
+    plot.curves(folder)
+
+
+def _tensorboard(folder: Path):
+    """A TensorBoard writer where the optional extra is installed (`pip install 'sslkit[tensorboard]'`)."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(folder / "tensorboard")
