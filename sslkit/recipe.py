@@ -84,6 +84,7 @@ class Train:
 SETTINGS: dict[str, type] = {"optimizer": Optimizer, "schedule": Schedule, "train": Train}
 SECTIONS = ("name", *PARTS, *SETTINGS)
 OPTIONAL = ("heads", "sampler", "schedule")
+NAME = "[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}"
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ class Recipe:
 
 
 def read(path: str | os.PathLike[str], *, overrides: Sequence[str] = (), data: str | None = None) -> Recipe:
-    """Read a recipe; `overrides` are `section.key=value`, `data` a folder or .npz file instead of its own. RecipeError with every fault."""
+    """Read a recipe; `overrides` are `section.key=value`, `data` a folder or .npz file to use. RecipeError with every fault."""
     return _Reading(Path(path), overrides, data).recipe()
 
 
@@ -362,21 +363,23 @@ class _Reading:
 
     def _replace_data(self, data: str) -> None:
         path = Path(os.path.abspath(Path(data).expanduser()))
-        current = self.content.get("data")
+        current = held if isinstance(held := self.content.get("data"), dict) else {}
         if path.is_dir():
             try:
-                part = registry.find("datasets", current["use"])  # type: ignore[index]
+                part = registry.find("datasets", current["use"])
                 keeps = "root" in part.signature().options
             except (PluginError, TypeError, KeyError):
                 keeps = False
-            self.content["data"] = {**current, "root": str(path)} if keeps else {"use": "image_folder", "root": str(path)}  # type: ignore[dict-item]
+            self.content["data"] = {**current, "root": str(path)} if keeps else {"use": "image_folder", "root": str(path)}
         elif path.is_file() and path.suffix == ".npz":
             self.content["data"] = {"use": "npz", "file": str(path)}
         else:
             wrong = "is neither a folder nor a .npz file" if path.exists() else f"there is no such folder or file{_near(path)}"
             self.faults.append(Fault("", f"'{data}': {wrong}", "--data"))
             return
-        self.places |= {("data", name): ("--data", None) for name in self.content["data"] if name in ("root", "file")}
+        self.places |= {
+            ("data", name): ("--data", None) for name, value in self.content["data"].items() if value != current.get(name)
+        }
         self.places.setdefault(("data",), ("--data", None))
 
     def recipe(self) -> Recipe:
@@ -385,9 +388,7 @@ class _Reading:
                 self.refuse((section,), f"no such section; {advice(section, SECTIONS)}")
         for section in SECTIONS:
             if section not in self.content and section not in OPTIONAL:
-                self.refuse(
-                    (section,), "the section is missing" if section != "name" else "the recipe needs a name, such as 'pirl_jigsaw'"
-                )
+                self.refuse((section,), f"a recipe needs {'a name' if section == 'name' else 'this section'}")
         sections: dict[str, Any] = {"name": self._name(), "path": self.path, "heads": {}, "sampler": None, "schedule": Schedule()}
         for section, kind in PARTS.items():
             if section in self.content and section != "heads":
@@ -413,10 +414,10 @@ class _Reading:
         name = self.content.get("name", "unnamed")
         if not isinstance(name, str):
             self.refuse(("name",), f"{written(name)} is not text; put it in quotes")
-        elif not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", name):
+        elif not re.fullmatch(NAME, name):
             self.refuse(
                 ("name",),
-                f"{written(name)} cannot name a folder; use up to 100 of letters, digits, '_', '-' and '.', not beginning with '.' or '-'",
+                f"{written(name)} cannot name a folder; use letters, digits, '_', '-' and '.', and begin with none of the last two",
             )
         return str(name)
 
@@ -538,9 +539,7 @@ def _signature(settings: type) -> Signature:
 
 def json_schema() -> dict[str, Any]:
     """The JSON schema (draft 2020-12) of recipes with the parts that are installed, for completion in editors."""
-    properties: dict[str, Any] = {
-        "name": {"type": "string", "pattern": "^[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}$", "description": "names the run's folder"}
-    }
+    properties: dict[str, Any] = {"name": {"type": "string", "pattern": "^" + NAME + "$", "description": "names the run's folder"}}
     for section, kind in PARTS.items():
         choices = {"oneOf": list(filter(None, map(_part_schema, registry.parts(kind))))}
         properties[section] = {"type": "object", "additionalProperties": choices} if section == "heads" else choices

@@ -63,15 +63,15 @@ class Signature:
 
     @property
     def summary(self) -> str:
-        """The first line of the docstring."""
-        return self.doc.partition("\n")[0]
+        """The first paragraph of the docstring, in one line."""
+        return " ".join(self.doc.partition("\n\n")[0].split())
 
     def arguments(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Options as recipes name them → keyword arguments of the constructor."""
         return {self.options[name].parameter: value for name, value in options.items()}
 
     def validate(self, owner: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-        """(options with every default filled in, [(option, what is wrong with it)]); the first is complete only if the second is empty."""
+        """(options with every default filled in, [(option, what is wrong with it)]); to be used only if nothing is wrong."""
         faults = [(name, f"no such option of {owner}; {advice(name, self.options)}") for name in given if name not in self.options]
         options = {name: given.get(name, option.default) for name, option in self.options.items()}
         for name, option in self.options.items():
@@ -120,7 +120,7 @@ class Part:
         return found
 
     def signature(self) -> Signature:
-        """Facts, options, docstring and attributes, from the source alone where it is plain enough, else from the imported class."""
+        """Facts, options, docstring and attributes, from the source where it is plain enough, else from the imported class."""
         return _signature(self)
 
 
@@ -184,7 +184,7 @@ def read_class(part: type, owner: str) -> Signature:
     for parameter in parameters:
         if parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
             raise PluginError(
-                f"parameter '{parameter.name}' of {owner} must be positional-only (before '/', a fact) or keyword-only (after '*', an option)"
+                f"parameter '{parameter.name}' of {owner} must stand before '/', as a fact, or after '*', as an option"
             )
         if parameter.kind is parameter.POSITIONAL_ONLY:
             facts.append(parameter.name)
@@ -422,7 +422,7 @@ class _Source:
         raise _UnreadableError(ast.unparse(node))
 
     def stand_in(self, name: str) -> type:
-        """A class with the bases, docstring, literal attributes and constructor's signature of the one in the source, and no code."""
+        """A class with the bases, docstring, literals and constructor's signature of the one in the source, and no code."""
         if name not in self.stand_ins:
             if name in self.imported and (attribute := self.imported[name][1]) is not None:
                 self.stand_ins[name] = _source(self.imported[name][0]).stand_in(attribute)
