@@ -39,7 +39,7 @@ class Optimizer:
     use: str = "sgd"
     lr: PositiveFloat
     weight_decay: NonNegativeFloat = 0.0
-    momentum: Momentum = 0.9
+    momentum: Momentum | None = None
     nesterov: bool = False
     betas: tuple[Momentum, Momentum] | None = None
     eps: PositiveFloat | None = None
@@ -143,6 +143,32 @@ def read(path: str | os.PathLike[str], *, overrides: Sequence[str] = (), data: s
     return _Reading(Path(path), overrides, data).recipe()
 
 
+def read_evaluation(name: str, arguments: Sequence[str]) -> Choice:
+    """An evaluation and its options as the command line has them: `--k 20 --layers all`, or `--k=20`. RecipeError with every fault."""
+    part = registry.find("evaluations", name)
+    given: dict[str, Any] = {}
+    faults: list[Fault] = []
+    words = iter(arguments)
+    for word in words:
+        option, equals, text = word.partition("=")
+        if not option.startswith("--"):
+            faults.append(Fault(word, f"is no option of {name}; write --OPTION VALUE"))
+            continue
+        value = text if equals else next(words, None)
+        if value is None:
+            faults.append(Fault(option, "needs a value"))
+            continue
+        try:
+            given[option[2:].replace("-", "_")] = _resolve(value)
+        except ValueError as error:
+            faults.append(Fault(option, str(error)))
+    options, wrong = part.signature().validate(name, given)
+    faults += [Fault(f"--{option}", message) for option, message in wrong]
+    if faults:
+        raise RecipeError(*faults)
+    return Choice("evaluations", part.name, options, part)
+
+
 # ------------------------------------------------------------------------------------------------------------ YAML → data
 
 MAX_BYTES = 1 << 20
@@ -162,7 +188,7 @@ def _resolve(text: str) -> Any:
     if text in ("true", "false"):
         return text == "true"
     if _INT.fullmatch(text):
-        if len(text) > 18:
+        if len(text.lstrip("+-")) > 18:
             raise ValueError(f"{text[:20]}… is too large a number")
         return int(text)
     if _NOT_FINITE.fullmatch(text) or (_FLOAT.fullmatch(text) and not math.isfinite(float(text))):
@@ -195,9 +221,9 @@ class _Document:
         self.lines: dict[Key, int] = {}
         self.faults: list[tuple[Key, int, str]] = []
         self.value: Any = None
-        self._events = yaml.SafeLoader(text)
         try:
-            self._open(text)
+            self._events = yaml.SafeLoader(text)
+            self._open()
         except yaml.reader.ReaderError as error:
             self._refuse((), text[: error.position].count("\n") + 1, f"is not valid YAML: {error.reason}")
         except yaml.MarkedYAMLError as error:
@@ -208,7 +234,7 @@ class _Document:
         except RecursionError:
             self._refuse((), 1, "is not valid YAML: it is nested too deep")
 
-    def _open(self, text: str) -> None:
+    def _open(self) -> None:
         events = self._events
         events.get_event()
         if events.check_event(yaml.StreamEndEvent):
@@ -347,6 +373,8 @@ class _Reading:
     def _set(self, key: Key, value: Any) -> None:
         target = self.content
         for length, name in enumerate(key[:-1], 1):
+            if name not in target:
+                self.places[key[:length]] = ("--set", None)
             inner = target.setdefault(name, {})
             if not isinstance(inner, dict):
                 self.faults.append(
@@ -526,7 +554,7 @@ def optimizers() -> tuple[str, ...]:
         source = Path(*(spec.submodule_search_locations or ())[:1], "optim", "_optim_factory.py").read_text("utf-8")  # type: ignore[union-attr]
     except (OSError, AttributeError):
         return ()
-    return tuple(dict.fromkeys(re.findall(r"OptimInfo\(\s*name='(\w+)'", source)))
+    return tuple(dict.fromkeys(re.findall(r"(?:OptimInfo\(\s*name=|register_alias\(|(?='bnb))'(\w+)'", source)))
 
 
 @functools.cache

@@ -234,10 +234,9 @@ def describe(annotation: Any) -> str:
         return words[origin] + _limits(bounds, whole=origin is int)
     if inspect.isclass(origin) and issubclass(origin, Iterable):
         each = [describe(member) for member in arguments if member is not Ellipsis]
-        size = "".join(
-            f" of {word} {bounds[key]}" for key, word in (("min_length", "at least"), ("max_length", "at most")) if key in bounds
-        )
-        return f"a list{size}" + (f", each {each[0]}" if each else "")
+        sizes = {"min_length": "at least", "max_length": "at most"}
+        size = " and".join(f" {words} {bounds[key]}" for key, words in sizes.items() if key in bounds)
+        return "a list" + (f" of{size}" if size else "") + (f", each {each[0]}" if each else "")
     return str(getattr(annotation, "__name__", annotation))
 
 
