@@ -214,6 +214,10 @@ def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
 _Dumper.add_representer(str, _represent_text)
 
 
+class _TooDeepError(Exception):
+    """Reading stops here: PyYAML's time grows with the square of the depth."""
+
+
 class _Document:
     """Plain data of one YAML text, the line of every key, and what is not allowed in it."""
 
@@ -231,8 +235,8 @@ class _Document:
             self._refuse(
                 (), mark.line + 1 if mark else 1, f"is not valid YAML: {' '.join(filter(None, (error.context, error.problem)))}"
             )
-        except RecursionError:
-            self._refuse((), 1, "is not valid YAML: it is nested too deep")
+        except _TooDeepError:
+            pass
 
     def _open(self) -> None:
         events = self._events
@@ -267,8 +271,7 @@ class _Document:
                 return None
         if depth == MAX_DEPTH:
             self._refuse(key, line, f"is nested deeper than {MAX_DEPTH} levels")
-            self._skip()
-            return None
+            raise _TooDeepError
         return self._sequence(key, depth) if isinstance(event, yaml.SequenceStartEvent) else self._mapping(key, depth)
 
     def _sequence(self, key: Key, depth: int) -> list[Any]:
@@ -297,12 +300,6 @@ class _Document:
             items[name] = self._node((*key, name), depth + 1)
         self._events.get_event()
         return items
-
-    def _skip(self) -> None:
-        level = 1
-        while level:
-            event = self._events.get_event()
-            level += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
 
 
 # ---------------------------------------------------------------------------------------------------------- data → Recipe
