@@ -1,0 +1,32 @@
+"""NPID: Wu, Xiong, Yu & Lin 2018, "Unsupervised Feature Learning via Non-Parametric Instance Discrimination", arXiv:1805.01978."""
+
+from typing import ClassVar
+
+import numpy as np
+from PIL import Image
+from pydantic import PositiveInt
+
+from sslkit.interfaces import Sample
+from sslkit_plugins.pirl import Pirl
+from sslkit_plugins.views import Area, ColourList, Photometric, crop
+
+
+class Augment(Photometric):
+    """One augmented crop of an image. `colours: npid` is the paper's list, `official` that of PIRL, whose NPID++ this is."""
+
+    views = ("image",)
+
+    def __init__(self, *, size: PositiveInt = 224, min_area: Area = 0.08, colours: ColourList = "official") -> None:
+        self.size, self.min_area, self.colours = size, min_area, colours
+        self.shapes = {"image": (3, size, size)}
+        self.answers: dict[str, int] = {}
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Sample:
+        """image uint8 [3,size,size]."""
+        return Sample({"image": crop(image, self.size, rng, self.min_area)}, {})
+
+
+class Npid(Pirl):
+    """Tell every image from all others by its memory (section 3): PIRL without a pretext view, its λ = 0."""
+
+    reads: ClassVar = {"image": "image"}
