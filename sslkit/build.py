@@ -66,10 +66,12 @@ def make(choice: Choice, **facts: object):
     unknown = [name for name in signature.facts if name not in facts]
     if unknown:
         raise RecipeError(
-            Fault(choice.kind, f"{choice.use} asks for '{unknown[0]}', which {choice.kind} are not told; they may ask for {', '.join(facts)}")
+            Fault(
+                choice.kind,
+                f"{choice.use} asks for '{unknown[0]}', which {choice.kind} are not told; they may ask for {', '.join(facts)}",
+            )
         )
-    options = {signature.options[name].parameter: value for name, value in choice.options.items()}
-    return choice.part.load()(*(facts[name] for name in signature.facts), **options)
+    return choice.part.load()(*(facts[name] for name in signature.facts), **choice.arguments)
 
 
 def make_source(recipe: Recipe, split: str) -> ImageSource:
@@ -95,10 +97,17 @@ def make_method(recipe: Recipe, transform: PretextTransform, num_images: int) ->
     for name, target in cls.answers.items():
         wanted = transform.answers.get(target)
         if wanted is None:
-            raise RecipeError(Fault("transform", f"'{recipe.transform.use}' asks no question '{target}' for method '{recipe.method.use}' to answer"))
+            raise RecipeError(
+                Fault(
+                    "transform", f"'{recipe.transform.use}' asks no question '{target}' for method '{recipe.method.use}' to answer"
+                )
+            )
         if heads[name].out_dim != wanted:
             raise RecipeError(
-                Fault(f"heads.{name}.out_dim", f"is {heads[name].out_dim}, but transform '{recipe.transform.use}' has {wanted} answers: set it to {wanted}")
+                Fault(
+                    f"heads.{name}.out_dim",
+                    f"is {heads[name].out_dim}, but transform '{recipe.transform.use}' has {wanted} answers: set it to {wanted}",
+                )
             )
     sampler = None
     if recipe.sampler is not None:
@@ -114,7 +123,11 @@ def build(recipe: Recipe) -> Run:
     chosen, world = recipe.train, distributed.world()
     device = pick_device(chosen.device)
     if chosen.batch_size % world:
-        raise RecipeError(Fault("train.batch_size", f"{chosen.batch_size} images cannot be shared by {world} processes; take a multiple of {world}"))
+        raise RecipeError(
+            Fault(
+                "train.batch_size", f"{chosen.batch_size} images cannot be shared by {world} processes; take a multiple of {world}"
+            )
+        )
     if chosen.deterministic:
         torch.use_deterministic_algorithms(True)
     source = make_source(recipe, "pretrain")
@@ -139,5 +152,15 @@ def build(recipe: Recipe) -> Run:
         method.encoder.compile()
     model = distributed.parallel(method, sync_batchnorm=chosen.sync_batchnorm, device=device)
     return Run(
-        recipe, source, fingerprint(source), transform, method, model, loader, optimizer, set_rate, device, pick_precision(chosen.precision, device)
+        recipe,
+        source,
+        fingerprint(source),
+        transform,
+        method,
+        model,
+        loader,
+        optimizer,
+        set_rate,
+        device,
+        pick_precision(chosen.precision, device),
     )

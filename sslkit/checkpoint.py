@@ -41,7 +41,9 @@ def new_folder(root: Path, recipe: Recipe) -> Path:
         except FileExistsError:
             continue
         except OSError as error:
-            raise CheckpointError(f"cannot make the run folder {folder}: {error.strerror}; choose another place with --runs") from error
+            raise CheckpointError(
+                f"cannot make the run folder {folder}: {error.strerror}; choose another place with --runs"
+            ) from error
     write_text(folder / "recipe.yaml", recipe.as_yaml())
     point_latest(folder)
     return folder
@@ -62,7 +64,9 @@ def find_folder(where: Path | None, root: Path = Path("runs")) -> Path:
     if where is not None:
         folder = where.expanduser()
         if not (folder / "recipe.yaml").is_file():
-            raise CheckpointError(f"{where} is not a run folder: it holds no recipe.yaml; name a folder such as runs/pirl_jigsaw/latest")
+            raise CheckpointError(
+                f"{where} is not a run folder: it holds no recipe.yaml; name a folder such as runs/pirl_jigsaw/latest"
+            )
         return folder.resolve()
     runs = [path.parent for path in root.glob("*/*/recipe.yaml") if not path.parent.is_symlink()]
     if not runs:
@@ -94,7 +98,9 @@ def environment(run: Run) -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: metadata.version(name) for name in packages},
         "platform": platform.platform(),
-        "device": torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else f"{run.device.type} ({platform.machine()})",
+        "device": torch.cuda.get_device_name(run.device)
+        if run.device.type == "cuda"
+        else f"{run.device.type} ({platform.machine()})",
         "precision": str(run.precision).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "processes": distributed.world(),
@@ -191,17 +197,23 @@ def newest(folder: Path) -> tuple[Path, dict[str, Any], list[str]]:
             return checkpoint, read_state(checkpoint), passed_over
         except CheckpointError as error:
             passed_over.append(f"{error}; taking the one before it")
-    raise CheckpointError("\n".join([*passed_over, f"{folder} holds no checkpoint to go on from; start it anew: sslkit train {folder}/recipe.yaml"]))
+    raise CheckpointError(
+        "\n".join([*passed_over, f"{folder} holds no checkpoint to go on from; start it anew: sslkit train {folder}/recipe.yaml"])
+    )
 
 
 def load_method(method: torch.nn.Module, checkpoint: Path) -> dict[str, Tensor]:
     """Put a checkpoint's weights into `method`; returns the transform's part of it."""
     try:
         tensors = load_file(checkpoint / "method.safetensors")
-        method.load_state_dict({name.removeprefix("method."): value for name, value in tensors.items() if name.startswith("method.")})
+        method.load_state_dict(
+            {name.removeprefix("method."): value for name, value in tensors.items() if name.startswith("method.")}
+        )
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:
         first = str(error).splitlines()[0]
-        raise CheckpointError(f"{checkpoint} does not fit the recipe beside it ({first}); was recipe.yaml or a plugin changed since?") from error
+        raise CheckpointError(
+            f"{checkpoint} does not fit the recipe beside it ({first}); was recipe.yaml or a plugin changed since?"
+        ) from error
     return {name.removeprefix("transform."): value for name, value in tensors.items() if name.startswith("transform.")}
 
 
@@ -219,7 +231,9 @@ def resume(run: Run, folder: Path) -> list[str]:
     kept = load_method(run.method, checkpoint)
     own = run.transform.state()
     if kept.keys() != own.keys() or any(not torch.equal(kept[name], own[name]) for name in own):
-        raise CheckpointError(f"the transform's state in {checkpoint} is not what the installed plugin makes; install the version that began the run")
+        raise CheckpointError(
+            f"the transform's state in {checkpoint} is not what the installed plugin makes; install the version that began the run"
+        )
     _restore_optimizer(run.optimizer, load_file(checkpoint / "optimizer.safetensors"), state["optimizer"])
     run.step, run.unreadable = state["step"], dict(state["unreadable"])
     return notes

@@ -1,6 +1,8 @@
 """The command line. Thin: what a command does lies in the modules that it imports when it runs."""
 
 import json
+import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -121,3 +123,123 @@ def schema() -> None:
     from sslkit import recipe
 
     typer.echo(json.dumps(recipe.json_schema(), indent=2, ensure_ascii=False))
+
+
+RunFolder = Annotated[
+    Path | None, typer.Argument(metavar="[RUN]", help="A run folder; the newest below runs/ if left out.", show_default=False)
+]
+Device = Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or mps.")]
+
+
+@app.command()
+def train(
+    path: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="A recipe file.", show_default=False)] = None,
+    overrides: Overrides = None,
+    data: Data = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Go on with this run, exactly where it stopped.", show_default=False)
+    ] = None,
+    runs: Annotated[Path, typer.Option(metavar="DIR", help="Where run folders are made.")] = Path("runs"),
+    devices: Annotated[int | None, typer.Option(min=1, help="Processes on this machine, one per GPU.", show_default=False)] = None,
+) -> None:
+    """Train a recipe: a run folder with metrics, pictures, checkpoints and the encoder."""
+    if (path is None) == (resume is None):
+        raise typer.BadParameter("name a recipe to start, or --resume RUN to go on; not both")
+    if resume is not None and (overrides or data):
+        raise typer.BadParameter("a resumed run goes on with its own recipe; --set and --data would make it another run")
+    from sslkit import checkpoint, recipe
+
+    folder = checkpoint.find_folder(resume) if resume is not None else None
+    source = folder / "recipe.yaml" if folder is not None else path
+    assert source is not None
+    made = recipe.read(source, overrides=overrides or (), data=data)
+
+    from sslkit import distributed
+
+    if devices is not None and devices > 1 and not distributed.launched():
+        raise typer.Exit(distributed.launch(devices, sys.argv[1:]))
+    from sslkit import session
+
+    raise typer.Exit(session.run(made, folder, runs))
+
+
+@app.command("eval", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def evaluate(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="EVALUATION", help="linear, knn, or another one that is installed.")],
+    run: RunFolder = None,
+    data: Data = None,
+    split_seed: Annotated[int, typer.Option(help="Splits a set without validation images of its own.")] = 0,
+    device: Device = "auto",
+) -> None:
+    """Measure a run beside its floors. Options of the evaluation follow by name: `--k 20`, `--layers all`."""
+    from sslkit import recipe
+
+    choice = recipe.read_evaluation(name, context.args)
+
+    from sslkit import build, checkpoint
+    from sslkit.evaluate import features
+
+    folder = checkpoint.find_folder(run)
+    console.print_text(f"{name} on {folder}")
+    probe = features.Probe(folder, data=data, seed=split_seed, device=device)
+    for note in probe.notes:
+        console.print_text(note, stderr=True)
+    result = build.make(choice).measure(probe)
+    written = features.write(folder, result)
+    console.print_scores(result)
+    console.print_text(f"written: {written}")
+
+
+@app.command()
+def plan(
+    path: RecipePath,
+    overrides: Overrides = None,
+    data: Data = None,
+    images: Annotated[int | None, typer.Option(min=2, help="Size of a data set that is not at hand.", show_default=False)] = None,
+    devices: Annotated[int, typer.Option(min=1, help="Devices that share the batch.")] = 1,
+) -> None:
+    """What a recipe would cost, without data or training: shapes, parameters, memory, steps, rates, time."""
+    from sslkit import recipe
+
+    made = recipe.read(path, overrides=overrides or (), data=data)
+    from sslkit.plan import plan as make_plan
+
+    for title, rows in make_plan(made, images=images, devices=devices).sections.items():
+        console.print_table(("what", "how much"), rows, title=title)
+
+
+@app.command()
+def views(
+    path: RecipePath,
+    overrides: Overrides = None,
+    data: Data = None,
+    out: Annotated[Path, typer.Option(metavar="PNG", help="Where the picture goes.")] = Path("views.png"),
+    images: Annotated[int, typer.Option(min=1, max=50, help="How many images.")] = 3,
+    draws: Annotated[int, typer.Option(min=1, max=50, help="How many draws of each.")] = 3,
+) -> None:
+    """Draw what the model is shown: an image, its views in the drawn order, several draws."""
+    from sslkit import recipe
+
+    made = recipe.read(path, overrides=overrides or (), data=data)
+    from sslkit import build, plot
+
+    plot.views(
+        build.make_source(made, "pretrain"), build.make_transform(made), out, images=images, draws=draws, seed=made.train.seed
+    )
+    console.print_text(f"written: {out}")
+
+
+@app.command()
+def export(
+    run: RunFolder = None,
+    to: Annotated[str, typer.Option(metavar="LIBRARY", help="timm or torchvision.")] = "timm",
+) -> None:
+    """Write the encoder for its own library, with the lines that load it, checked."""
+    from sslkit import checkpoint
+    from sslkit.export import export as write
+
+    file, lines, difference = write(checkpoint.find_folder(run), to)
+    console.print_text(
+        f"{lines}\n\nchecked: run by itself, largest relative difference of features {difference:.1e}\nwritten: {file}"
+    )

@@ -1,14 +1,25 @@
 """What the command line shows: tables, and errors on stderr. Nothing is wrapped or cut when the output is piped."""
 
+from __future__ import annotations
+
+import time
 from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from sslkit.errors import RecipeError
+
+if TYPE_CHECKING:
+    from sslkit.build import Run
+    from sslkit.health import Health
+    from sslkit.session import Row, Stopped
 
 
 def print_error(error: Exception) -> None:
@@ -35,3 +46,95 @@ def print_table(columns: Iterable[str], rows: Iterable[Iterable[str]], *, title:
         table.add_row(*map(Text, row))
     terminal = Console()
     (terminal if terminal.is_terminal else Console(width=10_000)).print(table)
+
+
+def print_scores(result: dict[str, Any]) -> None:
+    """The floors, then what the trained encoder reaches, with both intervals."""
+    rows = [(name, f"{value:.1f}", "", "", "") for name, value in result["floors"].items()]
+    for layer, score in result["layers"].items():
+        low, high = score["interval_images"]
+        seeds = f"± {score['interval_seeds']:.1f}" if "interval_seeds" in score else ""
+        rows.append((f"trained: {layer}", f"{score['top1']:.1f}", f"{score['top5']:.1f}", seeds, f"{low:.1f} … {high:.1f}"))
+    protocol = result["protocol"]
+    title = (
+        f"{result['evaluation']}: {protocol['train_images']} training and {protocol['val_images']} validation images, "
+        f"{protocol['classes']} classes; per cent"
+    )
+    print_table(("features", "top-1", "top-5", f"95 % over {protocol['seeds']} seeds", "95 % for so few images"), rows, title=title)
+
+
+class Training:
+    """The screen of a training session: a bar on a terminal, a line now and then elsewhere."""
+
+    def __init__(self, run: Run, folder: Path) -> None:
+        self.run, self.folder = run, folder
+        self.console = Console()
+        self.started, self.first_step = time.monotonic(), run.step
+        self.every = max(1, run.steps // 20)
+        self.judged = False
+        self.bar = Progress(
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]}  lr {task.fields[lr]}  {task.fields[rate]} images/s"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self.task = self.bar.add_task("", total=run.steps, completed=run.step, epoch="-", loss="-", lr="-", rate="-")
+
+    def begin(self, notes: list[str], resumed: bool) -> None:
+        """What is about to run, and where."""
+        run, chosen = self.run, self.run.recipe.train
+        world = run.loader.world
+        for note in notes:
+            print_text(note, stderr=True)
+        self._say(
+            f"{run.recipe.name}: {len(run.source):,} images, {chosen.epochs} epochs × {run.loader.steps_per_epoch} steps; "
+            f"batch {chosen.batch_size} over {world} {run.device.type} device{'s' if world > 1 else ''}, "
+            f"{str(run.precision).removeprefix('torch.')}, {run.loader.workers} loader workers"
+        )
+        self._say(f"{'resumed at step ' + str(run.step) + ': ' if resumed else ''}{self.folder}")
+        self.bar.start()
+
+    def show(self, rows: list[Row], health: Health) -> None:
+        """The newest numbers; the first step is judged at once."""
+        row = rows[-1]
+        seconds = time.monotonic() - self.started
+        done = row.step - self.first_step
+        rate = done * self.run.recipe.train.batch_size / seconds
+        if not self.judged:
+            self.judged = True
+            self._say(f"health: {health.start()}")
+        shown = {"epoch": str(row.epoch + 1), "loss": f"{row.loss:.3f}", "lr": f"{row.lr:.2g}", "rate": f"{rate:.0f}"}
+        self.bar.update(self.task, completed=row.step, **shown)
+        if self.bar.disable and row.step // self.every > (row.step - len(rows)) // self.every:
+            left = seconds / done * (self.run.steps - row.step)
+            self._say(
+                f"step {row.step}/{self.run.steps}  epoch {shown['epoch']}  loss {shown['loss']}  lr {shown['lr']}  "
+                f"{shown['rate']} images/s  {left:.0f} s left"
+            )
+
+    def stopped(self, stopped: Stopped) -> None:
+        self.close()
+        self._say(f"stopped by {stopped} after step {self.run.step}, saved; go on with: sslkit train --resume {self.folder}")
+
+    def done(self, health: Health) -> None:
+        """What there is now, and what to do with it."""
+        if self.run.step == self.first_step:
+            self._say(f"this run is complete: {self.run.steps} steps are done")
+        else:
+            self._say(f"health: {health.now()}")
+        if self.run.unreadable:
+            self._say(
+                f"{len(self.run.unreadable)} images could not be read and were replaced: {', '.join(sorted(self.run.unreadable))}"
+            )
+        self._say(f"encoder: {self.folder / 'encoder.safetensors'}\nnext: sslkit eval linear {self.folder}")
+
+    def close(self) -> None:
+        self.bar.stop()
+
+    def _say(self, text: str) -> None:
+        self.console.print(Text(text), soft_wrap=True)

@@ -5,6 +5,8 @@ the same rows in the same order.
 """
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -25,9 +27,16 @@ def world() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def launched_world() -> int:
-    """The number of processes that the launcher announced, known before any of them has joined."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+def launched() -> bool:
+    """True in a process that `torchrun` started, before it has joined the others."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def launch(devices: int, arguments: list[str]) -> int:
+    """Run `sslkit` with these arguments in `devices` processes under PyTorch's elastic launcher; its exit code."""
+    return subprocess.call(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={devices}", "-m", "sslkit", *arguments]
+    )
 
 
 def local_rank() -> int:
@@ -38,7 +47,7 @@ def local_rank() -> int:
 @contextmanager
 def joined(device: torch.device) -> Iterator[None]:
     """Join the processes that `torchrun` started (NCCL on GPUs, gloo elsewhere); nothing to join where there is one."""
-    if launched_world() == 1 or dist.is_initialized():
+    if not launched() or dist.is_initialized():
         yield
         return
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=30))

@@ -52,7 +52,9 @@ def export(folder: Path, library: str) -> tuple[Path, str, float]:
             raise SslkitError(f"{library} could not load the exported encoder: {ran.stderr.strip().splitlines()[-1]}")
         difference = ((load_file(found)["features"] - expected).abs().max() / expected.abs().max().clamp_min(1e-12)).item()
         if not difference <= TOLERANCE:
-            raise SslkitError(f"features through {library} differ by {difference:.1e} of the largest, more than {TOLERANCE:.0e}; nothing was exported")
+            raise SslkitError(
+                f"features through {library} differ by {difference:.1e} of the largest, more than {TOLERANCE:.0e}; nothing was exported"
+            )
         try:
             home.mkdir(parents=True, exist_ok=True)
             beside = home / f".encoder-{os.getpid()}"

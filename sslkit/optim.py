@@ -41,8 +41,10 @@ def make_optimizer(module: nn.Module, chosen: "recipe.Optimizer") -> Optimizer:
         value = getattr(chosen, name)
         if name in known and value is not None:
             options[name] = tuple(value) if name == "betas" else value
-        elif name in chosen.model_fields_set and value:
-            raise RecipeError(Fault(f"optimizer.{name}", f"the optimizer '{chosen.use}' has no such option; it has {', '.join(known)}"))
+        elif value:
+            raise RecipeError(
+                Fault(f"optimizer.{name}", f"the optimizer '{chosen.use}' has no such option; it has {', '.join(known)}")
+            )
     return cls(parameter_groups(module, chosen.weight_decay, chosen.exempt_norms_and_biases), **options)
 
 

@@ -54,7 +54,9 @@ def _parameters(module: nn.Module | None) -> int:
     return 0 if module is None else sum(value.numel() for value in module.parameters())
 
 
-def _probe(method: Method, transform: PretextTransform, optimizer: torch.optim.Optimizer, precision: torch.dtype, images: int) -> tuple[float, int]:
+def _probe(
+    method: Method, transform: PretextTransform, optimizer: torch.optim.Optimizer, precision: torch.dtype, images: int
+) -> tuple[float, int]:
     """Seconds of one step of `images` images, and the bytes that its forward pass keeps for the backward pass."""
     device = next(method.parameters()).device
     sample = transform(Image.effect_noise(MADE_UP, 64).convert("RGB"), np.random.default_rng(0))
@@ -73,7 +75,10 @@ def _probe(method: Method, transform: PretextTransform, optimizer: torch.optim.O
         started = time.perf_counter()
         batch = Batch(views, targets, torch.arange(images)).to(device)
         batch = transform.on_device(batch, Draws(0, attempt))
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == torch.bfloat16), torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        with (
+            torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == torch.bfloat16),
+            torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t),
+        ):
             output = method(batch, Progress(attempt, 3, 0, 1, Draws(1, attempt)))
         output.loss.backward()
         optimizer.step()
@@ -92,7 +97,12 @@ def plan(recipe: Recipe, *, images: int | None = None, devices: int = 1) -> Plan
     result, chosen = Plan(), recipe.train
     count, how = (images, "as told") if images is not None else count_images(recipe)
     if chosen.batch_size % devices:
-        raise RecipeError(Fault("train.batch_size", f"{chosen.batch_size} images cannot be shared by {devices} devices; take a multiple of {devices}"))
+        raise RecipeError(
+            Fault(
+                "train.batch_size",
+                f"{chosen.batch_size} images cannot be shared by {devices} devices; take a multiple of {devices}",
+            )
+        )
     if count < chosen.batch_size:
         raise RecipeError(Fault("train.batch_size", f"{chosen.batch_size} is more than the {count} images there are"))
     per_device, steps_per_epoch = chosen.batch_size // devices, count // chosen.batch_size
@@ -106,12 +116,17 @@ def plan(recipe: Recipe, *, images: int | None = None, devices: int = 1) -> Plan
     optimizer = make_optimizer(method, recipe.optimizer)
     set_rate = make_schedule(optimizer, recipe.schedule, chosen.epochs, steps_per_epoch)
     steps = chosen.epochs * steps_per_epoch
-    rates = {step: set_rate(step) for step in sorted({0, min(steps - 1, round(recipe.schedule.warmup_epochs * steps_per_epoch)), steps // 2, steps - 1})}
+    rates = {
+        step: set_rate(step)
+        for step in sorted({0, min(steps - 1, round(recipe.schedule.warmup_epochs * steps_per_epoch)), steps // 2, steps - 1})
+    }
     seconds, activations = _probe(method, transform, optimizer, precision, probed)
 
     for name, shape in transform.shapes.items():
         result.add("parts", f"view {name}", f"uint8 [{per_device}, {', '.join(map(str, shape))}] per device and step")
-    result.add("parts", f"encoder {recipe.encoder.use}", f"{_parameters(method.encoder):,} parameters → {method.encoder.dim} features")
+    result.add(
+        "parts", f"encoder {recipe.encoder.use}", f"{_parameters(method.encoder):,} parameters → {method.encoder.dim} features"
+    )
     for name, head in method.heads.items():
         result.add("parts", f"head {name} ({recipe.heads[name].use})", f"{_parameters(head):,} parameters → {head.out_dim}")
     bank = 0
@@ -120,14 +135,26 @@ def plan(recipe: Recipe, *, images: int | None = None, devices: int = 1) -> Plan
         with torch.device("meta"):
             sampler = make(recipe.sampler, dim=method.heads[method.stores].out_dim, num_images=count)
         bank = sum(value.numel() * value.element_size() for value in sampler.buffers())
-        result.add("parts", f"sampler {recipe.sampler.use}", f"{count:,} rows × {method.heads[method.stores].out_dim}: {bank:,} bytes ({megabytes(bank)}) on every device")
+        result.add(
+            "parts",
+            f"sampler {recipe.sampler.use}",
+            f"{count:,} rows × {method.heads[method.stores].out_dim}: {bank:,} bytes ({megabytes(bank)}) on every device",
+        )
     result.add("parts", f"loss {recipe.loss.use}", f"method {recipe.method.use}")
 
     result.add("schedule", "images", f"{count:,} ({how})")
-    result.add("schedule", "batch", f"{chosen.batch_size} in all, {per_device} on each of {devices} {device.type} device{'s' if devices > 1 else ''}")
+    result.add(
+        "schedule",
+        "batch",
+        f"{chosen.batch_size} in all, {per_device} on each of {devices} {device.type} device{'s' if devices > 1 else ''}",
+    )
     result.add("schedule", "steps", f"{steps_per_epoch:,} an epoch × {chosen.epochs} epochs = {steps:,}")
     result.add("schedule", "learning rate", ", ".join(f"{rate:.3g} at step {step:,}" for step, rate in rates.items()))
-    result.add("schedule", "per 256 images", f"{recipe.optimizer.lr * 256 / chosen.batch_size:.3g} (rate × 256 / batch), {recipe.optimizer.use}")
+    result.add(
+        "schedule",
+        "per 256 images",
+        f"{recipe.optimizer.lr * 256 / chosen.batch_size:.3g} (rate × 256 / batch), {recipe.optimizer.use}",
+    )
 
     weights = 4 * _parameters(method)
     held = {"weights, gradients and optimizer": 3 * weights, "activations": activations / probed * per_device, "memory bank": bank}
@@ -140,8 +167,14 @@ def plan(recipe: Recipe, *, images: int | None = None, devices: int = 1) -> Plan
         transform(Image.effect_noise(MADE_UP, 64).convert("RGB"), np.random.default_rng(number))
     cutting = (time.perf_counter() - started) / 8
     rate = probed / seconds
-    result.add("time, estimated", "probe", f"{probed} made-up images a step on {device.type}, {str(precision).removeprefix('torch.')}: {rate:,.1f} images/s")
-    result.add("time, estimated", "views in a worker", f"{1000 * cutting:.1f} ms an image of {MADE_UP[0]}×{MADE_UP[1]}, without decoding")
+    result.add(
+        "time, estimated",
+        "probe",
+        f"{probed} made-up images a step on {device.type}, {str(precision).removeprefix('torch.')}: {rate:,.1f} images/s",
+    )
+    result.add(
+        "time, estimated", "views in a worker", f"{1000 * cutting:.1f} ms an image of {MADE_UP[0]}×{MADE_UP[1]}, without decoding"
+    )
     result.add("time, estimated", "an epoch", duration(steps_per_epoch * per_device / rate))
     result.add("time, estimated", "the whole run", duration(steps * per_device / rate))
     return result

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import torch
 
-from sslkit import checkpoint, distributed, plot, trainer
-from sslkit.build import Run
+from sslkit import checkpoint, console, distributed, plot, trainer
+from sslkit.build import Run, build, pick_device
 from sslkit.errors import TrainingError
-from sslkit.health import Health
+from sslkit.health import Health, expected_loss
+from sslkit.recipe import Recipe
 
 
 class Stopped(Exception):  # noqa: N818  (not an error: the run is saved)
@@ -42,7 +43,9 @@ class Row:
 
 def read(steps: list[trainer.Step]) -> list[Row]:
     """The numbers of several steps, in one transfer from the device."""
-    values = distributed.mean(torch.stack([torch.stack([step.loss.float(), *(v.float() for v in step.metrics.values())]) for step in steps]))
+    values = distributed.mean(
+        torch.stack([torch.stack([step.loss.float(), *(v.float() for v in step.metrics.values())]) for step in steps])
+    )
     return [
         Row(step.number, step.epoch, step.lr, loss, dict(zip(step.metrics, metrics, strict=True)))
         for step, (loss, *metrics) in zip(steps, values.tolist(), strict=True)
@@ -159,3 +162,37 @@ def _tensorboard(folder: Path):
     except ImportError:
         return None
     return SummaryWriter(folder / "tensorboard")
+
+
+def run(recipe: Recipe, folder: Path | None, runs: Path) -> int:
+    """Train `recipe` in a new folder below `runs`, or go on in `folder`; show it, and return the exit code."""
+    with distributed.joined(pick_device(recipe.train.device)):
+        made = build(recipe)
+        leader = distributed.rank() == 0
+        resumed = folder is not None
+        if folder is None:
+            folder = Path(distributed.share_text(str(checkpoint.new_folder(runs, recipe)) if leader else ""))
+            notes: list[str] = []
+        else:
+            notes = checkpoint.resume(made, folder)
+        screen = console.Training(made, folder) if leader else None
+        if screen is not None:
+            screen.begin(notes, resumed)
+            if not resumed:
+                checkpoint.write_text(folder / "environment.json", json.dumps(checkpoint.environment(made), indent=1))
+                plot.views(made.source, made.transform, folder / "views.png", seed=recipe.train.seed)
+        health = Health(expected_loss(made.method), made.steps)
+        try:
+            for rows in follow(made, folder, health):
+                if screen is not None:
+                    screen.show(rows, health)
+        except Stopped as stopped:
+            if screen is not None:
+                screen.stopped(stopped)
+            return stopped.exit_code
+        finally:
+            if screen is not None:
+                screen.close()
+        if screen is not None:
+            screen.done(health)
+        return 0

@@ -77,7 +77,9 @@ def train(run: Run) -> Iterator[Step]:
         note_unreadable(run, batch)
         run.model.train()
         torch.manual_seed(draws(run, MODEL, run.step).seed + distributed.rank())
-        progress = Progress(run.step, run.steps, run.step // run.loader.steps_per_epoch, chosen.epochs, draws(run, NEGATIVES, run.step))
+        progress = Progress(
+            run.step, run.steps, run.step // run.loader.steps_per_epoch, chosen.epochs, draws(run, NEGATIVES, run.step)
+        )
         if resumed or run.step % run.loader.steps_per_epoch == 0:
             run.method.begin_epoch(progress)
             resumed = False

@@ -36,7 +36,9 @@ class Timm(Encoder):
             raise RecipeError(Fault("encoder", f"timm cannot make '{model}': {error}")) from error
         if stem == "cifar":
             if not isinstance(self.model, timm.models.ResNet) or not isinstance(self.model.conv1, nn.Conv2d):
-                raise RecipeError(Fault("encoder.stem", f"'cifar' is a stem for timm's ResNets; '{model}' is none, so leave 'imagenet'"))
+                raise RecipeError(
+                    Fault("encoder.stem", f"'cifar' is a stem for timm's ResNets; '{model}' is none, so leave 'imagenet'")
+                )
             self.model.conv1 = nn.Conv2d(3, self.model.conv1.out_channels, 3, padding=1, bias=False)
             nn.init.kaiming_normal_(self.model.conv1.weight, mode="fan_out", nonlinearity="relu")
             self.model.maxpool = nn.Identity()
@@ -78,7 +80,13 @@ class Timm(Encoder):
             width = self.model.conv1.out_channels
             make += [f"model.conv1 = torch.nn.Conv2d(3, {width}, 3, padding=1, bias=False)", "model.maxpool = torch.nn.Identity()"]
         return "\n".join(
-            ["import torch", *make, "from safetensors.torch import load_file", f"model.load_state_dict(load_file({file!r}))", "model.eval()"]
+            [
+                "import torch",
+                *make,
+                "from safetensors.torch import load_file",
+                f"model.load_state_dict(load_file({file!r}))",
+                "model.eval()",
+            ]
         )
 
     def _is_torchvision(self) -> bool:

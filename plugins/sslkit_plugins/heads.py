@@ -33,7 +33,9 @@ class Mlp(Head):
     `batch_norm` as in `linear`.
     """
 
-    def __init__(self, in_dim: int, /, *, hidden_dim: PositiveInt = 2048, out_dim: PositiveInt = 128, batch_norm: bool = False) -> None:
+    def __init__(
+        self, in_dim: int, /, *, hidden_dim: PositiveInt = 2048, out_dim: PositiveInt = 128, batch_norm: bool = False
+    ) -> None:
         super().__init__()
         self.out_dim = out_dim
         self.project = nn.Sequential(nn.Linear(in_dim, hidden_dim), nn.ReLU(inplace=True), nn.Linear(hidden_dim, out_dim))

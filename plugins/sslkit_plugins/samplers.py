@@ -23,7 +23,9 @@ class _Gathered(torch.autograd.Function):
     def forward(ctx: Any, query: Tensor, bank: Tensor, picks: Tensor) -> Tensor:
         ctx.save_for_backward(bank, picks)
         rows = max(1, CHUNK // (picks.shape[1] * bank.shape[1]))
-        return torch.cat([torch.bmm(bank[p], q.unsqueeze(2)).squeeze(2) for q, p in zip(query.split(rows), picks.split(rows), strict=True)])
+        return torch.cat(
+            [torch.bmm(bank[p], q.unsqueeze(2)).squeeze(2) for q, p in zip(query.split(rows), picks.split(rows), strict=True)]
+        )
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
@@ -49,7 +51,11 @@ class BankNegatives(Negatives):
             query = query.float()
             if self.picks is None:
                 scores = query @ self.bank.T
-                return scores if self.own is None else scores.scatter(-1, self.own.unsqueeze(-1).expand(*query.shape[:-1], 1), -math.inf)
+                return (
+                    scores
+                    if self.own is None
+                    else scores.scatter(-1, self.own.unsqueeze(-1).expand(*query.shape[:-1], 1), -math.inf)
+                )
             if self.picks.dim() == 1:
                 scores = query @ self.bank[self.picks].T
                 return scores if self.own is None else scores.masked_fill(self.picks == self.own.unsqueeze(1), -math.inf)

@@ -1,5 +1,6 @@
 """What evaluations measure: the features of labelled images, from the trained encoder and from its floors."""
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,10 +14,10 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from sslkit import checkpoint, recipe
+from sslkit import checkpoint, plot, recipe
 from sslkit.build import make_method, make_source, make_transform, pick_device
 from sslkit.data import auto_workers, plain_batches, split_by_class
-from sslkit.errors import DataError
+from sslkit.errors import CheckpointError, DataError
 from sslkit.interfaces import ImageSource, Method, PretextTransform
 
 PIXELS = 32
@@ -89,7 +90,9 @@ class Probe:
         if train.has_val:
             val = make_source(self.recipe, "val")
             if val.labels is None or list(val.classes) != list(train.classes):
-                raise DataError(f"train and val of '{self.recipe.data.use}' have different classes: {list(train.classes)} and {list(val.classes)}")
+                raise DataError(
+                    f"train and val of '{self.recipe.data.use}' have different classes: {list(train.classes)} and {list(val.classes)}"
+                )
             return train, val, "the data set's own validation images"
         rows = split_by_class(train.labels, 0.2, self.seed)
         return Subset(train, rows[0]), Subset(train, rows[1]), f"a fifth of every class, split with seed {self.seed}"
@@ -180,7 +183,13 @@ def summary(scores: Sequence[tuple[float, float]], count: int) -> dict[str, Any]
 
 
 def measure(
-    probe: Probe, name: str, score: Callable[[Features, int], tuple[float, float]], *, seeds: int, layers: bool, protocol: dict[str, Any]
+    probe: Probe,
+    name: str,
+    score: Callable[[Features, int], tuple[float, float]],
+    *,
+    seeds: int,
+    layers: bool,
+    protocol: dict[str, Any],
 ) -> dict[str, Any]:
     """Score the trained encoder, layer by layer if asked, and the floors with the same `score(features, seed)`."""
 
@@ -200,3 +209,15 @@ def measure(
         },
         "protocol": {**probe.protocol(), **protocol, "seeds": seeds},
     }
+
+
+def write(folder: Path, result: dict[str, Any]) -> Path:
+    """eval/<evaluation>.json with the whole protocol, and a picture beside it."""
+    path = folder / "eval" / f"{result['evaluation']}.json"
+    try:
+        path.parent.mkdir(exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"cannot make {path.parent}: {error.strerror}") from error
+    checkpoint.write_text(path, json.dumps(result, indent=1, ensure_ascii=False))
+    plot.scores(result, path.with_suffix(".png"))
+    return path

@@ -26,10 +26,17 @@ class Knn(Evaluation):
         for rows in val.split(512):
             cosine, nearest = (rows @ train.T).topk(min(self.k, len(train)), dim=1)
             weight = (cosine / self.temperature).softmax(1)
-            votes.append(torch.zeros(len(rows), classes, device=rows.device).scatter_add_(1, features.train_labels[nearest], weight))
+            votes.append(
+                torch.zeros(len(rows), classes, device=rows.device).scatter_add_(1, features.train_labels[nearest], weight)
+            )
         return topk(torch.cat(votes), features.val_labels)
 
     def measure(self, probe: Probe) -> dict:
         return measure(
-            probe, "knn", self.vote, seeds=1, layers=self.layers, protocol={"k": self.k, "temperature": self.temperature, "similarity": "cosine"}
+            probe,
+            "knn",
+            self.vote,
+            seeds=1,
+            layers=self.layers,
+            protocol={"k": self.k, "temperature": self.temperature, "similarity": "cosine"},
         )

@@ -98,12 +98,16 @@ class Linear(Evaluation):
         def layers_of(pixels: Tensor) -> dict[str, Tensor]:
             pixels = pixels.contiguous(memory_format=torch.channels_last)
             found = {"features": method.represent(pixels)}
-            return found | {name: pool(maps) for name, maps in method.encoder.maps(pixels).items()} if self.layers == "all" else found
+            return (
+                found | {name: pool(maps) for name, maps in method.encoder.maps(pixels).items()} if self.layers == "all" else found
+            )
 
         torch.manual_seed(seed)
         size = probe.transform.size
         widths = {name: rows.shape[1] for name, rows in layers_of(torch.zeros(1, 3, size, size, device=probe.device)).items()}
-        classifiers = nn.ModuleDict({name: nn.Sequential(nn.BatchNorm1d(w), nn.Linear(w, len(probe.classes))) for name, w in widths.items()})
+        classifiers = nn.ModuleDict(
+            {name: nn.Sequential(nn.BatchNorm1d(w), nn.Linear(w, len(probe.classes))) for name, w in widths.items()}
+        )
         classifiers.to(probe.device)
         optimizer = torch.optim.SGD(classifiers.parameters(), lr=self.lr, momentum=0.9, nesterov=True, weight_decay=5e-4)
         drops = [steps * part // 28 for part in (8, 16, 24)]
@@ -111,7 +115,9 @@ class Linear(Evaluation):
         for step, batch in enumerate(loader.batches(0, steps)):
             view = crops.on_device(batch.to(probe.device), Draws(seed, step)).views["image"]
             features = layers_of(view)
-            loss = torch.stack([F.cross_entropy(classifiers[name](rows), labels[batch.index]) for name, rows in features.items()]).sum()
+            loss = torch.stack(
+                [F.cross_entropy(classifiers[name](rows), labels[batch.index]) for name, rows in features.items()]
+            ).sum()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
