@@ -25,7 +25,7 @@ POOL = 300_000
 
 @functools.cache
 def hamming_permutations(patches: int, count: int, seed: int = 0) -> np.ndarray:
-    """uint8 [min(count, patches!), patches]: orders that differ in many places (section 4.2 and algorithm 1 of the paper).
+    """uint8 [min(count, patches!), patches]: orders that differ in many places (the paper's algorithm 1).
 
     Greedy: the first is random, each next one has the largest smallest Hamming distance to those before, ties falling at random.
     """
@@ -113,7 +113,7 @@ class Puzzle(Photometric):
 
 
 class Jigsaw(Method):
-    """Predict the order of the patches from their features, concatenated in the order given (the context-free network, section 3.2)."""
+    """Predict the order of the patches from their features, concatenated in the order given (the context-free network)."""
 
     reads: ClassVar = {"order": "patches"}
     answers: ClassVar = {"order": "order"}

@@ -67,7 +67,7 @@ class Jigsaw(Photometric):
 
 
 class JigsawRotation(Jigsaw):
-    """Like `jigsaw`, the puzzle turned by 0, 90, 180 or 270 degrees before it is cut (section 5.3)."""
+    """Like `jigsaw`, the puzzle turned by 0, 90, 180 or 270 degrees before it is cut (table 5)."""
 
     def puzzle(self, image: Image.Image, rng: np.random.Generator) -> Tensor:
         """uint8 [3,resize,resize]: what is cut into patches."""
@@ -98,7 +98,7 @@ class Rotation(Photometric):
 
 
 class Pirl(Method):
-    """Bring the image (head f) and its pretext view (head g) each to the memory of the image, away from other images' (section 3.2).
+    """Bring the image (head f) and its pretext view (head g) each to the memory of the image, away from other images' (equation 5).
 
     The heads are named like the views that they read: `image`, and the pretext view of the transform.
     """
@@ -131,7 +131,7 @@ class Pirl(Method):
         return self.heads["image"](self.encode(batch.views["image"]))
 
     def after_step(self, index: Tensor, keys: Tensor, progress: Progress) -> None:
-        """Section 3.3: the memory of an image moves towards f of the image, never g, once a step, after both terms have read it."""
+        """The paper's paragraph on the memory bank: an image's row moves towards f of the image, never g, once a step, both terms scored."""
         assert self.sampler is not None
         self.sampler.update(index, keys)
 

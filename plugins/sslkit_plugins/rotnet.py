@@ -15,7 +15,7 @@ from sslkit_plugins.views import Area, ColourList, Photometric, crop
 class Rotate(Photometric):
     """A crop turned by 0, 90, 180 or 270 degrees, and by which (section 2.1).
 
-    `copies: all` shows all four turns of one crop, flipped and coloured alike, as the paper feeds them (section 2.2); `one` shows
+    `copies: all` shows all four turns of one crop, flipped and coloured alike, as the paper feeds them; `one` shows
     one turn, as VISSL does. The crop is flipped before it is turned.
     """
 

@@ -1,0 +1,148 @@
+"""Jigsaw and RotNet: the tasks whose answer has to be told."""
+
+import math
+from itertools import combinations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from sslkit.interfaces import Batch, Draws, Encoder, Parts, Progress
+from sslkit_plugins.heads import ConcatPatches, Linear
+from sslkit_plugins.jigsaw import Jigsaw, Puzzle, hamming_permutations
+from sslkit_plugins.losses import CrossEntropy
+from sslkit_plugins.rotnet import Rotate, RotNet
+
+PROGRESS = Progress(0, 10, 0, 1, Draws(0))
+
+
+def photo(width=60, height=50, seed=0):
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def smallest_distance(orders):
+    return min((a != b).sum() for a, b in combinations(orders, 2))
+
+
+def test_hamming_set():
+    orders = hamming_permutations(9, 60)
+    assert orders.shape == (60, 9) and (np.sort(orders, 1) == np.arange(9)).all()
+    assert len(np.unique(orders, axis=0)) == 60
+    assert smallest_distance(orders) >= 7
+
+
+def test_a_larger_set_begins_with_the_smaller_one_and_seeds_differ():
+    assert np.array_equal(hamming_permutations(6, 40)[:10], hamming_permutations(6, 10))
+    assert np.array_equal(hamming_permutations.__wrapped__(6, 10), hamming_permutations(6, 10))
+    assert not np.array_equal(hamming_permutations(6, 10, seed=1), hamming_permutations(6, 10))
+
+
+def test_each_pick_is_as_far_as_any_order_can_be():
+    everything, chosen = hamming_permutations(5, 120), hamming_permutations(5, 12)
+    for number in range(1, 12):
+        reach = (everything[:, None] != chosen[None, :number]).sum(2).min(1).max()
+        assert (chosen[number] != chosen[:number]).sum(1).min() == reach
+
+
+@pytest.mark.parametrize("count", [24, 1000])
+def test_all_orders_where_more_are_asked_for(count):
+    assert len(np.unique(hamming_permutations(4, count), axis=0)) == 24
+
+
+def test_sixteen_patches_have_too_many_orders_to_list_and_are_sampled():
+    orders = hamming_permutations(16, 5)
+    assert orders.shape == (5, 16) and (np.sort(orders, 1) == np.arange(16)).all() and smallest_distance(orders) >= 15
+
+
+def test_puzzle_tells_the_order():
+    transform = Puzzle(size=8, resize=24, patch=8, min_area=1, permutations=6)
+    picture = np.arange(9, dtype=np.uint8).reshape(3, 3).repeat(8, 0).repeat(8, 1)[..., None].repeat(3, 2) * 20
+    allowed, seen = transform.state()["permutations"].long(), set()
+    for seed in range(80):
+        sample = transform(Image.fromarray(picture), np.random.default_rng(seed))
+        cells = (sample.views["patches"][:, 0, 4, 4].float() / 20).round().long()
+        mirrored = 3 * (cells // 3) + 2 - cells % 3
+        expected = allowed[sample.targets["order"]]
+        assert torch.equal(cells, expected) or torch.equal(mirrored, expected), "the whole crop was flipped, or nothing"
+        seen.add(int(sample.targets["order"]))
+    assert seen == set(range(6)) and transform.answers == {"order": 6}
+    assert transform.shapes == {"patches": (9, 3, 8, 8)}
+
+
+def test_puzzle_is_gray_as_a_whole_or_not_at_all():
+    transform = Puzzle(size=8, resize=24, patch=8, permutations=4)
+    view = torch.randint(256, (1, 9, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)).repeat(
+        500, 1, 1, 1, 1
+    )
+    done = transform.on_device(Batch({"patches": view}, {}, torch.arange(500)), Draws(0)).views["patches"]
+    colourful = transform.plain(view.flatten(0, 1)).view_as(done)
+    gray = (done != colourful).flatten(2).any(2)
+    assert torch.equal(gray, gray[:, :1].expand_as(gray)) and abs(gray.float().mean() - 0.66) < 0.06
+
+
+def test_four_turns_of_one_crop():
+    transform = Rotate(size=12, colours="official")
+    sample = transform(photo(), np.random.default_rng(0))
+    assert sample.targets["rotation"].tolist() == [0, 1, 2, 3] and transform.shapes["rotated"] == (4, 3, 12, 12)
+    for turns, copy in enumerate(sample.views["rotated"]):
+        assert torch.equal(torch.rot90(copy, -turns, (1, 2)), sample.views["rotated"][0])
+    done = transform.on_device(Batch({"rotated": sample.views["rotated"][None]}, {}, torch.arange(1)), Draws(0)).views["rotated"][0]
+    for turns, copy in enumerate(done):
+        torch.testing.assert_close(torch.rot90(copy, -turns, (1, 2)), done[0], atol=1e-3, rtol=1e-3)
+
+
+def test_one_turn():
+    transform = Rotate(size=12, copies="one", min_area=1)
+    upright = np.zeros((12, 12, 3), np.uint8)
+    upright[:6] = 255
+    seen = []
+    for seed in range(80):
+        sample = transform(Image.fromarray(upright), np.random.default_rng(seed))
+        seen.append(int(sample.targets["rotation"]))
+        undone = torch.rot90(sample.views["rotated"], -seen[-1], (1, 2)).float()
+        assert undone[:, 0].mean() > 250 and undone[:, -1].mean() < 5
+    assert set(seen) == {0, 1, 2, 3} and transform.shapes["rotated"] == (3, 12, 12)
+
+
+class Pixels(Encoder):
+    """The pixels themselves."""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, images):
+        return images.flatten(1)
+
+    def maps(self, images):
+        return {}
+
+
+def test_jigsaw_predicts_the_order():
+    torch.manual_seed(0)
+    head = ConcatPatches(12, 9, out_dim=6)
+    method = Jigsaw(Parts(Pixels(12), {"order": head}, None, CrossEntropy()))
+    patches, order = torch.randn(5, 9, 3, 2, 2), torch.tensor([0, 5, 2, 2, 1])
+    output = method(Batch({"patches": patches}, {"order": order}, torch.arange(5)), PROGRESS)
+    logits = head(patches.flatten(2))
+    torch.testing.assert_close(output.loss, F.cross_entropy(logits, order))
+    assert output.metrics["accuracy"] == (logits.argmax(1) == order).float().mean() and output.keys is None
+
+
+@pytest.mark.parametrize("copies", [1, 4])
+def test_rotnet_predicts_the_turn_of_every_copy(copies):
+    torch.manual_seed(0)
+    head = Linear(12, out_dim=4)
+    method = RotNet(Parts(Pixels(12), {"rotation": head}, None, CrossEntropy()))
+    shape = (5,) if copies == 1 else (5, 4)
+    rotated, turns = torch.randn(*shape, 3, 2, 2), torch.randint(4, shape)
+    output = method(Batch({"rotated": rotated}, {"rotation": turns}, torch.arange(5)), PROGRESS)
+    logits = head(rotated.flatten(-3)).flatten(0, -2)
+    torch.testing.assert_close(output.loss, F.cross_entropy(logits, turns.flatten()))
+    assert output.metrics["accuracy"] == (logits.argmax(1) == turns.flatten()).float().mean()
+
+
+def test_untrained_answers_cost_log_of_their_number():
+    assert CrossEntropy().at_start(dim=4, negatives=1) == pytest.approx(math.log(4))

@@ -1,0 +1,290 @@
+"""Cutting and colours: each operation against torchvision's, each row with its own draws."""
+
+import math
+from itertools import permutations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import RandomResizedCrop
+from torchvision.transforms.v2 import functional as reference
+
+from sslkit.interfaces import Batch, Draws
+from sslkit_plugins import views
+from sslkit_plugins.npid import Augment
+from sslkit_plugins.pirl import Jigsaw
+from sslkit_plugins.views import COLOURS, MEAN, STD, Colours, crop, crop_box, finish
+
+
+def bytes_like(*shape, seed=0):
+    """Smooth enough to be a picture, with saturated, gray, black and white places."""
+    noise = torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * 60
+    ramp = torch.linspace(-40, 290, shape[-1]).expand(shape)
+    pixels = (noise + ramp).clamp(0, 255).to(torch.uint8)
+    pixels[..., :3, :3] = 77
+    return pixels
+
+
+def back(pixels):
+    """Undo the normalisation: 0 … 255."""
+    return pixels * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)
+
+
+def far(ours, theirs):
+    return (ours - theirs.float()).abs().max().item()
+
+
+def assert_like(ours, function, image, *parameters):
+    """Equal to torchvision on floats, and within rounding on bytes."""
+    assert far(ours, function(image / 255, *parameters) * 255) < 0.02
+    assert far(ours, function(image, *parameters)) < 2
+
+
+# --------------------------------------------------------------------------------------------------------------- operations
+
+FACTORS = torch.tensor([0.0, 0.6, 1.0, 1.4, 1.8])
+
+
+@pytest.mark.parametrize(
+    ("kind", "function"), [(0, reference.adjust_brightness), (1, reference.adjust_contrast), (2, reference.adjust_saturation)]
+)
+def test_brightness_contrast_saturation(kind, function):
+    images = bytes_like(5, 3, 20, 24)
+    ours = views.blend(images.float(), torch.full((5,), kind), FACTORS)
+    for row, factor in enumerate(FACTORS.tolist()):
+        assert_like(ours[row], function, images[row], factor)
+
+
+def test_hue():
+    turns = torch.tensor([-0.5, -0.2, 0.0, 0.13, 0.5])
+    images = bytes_like(5, 3, 20, 24)
+    ours = views.adjust_hue(images.float(), turns)
+    for row, turn in enumerate(turns.tolist()):
+        assert_like(ours[row], reference.adjust_hue, images[row], turn)
+    assert far(ours[2], images[2]) < 1e-3
+
+
+def test_posterize():
+    bits = torch.arange(4, 9).float()
+    images = bytes_like(5, 3, 20, 24)
+    ours = views.posterize(images.float(), bits)
+    for row in range(5):
+        assert far(ours[row], reference.posterize(images[row], int(bits[row]))) == 0
+
+
+def test_sharpness():
+    factors = torch.tensor([0.1, 0.7, 1.0, 1.5, 1.9])
+    images = bytes_like(5, 3, 20, 24)
+    ours = views.adjust_sharpness(images.float(), factors)
+    for row, factor in enumerate(factors.tolist()):
+        assert_like(ours[row], reference.adjust_sharpness, images[row], factor)
+
+
+@pytest.mark.parametrize("side", [1, 2, 3])
+def test_tiny_patches_survive_every_operation(side):
+    every = Colours(jitter=(0.4, 0.4, 0.4, 0.2), jitter_chance=1, photometric_chance=1, gray_chance=0.5, blur_chance=1)
+    assert finish(bytes_like(4, 3, side, side), Draws(0), every, flips=True, shared=False).isfinite().all()
+
+
+def test_solarize_inverts_from_the_threshold_on():
+    thresholds = torch.tensor([0.0, 100.0, 255.0, 256.0])
+    images = bytes_like(4, 3, 20, 24)
+    ours = views.solarize(images.float(), thresholds)
+    for row in range(3):
+        assert far(ours[row], reference.solarize(images[row], thresholds[row].item())) == 0
+    assert torch.equal(ours[3], images[3].float()), "256 inverts nothing"
+
+
+def test_autocontrast_leaves_constant_channels():
+    images = bytes_like(3, 3, 20, 24) // 3 + 50
+    images[1, 2] = 9
+    assert far(views.autocontrast(images.float()), reference.autocontrast(images)) <= 1.01
+
+
+def test_luma():
+    images = bytes_like(3, 3, 20, 24)
+    assert far(views.luma(images.float()), reference.rgb_to_grayscale(images)) <= 1.01
+
+
+def test_blur_is_a_gaussian_with_repeated_edges():
+    sigmas = torch.tensor([0.1, 0.8, 2.0])
+    images = bytes_like(3, 3, 18, 24).float()
+    ours = views.gaussian_blur(images, sigmas)
+    for row, sigma in enumerate(sigmas.tolist()):
+        padded = torch.nn.functional.pad(images[row : row + 1], (6, 6, 6, 6), mode="replicate")
+        theirs = reference.gaussian_blur(padded, [13, 13], [sigma, sigma])[0, :, 6:-6, 6:-6]
+        assert far(ours[row], theirs) < 1e-2
+
+
+def test_jitter_follows_each_rows_order():
+    """All 24 orders of four operations that do not commute, each against torchvision's in that order."""
+    orders = list(permutations(range(4)))
+    image = bytes_like(3, 16, 16)
+    factors, turn = [0.7, 1.4, 1.3], 0.15
+    functions = [reference.adjust_brightness, reference.adjust_contrast, reference.adjust_saturation]
+    slots = torch.tensor([order.index(3) for order in orders]).float()
+    blends = torch.tensor([[kind for kind in order if kind < 3] for order in orders])
+    ours = views.jitter(image.float().repeat(24, 1, 1, 1), torch.tensor([factors] * 24), torch.full((24,), turn), blends, slots)
+    for row, order in enumerate(orders):
+        expected = image / 255
+        for kind in order:
+            expected = reference.adjust_hue(expected, turn) if kind == 3 else functions[kind](expected, factors[kind])
+        assert far(ours[row], expected * 255) < 0.05, order
+    assert len({tuple(row.flatten().tolist()) for row in ours}) > 12
+
+
+def test_plain_only_normalises():
+    images = bytes_like(2, 3, 8, 8)
+    expected = reference.normalize(images / 255, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    torch.testing.assert_close(Augment(size=8).plain(images), expected, atol=1e-5, rtol=1e-5)
+
+
+# --------------------------------------------------------------------------------------------------------------------- draws
+
+
+def test_rows_draw_independently():
+    """The same picture ten times over: every result differs, in the image and in each patch."""
+    transform = Jigsaw(size=24, resize=48, patch=12)
+    batch = Batch(
+        {"image": bytes_like(1, 3, 24, 24).repeat(4, 1, 1, 1), "patches": bytes_like(1, 1, 3, 12, 12).repeat(4, 9, 1, 1, 1)},
+        {},
+        torch.arange(4),
+    )
+    done = transform.on_device(batch, Draws(3))
+    assert {name: tuple(view.shape[1:]) for name, view in done.views.items()} == transform.shapes
+    assert all(view.dtype == torch.float32 for view in done.views.values())
+    assert len({tuple(row.flatten().tolist()) for row in done.views["image"]}) == 4
+    assert len({tuple(row.flatten().tolist()) for row in done.views["patches"].flatten(0, 1)}) == 36
+
+
+def test_the_same_draws_give_the_same_pixels():
+    view = bytes_like(3, 9, 3, 12, 12)
+    first, second, other = (finish(view, Draws(key), COLOURS["official"], flips=True, shared=False) for key in (1, 1, 2))
+    assert torch.equal(first, second) and not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("colours", COLOURS)
+@pytest.mark.parametrize("shape", [(4, 3, 10, 10), (4, 5, 3, 10, 10)])
+def test_two_processes_draw_what_one_draws(colours, shape):
+    view = bytes_like(*shape)
+    whole = finish(view, Draws(7), COLOURS[colours], flips=True, shared=False)
+    halves = [
+        finish(view[2 * rank : 2 * rank + 2], Draws(7, rank=rank, world=2), COLOURS[colours], flips=True, shared=False)
+        for rank in (0, 1)
+    ]
+    torch.testing.assert_close(torch.cat(halves), whole, atol=1e-4, rtol=1e-4)
+
+
+def test_crops_of_an_image_may_share_their_draws():
+    view = bytes_like(1, 1, 3, 12, 12).repeat(6, 4, 1, 1, 1)
+    done = finish(view, Draws(0), COLOURS["official"], flips=True, shared=True)
+    assert torch.equal(done, done[:, :1].expand_as(done))
+    assert len({tuple(row.flatten().tolist()) for row in done[:, 0]}) == 6
+
+
+def test_flips_fall_per_patch():
+    view = bytes_like(1, 1, 3, 6, 6).repeat(400, 9, 1, 1, 1)
+    done = back(finish(view, Draws(0), COLOURS["none"], flips=True, shared=False)).round().to(torch.uint8)
+    flipped = (done == view.flip(-1)).flatten(2).all(2)
+    assert torch.equal(~flipped, (done == view).flatten(2).all(2)), "flipped or untouched, nothing else"
+    assert abs(flipped.float().mean() - 0.5) < 0.03
+    assert ((flipped.sum(1) > 0) & (flipped.sum(1) < 9)).float().mean() > 0.98, "not one coin for the nine"
+
+
+def test_gray_and_blur_fall_as_often_as_they_should():
+    view = bytes_like(1, 3, 8, 8).repeat(4000, 1, 1, 1)
+    gray = back(finish(view, Draws(0), COLOURS["gray"], flips=False, shared=False))
+    share = ((gray - gray[:, :1]).abs().amax((1, 2, 3)) < 0.1).float().mean()
+    assert abs(share - 0.66) < 0.03
+    blur = back(finish(view, Draws(0), Colours(blur_chance=0.5), flips=False, shared=False))
+    assert abs((far_rows(blur, view) < 0.1).float().mean() - 0.5 * (1 + 0.07)) < 0.05, "a radius near 0.1 is seen as no blur"
+
+
+def far_rows(ours, theirs):
+    return (ours - theirs.float()).abs().amax((1, 2, 3))
+
+
+def test_the_photometric_coin_is_one_coin():
+    """Autocontrast is in the list, so rows of low contrast tell who was chosen: p = 0.66 of them reach 0 or 255."""
+    view = (bytes_like(1, 3, 8, 8) // 4 + 90).repeat(3000, 1, 1, 1)
+    done = back(finish(view, Draws(0), Colours(photometric_chance=0.66), flips=False, shared=False))
+    chosen = far_rows(done, view) > 0.5
+    assert abs(chosen.float().mean() - 0.66) < 0.03
+    assert done[chosen].amin((1, 2, 3)).max() < 0.1, "every chosen row was stretched as well"
+
+
+def test_parameters_of_the_official_list(monkeypatch):
+    seen = {}
+    monkeypatch.setattr(views, "jitter", lambda pixels, *drawn: seen.update(jitter=drawn) or pixels)
+    monkeypatch.setattr(views, "photometric", lambda pixels, *drawn: seen.update(photometric=drawn) or pixels)
+    finish(torch.zeros(6000, 9, 3, 1, 1, dtype=torch.uint8), Draws(0), COLOURS["official"], flips=True, shared=False)
+    factors, turn, order, slot = seen["jitter"]
+    assert len(factors) == 54_000, "colours always, for each of the nine"
+    assert torch.allclose(torch.stack([factors.amin(0), factors.amax(0)]), torch.tensor([[0.6] * 3, [1.4] * 3]), atol=1e-3)
+    assert turn.min() == pytest.approx(-0.2, abs=1e-3) and turn.max() == pytest.approx(0.2, abs=1e-3)
+    codes = slot * 27 + order @ torch.tensor([9, 3, 1]).to(order)
+    _, counts = codes.unique(return_counts=True)
+    assert len(counts) == 24 and counts.min() > 0.9 * 54_000 / 24, "each of the 4! orders equally often"
+    bits, sharpness, threshold = seen["photometric"]
+    assert bits.unique().tolist() == [4, 5, 6, 7, 8]
+    assert sharpness.min() == pytest.approx(0.1, abs=1e-3) and sharpness.max() == pytest.approx(1.9, abs=1e-3)
+    assert threshold.unique().tolist() == list(range(257))
+
+
+# --------------------------------------------------------------------------------------------------------------------- cutting
+
+
+def photo(width, height, seed=0):
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize(("width", "height"), [(100, 60), (40, 300), (500, 40)])
+@pytest.mark.parametrize("min_area", [0.08, 0.6])
+def test_boxes_fall_like_torchvisions(width, height, min_area):
+    """Means of left, top, width, height over many draws; the long pictures need the fallback."""
+    rng = np.random.default_rng(0)
+    ours = np.array([crop_box(width, height, rng, min_area) for _ in range(3000)])
+    assert (ours[:, :2] >= 0).all() and (ours[:, 2] <= width).all() and (ours[:, 3] <= height).all()
+    ours[:, 2:] -= ours[:, :2]
+    picture = torch.zeros(3, height, width)
+    torch.manual_seed(0)
+    theirs = np.array([RandomResizedCrop.get_params(picture, [min_area, 1], [3 / 4, 4 / 3]) for _ in range(3000)])[:, [1, 0, 3, 2]]
+    error = np.sqrt((ours.var(0) + theirs.var(0)) / 3000)
+    assert (np.abs(ours.mean(0) - theirs.mean(0)) <= 5 * error + 1e-9).all()
+
+
+def test_crop_is_a_bilinear_resize_of_the_box():
+    image = photo(90, 70)
+    box = crop_box(90, 70, np.random.default_rng(5), 0.6)
+    expected = image.crop(box).resize((32, 32), Image.Resampling.BILINEAR)
+    ours = crop(image, 32, np.random.default_rng(5), 0.6)
+    assert ours.shape == (3, 32, 32) and ours.dtype == torch.uint8 and ours.is_contiguous()
+    assert far(ours[:, 2:-2, 2:-2].float(), reference.pil_to_tensor(expected)[:, 2:-2, 2:-2]) <= 1
+
+
+def test_a_crop_may_be_flipped_as_it_is_cut():
+    image = photo(40, 40)
+    pairs = [
+        (crop(image, 16, np.random.default_rng(i), 1), crop(image, 16, np.random.default_rng(i), 1, flip=True)) for i in range(200)
+    ]
+    flipped = [torch.equal(flip, plain.flip(-1)) for plain, flip in pairs]
+    assert all(torch.equal(flip, plain) for (plain, flip), turned in zip(pairs, flipped, strict=True) if not turned)
+    assert 70 < sum(flipped) < 130
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 700), (700, 2)])
+def test_odd_pictures_can_be_cut(size):
+    assert crop(photo(*size), 24, np.random.default_rng(0), 0.08).shape == (3, 24, 24)
+
+
+def test_augment():
+    transform = Augment(size=24)
+    image, again, other = (transform(photo(60, 50), np.random.default_rng(seed)).views["image"] for seed in (0, 0, 1))
+    assert torch.equal(image, again) and not torch.equal(image, other)
+    assert tuple(image.shape) == transform.shapes["image"] and transform.answers == {} and transform.state() == {}
+
+
+def test_expected_ranges_after_normalisation():
+    done = back(finish(bytes_like(200, 3, 16, 16), Draws(0), COLOURS["official"], flips=True, shared=False))
+    assert done.min() > -0.01 and done.max() < 255.01 and math.isfinite(done.sum())
