@@ -135,7 +135,9 @@ def test_first_loss_of_random_vectors(negatives, info, nce):
         assert loss.at_start(dim=dim, negatives=negatives) == pytest.approx(expected, abs=0.01)
 
 
-@pytest.mark.parametrize(("form", "sizes"), [("official", (0.05, 0.3, 1.0, 5.0)), ("info_nce", (0.05, 0.3, 1.0, 5.0)), ("paper", (1.0, 5.0))])
+@pytest.mark.parametrize(
+    ("form", "sizes"), [("official", (0.05, 0.3, 1.0, 5.0)), ("info_nce", (0.05, 0.3, 1.0, 5.0)), ("paper", (1.0, 5.0))]
+)
 def test_a_perfect_solution_has_the_smallest_loss(form, sizes):
     """Every image at its own memory, all memories orthogonal: no perturbation does better, and another image's memory is far worse.
 

@@ -33,13 +33,13 @@ def log_mean_exp_at_start(dim: int, temperature: float) -> float:
 
 
 class LambdaNCE(Loss):
-    """λ · term(pretext view) + (1-λ) · term(image): PIRL's loss (arXiv:1912.01991, section 3.1, equations 4 and 5). λ = 0 is NPID.
+    """λ · term(pretext view) + (1-λ) · term(image): PIRL's loss (arXiv:1912.01991, section 2, on the loss). λ = 0 is NPID.
 
     Let eₖ = exp(cos(v, mₖ)/τ), m₀ the image's own memory, and M negatives. `form` says what a term is:
 
     * `official`: -log(e₀/(e₀+K)) - Σⱼ log(K/(eⱼ+K)), where K = M·ē and ē, the mean of e over the pretext term of the first batch,
       is frozen for ever (NCE as the released models were trained: VISSL, `nce_loss.py`). ē is a buffer and survives a resume.
-    * `paper`: the same with K replaced by each row's own Σⱼ eⱼ (equation 5 with the denominator of the network's output).
+    * `paper`: the same with K replaced by each row's own Σⱼ eⱼ (the paper's h with the denominator of the network's output).
     * `info_nce`: -log(e₀/(e₀+Σⱼ eⱼ)), as PIRL's MLP models (with τ = 0.1) and PyContrast have it.
     """
 

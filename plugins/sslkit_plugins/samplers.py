@@ -72,7 +72,7 @@ class BankNegatives(Negatives):
 
 class MemoryBank(NegativeSampler):
     """One unit-norm vector per image, moving towards the image's newest embedding (Wu et al. 2018, arXiv:1805.01978, section 3.2;
-    PIRL, arXiv:1912.01991, section 3.3).
+    PIRL, arXiv:1912.01991, section 2, on the memory bank).
 
     Rows begin as random unit vectors, or with `init: forward` as the embeddings that the untrained network gives in a first pass
     over all images. A written row is normalize(momentum · row + (1 - momentum) · embedding). `negatives` are drawn uniformly with

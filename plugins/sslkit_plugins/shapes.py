@@ -1,0 +1,131 @@
+"""A generated data set: textured objects on cloudy grounds. Needs no file and no network."""
+
+from collections.abc import Callable
+
+import numpy as np
+from PIL import Image
+from pydantic import NonNegativeInt, PositiveInt
+from sslkit.interfaces import ImageSource
+
+Plane = np.ndarray
+"""float32 [H,W]."""
+
+
+def near(t: Plane) -> Plane:
+    """Distance to the nearest whole number, 0 … 0.5."""
+    return abs(t - np.round(t))
+
+
+def radius(x: Plane, y: Plane) -> Plane:
+    return np.hypot(x, y)
+
+
+OUTLINES: dict[str, Callable[[Plane, Plane], Plane]] = {
+    "disc": lambda x, y: 0.85 - radius(x, y),
+    "square": lambda x, y: 0.75 - np.maximum(abs(x), abs(y)),
+    "triangle": lambda x, y: np.minimum(y + 0.55, 0.5 - 0.5 * y - 0.87 * abs(x)),
+    "star": lambda x, y: 1 - 1.2 * near(np.arctan2(y, x) * 5 / (2 * np.pi)) - radius(x, y),
+    "ring": lambda x, y: 0.27 - abs(radius(x, y) - 0.68),
+    "cross": lambda x, y: np.maximum(np.minimum(0.3 - abs(x), 0.95 - abs(y)), np.minimum(0.3 - abs(y), 0.95 - abs(x))),
+    "crescent": lambda x, y: np.minimum(0.95 - radius(x, y), radius(x - 0.45, y) - 0.6),
+    "bar": lambda x, y: np.minimum(0.36 - abs(y), 1 - abs(x)),
+    "flower": lambda x, y: 0.66 + 0.24 * np.cos(6 * np.arctan2(y, x)) - radius(x, y),
+    "lens": lambda x, y: 0.62 - np.maximum(radius(x - 0.2, y) - 0.4, radius(x + 0.2, y) - 0.4),
+}
+"""Positive inside the object, which spans about -1 … 1."""
+
+TEXTURES: dict[str, Callable[[Plane, Plane], Plane]] = {
+    "dots": lambda x, y: 0.3 - radius(near(x), near(y)),
+    "stripes": lambda x, y: 0.25 - near(x),
+    "checks": lambda x, y: np.sin(np.pi * x) * np.sin(np.pi * y),
+    "waves": lambda x, y: 0.25 - near(x + 0.3 * np.sin(2 * np.pi * y / 2.5)),
+    "grid": lambda x, y: np.maximum(0.13 - near(x), 0.13 - near(y)),
+    "bricks": lambda x, y: np.minimum(near(x / 2 + 0.5 * (np.round(y) % 2)) - 0.06, 0.38 - near(y)),
+    "circles": lambda x, y: 0.25 - near(1.2 * radius(x % 3 - 1.5, y % 3 - 1.5)),
+    "zigzag": lambda x, y: 0.25 - near(x + 1.6 * near(y / 2.4)),
+    "weave": lambda x, y: 0.25 - near(np.where((np.floor(x / 2) + np.floor(y / 2)) % 2 == 0, x, y)),
+    "crosses": lambda x, y: np.maximum(
+        np.minimum(0.12 - near(x), 0.36 - near(y)), np.minimum(0.12 - near(y), 0.36 - near(x))
+    ),
+}
+"""Positive where the second of an object's two colours shows; x and y count periods."""
+
+CLASSES = [f"{texture} {outline}" for outline, texture in zip(OUTLINES, TEXTURES, strict=True)]
+
+OVERSAMPLING = 2
+
+
+def clouds(rng: np.random.Generator, side: int, cells: int) -> Plane:
+    """Smooth noise of about `cells` blobs a side, 0 … 1."""
+    coarse = Image.fromarray(rng.random((cells + 1, cells + 1), dtype=np.float32))
+    return np.asarray(coarse.resize((side, side), Image.Resampling.BICUBIC)).clip(0, 1)
+
+
+def turned(x: Plane, y: Plane, angle: float) -> tuple[Plane, Plane]:
+    cos, sin = np.cos(angle), np.sin(angle)
+    return cos * x + sin * y, cos * y - sin * x
+
+
+def draw(label: int, side: int, rng: np.random.Generator) -> np.ndarray:
+    """uint8 [side,side,3]: an object of class `label`; place, size, turn, colours, period, phase, light and ground are drawn."""
+    full = side * OVERSAMPLING
+    grid = (np.arange(full, dtype=np.float32) + 0.5) / full
+    x, y = np.meshgrid(grid, grid)
+
+    ground = colours(rng)
+    mix = 0.7 * clouds(rng, full, int(rng.integers(2, 7))) + 0.3 * clouds(rng, full, int(rng.integers(8, 33)))
+    picture = ground[0] + (ground[1] - ground[0]) * mix[..., None]
+
+    reach = rng.uniform(0.26, 0.4)
+    centre = rng.uniform(reach, 1 - reach, 2)
+    u, v = turned((x - centre[0]) / reach, (y - centre[1]) / reach, rng.uniform(0, 2 * np.pi))
+    inside = list(OUTLINES.values())[label](u, v) > 0
+
+    period = rng.uniform(0.085, 0.125)
+    shift = rng.uniform(0, 10, 2)
+    s, t = turned(x / period, y / period, rng.uniform(0, 2 * np.pi))
+    pattern = list(TEXTURES.values())[label](s + shift[0], t + shift[1]) > 0
+
+    first, second = colours(rng, contrast=0.3)
+    picture = np.where((inside & pattern)[..., None], second, np.where(inside[..., None], first, picture))
+
+    direction = rng.uniform(0, 2 * np.pi)
+    light = 1 + rng.uniform(0, 0.4) * (np.cos(direction) * (x - 0.5) + np.sin(direction) * (y - 0.5))
+    picture = 255 * picture * light[..., None] + rng.normal(0, 8, picture.shape)
+    whole = Image.fromarray(picture.clip(0, 255).astype(np.uint8))
+    return np.asarray(whole.reduce(OVERSAMPLING))
+
+
+def colours(rng: np.random.Generator, contrast: float = 0.0) -> np.ndarray:
+    """Two muted colours [2,3] whose brightness differs by at least `contrast`."""
+    while True:
+        brightness = rng.random(2)
+        if abs(brightness[0] - brightness[1]) >= contrast:
+            return (brightness[:, None] + rng.uniform(-0.15, 0.15, (2, 3))).clip(0, 1).astype(np.float32)
+
+
+class Shapes(ImageSource):
+    """Ten classes of textured objects on cloudy grounds, drawn by a formula; the same on every machine.
+
+    A class is an outline with its texture (a dotted disc, a striped square, …); all else is drawn for each image: place, size, turn,
+    colours, phase, light and ground. `images` are for training, labelled as well, `val_images` for validation; every class has as
+    many. `side` is in pixels.
+    """
+
+    def __init__(
+        self, split: str, /, *, images: PositiveInt = 600, val_images: PositiveInt = 500, side: PositiveInt = 64, seed: NonNegativeInt = 0
+    ) -> None:
+        count = val_images if split == "val" else images
+        self.side, self.key = side, (seed, int(split == "val"))
+        self.classes, self.has_val = CLASSES, True
+        self.labels = np.arange(count) % len(CLASSES)
+        self.names = [f"{'val' if split == 'val' else 'train'}/{number:06d}" for number in range(count)]
+        self._drawn: dict[int, Image.Image] = {}
+
+    def image(self, index: int) -> Image.Image:
+        """RGB, `side`×`side`; drawn once and kept."""
+        if index not in self._drawn:
+            assert self.labels is not None
+            rng = np.random.default_rng((*self.key, index))
+            self._drawn[index] = Image.fromarray(draw(int(self.labels[index]), self.side, rng))
+        return self._drawn[index]
