@@ -1,0 +1,1 @@
+"""Channel order as a pretext task: a package of somebody else's, beside sslkit."""
