@@ -1,0 +1,162 @@
+"""Who may import whom, and what may stand nowhere, read from the source."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+CORE = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in sorted((ROOT / "sslkit").rglob("*.py"))}
+PLUGINS = {
+    ".".join(path.relative_to(ROOT / "plugins").with_suffix("").parts): path
+    for path in sorted((ROOT / "plugins" / "sslkit_plugins").rglob("*.py"))
+}
+WITHOUT_TORCH = {"torch", "torchvision", "timm", "safetensors", "matplotlib"}
+
+
+def module_names(name, path, tree, *, top_level_only):
+    """The modules that `tree` imports; `if TYPE_CHECKING:` does not count, function bodies only if asked for."""
+    found = set()
+
+    def visit(nodes):
+        for node in nodes:
+            if isinstance(node, ast.Import):
+                found.update(alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                base = node.module or ""
+                if node.level:
+                    parts = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
+                    base = ".".join(filter(None, [*parts[: len(parts) - node.level + 1], base]))
+                found.update({base, *(f"{base}.{alias.name}" for alias in node.names)})
+            elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+                visit(node.orelse)
+            elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and top_level_only:
+                continue
+            else:
+                visit(ast.iter_child_nodes(node))
+
+    visit(tree.body)
+    return found
+
+
+def imports(name, *, top_level_only=False):
+    path = (CORE | PLUGINS)[name]
+    return module_names(name, path, ast.parse(path.read_bytes()), top_level_only=top_level_only)
+
+
+def below(names, package):
+    return {name for name in names if name == package or name.startswith(f"{package}.")}
+
+
+@pytest.mark.parametrize("name", CORE)
+def test_the_core_never_imports_the_plugins(name):
+    assert not below(imports(name), "sslkit_plugins")
+
+
+@pytest.mark.parametrize("name", PLUGINS)
+def test_plugins_import_only_the_interfaces_the_errors_and_ranks(name):
+    allowed = {"sslkit", "sslkit.interfaces", "sslkit.errors", "sslkit.distributed"}
+    inside = below(imports(name), "sslkit") & (set(CORE) | {"sslkit"})
+    assert inside <= allowed
+
+
+@pytest.mark.parametrize("modules", [CORE, PLUGINS], ids=["sslkit", "sslkit_plugins"])
+def test_no_circle_of_imports(modules):
+    graph = {name: (imports(name, top_level_only=True) & set(modules)) - {name} for name in modules}
+    while ready := [name for name, needs in graph.items() if not needs & set(graph)]:
+        for name in ready:
+            del graph[name]
+    assert not graph, f"these import each other: {graph}"
+
+
+@pytest.mark.parametrize("name", sorted(CORE | PLUGINS))
+def test_only_one_file_knows_torch_distributed(name):
+    source = (CORE | PLUGINS)[name].read_text(encoding="utf-8")
+    if name != "sslkit.distributed":
+        assert not below(imports(name), "torch.distributed")
+        assert "torch.distributed." not in source
+
+
+def reached(name):
+    """Everything of ours that importing `name` imports, itself included."""
+    seen, waiting = set(), {name}
+    while waiting:
+        module = waiting.pop()
+        seen.add(module)
+        waiting |= (imports(module, top_level_only=True) & set(CORE)) - seen
+    return seen
+
+
+@pytest.mark.parametrize("name", ["sslkit.cli", "sslkit.console", "sslkit.errors", "sslkit.recipe", "sslkit.registry"])
+def test_checking_a_recipe_imports_no_torch(name):
+    for module in reached(name):
+        tops = {imported.partition(".")[0] for imported in imports(module, top_level_only=True)}
+        assert not tops & WITHOUT_TORCH, module
+
+
+def test_the_interfaces_import_nothing_of_ours_but_the_errors():
+    assert below(imports("sslkit.interfaces"), "sslkit") & set(CORE) == {"sslkit.errors"}
+
+
+def calls(path):
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func)
+
+
+@pytest.mark.parametrize("name", sorted(CORE | PLUGINS))
+def test_nothing_prints_but_the_console(name):
+    if name != "sslkit.console":
+        assert "print" not in set(calls((CORE | PLUGINS)[name]))
+
+
+@pytest.mark.parametrize("name", sorted(CORE | PLUGINS))
+def test_no_code_is_run_from_files(name):
+    """Neither pickles nor torch's files of them, nor YAML with tags, nor eval."""
+    assert not {imported.partition(".")[0] for imported in imports(name)} & {
+        "pickle",
+        "cloudpickle",
+        "dill",
+        "shelve",
+        "marshal",
+        "joblib",
+    }
+    forbidden = {
+        "torch.save",
+        "torch.load",
+        "yaml.load",
+        "yaml.unsafe_load",
+        "yaml.full_load",
+        "eval",
+        "exec",
+        "compile",
+        "os.system",
+    }
+    assert not set(calls((CORE | PLUGINS)[name])) & forbidden
+
+
+@pytest.mark.parametrize("name", sorted(CORE | PLUGINS))
+def test_numpy_archives_are_read_without_pickles(name):
+    for node in ast.walk(ast.parse((CORE | PLUGINS)[name].read_bytes())):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("np.load", "numpy.load"):
+            assert any(word.arg == "allow_pickle" and ast.unparse(word.value) == "False" for word in node.keywords)
+
+
+@pytest.mark.parametrize("name", sorted(CORE | PLUGINS))
+def test_every_module_begins_with_a_docstring(name):
+    path = (CORE | PLUGINS)[name]
+    assert ast.get_docstring(ast.parse(path.read_bytes())) or name in ("sslkit.__main__", "sslkit.__init__")
+
+
+def test_all_that_is_imported_is_declared():
+    """The third-party packages that the source imports are dependencies in pyproject.toml."""
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    stated = " ".join(project["dependencies"]).lower()
+    distribution = {"PIL": "pillow", "yaml": "pyyaml", "annotated_types": "pydantic", "typing_extensions": "pydantic"}
+    for name in CORE | PLUGINS:
+        for imported in {imported.partition(".")[0] for imported in imports(name)} - set(sys.stdlib_module_names):
+            if imported not in ("sslkit", "sslkit_plugins"):
+                assert distribution.get(imported, imported).lower() in stated, f"{name} imports {imported}"

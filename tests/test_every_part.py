@@ -1,0 +1,415 @@
+"""What sslkit/interfaces.py promises of every kind of part, asked of every part that is installed."""
+
+import inspect
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from torch.nn import functional as F
+
+from sslkit import build, recipe, registry, trainer
+from sslkit.errors import DataError
+from sslkit.interfaces import (
+    Batch,
+    Draws,
+    Encoder,
+    Evaluation,
+    Head,
+    ImageSource,
+    Loss,
+    Method,
+    NegativeSampler,
+    PretextTransform,
+)
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+
+PROMISE = {
+    "encoders": (Encoder, set()),
+    "heads": (Head, {"in_dim", "crops"}),
+    "transforms": (PretextTransform, set()),
+    "samplers": (NegativeSampler, {"dim", "num_images"}),
+    "losses": (Loss, set()),
+    "methods": (Method, {"parts"}),
+    "datasets": (ImageSource, {"split"}),
+    "evaluations": (Evaluation, set()),
+}
+"""Kind → (class, facts that it may ask for), as the table in interfaces.py has them."""
+
+SMALL = {"size": 32, "resize": 32, "grid": 2, "patch": 12, "permutations": 5, "model": "resnet18", "hidden_dim": 16, "negatives": 8}
+
+
+def every(kind):
+    return pytest.mark.parametrize("part", [pytest.param(part, id=part.name) for part in registry.parts(kind)])
+
+
+def small(part, *facts, **options):
+    """The part with whatever makes it small, among the options that it has."""
+    signature = part.signature()
+    chosen, faults = signature.validate(part.name, {n: v for n, v in (SMALL | options).items() if n in signature.options})
+    assert not faults
+    torch.manual_seed(0)
+    return part.load()(*facts[: len(signature.facts)], **signature.arguments(chosen))
+
+
+# --------------------------------------------------------------------------------------------------------------------- all kinds
+
+every_part = pytest.mark.parametrize("part", [pytest.param(p, id=f"{p.kind}-{p.name}") for p in registry.parts()])
+
+
+def test_every_kind_has_a_part():
+    assert {part.kind for part in registry.parts()} == set(PROMISE) == set(registry.KINDS)
+
+
+@every_part
+def test_it_is_of_its_kind_and_asks_only_for_facts_of_its_kind(part):
+    kind, facts = PROMISE[part.kind]
+    assert issubclass(part.load(), kind)
+    assert set(part.signature().facts) <= facts
+
+
+@every_part
+def test_its_docstring_says_what_it_is(part):
+    summary = part.signature().summary
+    assert len(summary) > 30, summary
+    assert summary.endswith("."), "a whole sentence"
+    if part.kind == "methods":
+        assert "arXiv" in part.signature().doc + (sys.modules[part.load().__module__].__doc__ or ""), "a method names its paper"
+
+
+@every_part
+def test_its_constructor_takes_no_free_arguments(part):
+    kinds = {parameter.kind for parameter in inspect.signature(part.load().__init__).parameters.values()}
+    assert not kinds & {inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL} or "__init__" not in vars(part.load())
+
+
+@every_part
+def test_its_source_says_the_same_as_the_imported_class(part):
+    read, imported = part.signature(), registry.read_class(part.load(), part.name)
+    assert read.facts == imported.facts
+    assert read.doc == imported.doc
+    assert [(o.name, o.default, o.description) for o in read.options.values()] == [
+        (o.name, o.default, o.description) for o in imported.options.values()
+    ]
+
+
+@every_part
+def test_its_options_are_typed_and_survive_yaml(part):
+    signature = part.signature()
+    assert all(option.description not in ("", "anything") for option in signature.options.values()), "every option has a type"
+    given = {name: "text" for name, option in signature.options.items() if option.default is registry.REQUIRED}
+    options, faults = signature.validate(part.name, given)
+    assert not faults
+    written = yaml.dump(registry.plain(options), Dumper=recipe._Dumper)
+    again, faults = signature.validate(part.name, recipe._Document(written).value or {})
+    assert not faults
+    assert again == options
+
+
+# ---------------------------------------------------------------------------------------------------------------------- encoders
+
+
+@every("encoders")
+def test_an_encoder_gives_one_vector_per_image_and_maps_from_shallow_to_deep(part):
+    encoder = small(part).eval()
+    images = torch.randn(3, 3, 64, 64)
+    with torch.no_grad():
+        features, maps = encoder(images), encoder.maps(images)
+    assert features.shape == (3, encoder.dim)
+    areas = [rows.shape[-1] * rows.shape[-2] for rows in maps.values()]
+    assert all(rows.dim() == 4 and len(rows) == 3 for rows in maps.values())
+    assert areas == sorted(areas, reverse=True)
+    assert sum(value.numel() for value in encoder.weights().values()) == sum(v.numel() for v in encoder.state_dict().values())
+
+
+# ------------------------------------------------------------------------------------------------------------------------- heads
+
+
+@every("heads")
+def test_a_head_leaves_leading_dimensions_free(part):
+    head = small(part, 10, 4, out_dim=6).eval()
+    over_crops = "crops" in part.signature().facts
+    rows = torch.randn(2, 5, 4, 10) if over_crops else torch.randn(2, 5, 10)
+    with torch.no_grad():
+        together = head(rows)
+        assert together.shape == (2, 5, head.out_dim)
+        torch.testing.assert_close(head(rows[1]), together[1])
+        torch.testing.assert_close(head(rows[1, 3:4]), together[1, 3:4])
+
+
+# -------------------------------------------------------------------------------------------------------------------- transforms
+
+
+def picture(width, height, seed=0):
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def equal(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@every("transforms")
+@pytest.mark.parametrize("width, height", [(50, 40), (20, 90), (5, 1), (1, 1)])
+def test_a_transform_cuts_fixed_views_from_an_image_of_any_size(part, width, height):
+    transform = small(part)
+    assert set(transform.shapes) == set(transform.views)
+    sample = transform(picture(width, height), np.random.default_rng(1))
+    assert {name: tuple(view.shape) for name, view in sample.views.items()} == transform.shapes
+    assert all(view.dtype == torch.uint8 for view in sample.views.values())
+    assert sample.targets.keys() == transform.answers.keys()
+
+
+@every("transforms")
+def test_a_transform_is_a_function_of_image_and_generator(part):
+    transform, image = small(part), picture(50, 40)
+    before = image.tobytes()
+    first = transform(image, np.random.default_rng(1))
+    torch.manual_seed(99)
+    np.random.seed(99)
+    again = transform(image, np.random.default_rng(1))
+    assert equal(first.views, again.views) and equal(first.targets, again.targets)
+    assert not equal(first.views, transform(image, np.random.default_rng(2)).views)
+    assert image.tobytes() == before
+
+
+@every("transforms")
+def test_its_answers_bound_its_targets(part):
+    transform, image = small(part), picture(50, 40)
+    seen = {name: set() for name in transform.answers}
+    for seed in range(100):
+        for name, target in transform(image, np.random.default_rng(seed)).targets.items():
+            assert target.dtype == torch.int64
+            seen[name] |= set(target.flatten().tolist())
+    assert seen == {name: set(range(count)) for name, count in transform.answers.items()}
+
+
+@every("transforms")
+def test_its_device_phase_normalises_with_draws_of_its_own(part):
+    transform = small(part)
+    samples = [transform(picture(50, 40, seed), np.random.default_rng(seed)) for seed in range(6)]
+    views = {name: torch.stack([sample.views[name] for sample in samples]) for name in transform.views}
+    targets = {name: torch.stack([sample.targets[name] for sample in samples]) for name in transform.answers}
+    given = {name: view.clone() for name, view in views.items()}
+    batch = transform.on_device(Batch(views, targets, torch.arange(6)), Draws(1))
+    assert equal(views, given), "what comes from the loader is left alone"
+    assert equal(batch.targets, targets)
+    torch.manual_seed(99)
+    assert equal(batch.views, transform.on_device(Batch(views, targets, torch.arange(6)), Draws(1)).views)
+    for name, view in batch.views.items():
+        assert view.shape == views[name].shape
+        assert view.dtype == torch.float32 and view.isfinite().all()
+        assert -3 < view.min() < 0 < view.max() < 3, "ImageNet's normalisation"
+
+
+@every("transforms")
+def test_plain_only_normalises(part):
+    transform = small(part)
+    images = torch.stack([torch.zeros(3, 8, 8), torch.full((3, 8, 8), 255)]).to(torch.uint8)
+    low, high = transform.plain(images)
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    torch.testing.assert_close(low[:, 0, 0], -mean / std, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(high[:, 0, 0], (1 - mean) / std, rtol=1e-4, atol=1e-4)
+    assert images[1].eq(255).all()
+
+
+@every("transforms")
+def test_its_state_is_the_same_in_every_process(part):
+    assert equal(small(part).state(), small(part).state())
+
+
+# ---------------------------------------------------------------------------------------------------------------------- samplers
+
+
+def unit(*shape, seed=0):
+    return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
+
+
+def snapshot(module):
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def remembers(part):
+    return part.load().recall is not NegativeSampler.recall
+
+
+@every("samplers")
+def test_drawing_does_not_update_and_gives_count_candidates(part):
+    sampler, index = small(part, 6, 30), torch.tensor([3, 0, 29])
+    before = snapshot(sampler)
+    for shape in [(3, 6), (2, 3, 6)]:
+        terms = shape[0] if len(shape) == 3 else 1
+        negatives = sampler.draw(index, Draws(1), terms)
+        cosines = negatives.similarity(unit(*shape))
+        assert cosines.shape[:-1] == shape[:-1]
+        assert cosines.dtype == torch.float32 and cosines.max() <= 1 + 1e-5
+        assert negatives.count <= cosines.shape[-1] <= negatives.count + 1
+        same = sampler.draw(index, Draws(1), terms).similarity(unit(*shape))
+        assert torch.equal(cosines, same), "a draw is a function of its key"
+    assert equal(snapshot(sampler), before)
+
+
+@every("samplers")
+def test_the_own_image_is_no_negative(part):
+    if not remembers(part):
+        pytest.skip("remembers no image")
+    sampler, index = small(part, 6, 30), torch.arange(30)
+    for key in range(20):
+        assert sampler.draw(index, Draws(key)).similarity(sampler.recall(index)).max() < 0.9999
+
+
+@every("samplers")
+def test_updates_keep_unit_norms_and_touch_no_other_image(part):
+    if not remembers(part):
+        pytest.skip("remembers no image")
+    sampler, index, everyone = small(part, 6, 30), torch.tensor([3, 0, 29]), torch.arange(30)
+    before = sampler.recall(everyone).clone()
+    sampler.update(index, 5 * unit(3, 6))
+    after = sampler.recall(everyone)
+    torch.testing.assert_close(after.norm(dim=1), torch.ones(30))
+    assert [i for i in range(30) if not torch.equal(before[i], after[i])] == [0, 3, 29]
+    sampler.fill(index, 5 * unit(3, 6, seed=1))
+    torch.testing.assert_close(sampler.recall(index), unit(3, 6, seed=1))
+
+
+@every("samplers")
+def test_all_its_memory_is_in_its_state(part):
+    sampler, index = small(part, 6, 30), torch.tensor([3, 0, 29])
+    sampler.update(index, unit(3, 6))
+    other = small(part, 6, 30)
+    other.load_state_dict(sampler.state_dict())
+    query = unit(2, 3, 6, seed=2)
+    one, two = (each.draw(index, Draws(5), 2).similarity(query) for each in (sampler, other))
+    assert torch.equal(one, two)
+    kept = {name for name, value in vars(sampler).items() if isinstance(value, torch.Tensor)}
+    assert not kept, "tensors outside of the state dictionary are lost by a resume"
+
+
+# ------------------------------------------------------------------------------------------------------------------------ losses
+
+ANSWERS = {"cross_entropy"}
+"""Losses that compare logits with numbers of classes; all others compare vectors with memory."""
+
+
+def question(part, dtype=torch.float32):
+    """prediction, target and negatives that the loss may be asked with."""
+    if part.name in ANSWERS:
+        return torch.zeros(8, 10, dtype=dtype, requires_grad=True), torch.arange(8), None
+    sampler = registry.find("samplers", "memory_bank").load()(128, 400, negatives=300)
+    prediction = unit(2, 8, 128, seed=3).to(dtype).requires_grad_()
+    return prediction, unit(8, 128, seed=4), sampler.draw(torch.arange(8), Draws(1), 2)
+
+
+@every("losses")
+def test_a_loss_is_a_finite_differentiable_scalar(part):
+    prediction, target, negatives = question(part)
+    value = small(part)(prediction, target, negatives)
+    value.backward()
+    assert value.shape == () and value.dtype == torch.float32 and value.isfinite()
+    assert prediction.grad.isfinite().all() and prediction.grad.abs().sum() > 0
+
+
+@every("losses")
+def test_a_loss_stays_float32_under_autocast(part):
+    prediction, target, negatives = question(part, torch.bfloat16)
+    loss = small(part)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value = loss(prediction, target, negatives)
+    assert value.dtype == torch.float32
+    outside = small(part)(prediction.detach().float(), target, negatives)
+    torch.testing.assert_close(value, outside, rtol=1e-3, atol=1e-3)
+
+
+@every("losses")
+def test_a_loss_is_at_first_what_it_says(part):
+    prediction, target, negatives = question(part)
+    loss = small(part)
+    answers = 10 if part.name in ANSWERS else 128
+    expected = loss.at_start(dim=answers, negatives=300)
+    if expected is not None:
+        assert math.isclose(loss(prediction, target, negatives).item(), expected, rel_tol=0.15)
+
+
+# ----------------------------------------------------------------------------------------------------------------------- methods
+
+SHIPPED = sorted(RECIPES.glob("*.yaml"))
+
+
+def test_every_method_of_ours_has_a_recipe():
+    ours = {part.name for part in registry.parts("methods") if part.distribution == "sslkit"}
+    assert ours <= {recipe.read(path).method.use for path in SHIPPED}
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    for number in range(8):
+        picture(70, 60, number).save(folder / f"{number}.png")
+    return folder
+
+
+@pytest.mark.parametrize("path", [pytest.param(path, id=path.stem) for path in SHIPPED])
+def test_every_shipped_recipe_trains_a_step(path, photos):
+    settings = ["train.batch_size=4", "train.epochs=1", "train.workers=0", "train.device=cpu", "train.precision=fp32"]
+    run = build.build(recipe.read(path, overrides=settings, data=str(photos)))
+    before = {name: value.detach().clone() for name, value in run.method.encoder.named_parameters()}
+    steps = trainer.train(run)
+    first, second = next(steps), next(steps)
+    for step in (first, second):
+        assert step.loss.shape == () and step.loss.isfinite() and not step.loss.requires_grad
+        assert step.metrics
+        assert all(v.shape == () and v.isfinite() and not v.requires_grad for v in step.metrics.values())
+    moved = [name for name, value in run.method.encoder.named_parameters() if not torch.equal(value, before[name])]
+    assert moved, "the encoder learns"
+    expected = run.method.loss.at_start(
+        dim=next(iter(run.method.heads.values())).out_dim,
+        negatives=run.method.sampler.draw(first.index, Draws(1)).count if run.method.sampler is not None else 1,
+    )
+    if expected is not None:
+        assert 0.2 * expected < first.loss.item() < 3 * expected + 2
+
+
+# ---------------------------------------------------------------------------------------------------------------------- datasets
+
+
+@every("datasets")
+def test_a_dataset_holds_named_images_or_says_what_is_missing(part, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    signature = part.signature()
+    options = {name: str(tmp_path / "nowhere") for name, o in signature.options.items() if o.default is registry.REQUIRED}
+    try:
+        source = part.load()("pretrain", **signature.arguments(options))
+    except DataError as error:
+        assert len(str(error)) > 20 and "\n" not in str(error), "one sentence"
+        assert not list(tmp_path.iterdir()), "nothing is made"
+        return
+    assert len(source) == len(source.names) == len(set(map(str, source.names)))
+    image = source.image(len(source) - 1)
+    assert image.mode == "RGB"
+    again = part.load()("pretrain", **signature.arguments(options))
+    assert list(again.names) == list(source.names)
+    assert again.image(len(source) - 1).tobytes() == image.tobytes()
+    if source.labels is not None:
+        assert len(source.labels) == len(source) and source.labels.dtype == np.int64
+        assert set(source.labels.tolist()) <= set(range(len(source.classes)))
+    if source.has_val:
+        val = part.load()("val", **signature.arguments(options))
+        assert list(val.classes) == list(source.classes)
+        assert val.image(0).tobytes() != source.image(0).tobytes()
+
+
+# ------------------------------------------------------------------------------------------------------------------- evaluations
+
+
+@every("evaluations")
+def test_an_evaluation_can_be_made_from_the_command_line(part):
+    options = part.signature().options
+    words = [word for option in options.values() for word in (f"--{option.name}", str(option.default))]
+    choice = recipe.read_evaluation(part.name, words)
+    assert choice.options == {name: option.default for name, option in options.items()}
+    assert isinstance(build.make(choice), Evaluation)
