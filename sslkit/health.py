@@ -54,7 +54,8 @@ class Health:
                 if spread < COLLAPSED:
                     return f"collapsed: {name} is {spread:.2f} (0 = all images the same, 1 = spread evenly); the outputs say nothing about the image"
         loss = fmean(row.loss for row in self.last)
-        if self.expected is not None and self.last[-1].step > self.steps / 4 and loss > 0.98 * self.expected:
+        settled = len(self.last) == WINDOW and self.last[-1].step > self.steps / 4
+        if self.expected is not None and settled and loss > 0.98 * self.expected:
             return f"not learning: after {self.last[-1].step} of {self.steps} steps the loss is {loss:.2f}, at chance ({self.expected:.2f})"
         return f"healthy: loss {loss:.2f}" + (f", {self.expected:.2f} at chance" if self.expected is not None else "")
 

@@ -208,6 +208,9 @@ class NegativeSampler(nn.Module, ABC):
 class Loss(nn.Module, ABC):
     """(prediction, target, negatives) → scalar. Remembers nothing between steps."""
 
+    needs_negatives: ClassVar[bool] = False
+    """True: only a method that has a sampler can use this loss."""
+
     @abstractmethod
     def forward(self, prediction: Tensor, target: Tensor, negatives: Negatives | None = None) -> Tensor:
         """prediction [N,…] or [T,N,…], target [N,…] → float32 scalar: mean over N, weighted mean over T."""

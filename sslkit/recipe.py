@@ -427,7 +427,7 @@ class _Reading:
             if section in self.content:
                 sections[section] = self._settings(section, settings)
         if isinstance(heads, dict):
-            self._cross_check(sections.get("method"), sections.get("transform"), list(heads))
+            self._cross_check(sections.get("method"), sections.get("transform"), list(heads), sections.get("loss"))
         if self.faults:
             raise RecipeError(*sorted(self.faults, key=self._order))
         return Recipe(**sections)
@@ -483,7 +483,7 @@ class _Reading:
             )
         return None if faults else settings(**options)
 
-    def _cross_check(self, method: Choice | None, transform: Choice | None, heads: list[str]) -> None:
+    def _cross_check(self, method: Choice | None, transform: Choice | None, heads: list[str], loss: Choice | None) -> None:
         if method is None:
             return
         wiring = method.part.signature().attributes
@@ -516,6 +516,8 @@ class _Reading:
             )
         if stores is None and "sampler" in self.content:
             self.refuse(("sampler",), f"method '{method.use}' uses no sampler, this one would be ignored; remove the section")
+        if stores is None and loss is not None and loss.part.signature().attributes.get("needs_negatives"):
+            self.refuse(("loss",), f"loss '{loss.use}' needs the negatives of a sampler, and method '{method.use}' has none")
 
 
 def _transforms_with(view: str) -> list[str]:

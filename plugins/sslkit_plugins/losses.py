@@ -43,6 +43,8 @@ class LambdaNCE(Loss):
     * `info_nce`: -log(e₀/(e₀+Σⱼ eⱼ)), as PIRL's MLP models (with τ = 0.1) and PyContrast have it.
     """
 
+    needs_negatives = True
+
     def __init__(
         self,
         *,

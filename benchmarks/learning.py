@@ -1,0 +1,107 @@
+"""Does it learn? Trains recipes with several seeds, evaluates each run, and prints one table beside every floor.
+
+    python benchmarks/learning.py shapes
+    python benchmarks/learning.py folder --data DIR --epochs 100 --methods pirl_jigsaw npid rotnet
+    python benchmarks/learning.py folder --data DIR --table                # only the table of what is there
+
+Every run is a `sslkit train` of its own, so a killed benchmark goes on where it stopped when it is started again.
+Scores are means over seeds, with the 95 % interval of Student's t where there are several.
+"""
+
+import argparse
+import json
+import math
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import fmean, stdev
+
+from sslkit.evaluate.features import T_95
+
+METHODS = ["pirl_jigsaw", "pirl_rotation", "npid", "jigsaw", "rotnet"]
+RECIPES = Path(__file__).parent.parent / "recipes"
+
+
+def sslkit(threads: int, log: Path, *arguments: str) -> None:
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    with log.open("a") as out:
+        subprocess.run([sys.executable, "-m", "sslkit", *arguments], env=environment, stdout=out, stderr=out, check=True)
+
+
+def run(method: str, seed: int, options: argparse.Namespace) -> Path:
+    """Train and evaluate one recipe with one seed, or what is left of that; returns the run folder."""
+    root = options.runs / options.set / f"seed{seed}"
+    log = root / f"{method}.log"
+    root.mkdir(parents=True, exist_ok=True)
+    latest = root / method / "latest"
+    finished = latest / "finished"
+    if not finished.exists():
+        if list(latest.glob("checkpoints/step-*")):
+            sslkit(options.threads, log, "train", "--resume", str(latest))
+        else:
+            overrides = [f"train.seed={seed}", *options.overrides]
+            if options.epochs:
+                overrides.append(f"train.epochs={options.epochs}")
+            data = ["--data", str(options.data)] if options.data else []
+            sets = [word for override in overrides for word in ("--set", override)]
+            sslkit(options.threads, log, "train", str(options.recipes / f"{method}.yaml"), "--runs", str(root), *data, *sets)
+        finished.touch()
+    for evaluation in ("linear", "knn"):
+        if not (latest / "eval" / f"{evaluation}.json").exists():
+            sslkit(options.threads, log, "eval", evaluation, str(latest))
+    return latest
+
+
+def interval(values: list[float]) -> str:
+    if len(values) == 1:
+        return f"{values[0]:.1f}"
+    return f"{fmean(values):.1f} ± {T_95[len(values) - 2] * stdev(values) / math.sqrt(len(values)):.1f}"
+
+
+def table(folders: dict[str, list[Path]]) -> str:
+    """Markdown: floors first, from the first method's runs, then each method."""
+    lines = ["| features | linear probe | kNN | seeds |", "|---|---|---|---|"]
+    scores = {
+        method: [[json.loads((folder / "eval" / f"{name}.json").read_text()) for name in ("linear", "knn")] for folder in there]
+        for method, there in folders.items()
+    }
+    first = next(iter(scores.values()))
+    for floor in first[0][0]["floors"]:
+        values = [[pair[i]["floors"][floor] for pair in first] for i in (0, 1)]
+        lines.append(f"| {floor} | {interval(values[0])} | {interval(values[1])} | {len(first)} |")
+    for method, pairs in scores.items():
+        values = [[pair[i]["layers"]["features"]["top1"] for pair in pairs] for i in (0, 1)]
+        lines.append(f"| **{method}** | {interval(values[0])} | {interval(values[1])} | {len(pairs)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("set", metavar="NAME", help="a name for the runs' folder: shapes, caltech10_tiny, …")
+    parser.add_argument("--data", type=Path, help="an image folder; the recipes' own data if left out")
+    parser.add_argument("--methods", nargs="+", default=METHODS)
+    parser.add_argument("--recipes", type=Path, default=RECIPES)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--epochs", type=int)
+    parser.add_argument("--override", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at once, each with --threads threads")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--runs", type=Path, default=Path("runs/learning"))
+    parser.add_argument("--table", action="store_true", help="train nothing")
+    options = parser.parse_args()
+    jobs = [(method, seed) for seed in options.seeds for method in options.methods]
+    if not options.table:
+        with ThreadPoolExecutor(options.jobs) as pool:
+            list(pool.map(lambda job: run(*job, options), jobs))
+    folders: dict[str, list[Path]] = {}
+    for method, seed in jobs:
+        folder = options.runs / options.set / f"seed{seed}" / method / "latest"
+        if (folder / "eval" / "knn.json").exists():
+            folders.setdefault(method, []).append(folder)
+    print(table(folders))
+
+
+if __name__ == "__main__":
+    main()

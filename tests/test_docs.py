@@ -1,0 +1,64 @@
+"""What is written down is true: recipes are valid and trainable in principle, the reference is current, commands exist."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from sslkit import recipe
+from sslkit.cli import app
+
+ROOT = Path(__file__).parent.parent
+RECIPES = sorted(ROOT.glob("recipes/**/*.yaml"))
+PAGES = sorted([*ROOT.glob("docs/*.md"), ROOT / "README.md", *ROOT.glob("recipes/**/*.yaml")])
+
+
+def test_there_are_recipes():
+    names = {str(path.relative_to(ROOT / "recipes")) for path in RECIPES}
+    assert {"pirl_jigsaw.yaml", "pirl_rotation.yaml", "npid.yaml", "jigsaw.yaml", "rotnet.yaml"} <= names
+    assert {f"imagenet/pirl_{name}.yaml" for name in ("jigsaw", "rotation", "jigsaw_rotation", "jigsaw_mlp")} <= names
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(ROOT / "recipes")))
+def test_recipe_is_valid_and_says_where_it_comes_from(path):
+    made = recipe.read(path)
+    assert made.name == path.stem
+    head = path.read_text(encoding="utf-8").split("\nname:")[0]
+    assert f"sslkit train {path.relative_to(ROOT)}" in head
+    assert "arXiv:" in head or "VISSL" in head
+
+
+@pytest.mark.parametrize("name", ["jigsaw", "rotation", "jigsaw_rotation"])
+def test_full_size_recipes_hold_the_papers_settings(name):
+    """Spec sections 1, 3, 4 and 5."""
+    made = recipe.read(ROOT / "recipes" / "imagenet" / f"pirl_{name}.yaml")
+    assert made.encoder.options["model"] == "resnet50"
+    assert made.sampler.options["negatives"] == 32_000 and made.sampler.options["momentum"] == 0.5
+    assert made.loss.options == {"lambda": 0.5, "temperature": 0.07, "form": "official"}
+    assert (made.optimizer.use, made.optimizer.lr, made.optimizer.momentum, made.optimizer.nesterov) == ("sgd", 0.12, 0.9, False)
+    assert made.optimizer.weight_decay == 1e-4 and made.optimizer.exempt_norms_and_biases
+    assert (made.schedule.use, made.schedule.final_lr, made.schedule.per) == ("cosine", 1.2e-4, "epoch")
+    assert (made.train.epochs, made.train.batch_size) == (800, 1024)
+    assert made.transform.options["size"] == 224 and made.transform.options["colours"] == "official"
+    if "jigsaw" in name:
+        assert (made.transform.options["resize"], made.transform.options["patch"], made.transform.options["grid"]) == (255, 64, 3)
+
+
+def test_reference_is_current():
+    ran = subprocess.run([sys.executable, ROOT / "scripts" / "reference.py", "--check"], check=False)
+    assert ran.returncode == 0, "run: python scripts/reference.py"
+
+
+def test_commands_and_files_named_in_the_docs_exist():
+    commands = set(get_command(app).commands)
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for command in re.findall(r"^(?:# )?sslkit ([a-z]+)", text, re.MULTILINE):
+            assert command in commands, f"{page.name}: sslkit {command}"
+        for name in re.findall(r"recipes/[\w/]+\.yaml", text):
+            assert (ROOT / name).exists() or "mine" in name, f"{page.name}: {name}"
+        for link in re.findall(r"\]\((?!http)([^)#]+)\)", text):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"
