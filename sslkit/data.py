@@ -7,11 +7,11 @@ image can be replaced by one that is not in the batch already.
 import hashlib
 import math
 import os
+import re
 import signal
 import sys
-import warnings
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from sslkit.errors import DataError
-from sslkit.interfaces import Batch, ImageSource, PretextTransform, Sample
+from sslkit.interfaces import Batch, ImageSource, PretextTransform
 
 ORDER, VIEWS, FIRST_PASS, REPLACEMENT = range(4)
 """Streams of random numbers: the order of an epoch, an image's views, its views in the first pass, what replaces it."""
@@ -38,11 +38,10 @@ def fingerprint(source: ImageSource) -> str:
 
 
 def auto_workers(device_type: str) -> int:
-    """Loader processes: up to 16 beside a GPU; half of the cores where the CPU itself trains."""
+    """Loader processes of one training process: up to 16 beside a GPU; half of its share of the cores where the CPU itself trains."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if device_type == "cuda":
-        return min(16, max(1, cores // max(1, torch.cuda.device_count())))
-    return cores // 2
+    share = cores // int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("WORLD_SIZE") or 1)
+    return min(16, max(1, share)) if device_type == "cuda" else share // 2
 
 
 def split_by_class(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -67,47 +66,81 @@ class Ticket(NamedTuple):
 
 
 class _Builder(Dataset):
-    """Ticket → Batch."""
+    """Ticket → the fields of a Batch. They become one in the process that trains: pinning looks into tuples and dictionaries only."""
 
     def __init__(self, source: ImageSource, transform: PretextTransform, seed: int) -> None:
         self.source, self.transform, self.seed = source, transform, seed
 
-    def __getitem__(self, ticket: Ticket) -> Batch:
+    def __getitem__(self, ticket: Ticket) -> tuple[Any, ...] | DataError:
         taken = set(ticket.indices.tolist())
         samples, index, unreadable = [], [], []
         for wanted in ticket.indices[ticket.first : ticket.last].tolist():
             number, replacements = wanted, np.random.default_rng((self.seed, REPLACEMENT, ticket.epoch, wanted))
-            while True:
-                try:
-                    samples.append(self._sample(ticket, number))
-                    break
-                except Exception as error:
-                    unreadable.append((str(self.source.names[number]), f"{type(error).__name__}: {error}"))
+            while isinstance(image := _read(self.source, number), str):
+                unreadable.append((str(self.source.names[number]), image))
                 if len(taken) == len(self.source):
-                    raise DataError(f"{unreadable[-1][0]} cannot be read, and no image is left to replace it ({unreadable[-1][1]})")
+                    return DataError(
+                        f"{self.source.names[number]} cannot be read ({image}), and no image is left to replace it in a batch of "
+                        f"{len(ticket.indices)}; mend or remove it"
+                    )
                 while number in taken:
                     number = int(replacements.integers(len(self.source)))
                 taken.add(number)
+            samples.append(self.transform(image, np.random.default_rng((self.seed, ticket.stream, ticket.epoch, number))))
             index.append(number)
         views = {name: torch.stack([sample.views[name] for sample in samples]) for name in samples[0].views}
         targets = {name: torch.stack([sample.targets[name] for sample in samples]) for name in samples[0].targets}
-        return Batch(views, targets, torch.tensor(index), tuple(unreadable))
+        return views, targets, torch.tensor(index), tuple(unreadable)
 
-    def _sample(self, ticket: Ticket, number: int) -> Sample:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            image = self.source.image(number)
-        return self.transform(image, np.random.default_rng((self.seed, ticket.stream, ticket.epoch, number)))
+
+def _read(source: ImageSource, index: int) -> Image.Image | str:
+    """The image, or the reason why there is none. A fault of a transform is not an image's, so that it is not caught here."""
+    try:
+        return source.image(index)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
 
 
 def _begin_worker(_: int) -> None:
-    """One thread, and Ctrl-C left to the process that trains."""
+    """One thread; signals are left to the process that trains, for schedulers send them to all."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _whole(item: object) -> object:
     return item
+
+
+def _deliver(builder: Dataset, orders: Iterable[Any], workers: int, pin: bool = False) -> Iterator[Any]:
+    """What `builder` makes of each order, in their sequence, made ahead by `workers` processes. Raises the DataError that it returns.
+
+    An error that a worker *raised* would reach the user with the worker's traceback in its text.
+    """
+    made: Iterable[Any] = map(builder.__getitem__, orders)
+    if workers:
+        made = DataLoader(
+            builder,
+            batch_size=None,
+            sampler=orders,
+            num_workers=workers,
+            collate_fn=_whole,
+            prefetch_factor=PREFETCH,
+            worker_init_fn=_begin_worker,
+            multiprocessing_context="fork" if sys.platform == "linux" else "spawn",
+            pin_memory=pin,
+        )
+    try:
+        for item in made:
+            if isinstance(item, DataError):
+                raise item
+            yield item
+    except RuntimeError as error:
+        if not re.match(r"DataLoader worker \(pid", str(error)):
+            raise
+        raise DataError(
+            f"a loader process was ended by the system, for lack of memory perhaps; --set train.workers=0 needs least ({error})"
+        ) from error
 
 
 class Loader:
@@ -139,13 +172,13 @@ class Loader:
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """The batches of steps `start` … `stop`-1, read ahead across the borders of epochs."""
-        return self._deliver(self._steps(start, stop))
+        return self._batches(self._steps(start, stop))
 
     def first_pass(self) -> Iterator[Batch]:
         """Every image once, in order, with views of its own; the last batch is filled up from the beginning."""
         count = math.ceil(len(self.source) / self.step_size)
         places = np.arange(count * self.step_size) % len(self.source)
-        return self._deliver(
+        return self._batches(
             self._ticket(FIRST_PASS, 0, places[i * self.step_size : (i + 1) * self.step_size]) for i in range(count)
         )
 
@@ -160,39 +193,25 @@ class Loader:
     def _ticket(self, stream: int, epoch: int, indices: np.ndarray) -> Ticket:
         return Ticket(stream, epoch, indices, self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
 
-    def _deliver(self, tickets: Iterator[Ticket]) -> Iterator[Batch]:
-        if self.workers == 0:
-            return map(self.builder.__getitem__, tickets)
-        return iter(
-            DataLoader(
-                self.builder,
-                batch_size=None,
-                sampler=tickets,
-                num_workers=self.workers,
-                collate_fn=_whole,
-                prefetch_factor=PREFETCH,
-                worker_init_fn=_begin_worker,
-                multiprocessing_context="fork" if sys.platform == "linux" else "spawn",
-                pin_memory=self.pin,
-            )
-        )
+    def _batches(self, tickets: Iterable[Ticket]) -> Iterator[Batch]:
+        return (Batch(*fields) for fields in _deliver(self.builder, tickets, self.workers, self.pin))
 
 
 class _Plain(Dataset):
-    """Index → uint8 [3,size,size], un-augmented."""
+    """Indices [N] → uint8 [N,3,size,size], un-augmented, and the indices."""
 
     def __init__(self, source: ImageSource, size: int) -> None:
         self.source, self.size = source, size
 
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        try:
-            image = self.source.image(index)
-        except Exception as error:
-            raise DataError(f"{self.source.names[index]} cannot be read, and an evaluation replaces no image ({error})") from error
-        return torch.from_numpy(np.array(plain_view(image, self.size)).transpose(2, 0, 1).copy()), index
+    def __getitem__(self, indices: np.ndarray) -> tuple[Tensor, Tensor] | DataError:
+        pixels = np.empty((len(indices), self.size, self.size, 3), np.uint8)
+        for row, index in enumerate(indices.tolist()):
+            if isinstance(image := _read(self.source, index), str):
+                return DataError(
+                    f"{self.source.names[index]} cannot be read, and an evaluation replaces no image: mend or remove it ({image})"
+                )
+            pixels[row] = np.asarray(plain_view(image, self.size))
+        return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(indices)
 
 
 def plain_view(image: Image.Image, size: int) -> Image.Image:
@@ -209,9 +228,5 @@ def plain_view(image: Image.Image, size: int) -> Image.Image:
 
 def plain_batches(source: ImageSource, size: int, batch_size: int, workers: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
     """uint8 [N,3,size,size] and index [N] of every image in order, as evaluations show them (`plain_view`)."""
-    context = None if workers == 0 else "fork" if sys.platform == "linux" else "spawn"
-    return iter(
-        DataLoader(
-            _Plain(source, size), batch_size, num_workers=workers, worker_init_fn=_begin_worker, multiprocessing_context=context
-        )
-    )
+    orders = np.split(np.arange(len(source)), range(batch_size, len(source), batch_size))
+    return _deliver(_Plain(source, size), orders, workers)
