@@ -46,7 +46,14 @@ def pick_device(name: str) -> torch.device:
     if not available[name]:
         usable = ", ".join(kind for kind, there in available.items() if there)
         raise RecipeError(Fault("train.device", f"this machine has no '{name}' device; use auto or one of: {usable}"))
-    return torch.device(name, distributed.local_rank()) if name == "cuda" else torch.device(name)
+    if name != "cuda":
+        return torch.device(name)
+    number, count = distributed.local_rank(), torch.cuda.device_count()
+    if number >= count:
+        raise RecipeError(
+            Fault("train.device", f"this machine has {count} GPUs, too few for one to each process; start at most {count}")
+        )
+    return torch.device(name, number)
 
 
 def pick_precision(name: str, device: torch.device) -> torch.dtype:
@@ -128,6 +135,8 @@ def build(recipe: Recipe) -> Run:
                 "train.batch_size", f"{chosen.batch_size} images cannot be shared by {world} processes; take a multiple of {world}"
             )
         )
+    if chosen.sync_batchnorm and world > 1 and device.type != "cuda":
+        raise RecipeError(Fault("train.sync_batchnorm", f"PyTorch has it on GPUs alone, not on '{device.type}'; set it to false"))
     if chosen.deterministic:
         torch.use_deterministic_algorithms(True)
     source = make_source(recipe, "pretrain")

@@ -2,7 +2,7 @@
 
 runs/<recipe>/<time>/                 `latest` beside it points to the newest
   recipe.yaml  environment.json  metrics.jsonl  encoder.safetensors  curves.png  views.png  eval/…
-  checkpoints/step-00000120/          method.safetensors  optimizer.safetensors  state.json (written last inside, with checksums)
+  checkpoints/step-00000120/          method.safetensors  optimizer.safetensors  state.json  SHA256SUMS (as `sha256sum -c` reads it)
 """
 
 import hashlib
@@ -11,6 +11,8 @@ import os
 import platform
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -27,6 +29,7 @@ from sslkit.errors import CheckpointError
 from sslkit.recipe import Recipe
 
 STEP = "step-{:08d}"
+FILES = ("method.safetensors", "optimizer.safetensors", "state.json")
 
 
 def new_folder(root: Path, recipe: Recipe) -> Path:
@@ -74,18 +77,33 @@ def find_folder(where: Path | None, root: Path = Path("runs")) -> Path:
     return max(runs, key=lambda folder: (folder.stat().st_mtime, folder.name)).resolve()
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """A CheckpointError that names `path` where the system refuses."""
+    try:
+        yield
+    except (OSError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from error
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path to write to, which takes the place of `path` when all is written: the whole file or none of it."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    with writing(path):
+        try:
+            yield beside
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """The whole text or none of it."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with beside.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise CheckpointError(f"cannot write {path}: {error.strerror}") from error
+    with replacing(path) as beside, beside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def environment(run: Run) -> dict[str, Any]:
@@ -108,9 +126,19 @@ def environment(run: Run) -> dict[str, Any]:
     }
 
 
+GROUP = "group "
+"""Begins the key of what an optimizer added to a group of parameters (LAMB counts its steps there)."""
+
+
 def _flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
-    tensors, numbers = {}, {}
-    for key, values in optimizer.state_dict()["state"].items():
+    tensors: dict[str, Tensor] = {}
+    numbers: dict[str, dict[str, Any]] = {}
+    given = {"params", "initial_lr", *optimizer.defaults}
+    added = {
+        f"{GROUP}{number}": {name: value for name, value in group.items() if name not in given}
+        for number, group in enumerate(optimizer.param_groups)
+    }
+    for key, values in (optimizer.state_dict()["state"] | added).items():
         for name, value in values.items():
             if isinstance(value, Tensor):
                 tensors[f"{key}.{name}"] = value
@@ -120,22 +148,33 @@ def _flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tens
 
 
 def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], numbers: dict[str, dict[str, Any]]) -> None:
-    state: dict[int, dict[str, Any]] = {int(key): dict(values) for key, values in numbers.items()}
+    state: dict[int, dict[str, Any]] = {}
+    groups = optimizer.state_dict()["param_groups"]
+    for key, values in numbers.items():
+        held = groups[int(key.removeprefix(GROUP))] if key.startswith(GROUP) else state.setdefault(int(key), {})
+        held.update(values)
     parameters = [value for group in optimizer.param_groups for value in group["params"]]
     for name, value in tensors.items():
         key, entry = name.split(".", 1)
+        if key.startswith(GROUP):
+            groups[int(key.removeprefix(GROUP))][entry] = value
+            continue
         owner = parameters[int(key)]
         if value.shape == owner.shape:
             value = torch.empty_like(owner, dtype=value.dtype).copy_(value)
         state.setdefault(int(key), {})[entry] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
-def _save_tensors(tensors: dict[str, Tensor], path: Path) -> str:
-    """Write, flush to the disk, and return the file's SHA-256."""
+def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write, and flush to the disk."""
     save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path)
     with path.open("rb") as file:
         os.fsync(file.fileno())
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -156,17 +195,16 @@ def save(run: Run, folder: Path) -> Path:
             "images": len(run.source),
             "fingerprint": run.fingerprint,
             "unreadable": run.unreadable,
-            "optimizer": numbers,
-            "sha256": {
-                "method.safetensors": _save_tensors(method | transform, beside / "method.safetensors"),
-                "optimizer.safetensors": _save_tensors(moments, beside / "optimizer.safetensors"),
-            },
+            "optimizer": {"name": type(run.optimizer).__name__, "state": numbers},
         }
+        _save_tensors(method | transform, beside / "method.safetensors")
+        _save_tensors(moments, beside / "optimizer.safetensors")
         write_text(beside / "state.json", json.dumps(state, indent=1))
+        write_text(beside / "SHA256SUMS", "".join(f"{_checksum(beside / name)}  {name}\n" for name in FILES))
         if final.exists():
             shutil.rmtree(final)
         beside.replace(final)
-    except (OSError, safetensors.SafetensorError) as error:
+    except (OSError, CheckpointError, safetensors.SafetensorError) as error:
         shutil.rmtree(beside, ignore_errors=True)
         raise CheckpointError(
             f"cannot write the checkpoint of step {run.step} into {home}: {error}; the checkpoints before it are untouched"
@@ -179,14 +217,13 @@ def save(run: Run, folder: Path) -> Path:
 def read_state(checkpoint: Path) -> dict[str, Any]:
     """The state of a checkpoint whose files are whole; CheckpointError says what is wrong with them."""
     try:
-        state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
-        for name, expected in state["sha256"].items():
-            with (checkpoint / name).open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != expected:
-                    raise CheckpointError(f"{checkpoint / name} is not what was written (its checksum differs)")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        sums = (checkpoint / "SHA256SUMS").read_text(encoding="utf-8").split()
+        for name in FILES:
+            if sums.count(name) != 1 or sums[sums.index(name) - 1] != _checksum(checkpoint / name):
+                raise CheckpointError(f"{checkpoint / name} is not what was written (its checksum differs)")
+        return json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{checkpoint} is damaged ({type(error).__name__}: {error})") from error
-    return state
 
 
 def newest(folder: Path) -> tuple[Path, dict[str, Any], list[str]]:
@@ -234,18 +271,19 @@ def resume(run: Run, folder: Path) -> list[str]:
         raise CheckpointError(
             f"the transform's state in {checkpoint} is not what the installed plugin makes; install the version that began the run"
         )
-    _restore_optimizer(run.optimizer, load_file(checkpoint / "optimizer.safetensors"), state["optimizer"])
+    name = type(run.optimizer).__name__
+    if state["optimizer"]["name"] != name:
+        raise CheckpointError(
+            f"{checkpoint} does not fit the recipe beside it (it was saved by {state['optimizer']['name']}, not {name}); was recipe.yaml changed since?"
+        )
+    _restore_optimizer(run.optimizer, load_file(checkpoint / "optimizer.safetensors"), state["optimizer"]["state"])
     run.step, run.unreadable = state["step"], dict(state["unreadable"])
     return notes
 
 
 def save_encoder(run: Run, folder: Path) -> Path:
     """encoder.safetensors: the encoder alone, under its library's own names."""
-    path, beside = folder / "encoder.safetensors", folder / f".encoder-{os.getpid()}"
-    try:
+    path = folder / "encoder.safetensors"
+    with replacing(path) as beside:
         _save_tensors(run.method.encoder.weights(), beside)
-        beside.replace(path)
-    except (OSError, safetensors.SafetensorError) as error:
-        beside.unlink(missing_ok=True)
-        raise CheckpointError(f"cannot write {path}: {error}") from error
     return path

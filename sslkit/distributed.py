@@ -5,16 +5,19 @@ the same rows in the same order.
 """
 
 import os
+import signal
 import subprocess
 import sys
+import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.nn import functional as differentiable
 
 
 def rank() -> int:
@@ -27,16 +30,58 @@ def world() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+GRACE = 10
+"""Seconds that the other processes have to end by themselves after one has failed."""
+
+
 def launched() -> bool:
-    """True in a process that `torchrun` started, before it has joined the others."""
+    """True in a process that `launch` or `torchrun` started."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def launch(devices: int, arguments: list[str]) -> int:
-    """Run `sslkit` with these arguments in `devices` processes under PyTorch's elastic launcher; its exit code."""
-    return subprocess.call(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={devices}", "-m", "sslkit", *arguments]
-    )
+    """Run `sslkit` with these arguments in `devices` processes of this machine, with the environment that `torchrun` would give them.
+
+    Signals go on to all of them; where one fails, the others are ended. Returns the exit code of the first that failed, else 0.
+    """
+    # Held here, the store outlives every process that fails.
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    shared = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(store.port),
+        "WORLD_SIZE": str(devices),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "TORCHELASTIC_RESTART_COUNT": "0",
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // devices))),
+    }
+    processes: list[subprocess.Popen] = []
+
+    def pass_on(signum: int, frame: object) -> None:
+        for process in processes:
+            process.send_signal(signum)
+
+    # Sessions of their own: a terminal sends Ctrl-C to every process of its group, and a second signal stops at once.
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        for number in range(devices):
+            own = {"RANK": str(number), "LOCAL_RANK": str(number)}
+            command = [sys.executable, "-m", "sslkit", *arguments]
+            processes.append(subprocess.Popen(command, env=os.environ | shared | own, start_new_session=True))
+        while True:
+            codes = [process.poll() for process in processes]
+            failed = next((code for code in codes if code), 0)
+            if failed or None not in codes:
+                break
+            time.sleep(0.1)
+        deadline = time.monotonic() + GRACE
+        while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
+            time.sleep(0.1)
+    finally:
+        for process in processes:
+            process.kill()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return failed if failed >= 0 else 128 - failed
 
 
 def local_rank() -> int:
@@ -46,16 +91,37 @@ def local_rank() -> int:
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[None]:
-    """Join the processes that `torchrun` started (NCCL on GPUs, gloo elsewhere); nothing to join where there is one."""
+    """Join the processes that were launched together (NCCL on GPUs, gloo elsewhere); nothing to join where there is one.
+
+    The first process that fails tells why; the others, whose partner is gone or who met the same fault, end in silence.
+    """
     if not launched() or dist.is_initialized():
         yield
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=30))
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    store, number, count = next(dist.rendezvous("env://"))
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(
+        backend, store=dist.PrefixStore(backend, store), rank=number, world_size=count, timeout=timedelta(minutes=30)
+    )
     try:
         yield
         dist.barrier()
-    finally:
-        dist.destroy_process_group()
+    except Exception as error:
+        # No way out leads through a collective, for which the others may never come.
+        if _first_to_fail(store, number) != number:
+            raise SystemExit(2) from error
+        raise
+    dist.destroy_process_group()
+
+
+def _first_to_fail(store: dist.Store, number: int) -> int:
+    """The process that failed first; where the store is gone, rank 0, which held it."""
+    try:
+        return int(store.compare_set("failed", "", str(number)))
+    except RuntimeError:
+        return 0
 
 
 def gather(rows: Tensor) -> Tensor:
@@ -69,7 +135,19 @@ def gather(rows: Tensor) -> Tensor:
 
 def gather_with_gradient(rows: Tensor) -> Tensor:
     """[B,…] of every rank → [world·B,…]; the gradient of a row is summed over the ranks that used it."""
-    return rows if world() == 1 else torch.cat(differentiable.all_gather(rows.contiguous()))
+    return rows if world() == 1 else _Gather.apply(rows)
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        return gather(rows)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        total = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total.chunk(world())[rank()]
 
 
 def mean(value: Tensor) -> Tensor:
@@ -117,4 +195,7 @@ def parallel(method: torch.nn.Module, *, sync_batchnorm: bool, device: torch.dev
     if sync_batchnorm:
         method = torch.nn.SyncBatchNorm.convert_sync_batchnorm(method)
     method.to(device)
-    return torch.nn.parallel.DistributedDataParallel(method, broadcast_buffers=False)
+    with warnings.catch_warnings():
+        # The option's new name is not in the oldest PyTorch that we support.
+        warnings.simplefilter("ignore", FutureWarning)
+        return torch.nn.parallel.DistributedDataParallel(method, broadcast_buffers=False)

@@ -2,10 +2,13 @@
 
 import inspect
 from collections.abc import Callable
+from typing import Any
 
+import torch
 from timm.optim import get_optimizer_class
 from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler
-from torch import nn
+from timm.scheduler.scheduler import Scheduler
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sslkit import recipe
@@ -33,8 +36,8 @@ def make_optimizer(module: nn.Module, chosen: "recipe.Optimizer") -> Optimizer:
     """The optimizer of that name; an option that it does not know is a fault, one left at null is left to it."""
     try:
         cls = get_optimizer_class(chosen.use, bind_defaults=False)
-    except (ValueError, KeyError) as error:
-        raise RecipeError(Fault("optimizer.use", f"timm knows no optimizer '{chosen.use}'")) from error
+    except (AssertionError, ImportError, KeyError, ValueError) as error:
+        raise RecipeError(Fault("optimizer.use", f"timm has no optimizer '{chosen.use}' here: {error}")) from error
     known = inspect.signature(cls).parameters
     options: dict = {"lr": chosen.lr}
     for name in ("momentum", "nesterov", "betas", "eps"):
@@ -45,7 +48,23 @@ def make_optimizer(module: nn.Module, chosen: "recipe.Optimizer") -> Optimizer:
             raise RecipeError(
                 Fault(f"optimizer.{name}", f"the optimizer '{chosen.use}' has no such option; it has {', '.join(known)}")
             )
-    return cls(parameter_groups(module, chosen.weight_decay, chosen.exempt_norms_and_biases), **options)
+    try:
+        _try_out(cls, options, next(module.parameters()).device)
+        return cls(parameter_groups(module, chosen.weight_decay, chosen.exempt_norms_and_biases), **options)
+    except (AssertionError, ImportError, RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise RecipeError(Fault("optimizer.use", f"'{chosen.use}' cannot be used with these options: {reason}")) from error
+
+
+def _try_out(cls: Callable[..., Optimizer], options: dict, device: torch.device) -> None:
+    """One step with one weight, so that an optimizer that cannot step or cannot be saved is refused before anything is trained."""
+    weight = nn.Parameter(torch.ones(2, 2, device=device))
+    optimizer = cls([weight], **options)
+    weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    for name, value in optimizer.state[weight].items():
+        if not isinstance(value, Tensor | int | float | None):
+            raise TypeError(f"it keeps '{name}' as a {type(value).__name__}, which a checkpoint cannot hold")
 
 
 def make_schedule(optimizer: Optimizer, chosen: "recipe.Schedule", epochs: int, steps_per_epoch: int) -> Callable[[int], float]:
@@ -53,16 +72,22 @@ def make_schedule(optimizer: Optimizer, chosen: "recipe.Schedule", epochs: int, 
 
     `per: epoch` holds the rate of an epoch's first step for the whole epoch, as VISSL does for PIRL.
     """
-    warmup = {"warmup_t": round(chosen.warmup_epochs * steps_per_epoch), "warmup_lr_init": chosen.warmup_lr, "t_in_epochs": False}
+    warmup: dict[str, Any] = {
+        "warmup_t": round(chosen.warmup_epochs * steps_per_epoch),
+        "warmup_lr_init": chosen.warmup_lr,
+        "t_in_epochs": False,
+    }
     if chosen.use == "cosine":
-        schedule = CosineLRScheduler(optimizer, t_initial=epochs * steps_per_epoch, lr_min=chosen.final_lr, **warmup)
+        schedule: Scheduler = CosineLRScheduler(optimizer, t_initial=epochs * steps_per_epoch, lr_min=chosen.final_lr, **warmup)
     else:
         drops = {
             "constant": [],
             "step": list(range(chosen.step_epochs, epochs, chosen.step_epochs)),
             "multistep": chosen.milestones,
         }[chosen.use]
-        schedule = MultiStepLRScheduler(optimizer, decay_t=[e * steps_per_epoch for e in drops], decay_rate=chosen.factor, **warmup)
+        # timm drops at the step before the one named.
+        steps = [epoch * steps_per_epoch + 1 for epoch in drops]
+        schedule = MultiStepLRScheduler(optimizer, decay_t=steps, decay_rate=chosen.factor, **warmup)
 
     def set_rate(step: int) -> float:
         schedule.step_update(step if chosen.per == "step" else step // steps_per_epoch * steps_per_epoch)

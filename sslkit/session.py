@@ -81,7 +81,7 @@ class Metrics:
         checkpoint.write_text(path, "".join(kept))
 
     def add(self, rows: list[Row]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
+        with checkpoint.writing(self.path), self.path.open("a", encoding="utf-8") as file:
             file.writelines(row.line() + "\n" for row in rows)
 
 
@@ -152,7 +152,8 @@ def save(run: Run, folder: Path) -> None:
     """The checkpoint, the encoder alone, and the curves so far."""
     checkpoint.save(run, folder)
     checkpoint.save_encoder(run, folder)
-    plot.curves(folder)
+    with checkpoint.writing(folder / "curves.png"):
+        plot.curves(folder)
 
 
 def _tensorboard(folder: Path):
@@ -180,7 +181,8 @@ def run(recipe: Recipe, folder: Path | None, runs: Path) -> int:
             screen.begin(notes, resumed)
             if not resumed:
                 checkpoint.write_text(folder / "environment.json", json.dumps(checkpoint.environment(made), indent=1))
-                plot.views(made.source, made.transform, folder / "views.png", seed=recipe.train.seed)
+                with checkpoint.writing(folder / "views.png"):
+                    plot.views(made.source, made.transform, folder / "views.png", seed=recipe.train.seed)
         health = Health(expected_loss(made.method), made.steps)
         try:
             for rows in follow(made, folder, health):

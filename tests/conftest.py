@@ -1,0 +1,107 @@
+"""What several test files share: a folder of small images, a recipe that trains in a second, and the command line in a process."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sslkit import recipe
+from sslkit.build import Run, build
+
+TINY = """\
+name: tiny
+method:    {{use: pirl}}
+data:      {{use: image_folder, root: '{root}'}}
+transform: {{use: jigsaw, size: 32, grid: 2, resize: 32, patch: 12}}
+encoder:   {{use: timm, model: test_resnet}}
+heads:
+  image:   {{use: linear, out_dim: 16}}
+  patches: {{use: concat_patches, patch_dim: 16, out_dim: 16}}
+sampler:   {{use: memory_bank, negatives: 12}}
+loss:      {{use: lambda_nce}}
+optimizer: {{use: sgd, lr: 0.03, momentum: 0.9, weight_decay: 1.0e-4}}
+train:     {{epochs: 2, batch_size: 8, precision: fp32, device: cpu, workers: 0}}
+"""
+"""PIRL with every trait that a checkpoint must hold: a memory, drawn negatives, a frozen constant, momentum, batch norm."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 images: noise and gradients, JPEG and PNG, of mixed size and shape."""
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for number in range(24):
+        height, width = rng.integers(33, 60, 2)
+        if number % 2:
+            pixels = rng.integers(0, 256, (height, width, 3))
+        else:
+            ramp = np.linspace(0, 255, width)[None, :, None] * np.linspace(0, 1, height)[:, None, None]
+            pixels = np.broadcast_to(ramp * rng.random(3), (height, width, 3))
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number:02}.{'jpg' if number % 3 else 'png'}")
+    return folder
+
+
+@pytest.fixture
+def tiny(images: Path, tmp_path: Path) -> Path:
+    """The tiny recipe as a file."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY.format(root=images))
+    return path
+
+
+@pytest.fixture
+def make(tiny: Path):
+    """`make("train.seed=1", …)`: everything made from the tiny recipe, as before the first step."""
+
+    def made(*overrides: str, data: Path | None = None) -> Run:
+        return build(recipe.read(tiny, overrides=overrides, data=None if data is None else str(data)))
+
+    return made
+
+
+def everything(run: Run) -> dict[str, torch.Tensor]:
+    """All numbers that training changes."""
+    moments = {
+        f"optimizer.{key}.{name}": value
+        for key, state in run.optimizer.state_dict()["state"].items()
+        for name, value in state.items()
+    }
+    return run.method.state_dict() | {name: torch.as_tensor(value) for name, value in moments.items()}
+
+
+def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    """The same bit for bit."""
+    assert one.keys() == other.keys()
+    different = [name for name in one if not torch.equal(one[name], other[name])]
+    assert not different
+
+
+def start(*arguments: object, torchrun: int = 0) -> subprocess.Popen:
+    """`python -m sslkit …`, or `torchrun --standalone … -m sslkit …`, with one thread to each process."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={torchrun}"] if torchrun else []
+    return subprocess.Popen(
+        [sys.executable, *launcher, "-m", "sslkit", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+def finish(process: subprocess.Popen, timeout: float = 60) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr; a process that hangs fails the test."""
+    try:
+        out, err = process.communicate(timeout=timeout)
+    finally:
+        process.kill()
+    return process.returncode, out, err

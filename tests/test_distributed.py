@@ -1,0 +1,210 @@
+"""Two processes train as one: the same weights, one memory, and never a process that waits for another that is gone."""
+
+import multiprocessing
+import os
+import signal
+import time
+
+import pytest
+import torch
+import torch.distributed as dist
+from conftest import TINY, finish, start
+from safetensors.torch import load_file, save_file
+from torch.nn import functional as F
+from typer.testing import CliRunner
+
+from sslkit import checkpoint, distributed, recipe
+from sslkit.build import build, pick_device
+from sslkit.cli import app
+from sslkit.errors import DataError, RecipeError
+from sslkit.trainer import train
+
+WITHOUT_BATCH_NORM = "encoder.model=test_efficientnet_ln"
+"""Batch norm sees half of the batch on each of two ranks; layer norm does not mind."""
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def ranks(tmp_path):
+    """`ranks(work)`: `work(folder)` in two processes that have joined; their exit codes. One that hangs fails the test."""
+
+    def run(work) -> list[int]:
+        store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+
+        def enter(number: int) -> None:
+            os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+            os.environ |= {
+                "MASTER_PORT": str(store.port),
+                "TORCHELASTIC_USE_AGENT_STORE": "True",
+                "TORCHELASTIC_RESTART_COUNT": "0",
+            }
+            with distributed.joined(CPU):
+                work(tmp_path)
+
+        processes = [multiprocessing.get_context("fork").Process(target=enter, args=(number,)) for number in range(2)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(60)
+            process.kill()
+        return [process.exitcode for process in processes]
+
+    return run
+
+
+def some_steps(path, folder) -> None:
+    """Three steps, with everything that is compared written down under this rank's name."""
+    made = build(recipe.read(path, overrides=(WITHOUT_BATCH_NORM,)))
+    picks, draw = [], made.method.sampler.draw
+
+    def noted(*given, **options):
+        negatives = draw(*given, **options)
+        picks.append(negatives.picks)
+        return negatives
+
+    made.method.sampler.draw = noted
+    losses, indices = [], []
+    for _, step in zip(range(3), train(made), strict=False):
+        losses.append(distributed.mean(step.loss))
+        indices.append(step.index)
+    gradients = {f"gradient.{name}": value.grad for name, value in made.method.named_parameters()}
+    found = {"picks": torch.stack(picks), "losses": torch.stack(losses), "indices": torch.stack(indices)} | gradients
+    tensors = {name: value.contiguous() for name, value in (found | made.method.state_dict()).items()}
+    save_file(tensors, folder / f"{distributed.world()}-{distributed.rank()}.safetensors")
+
+
+def test_two_ranks_train_as_one_process_with_the_joined_batch(ranks, tiny, tmp_path):
+    some_steps(tiny, tmp_path)
+    assert ranks(lambda folder: some_steps(tiny, folder)) == [0, 0]
+    one, first, second = (load_file(tmp_path / f"{name}.safetensors") for name in ("1-0", "2-0", "2-1"))
+
+    assert torch.equal(torch.cat([first.pop("indices"), second.pop("indices")], 1), one.pop("indices"))
+    picks = first.pop("picks"), second.pop("picks")
+    assert not torch.equal(*picks), "each rank draws negatives of its own"
+    assert torch.equal(torch.cat(picks, 2), one.pop("picks")), "and together they are those of one process"
+
+    assert first.keys() == second.keys() == one.keys()
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), f"{name} is one on all ranks"
+        torch.testing.assert_close(value, one[name], rtol=1e-4, atol=1e-5 if name.startswith("gradient") else 1e-6)
+    torch.testing.assert_close(first["sampler.bank"].norm(dim=1), torch.ones(24))
+    assert first["loss.mean_exp"] > 0
+
+
+def test_gather_with_gradient_gives_the_gradients_of_the_joined_batch(ranks, tmp_path):
+    torch.manual_seed(0)
+    left, right = torch.randn(6, 4), torch.randn(6, 4)
+
+    def contrast(query, keys, own):
+        return F.cross_entropy(query @ keys.T, own)
+
+    def work(folder):
+        rows = slice(3 * distributed.rank(), 3 * distributed.rank() + 3)
+        query, key = left[rows].clone().requires_grad_(), right[rows].clone().requires_grad_()
+        contrast(query, distributed.gather_with_gradient(key), torch.arange(6)[rows]).backward()
+        save_file({"query": query.grad / 2, "key": key.grad / 2}, folder / f"{distributed.rank()}.safetensors")
+
+    assert ranks(work) == [0, 0]
+    query, key = left.clone().requires_grad_(), right.clone().requires_grad_()
+    contrast(query, key, torch.arange(6)).backward()
+    parts = [load_file(tmp_path / f"{number}.safetensors") for number in range(2)]
+    torch.testing.assert_close(torch.cat([part["query"] for part in parts]), query.grad)
+    torch.testing.assert_close(torch.cat([part["key"] for part in parts]), key.grad)
+
+
+def test_what_ranks_tell_each_other(ranks):
+    def work(folder):
+        number = distributed.rank()
+        assert distributed.world() == 2
+        assert distributed.gather(torch.tensor([number, 5])).tolist() == [0, 5, 1, 5]
+        assert distributed.mean(torch.tensor(float(number))) == 0.5
+        assert distributed.share_text(f"from {number}") == "from 0"
+        assert [distributed.any_rank(flag, CPU) for flag in (False, number == 1, True)] == [False, True, True]
+        module = torch.nn.BatchNorm1d(2)
+        module.running_mean += number
+        module.weight.data += number
+        distributed.share(module)
+        assert module.running_mean.tolist() == [0, 0] and module.weight.tolist() == [1, 1]
+
+    assert ranks(work) == [0, 0]
+
+
+def test_one_process_is_a_world_of_one():
+    value = torch.ones(2)
+    assert distributed.gather(value) is distributed.mean(value) is distributed.gather_with_gradient(value) is value
+    assert distributed.share_text("a") == "a" and distributed.any_rank(True, CPU) and not distributed.any_rank(False, CPU)
+    with distributed.joined(CPU):
+        assert not dist.is_initialized()
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_where_one_rank_fails_it_tells_why_and_the_other_ends_in_silence(ranks, capfd, failing):
+    def work(folder):
+        if distributed.rank() == failing:
+            raise DataError("the reason")
+        distributed.gather(torch.ones(1))
+
+    began = time.monotonic()
+    codes = ranks(work)
+    assert time.monotonic() - began < 20
+    assert codes[failing] == 1 and codes[1 - failing] == 2
+    assert capfd.readouterr().err.count("DataError: the reason") == 1
+
+
+def test_a_fault_that_all_ranks_meet_is_told_once(ranks, capfd):
+    def work(folder):
+        raise DataError("the reason")
+
+    assert sorted(ranks(work)) == [1, 2]
+    assert capfd.readouterr().err.count("DataError: the reason") == 1
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(tiny, tmp_path):
+    code, _, err = finish(start("train", tiny, "--devices", 2, "--set", "train.batch_size=7", "--runs", tmp_path / "runs"))
+    assert code == 2
+    assert err == "train.batch_size  7 images cannot be shared by 2 processes; take a multiple of 2\n"
+    assert not (tmp_path / "runs").exists()
+
+
+def test_two_devices_stopped_then_resumed_under_torchrun_end_as_one_process(images, tmp_path):
+    settings = ("--set", WITHOUT_BATCH_NORM, "--set", "train.save_minutes=0", "--set", "optimizer.lr=0.003")
+    path, runs = tmp_path / "tiny.yaml", tmp_path / "runs"
+    path.write_text(TINY.format(root=images))
+
+    process = start("train", path, *settings, "--devices", 2, "--runs", runs)
+    metrics = runs / "tiny" / "latest" / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and len(metrics.read_text().splitlines()) >= 2):
+        time.sleep(0.001)
+    process.send_signal(signal.SIGTERM)
+    code, out, err = finish(process)
+    assert (code, err) == (143, "") and out.count("stopped by SIGTERM after step") == 1
+    folder = metrics.parent.resolve()
+    assert checkpoint.newest(folder)[1]["step"] in (2, 3, 4)
+
+    code, out, _ = finish(start("train", "--resume", folder, torchrun=2))
+    assert code == 0 and out.count("resumed at step") == 1
+
+    result = CliRunner().invoke(app, ["train", str(path), *settings, "--runs", str(tmp_path / "one")])
+    assert result.exit_code == 0, result.output
+    one = (tmp_path / "one" / "tiny" / "latest").resolve()
+    expected, found = (load_file(checkpoint.newest(path)[0] / "method.safetensors") for path in (one, folder))
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5)
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 6
+
+
+def test_synchronised_batch_norm_without_gpus_is_refused(ranks, tiny, capfd):
+    assert sorted(ranks(lambda folder: build(recipe.read(tiny, overrides=("train.sync_batchnorm=true",))))) == [1, 2]
+    assert "train.sync_batchnorm  PyTorch has it on GPUs alone, not on 'cpu'; set it to false" in capfd.readouterr().err
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert pick_device("cuda") == torch.device("cuda", 1)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(RecipeError, match="this machine has 2 GPUs, too few for one to each process; start at most 2"):
+        pick_device("cuda")

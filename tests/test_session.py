@@ -1,0 +1,252 @@
+"""Training sessions as a user starts them: killed, signalled, continued, failing; and what is in a run folder."""
+
+import errno
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import assert_same, finish, start
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from sslkit import checkpoint, recipe, session
+from sslkit.cli import app
+from sslkit.errors import TrainingError
+
+LONG = ("--set", "train.save_minutes=0", "--set", "train.epochs=5")
+"""15 steps, a checkpoint after each."""
+
+
+def sslkit(*arguments: object) -> tuple[int, str, str]:
+    """Exit code, stdout, stderr of a command in this process."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, result.stdout, result.stderr
+
+
+def latest(runs: Path) -> Path:
+    return (runs / "tiny" / "latest").resolve()
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory, images) -> Path:
+    """The folder of a run that was never stopped."""
+    from conftest import TINY
+
+    path = tmp_path_factory.mktemp("unbroken")
+    (path / "tiny.yaml").write_text(TINY.format(root=images))
+    code, out, _ = sslkit("train", path / "tiny.yaml", *LONG, "--runs", path / "runs")
+    assert code == 0 and "next: sslkit eval linear" in out
+    return latest(path / "runs")
+
+
+def rows(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def wait_for(what, process, seconds: float = 60):
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "nothing happened"
+        time.sleep(0.001)
+
+
+def steps_done(runs: Path, steps: int):
+    file = runs / "tiny" / "latest" / "metrics.jsonl"
+    return lambda: file.exists() and len(file.read_text().splitlines()) >= steps
+
+
+def is_writing(runs: Path):
+    return lambda: any((runs / "tiny" / "latest" / "checkpoints").glob(".writing-*/method.safetensors"))
+
+
+def test_a_run_that_is_killed_and_signalled_again_and_again_ends_as_one_that_was_not(tiny, unbroken, tmp_path):
+    runs = tmp_path / "runs"
+
+    def resume():
+        return start("train", "--resume", runs / "tiny" / "latest")
+
+    # kill -9 between two checkpoints, then in the middle of writing one.
+    process = start("train", tiny, *LONG, "--runs", runs)
+    wait_for(steps_done(runs, 2), process)
+    process.send_signal(signal.SIGKILL)
+    assert finish(process)[0] == -signal.SIGKILL
+
+    process = resume()
+    wait_for(steps_done(runs, 4), process)
+    wait_for(is_writing(runs), process)
+    process.send_signal(signal.SIGKILL)
+    assert finish(process)[0] == -signal.SIGKILL
+
+    # A line that was torn, and lines of steps that no checkpoint holds.
+    folder = latest(runs)
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 20, "loss": 1}\n{"step": 21, "lo')
+
+    # Asked to stop: saved at once, how to go on, the exit code of the signal.
+    for number, code, steps in ((signal.SIGTERM, 143, 7), (signal.SIGINT, 130, 10)):
+        process = resume()
+        wait_for(steps_done(runs, steps), process)
+        process.send_signal(number)
+        ended, out, err = finish(process)
+        assert (ended, err) == (code, "")
+        state = checkpoint.newest(folder)[1]
+        (last,) = [line for line in out.splitlines() if "stopped by" in line]
+        assert last == f"stopped by {number.name} after step {state['step']}, saved; go on with: sslkit train --resume {folder}"
+        assert rows(folder)[-1]["step"] == state["step"]
+
+    process = resume()
+    code, out, err = finish(process)
+    assert (code, err) == (0, "") and "resumed at step" in out
+
+    newest, expected = (checkpoint.newest(path)[0] for path in (folder, unbroken))
+    assert newest.name == "step-00000015"
+    for file in ("method.safetensors", "optimizer.safetensors", "state.json"):
+        assert (newest / file).read_bytes() == (expected / file).read_bytes()
+    for file in ("metrics.jsonl", "encoder.safetensors", "recipe.yaml"):
+        assert (folder / file).read_bytes() == (unbroken / file).read_bytes()
+
+
+def test_a_second_signal_ends_the_process_at_once(tiny, tmp_path, monkeypatch):
+    """In this process: the first signal is noted, and what follows is what the system does."""
+    before = signal.getsignal(signal.SIGINT)
+    with session.signals() as caught:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert caught == [signal.SIGINT]
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_a_complete_run_says_so(unbroken):
+    before = {path: path.read_bytes() for path in unbroken.rglob("*") if path.is_file()}
+    code, out, err = sslkit("train", "--resume", unbroken)
+    assert (code, err) == (0, "")
+    assert "this run is complete: 15 steps are done" in out
+    assert {path: path.read_bytes() for path in unbroken.rglob("*") if path.is_file()} == before
+
+
+def test_what_is_in_a_run_folder(unbroken):
+    assert {path.name for path in unbroken.iterdir()} - {"tensorboard"} == {
+        *("recipe.yaml", "environment.json", "metrics.jsonl", "encoder.safetensors", "curves.png", "views.png", "checkpoints")
+    }
+    assert [row["step"] for row in rows(unbroken)] == list(range(1, 16))
+    assert {"step", "epoch", "lr", "loss", "std_image", "std_patches", "match"} == rows(unbroken)[0].keys()
+    assert [row["epoch"] for row in rows(unbroken)] == [epoch for epoch in range(5) for _ in range(3)]
+    assert sorted(os.listdir(unbroken / "checkpoints")) == ["step-00000014", "step-00000015"]
+    assert {path.suffix for path in unbroken.rglob("*") if path.is_file()} <= {
+        ".yaml",
+        ".json",
+        ".jsonl",
+        ".png",
+        ".safetensors",
+        "",
+    }
+    environment = json.loads((unbroken / "environment.json").read_text())
+    assert environment["processes"] == 1 and environment["precision"] == "float32" and "torch" in environment["packages"]
+    encoder = load_file(unbroken / "encoder.safetensors")
+    method = load_file(checkpoint.newest(unbroken)[0] / "method.safetensors")
+    assert_same(encoder, {name: method[f"method.encoder.model.{name}"] for name in encoder})
+
+
+def test_the_recipe_in_the_folder_trains_the_same_again(unbroken, tmp_path):
+    assert sslkit("train", unbroken / "recipe.yaml", "--set", "train.save_minutes=5", "--runs", tmp_path / "runs")[0] == 0
+    again = latest(tmp_path / "runs")
+    assert (again / "metrics.jsonl").read_bytes() == (unbroken / "metrics.jsonl").read_bytes()
+    assert (again / "encoder.safetensors").read_bytes() == (unbroken / "encoder.safetensors").read_bytes()
+
+
+def test_a_loss_that_is_not_finite_stops_with_its_step_and_keeps_the_last_good_checkpoint(tiny, tmp_path, monkeypatch):
+    from sslkit_plugins.losses import LambdaNCE
+
+    forward = LambdaNCE.forward
+    calls = []
+
+    def broken(self, *given):
+        calls.append(1)
+        return forward(self, *given) * (float("nan") if len(calls) == 3 else 1)
+
+    monkeypatch.setattr(LambdaNCE, "forward", broken)
+    code, _, err = sslkit("train", tiny, *LONG, "--runs", tmp_path)
+    assert code == 2
+    assert err.startswith("step 3: loss is not finite (learning rate 0.0") and "resume" in err and len(err.splitlines()) == 1
+    folder = latest(tmp_path)
+    assert [row["step"] for row in rows(folder)] == [1, 2]
+    newest, state, notes = checkpoint.newest(folder)
+    assert state["step"] == 2 and notes == []
+    assert all(value.isfinite().all() for value in load_file(newest / "method.safetensors").values())
+
+
+def test_a_rate_that_is_far_too_high_ends_with_a_sentence(tiny, tmp_path):
+    code, _, err = sslkit("train", tiny, *LONG, "--set", "optimizer.lr=1.0e+30", "--runs", tmp_path)
+    assert code == 2
+    assert err.startswith("step ") and "is not finite" in err and "--set optimizer.lr=" in err
+    for path in latest(tmp_path).glob("checkpoints/*/method.safetensors"):
+        assert all(value.isfinite().all() for value in load_file(path).values())
+
+
+def test_resume_with_settings_is_refused(unbroken):
+    for more in (("--set", "train.epochs=9"), ("--data", "elsewhere")):
+        code, _, err = sslkit("train", "--resume", unbroken, *more)
+        assert code == 2 and "a resumed run goes on with its own recipe" in err
+
+
+def test_places_that_cannot_be_written_or_found(tiny, tmp_path):
+    (tmp_path / "file").write_text("")
+    code, _, err = sslkit("train", tiny, "--runs", tmp_path / "file")
+    assert code == 2 and err.startswith("cannot make the run folder") and "--runs" in err
+    code, _, err = sslkit("train", "--resume", tmp_path / "none")
+    assert code == 2 and "is not a run folder" in err
+
+
+def test_a_run_without_a_checkpoint_says_how_to_start_anew(tiny, tmp_path):
+    folder = checkpoint.new_folder(tmp_path, recipe.read(tiny))
+    code, _, err = sslkit("train", "--resume", folder)
+    assert code == 2 and err.strip().endswith(f"start it anew: sslkit train {folder}/recipe.yaml")
+
+
+def test_a_disk_that_fills_up_ends_with_a_sentence(tiny, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for place in ("sslkit.checkpoint.save_file", "sslkit.plot._save", "sslkit.session.Row.line"):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, full)
+            code, _, err = sslkit("train", tiny, *LONG, "--runs", tmp_path / place)
+        assert code == 2 and err.startswith("cannot write") and "No space left" in err and len(err.splitlines()) == 1
+
+
+def test_a_broken_image_does_not_stop_a_run_before_it_began(tiny, images, tmp_path):
+    import shutil
+
+    folder = tmp_path / "broken"
+    shutil.copytree(images, folder)
+    for file in sorted(folder.iterdir())[::3]:
+        file.write_bytes(b"no image")
+    code, out, err = sslkit("train", tiny, "--data", folder, "--runs", tmp_path / "runs", "--set", "train.epochs=1")
+    assert (code, err) == (0, "") and "8 images could not be read and were replaced: 00.png, 03.png" in out
+
+
+def test_metrics_drop_what_will_be_done_again(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    lines = [json.dumps({"step": step, "loss": 1.0}) for step in (1, 2, 3, 4)]
+    path.write_text("\n".join(lines) + '\n{"step": 5')
+    metrics = session.Metrics(path, 2)
+    assert path.read_text().splitlines() == lines[:2]
+    metrics.add([session.Row(3, 0, 0.1, 2.0, {"match": 0.5})])
+    assert json.loads(path.read_text().splitlines()[2]) == {"step": 3, "epoch": 0, "lr": 0.1, "loss": 2.0, "match": 0.5}
+
+
+def test_a_metric_that_is_not_finite_is_named(tiny, make):
+    run = make()
+    step = type("Step", (), {"index": torch.tensor([0, 1])})
+    row = session.Row(7, 0, 0.1, 1.0, {"match": float("inf"), "std_image": 1.0})
+    with pytest.raises(TrainingError, match=r"step 7: match is not finite .*images 00.png, 01.jpg"):
+        session.check_finite([row], [step], run, Path("runs/x"))
