@@ -72,7 +72,7 @@ def draw(label: int, side: int, rng: np.random.Generator) -> np.ndarray:
     grid = (np.arange(full, dtype=np.float32) + 0.5) / full
     x, y = np.meshgrid(grid, grid)
 
-    ground = colours(rng, most=0.3)
+    ground = [tinted(rng.uniform(0.35, 0.65), rng) for _ in range(2)]
     mix = 0.7 * clouds(rng, full, int(rng.integers(2, 7))) + 0.3 * clouds(rng, full, int(rng.integers(8, 33)))
     picture = ground[0] + (ground[1] - ground[0]) * mix[..., None]
 
@@ -86,7 +86,7 @@ def draw(label: int, side: int, rng: np.random.Generator) -> np.ndarray:
     s, t = turned(x / period, y / period, rng.uniform(0, 2 * np.pi))
     pattern = list(TEXTURES.values())[label](s + shift[0], t + shift[1]) > 0
 
-    first, second = colours(rng, least=0.3)
+    first, second = rng.permutation([tinted(rng.uniform(0.0, 0.3), rng), tinted(rng.uniform(0.7, 1.0), rng)])
     picture = np.where((inside & pattern)[..., None], second, np.where(inside[..., None], first, picture))
 
     direction = rng.uniform(0, 2 * np.pi)
@@ -96,12 +96,9 @@ def draw(label: int, side: int, rng: np.random.Generator) -> np.ndarray:
     return np.asarray(whole.reduce(OVERSAMPLING))
 
 
-def colours(rng: np.random.Generator, least: float = 0.0, most: float = 1.0) -> np.ndarray:
-    """Two muted colours [2,3] whose brightness differs by `least` … `most`."""
-    while True:
-        brightness = rng.random(2)
-        if least <= abs(brightness[0] - brightness[1]) <= most:
-            return (brightness[:, None] + rng.uniform(-0.15, 0.15, (2, 3))).clip(0, 1).astype(np.float32)
+def tinted(brightness: float, rng: np.random.Generator) -> np.ndarray:
+    """A muted colour [3]."""
+    return (brightness + rng.uniform(-0.15, 0.15, 3)).clip(0, 1).astype(np.float32)
 
 
 class Shapes(ImageSource):
