@@ -3,7 +3,7 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
@@ -128,7 +128,7 @@ def schema() -> None:
 RunFolder = Annotated[
     Path | None, typer.Argument(metavar="[RUN]", help="A run folder; the newest below runs/ if left out.", show_default=False)
 ]
-Device = Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or mps.")]
+Device = Annotated[Literal["auto", "cpu", "cuda", "mps"], typer.Option(help="Where the encoder runs.")]
 
 
 @app.command()
@@ -163,19 +163,40 @@ def train(
     raise typer.Exit(session.run(made, folder, runs))
 
 
-@app.command("eval", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def _split(words: list[str]) -> tuple[Path | None, list[str]]:
+    """The run folder among the words, and the options: `--option=value`, or `--option value`."""
+    folder, options = None, []
+    rest = iter(words)
+    for word in rest:
+        if word.startswith("--"):
+            options += [word] if "=" in word else [word, *([value] if (value := next(rest, None)) is not None else [])]
+        elif folder is None:
+            folder = Path(word)
+        else:
+            options.append(word)
+    return folder, options
+
+
+@app.command("eval", context_settings={"ignore_unknown_options": True})
 def evaluate(
-    context: typer.Context,
     name: Annotated[str, typer.Argument(metavar="EVALUATION", help="linear, knn, or another one that is installed.")],
-    run: RunFolder = None,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="RUN --OPTION VALUE",
+            help="A run folder, the newest below runs/ if left out; and options of the evaluation.",
+            show_default=False,
+        ),
+    ] = None,
     data: Data = None,
     split_seed: Annotated[int, typer.Option(help="Splits a set without validation images of its own.")] = 0,
     device: Device = "auto",
 ) -> None:
-    """Measure a run beside its floors. Options of the evaluation follow by name: `--k 20`, `--layers all`."""
+    """Measure a run beside its floors. `sslkit plugins show EVALUATION` lists its options, such as `--k 20` or `--layers all`."""
     from sslkit import recipe
 
-    choice = recipe.read_evaluation(name, context.args)
+    run, options = _split(words or [])
+    choice = recipe.read_evaluation(name, options)
 
     from sslkit import build, checkpoint
     from sslkit.evaluate import features

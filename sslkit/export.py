@@ -49,7 +49,8 @@ def export(folder: Path, library: str) -> tuple[Path, str, float]:
         script = encoder.loading(library, trial) + CHECK.format(images=given, features=found)
         ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
         if ran.returncode:
-            raise SslkitError(f"{library} could not load the exported encoder: {ran.stderr.strip().splitlines()[-1]}")
+            reason = (ran.stderr.strip() or f"exit code {ran.returncode}").splitlines()[-1]
+            raise SslkitError(f"{library} could not load the exported encoder: {reason}")
         difference = ((load_file(found)["features"] - expected).abs().max() / expected.abs().max().clamp_min(1e-12)).item()
         if not difference <= TOLERANCE:
             raise SslkitError(

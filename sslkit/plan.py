@@ -17,6 +17,9 @@ from sslkit.recipe import Recipe
 MADE_UP = (500, 375)
 """Pixels of the image that the probe cuts views from: ImageNet's usual size."""
 
+LARGEST_BANK = 2**20
+"""Images that the probe's sampler is made for at most."""
+
 
 @dataclass
 class Plan:
@@ -110,7 +113,7 @@ def plan(recipe: Recipe, *, images: int | None = None, devices: int = 1) -> Plan
     precision = pick_precision(chosen.precision, device)
     transform = make_transform(recipe)
     probed = min(per_device, 64 if device.type == "cuda" else 8)
-    method = make_method(recipe, transform, max(2 * probed, 1024)).to(device)
+    method = make_method(recipe, transform, min(count, LARGEST_BANK)).to(device)
     if chosen.channels_last:
         method.to(memory_format=torch.channels_last)
     optimizer = make_optimizer(method, recipe.optimizer)
@@ -135,11 +138,8 @@ def plan(recipe: Recipe, *, images: int | None = None, devices: int = 1) -> Plan
         with torch.device("meta"):
             sampler = make(recipe.sampler, dim=method.heads[method.stores].out_dim, num_images=count)
         bank = sum(value.numel() * value.element_size() for value in sampler.buffers())
-        result.add(
-            "parts",
-            f"sampler {recipe.sampler.use}",
-            f"{count:,} rows × {method.heads[method.stores].out_dim}: {bank:,} bytes ({megabytes(bank)}) on every device",
-        )
+        kept = ", ".join(f"{name} {list(value.shape)}" for name, value in sampler.named_buffers())
+        result.add("parts", f"sampler {recipe.sampler.use}", f"{kept}: {bank:,} bytes ({megabytes(bank)}) on every device")
     result.add("parts", f"loss {recipe.loss.use}", f"method {recipe.method.use}")
 
     result.add("schedule", "images", f"{count:,} ({how})")
@@ -156,8 +156,9 @@ def plan(recipe: Recipe, *, images: int | None = None, devices: int = 1) -> Plan
         f"{recipe.optimizer.lr * 256 / chosen.batch_size:.3g} (rate × 256 / batch), {recipe.optimizer.use}",
     )
 
-    weights = 4 * _parameters(method)
-    held = {"weights, gradients and optimizer": 3 * weights, "activations": activations / probed * per_device, "memory bank": bank}
+    state = [value for values in optimizer.state.values() for value in values.values() if isinstance(value, Tensor)]
+    weights = 8 * _parameters(method) + sum(value.numel() * value.element_size() for value in state)
+    held = {"weights, gradients and optimizer": weights, "activations": activations / probed * per_device, "memory bank": bank}
     for what, size in held.items():
         result.add("memory per device, estimated", what, megabytes(size))
     result.add("memory per device, estimated", "together", megabytes(sum(held.values())))

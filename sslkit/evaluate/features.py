@@ -95,6 +95,8 @@ class Probe:
                 )
             return train, val, "the data set's own validation images"
         rows = split_by_class(train.labels, 0.2, self.seed)
+        if not len(rows[1]):
+            raise DataError("every class has a single image, so none is left to validate on; name a folder with more, --data DIR")
         return Subset(train, rows[0]), Subset(train, rows[1]), f"a fifth of every class, split with seed {self.seed}"
 
     def method(self, trained: bool) -> Method:
@@ -102,7 +104,7 @@ class Probe:
         method = make_method(self.recipe, self.transform, self.state["images"])
         if trained:
             checkpoint.load_method(method, self.checkpoint)
-        return method.to(self.device, memory_format=torch.channels_last).eval()
+        return method.to(self.device).to(memory_format=torch.channels_last).eval()
 
     def features(self, of: str, *, layers: bool = False) -> dict[str, Features]:
         """`of`: "trained", "untrained" or "pixels" → features by layer; "features" is what the run exports."""
@@ -167,14 +169,18 @@ T_95 = [12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26]
 """Student's t for a two-sided 95 % interval with 1 … 9 degrees of freedom."""
 
 
+def t_95(freedom: int) -> float:
+    """The same for any number of degrees of freedom, from 10 on by the Cornish-Fisher series to the second order."""
+    return T_95[freedom - 1] if freedom <= len(T_95) else 1.96 + 2.372 / freedom + 2.823 / freedom**2
+
+
 def summary(scores: Sequence[tuple[float, float]], count: int) -> dict[str, Any]:
     """Scores (top-1, top-5) of several seeds on `count` images → mean, the 95 % interval over seeds (Student's t), and the 95 %
     interval of a share measured on so few images (Wilson 1927)."""
     first = [top1 for top1, _ in scores]
     result: dict[str, Any] = {"top1": fmean(first), "top5": fmean(top5 for _, top5 in scores), "per_seed": first}
     if len(first) > 1:
-        t = T_95[len(first) - 2] if len(first) - 2 < len(T_95) else 1.96
-        result["interval_seeds"] = t * stdev(first) / math.sqrt(len(first))
+        result["interval_seeds"] = t_95(len(first) - 1) * stdev(first) / math.sqrt(len(first))
     share, z = result["top1"] / 100, 1.96
     middle = (share + z * z / (2 * count)) / (1 + z * z / count)
     half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / (1 + z * z / count)

@@ -1,5 +1,7 @@
 """k nearest neighbours: no training at all."""
 
+from typing import Literal
+
 import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch.nn import functional as F
@@ -12,10 +14,10 @@ class Knn(Evaluation):
     """Weighted vote of the k nearest training images by cosine, each weighing exp(cosine/τ) (Wu et al. 2018, arXiv:1805.01978,
     section 3.4, who take k = 200 and τ = 0.07 on ImageNet).
 
-    `temperature` is τ. `layers: true` votes with every layer's pooled map as well.
+    `temperature` is τ. `layers: all` votes with every layer's pooled map as well.
     """
 
-    def __init__(self, *, k: PositiveInt = 20, temperature: PositiveFloat = 0.07, layers: bool = False) -> None:
+    def __init__(self, *, k: PositiveInt = 20, temperature: PositiveFloat = 0.07, layers: Literal["last", "all"] = "last") -> None:
         self.k, self.temperature, self.layers = k, temperature, layers
 
     def vote(self, features: Features, seed: int = 0) -> tuple[float, float]:
@@ -37,6 +39,6 @@ class Knn(Evaluation):
             "knn",
             self.vote,
             seeds=1,
-            layers=self.layers,
-            protocol={"k": self.k, "temperature": self.temperature, "similarity": "cosine"},
+            layers=self.layers == "all",
+            protocol={"k": self.k, "temperature": self.temperature, "similarity": "cosine", "layers": self.layers},
         )

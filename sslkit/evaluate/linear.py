@@ -1,6 +1,7 @@
 """Linear probe: how much of the labels a linear classifier reads from frozen features."""
 
-from typing import Literal
+import math
+from typing import Any, Literal
 
 import torch
 from pydantic import PositiveFloat, PositiveInt
@@ -60,7 +61,7 @@ class Linear(Evaluation):
         self.layers, self.solver, self.seeds, self.epochs, self.lr = layers, solver, seeds, epochs, lr
 
     def measure(self, probe: Probe) -> dict:
-        protocol = {"solver": self.solver, "layers": self.layers}
+        protocol: dict[str, Any] = {"solver": self.solver, "layers": self.layers}
         if self.solver == "lbfgs":
             protocol |= {"strengths": STRENGTHS, "chosen_on": "a fifth of the training half", "features": "standardised"}
         result = measure(probe, "linear", self.regress, seeds=self.seeds, layers=self.layers == "all", protocol=protocol)
@@ -110,7 +111,7 @@ class Linear(Evaluation):
         )
         classifiers.to(probe.device)
         optimizer = torch.optim.SGD(classifiers.parameters(), lr=self.lr, momentum=0.9, nesterov=True, weight_decay=5e-4)
-        drops = [steps * part // 28 for part in (8, 16, 24)]
+        drops = [math.ceil(steps * part / 28) for part in (8, 16, 24)]
         schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, drops)
         for step, batch in enumerate(loader.batches(0, steps)):
             view = crops.on_device(batch.to(probe.device), Draws(seed, step)).views["image"]

@@ -1,0 +1,124 @@
+"""What a recipe would cost, told without its data and without training."""
+
+import re
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from sslkit import plan, recipe
+from sslkit.cli import app
+
+IMAGENET = Path(__file__).parents[1] / "recipes" / "imagenet" / "pirl_jigsaw.yaml"
+QUICK = ["encoder.model=test_resnet", "transform.size=64", "transform.resize=66", "transform.patch=16", "sampler.negatives=64"]
+
+
+def settings(*more: str) -> list[str]:
+    return [word for setting in (*QUICK, "train.device=cpu", "train.precision=fp32", *more) for word in ("--set", setting)]
+
+
+def sslkit(*words: object) -> tuple[int, str, str]:
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, " ".join(result.stdout.split()), result.stderr
+
+
+@pytest.fixture(autouse=True)
+def nowhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(plan, "LARGEST_BANK", 2048)
+    yield
+    assert not list(tmp_path.glob("*")) or (tmp_path / "given").exists(), "a plan writes nothing"
+
+
+def test_imagenet_is_planned_without_its_images():
+    code, out, err = sslkit("plan", IMAGENET, *settings())
+    assert code == 0, err
+    assert "1,281,167 (as published" in out
+    assert "bank [1281167, 128]: 655,957,504 bytes" in out, "1,281,167 · 128 · 4"
+    assert "1,251 an epoch × 800 epochs = 1,000,800" in out
+    assert "1024 in all, 1024 on each of 1 cpu device" in out
+    assert "0.12 at step 0" in out and "0.00012 at step 1,000,799" in out
+    assert "per 256 images 0.03 " in out
+    assert "view patches uint8 [1024, 9, 3, 16, 16]" in out
+    assert re.search(r"an epoch [\d.,]+ (seconds|minutes|hours|days)", out)
+
+
+def test_devices_share_the_batch():
+    code, out, err = sslkit("plan", IMAGENET, *settings(), "--devices", 32)
+    assert code == 0, err
+    assert "1024 in all, 32 on each of 32 cpu devices" in out
+    assert "view image uint8 [32, 3, 64, 64]" in out
+    assert "655,957,504 bytes (625.6 MiB) on every device" in out
+
+
+def test_images_may_be_told():
+    code, out, err = sslkit("plan", IMAGENET, *settings("train.epochs=10"), "--images", 5000)
+    assert code == 0, err
+    assert "5,000 (as told)" in out and "4 an epoch × 10 epochs = 40" in out
+    assert "bank [5000, 128]: 2,560,000 bytes" in out
+
+
+def test_images_at_hand_are_counted():
+    code, out, err = sslkit("plan", IMAGENET, *settings("data.use=shapes", "data.images=130", "train.batch_size=64"))
+    assert code == 0, err
+    assert "130 (counted)" in out and "2 an epoch" in out
+
+
+def test_warm_up_shows_in_the_rates():
+    code, out, err = sslkit(
+        "plan", IMAGENET, *settings("schedule.warmup_epochs=10", "schedule.warmup_lr=0.001", "schedule.per=step")
+    )
+    assert code == 0, err
+    assert "0.001 at step 0, 0.12 at step 12,510" in out
+
+
+@pytest.mark.parametrize(
+    "words, sentence",
+    [
+        (["--devices", "3"], "cannot be shared by 3 devices; take a multiple of 3"),
+        (["--images", "1000"], "1024 is more than the 1000 images there are"),
+        (["--set", "train.device=mps"], "this machine has no 'mps' device"),
+        (["--set", "data.use=image_folder", "--set", "data.root=gone"], "there is no folder gone"),
+        (["--set", "data.use=image_folder", "--set", "data.root=gone"], "--images N"),
+    ],
+)
+def test_what_cannot_be_planned_is_told_in_a_sentence(words, sentence):
+    code, _, err = sslkit("plan", IMAGENET, *settings(), *words)
+    assert code == 2
+    assert sentence in err and "Traceback" not in err
+
+
+def test_a_method_without_a_sampler_is_planned():
+    path = IMAGENET.parents[1] / "rotnet.yaml"
+    words = ["encoder.model=test_resnet", "transform.size=32", "train.device=cpu", "data.images=200"]
+    code, out, err = sslkit("plan", path, *(word for setting in words for word in ("--set", setting)))
+    assert code == 0, err
+    assert "view rotated uint8 [64, 4, 3, 32, 32]" in out
+    assert "sampler" not in out and "memory bank 0.0 MiB" in out
+
+
+def test_memory_counts_what_the_optimizer_keeps():
+    """SGD with momentum keeps one number a weight, Adam two: weights and gradients are two more."""
+
+    def held(*more: str) -> float:
+        code, out, err = sslkit("plan", IMAGENET, *settings(*more), "--images", 2048)
+        assert code == 0, err
+        return float(re.search(r"weights, gradients and optimizer ([\d.,]+) MiB", out)[1])
+
+    sgd, adam = held(), held("optimizer.use=adamw", "optimizer.momentum=null")
+    assert adam / sgd == pytest.approx(4 / 3, abs=0.06)
+
+
+@pytest.mark.parametrize(
+    "seconds, words",
+    [(0.5, "0.5 seconds"), (119, "119.0 seconds"), (120, "2.0 minutes"), (8000, "2.2 hours"), (864000, "10.0 days")],
+)
+def test_durations_read_well(seconds, words):
+    assert plan.duration(seconds) == words
+
+
+def test_every_shipped_recipe_can_be_counted():
+    for path in IMAGENET.parents[1].rglob("*.yaml"):
+        count, how = plan.count_images(recipe.read(path))
+        assert count > 0 and how
