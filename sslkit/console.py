@@ -108,7 +108,12 @@ class Training:
         if not self.judged:
             self.judged = True
             self._say(f"health: {health.start()}")
-        shown: dict[str, Any] = {"epoch": str(row.epoch + 1), "loss": f"{row.loss:.3f}", "lr": f"{row.lr:.2g}", "rate": f"{rate:.0f}"}
+        shown: dict[str, Any] = {
+            "epoch": str(row.epoch + 1),
+            "loss": f"{row.loss:.3f}",
+            "lr": f"{row.lr:.2g}",
+            "rate": f"{rate:.0f}",
+        }
         self.bar.update(self.task, completed=row.step, **shown)
         if self.bar.disable and row.step // self.every > (row.step - len(rows)) // self.every:
             left = seconds / done * (self.run.steps - row.step)
