@@ -4,11 +4,10 @@ With many processes, parameters are kept equal by PyTorch's DistributedDataParal
 the same rows in the same order.
 """
 
+import logging
 import os
-import signal
-import subprocess
 import sys
-import time
+import uuid
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,58 +29,41 @@ def world() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-GRACE = 10
-"""Seconds that the other processes have to end by themselves after one has failed."""
-
-
 def launched() -> bool:
     """True in a process that `launch` or `torchrun` started."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def launch(devices: int, arguments: list[str]) -> int:
-    """Run `sslkit` with these arguments in `devices` processes of this machine, with the environment that `torchrun` would give them.
+    """Run `sslkit` with these arguments in `devices` processes of this machine, by PyTorch's elastic launcher, as `torchrun` would.
 
     Signals go on to all of them; where one fails, the others are ended. Returns the exit code of the first that failed, else 0.
     """
-    # Held here, the store outlives every process that fails.
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    shared = {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(store.port),
-        "WORLD_SIZE": str(devices),
-        "TORCHELASTIC_USE_AGENT_STORE": "True",
-        "TORCHELASTIC_RESTART_COUNT": "0",
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // devices))),
-    }
-    processes: list[subprocess.Popen] = []
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    def pass_on(signum: int, frame: object) -> None:
-        for process in processes:
-            process.send_signal(signum)
-
-    # Sessions of their own: a terminal sends Ctrl-C to every process of its group, and a second signal stops at once.
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    # Its reports on a child that failed would bury the sentence that the child has printed.
+    logging.disable(logging.CRITICAL)
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // devices)))
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=devices,
+        run_id=str(uuid.uuid4()),
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        monitor_interval=0.1,
+    )
     try:
-        for number in range(devices):
-            own = {"RANK": str(number), "LOCAL_RANK": str(number)}
-            command = [sys.executable, "-m", "sslkit", *arguments]
-            processes.append(subprocess.Popen(command, env=os.environ | shared | own, start_new_session=True))
-        while True:
-            codes = [process.poll() for process in processes]
-            failed = next((code for code in codes if code), 0)
-            if failed or None not in codes:
-                break
-            time.sleep(0.1)
-        deadline = time.monotonic() + GRACE
-        while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
-            time.sleep(0.1)
-    finally:
-        for process in processes:
-            process.kill()
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    return failed if failed >= 0 else 128 - failed
+        elastic_launch(config, sys.executable)("-m", "sslkit", *arguments)
+    except SignalException as stopped:
+        return 128 + stopped.sigval
+    except ChildFailedError as error:
+        code = error.get_first_failure()[1].exitcode
+        return code if code >= 0 else 128 - code
+    return 0
 
 
 def local_rank() -> int:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import signal
 import threading
 import time
@@ -85,18 +86,27 @@ class Metrics:
             file.writelines(row.line() + "\n" for row in rows)
 
 
+AGAIN = 1.0
+"""Seconds after which a second signal is meant: a terminal and a launcher may both pass on the first."""
+
+
 @contextmanager
 def signals() -> Iterator[list[int]]:
-    """Collects the first SIGINT or SIGTERM; the second ends the process at once, as the system would."""
+    """Collects the first SIGINT or SIGTERM; one more, later than AGAIN, ends the process at once, as the system would."""
     caught: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield caught
         return
+    first = 0.0
 
     def catch(signum: int, frame: object) -> None:
-        caught.append(signum)
-        for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        nonlocal first
+        if not caught:
+            caught.append(signum)
+            first = time.monotonic()
+        elif time.monotonic() - first > AGAIN:
+            signal.signal(signum, signal.SIG_DFL)
+            os.kill(os.getpid(), signum)
 
     before = {number: signal.signal(number, catch) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
+
 from sslkit.data import Loader, auto_workers, fingerprint, plain_batches, plain_view, split_by_class
 from sslkit.errors import DataError
 from sslkit.interfaces import Batch, Draws, ImageSource, PretextTransform, Sample
-from torch import Tensor
 
 
 class Numbered(ImageSource):

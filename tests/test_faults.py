@@ -208,13 +208,14 @@ def test_data_that_is_not_there(data: str, sentence: str) -> None:
 
 def test_a_view_that_nobody_makes_and_a_sampler_that_nobody_reads() -> None:
     faults = check(VALID.replace("use: pirl", "use: jigsaw").replace("{use: jigsaw}\nencoder", "{use: rotate}\nencoder"))
-    view, head, *_, sampler = faults
+    view, head, *_, sampler, loss = faults
     assert view.startswith(
         "mine.yaml:4 transform method 'jigsaw' reads the view 'patches', which transform 'rotate' does not make;"
     )
     assert view.partition("transforms that do: ")[2].split(", ") == ["jigsaw", "jigsaw_rotation", "puzzle"]
     assert head == "mine.yaml:6 heads method 'jigsaw' needs a head named 'order'"
     assert sampler == "mine.yaml:9 sampler method 'jigsaw' uses no sampler, this one would be ignored; remove the section"
+    assert loss == "mine.yaml:10 loss loss 'lambda_nce' needs the negatives of a sampler, and method 'jigsaw' has none"
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
+
 from sslkit.interfaces import Draws
 from sslkit_plugins.losses import CrossEntropy, InfoNCE, LambdaNCE
 from sslkit_plugins.samplers import BankNegatives, MemoryBank
-from torch.nn import functional as F
 
 T, B, M, D, N, TAU = 2, 5, 16, 8, 40, 0.07
 

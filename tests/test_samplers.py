@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from torch.nn import functional as F
+
 from sslkit.errors import RecipeError
 from sslkit.interfaces import Draws
 from sslkit_plugins import samplers
 from sslkit_plugins.samplers import BankNegatives, MemoryBank
-from torch.nn import functional as F
 
 DIM = 6
 

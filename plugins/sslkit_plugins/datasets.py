@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torchvision
 from PIL import Image, ImageOps
+
 from sslkit.errors import DataError
 from sslkit.interfaces import ImageSource
 

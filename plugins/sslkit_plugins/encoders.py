@@ -4,9 +4,10 @@ from typing import Literal
 
 import timm
 import torchvision
+from torch import Tensor, nn
+
 from sslkit.errors import Fault, RecipeError, SslkitError
 from sslkit.interfaces import Encoder
-from torch import Tensor, nn
 
 
 class Timm(Encoder):

@@ -1,8 +1,9 @@
 """Heads: what stands between the encoder and the loss while training, and is thrown away afterwards."""
 
 from pydantic import PositiveInt
-from sslkit.interfaces import Head
 from torch import Tensor, nn
+
+from sslkit.interfaces import Head
 
 
 def flat_batch_norm(norm: nn.BatchNorm1d | None, features: Tensor) -> Tensor:

@@ -5,10 +5,11 @@ from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, PositiveFloat
-from sslkit import distributed
-from sslkit.interfaces import Loss, Negatives
 from torch import Tensor
 from torch.nn import functional as F
+
+from sslkit import distributed
+from sslkit.interfaces import Loss, Negatives
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 

@@ -5,10 +5,11 @@ from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, PositiveInt
+from torch import Tensor
+from torch.nn import functional as F
+
 from sslkit.errors import Fault, RecipeError
 from sslkit.interfaces import Draws, Negatives, NegativeSampler
-from torch import Tensor, nn
-from torch.nn import functional as F
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 

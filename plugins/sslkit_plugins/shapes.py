@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 from pydantic import NonNegativeInt, PositiveInt
+
 from sslkit.interfaces import ImageSource
 
 Plane = np.ndarray
