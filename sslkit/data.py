@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -102,10 +103,19 @@ def _read(source: ImageSource, index: int) -> Image.Image | str:
 
 
 def _begin_worker(_: int) -> None:
-    """One thread; signals are left to the process that trains, for schedulers send them to all."""
+    """One thread; signals are left to the process that trains, for terminals and schedulers send them to all."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """End when `parent` sends SIGTERM: at its exit it waits for its workers, and for ever if they ignored that too."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
 
 
 def _whole(item: object) -> object:

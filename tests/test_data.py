@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -139,7 +138,9 @@ def test_unreadable_images_are_named_and_replaced_by_others():
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_nothing_left_to_replace_with(workers):
-    with pytest.raises(DataError, match=r"^00\d\.png cannot be read \(OSError: image file is truncated\), and no image is left") as caught:
+    with pytest.raises(
+        DataError, match=r"^00\d\.png cannot be read \(OSError: image file is truncated\), and no image is left"
+    ) as caught:
         list(loader(Numbered(4, broken=(0, 1, 2, 3)), batch_size=2, workers=workers).batches(0, 1))
     assert "Traceback" not in str(caught.value)
 
@@ -223,7 +224,9 @@ def test_a_small_image_keeps_its_whole_short_side():
 
 def test_a_large_image_loses_a_border_of_a_sixteenth():
     shown = np.asarray(plain_view(ramp(200, 128), 56))
-    assert shown[0, :, 1].tolist() == [pytest.approx(8.6, abs=1)] * 56, "16/256 of 128 rows are cut above, then two rows are averaged"
+    assert shown[0, :, 1].tolist() == [pytest.approx(8.6, abs=1)] * 56, (
+        "16/256 of 128 rows are cut above, then two rows are averaged"
+    )
     assert shown[:, 0, 0].tolist() == [pytest.approx(44.6, abs=1)] * 56
 
 
@@ -232,32 +235,50 @@ def test_odd_shapes_are_shown(size):
     assert plain_view(Image.new("RGB", size, "red"), 8).size == (8, 8)
 
 
-CTRL_C = """
-import sys, time
+SIGNALLED = """
+import signal, sys, time
 sys.path.insert(0, sys.argv[1])
 from test_data import Numbered, loader
+caught = []
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, lambda number, frame: caught.append(number))
 batches = loader(Numbered(64), workers=2).batches(0, 10**6)
-try:
-    for batch in batches:
-        print("going", flush=True)
-        time.sleep(0.01)
-except KeyboardInterrupt:
-    batches.close()
-    print("stopped", flush=True)
+for batch in batches:
+    print("going", flush=True)
+    if caught:
+        break
+for _ in range(50):
+    next(batches)
+print("finished its work", flush=True)
+"""
+
+LEFT_OPEN = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from test_data import Faulty, Loader, Numbered, loader
+kept = loader(Numbered(64), workers=1).batches(0, 10**6)
+next(kept)
+list(Loader(Numbered(4), Faulty(), batch_size=2, seed=0, workers=1).batches(0, 1))
 """
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="signals of a process group")
-def test_ctrl_c_reaches_only_the_process_that_trains():
-    process = subprocess.Popen(
-        [sys.executable, "-c", CTRL_C, str(Path(__file__).parent)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+def script(text: str) -> subprocess.Popen:
+    command = [sys.executable, "-c", text, str(Path(__file__).parent)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="signals of a process group")
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_all_stops_only_the_process_that_trains(sent):
+    process = script(SIGNALLED)
     assert process.stdout is not None and process.stdout.readline() == "going\n"
-    time.sleep(0.2)
-    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, sent)
     out, err = process.communicate(timeout=60)
-    assert out.endswith("stopped\n") and err == ""
+    assert out.endswith("finished its work\n") and err == "" and process.returncode == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers by fork")
+def test_workers_end_with_the_process_that_trains():
+    process = script(LEFT_OPEN)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1 and "a mistake of the transform" in err
