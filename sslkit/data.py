@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from sslkit.errors import DataError
+from sslkit.errors import DataError, PluginError, SslkitError
 from sslkit.interfaces import Batch, ImageSource, PretextTransform
 
 ORDER, VIEWS, FIRST_PASS, REPLACEMENT = range(4)
@@ -72,7 +72,7 @@ class _Builder(Dataset):
     def __init__(self, source: ImageSource, transform: PretextTransform, seed: int) -> None:
         self.source, self.transform, self.seed = source, transform, seed
 
-    def __getitem__(self, ticket: Ticket) -> tuple[Any, ...] | DataError:
+    def __getitem__(self, ticket: Ticket) -> tuple[Any, ...] | SslkitError:
         taken = set(ticket.indices.tolist())
         samples, index, unreadable = [], [], []
         for wanted in ticket.indices[ticket.first : ticket.last].tolist():
@@ -89,6 +89,12 @@ class _Builder(Dataset):
                 taken.add(number)
             samples.append(self.transform(image, np.random.default_rng((self.seed, ticket.stream, ticket.epoch, number))))
             index.append(number)
+        for name, view in ((name, view) for sample in samples for name, view in sample.views.items()):
+            if view.dtype != torch.uint8 or tuple(view.shape) != tuple(self.transform.shapes.get(name, ())):
+                return PluginError(
+                    f"transform {type(self.transform).__name__} made a view '{name}' of {view.dtype} {list(view.shape)}; its `shapes` promise "
+                    f"torch.uint8 of {self.transform.shapes}"
+                )
         views = {name: torch.stack([sample.views[name] for sample in samples]) for name in samples[0].views}
         targets = {name: torch.stack([sample.targets[name] for sample in samples]) for name in samples[0].targets}
         return views, targets, torch.tensor(index), tuple(unreadable)
@@ -123,7 +129,7 @@ def _whole(item: object) -> object:
 
 
 def _deliver(builder: Dataset, orders: Iterable[Any], workers: int, pin: bool = False) -> Iterator[Any]:
-    """What `builder` makes of each order, in their sequence, made ahead by `workers` processes. Raises the DataError that it returns.
+    """What `builder` makes of each order, in their sequence, made ahead by `workers` processes. Raises the error for the user that it returns.
 
     An error that a worker *raised* would reach the user with the worker's traceback in its text.
     """
@@ -142,7 +148,7 @@ def _deliver(builder: Dataset, orders: Iterable[Any], workers: int, pin: bool = 
         )
     try:
         for item in made:
-            if isinstance(item, DataError):
+            if isinstance(item, SslkitError):
                 raise item
             yield item
     except RuntimeError as error:
