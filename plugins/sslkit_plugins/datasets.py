@@ -2,7 +2,9 @@
 
 import io
 import os
+import warnings
 import zipfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,62 +20,95 @@ ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".
 
 
 def decode(file: Path | io.BytesIO) -> Image.Image:
-    """The first frame, upright, as RGB: 16 bits scaled to 8, transparency laid on white."""
-    with Image.open(file) as image:
-        image.load()
-        upright = ImageOps.exif_transpose(image)
-    if upright.mode.startswith(("I", "F")):
-        values = np.asarray(upright, dtype=np.float64)
-        upright = Image.fromarray((values / (257 if values.max() > 255 else 1)).clip(0, 255).astype(np.uint8))
-    if upright.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in upright.info:
-        solid = upright.convert("RGBA")
-        ground = Image.new("RGBA", solid.size, "white")
-        return Image.alpha_composite(ground, solid).convert("RGB")
-    return upright.convert("RGB")
+    """The first frame, upright, as RGB, transparency laid on white.
+
+    16 bits, and whole numbers of 32 bits as if they were 16, are divided by 257; floating-point pixels count from 0 to 1, or to 255
+    where one is greater than 1. Raises what Pillow raises on a file that is not whole, and on one of more pixels than
+    `PIL.Image.MAX_IMAGE_PIXELS`; Pillow's other warnings, such as those of odd metadata, are no fault of the picture.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with Image.open(file) as opened:
+            opened.load()
+            image: Image.Image = opened
+            ImageOps.exif_transpose(image, in_place=True)
+            if image.mode.startswith("I"):
+                image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
+            elif image.mode == "F":
+                values = np.nan_to_num(np.asarray(image))
+                image = Image.fromarray((values * (255 if values.max() <= 1 else 1)).clip(0, 255).round().astype(np.uint8))
+            if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
+                solid = image.convert("RGBA")
+                return Image.alpha_composite(Image.new("RGBA", solid.size, "white"), solid).convert("RGB")
+            return image.convert("RGB")
+
+
+def _passed_over(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"
 
 
 class ImageFolder(ImageSource):
     """A folder of images, flat or nested, of any size and mode.
 
-    Where `train/` (and `val/`) lie below `root`, they are the two halves; otherwise all is one. An image's class is the first folder
-    below the half, as in torchvision; where there is at most one such folder, or images lie beside it, nothing is known of classes.
+    Where `train/` (and `val/`, or else `test/`) lie below `root`, they are the two halves; otherwise all is one (`train/` among other
+    folders is a class like them). An image's class is the first folder below the half, as in torchvision; where there is at most one
+    such folder, or images lie beside it, nothing is known of classes. Hidden files and folders are passed over, and so are links that
+    lead out of the half, unless `follow_links`.
     """
 
     def __init__(self, split: str, /, *, root: str, follow_links: bool = False) -> None:
         top = Path(root).expanduser()
         if not top.is_dir():
-            raise DataError(f"there is no folder {root}; name one that holds images: --data DIR")
-        halves = (top / "train").is_dir()
-        self.has_val = halves and (top / "val").is_dir()
-        if split == "val" and not self.has_val:
-            raise DataError(f"{root} has no folder val/ below it")
-        self.root = top / ("val" if split == "val" else "train") if halves else top
+            state = "is a file" if top.exists() else "does not exist"
+            raise DataError(f"the folder of images {root} {state}; name one that holds images: --data DIR")
         self.follow_links = follow_links
-        found = sorted(self._walk(self.root, ""))
-        if not found:
-            raise DataError(f"no image below {self.root}; files that end in {', '.join(sorted(ENDINGS))} count")
-        self.names = found
-        tops = [name.split("/", 1)[0] if "/" in name else "" for name in found]
+        others: Counter[str] = Counter()
+        try:
+            self.root, self.has_val = self._half(top, split)
+            self._inside = os.path.realpath(self.root)
+            self.names = sorted(self._walk(self.root, "", frozenset(), others))
+        except OSError as error:
+            raise DataError(f"the folder {error.filename} cannot be read ({error.strerror})") from error
+        if not self.names:
+            seen = ", ".join(f"{count} × {ending or 'no ending'}" for ending, count in others.most_common(5)) or "no files"
+            raise DataError(
+                f"no image below {self.root}, but {seen}; files that end in {', '.join(sorted(ENDINGS))} count as images"
+            )
+        tops = [name.split("/", 1)[0] if "/" in name else "" for name in self.names]
         classes = sorted(set(tops))
         if "" not in classes and len(classes) > 1:
-            self.classes = classes
-            self.labels = np.searchsorted(np.array(classes), np.array(tops)).astype(np.int64)
+            number = {name: label for label, name in enumerate(classes)}
+            self.classes, self.labels = classes, np.array([number[name] for name in tops], np.int64)
 
-    def _walk(self, folder: Path, prefix: str) -> Iterator[str]:
+    @staticmethod
+    def _half(top: Path, split: str) -> tuple[Path, bool]:
+        """The folder of a split, and whether there are validation images of their own."""
+        folders = {entry.name for entry in top.iterdir() if entry.is_dir() and not _passed_over(entry.name)}
+        val = next((name for name in ("val", "test") if name in folders), None)
+        halves = "train" in folders and (val is not None or folders == {"train"})
+        if split == "val" and not (halves and val):
+            raise DataError(f"{top} has no validation images of its own: there are no folders train/ and val/ below it")
+        return (top / (val if split == "val" and val else "train") if halves else top), halves and val is not None
+
+    def _walk(self, folder: Path, prefix: str, above: frozenset[str], others: Counter[str]) -> Iterator[str]:
+        """Names of images below `folder`; counts the endings of other files. A folder that is its own ancestor, by a link, ends there."""
+        real = os.path.realpath(folder)
+        if real in above:
+            return
         with os.scandir(folder) as entries:
             for entry in entries:
-                if entry.name.startswith(".") or entry.name == "__MACOSX":
-                    continue
-                if (
-                    entry.is_symlink()
-                    and not self.follow_links
-                    and not Path(entry.path).resolve().is_relative_to(self.root.resolve())
-                ):
+                if _passed_over(entry.name) or (entry.is_symlink() and not self.follow_links and self._leads_out(entry.path)):
                     continue
                 if entry.is_dir():
-                    yield from self._walk(Path(entry.path), f"{prefix}{entry.name}/")
-                elif os.path.splitext(entry.name)[1].lower() in ENDINGS:
+                    yield from self._walk(Path(entry.path), f"{prefix}{entry.name}/", above | {real}, others)
+                elif (ending := os.path.splitext(entry.name)[1].lower()) in ENDINGS:
                     yield prefix + entry.name
+                else:
+                    others[ending] += 1
+
+    def _leads_out(self, link: str) -> bool:
+        return not Path(os.path.realpath(link)).is_relative_to(self._inside)
 
     def image(self, index: int) -> Image.Image:
         """Decoded as RGB."""
@@ -89,26 +124,26 @@ class Npz(ImageSource):
     """
 
     def __init__(self, split: str, /, *, file: str, val_file: str = "") -> None:
-        self.has_val = bool(val_file)
-        arrays = self._open(val_file if split == "val" and val_file else file)
-        if not val_file and "images_val" in arrays:
-            self.has_val = True
-            if split == "val":
-                arrays = {name.removesuffix("_val"): array for name, array in arrays.items() if name.endswith("_val") or name == "classes"}
+        train = self._open(file)
+        val = self._open(val_file) if val_file else {k.removesuffix("_val"): v for k, v in train.items() if k.endswith("_val")}
+        self.has_val = bool(val_file) or "images" in val
         if split == "val" and not self.has_val:
             raise DataError(f"{file} has no array images_val, and no data.val_file is named")
-        self.arrays, self.file = arrays, file
+        self.file, self.arrays = (val_file or file, val) if split == "val" else (file, train)
         count = self._check()
-        self.names = [f"{split if split == 'val' else 'train'}/{number}" for number in range(count)]
-        labels = arrays.get("labels", arrays.get("label"))
-        if labels is not None:
-            if labels.shape != (count,) or not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
-                raise DataError(f"labels in {file} must be {count} whole numbers from 0 up, one an image; they are {labels.dtype} {labels.shape}")
-            self.labels = labels.astype(np.int64)
-            names = arrays.get("classes", np.arange(int(labels.max()) + 1))
-            self.classes = [str(name) for name in names]
-            if len(self.classes) <= labels.max():
-                raise DataError(f"{file} has the label {labels.max()} but names only {len(self.classes)} classes")
+        self.names = [f"{'val' if split == 'val' else 'train'}/{number}" for number in range(count)]
+        labels = _labels(self.arrays)
+        if labels is None:
+            return
+        if labels.shape != (count,) or not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
+            raise DataError(
+                f"labels in {self.file} must be {count} whole numbers from 0 up, one an image; they are {labels.dtype} {list(labels.shape)}"
+            )
+        self.labels = labels.astype(np.int64)
+        most = max(int(known.max(initial=0)) for half in (train, val) if (known := _labels(half)) is not None)
+        self.classes = [str(name) for name in train.get("classes", np.arange(most + 1))]
+        if len(self.classes) <= most:
+            raise DataError(f"{file} has the label {most} but names only {len(self.classes)} classes")
 
     @staticmethod
     def _open(file: str) -> dict[str, np.ndarray]:
@@ -116,25 +151,42 @@ class Npz(ImageSource):
         if not path.is_file():
             raise DataError(f"there is no file {file}; name a NumPy archive: --data FILE.npz")
         try:
-            with np.load(path, allow_pickle=False) as archive:
+            with path.open("rb") as stream, np.lib.npyio.NpzFile(stream, allow_pickle=False) as archive:
                 return {name: archive[name] for name in archive.files}
-        except (ValueError, OSError, zipfile.BadZipFile, EOFError, AttributeError) as error:
-            raise DataError(f"{file} is not a NumPy archive of plain arrays ({error})") from error
+        except (ValueError, OSError, zipfile.BadZipFile, EOFError) as error:
+            raise DataError(f"{file} is not a NumPy archive (.npz) of plain arrays ({error})") from error
 
     def _check(self) -> int:
         """How many images there are. Raises DataError where the arrays are not of the form above."""
         if "images" in self.arrays:
             images = self.arrays["images"]
-            if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] != 3) or 0 in images.shape:
-                raise DataError(f"images in {self.file} must be uint8 [N,H,W,3] or [N,H,W]; they are {images.dtype} {list(images.shape)}")
+            if (
+                images.dtype != np.uint8
+                or images.ndim not in (3, 4)
+                or (images.ndim == 4 and images.shape[3] != 3)
+                or 0 in images.shape
+            ):
+                raise DataError(
+                    f"images in {self.file} must be uint8 [N,H,W,3] or [N,H,W]; they are {images.dtype} {list(images.shape)}"
+                )
             return len(images)
         if {"jpeg", "offset"} <= self.arrays.keys():
             offset, stream = self.arrays["offset"], self.arrays["jpeg"]
             whole = stream.dtype == np.uint8 and stream.ndim == 1 and offset.ndim == 1 and len(offset) > 1
-            if not whole or not np.issubdtype(offset.dtype, np.integer) or offset[0] != 0 or offset[-1] != len(stream) or (np.diff(offset) < 0).any():
-                raise DataError(f"offset in {self.file} must rise from 0 to the length of jpeg ({stream.size}), one number more than there are images")
+            if (
+                not whole
+                or not np.issubdtype(offset.dtype, np.integer)
+                or offset[0] != 0
+                or offset[-1] != len(stream)
+                or (np.diff(offset) < 0).any()
+            ):
+                raise DataError(
+                    f"offset in {self.file} must rise from 0 to the length of jpeg ({stream.size}), one number more than there are images"
+                )
             return len(offset) - 1
-        raise DataError(f"{self.file} holds {', '.join(sorted(self.arrays)) or 'nothing'}, but neither 'images' nor 'jpeg' and 'offset'")
+        raise DataError(
+            f"{self.file} holds {', '.join(sorted(self.arrays)) or 'nothing'}, but neither 'images' nor 'jpeg' and 'offset'"
+        )
 
     def image(self, index: int) -> Image.Image:
         """RGB."""
@@ -142,6 +194,10 @@ class Npz(ImageSource):
             return Image.fromarray(self.arrays["images"][index]).convert("RGB")
         first, last = self.arrays["offset"][index : index + 2]
         return decode(io.BytesIO(self.arrays["jpeg"][first:last].tobytes()))
+
+
+def _labels(arrays: dict[str, np.ndarray]) -> np.ndarray | None:
+    return arrays.get("labels", arrays.get("label"))
 
 
 class _Torchvision(ImageSource):
@@ -199,4 +255,8 @@ class ImageNet(ImageFolder):
     nominal: ClassVar[dict[str, int]] = {"pretrain": 1_281_167, "train": 1_281_167, "val": 50_000}
 
     def __init__(self, split: str, /, *, root: str = "data/imagenet", follow_links: bool = False) -> None:
+        if not (Path(root).expanduser() / "train").is_dir():
+            raise DataError(
+                f"ImageNet is not below {root}: put its folders train/ and val/ there, with one folder a class, or name theirs: --data DIR"
+            )
         super().__init__(split, root=root, follow_links=follow_links)
