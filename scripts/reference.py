@@ -1,7 +1,7 @@
 """Writes docs/reference.md from the signatures and docstrings of the parts that come with sslkit.
 
-    python scripts/reference.py            # write
-    python scripts/reference.py --check    # exit 1 if it is not current
+python scripts/reference.py            # write
+python scripts/reference.py --check    # exit 1 if it is not current
 """
 
 import sys

@@ -94,7 +94,7 @@ def make_method(recipe: Recipe, transform: PretextTransform, num_images: int) ->
     """Encoder, heads, sampler, loss and their wiring, initialised from the recipe's seed: the encoder first, so that it begins the
     same whatever stands behind it."""
     torch.manual_seed(recipe.train.seed)
-    cls = recipe.method.part.load()
+    cls: type[Method] = recipe.method.part.load()
     reads = cls.reads if cls.reads is not None else {view: view for view in transform.views}
     encoder = make(recipe.encoder)
     heads: dict[str, Head] = {}

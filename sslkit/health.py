@@ -62,7 +62,7 @@ class Health:
 
 def expected_loss(method: Method) -> float | None:
     """What the loss should be before anything is learnt, where the loss knows it and memory holds random vectors, not a first pass."""
-    dims = [head.out_dim for head in method.heads.values()]
+    dims = [int(head.out_dim) for head in method.heads.values()]
     if not dims or (method.sampler is not None and method.sampler.needs_fill):
         return None
     count = 1

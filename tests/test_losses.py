@@ -95,10 +95,7 @@ def test_gradients_are_the_closed_form(problem, form):
     bank, index, prediction, picks = problem
     e = exps(problem)
     constant = M * e[0].mean()
-    if form == "official":
-        h = e / (e + constant)
-    else:
-        h = e / e.sum(-1, keepdims=True)
+    h = e / (e + constant if form == "official" else e.sum(-1, keepdims=True))
     unit = F.normalize(prediction.double(), dim=-1)
     rows = torch.cat([index.view(1, -1, 1).expand(T, B, 1), picks], dim=2)
     weight = torch.as_tensor(h).clone()

@@ -1,6 +1,6 @@
 """Encoders: images in, one vector per image out."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import timm
 import torchvision
@@ -31,6 +31,7 @@ class Timm(Encoder):
         if not timm.is_model(model):
             near = ", ".join(timm.list_models(f"*{model}*")[:3]) or "see `timm.list_models()`"
             raise RecipeError(Fault("encoder.model", f"timm has no model '{model}'; near: {near}"))
+        self.model: Any
         try:
             self.model = timm.create_model(model, pretrained=pretrained, num_classes=0)
         except (RuntimeError, OSError) as error:
@@ -57,10 +58,8 @@ class Timm(Encoder):
     def maps(self, images: Tensor) -> dict[str, Tensor]:
         """float [N,3,H,W] → {layer: [N,c,h,w]}; for ResNets conv1 (after its ReLU), res2 … res5, as the paper names them."""
         layers: list[Tensor] = self.model.forward_intermediates(images, intermediates_only=True)
-        if isinstance(self.model, timm.models.ResNet):
-            names = ["conv1", "res2", "res3", "res4", "res5"]
-        else:
-            names = [f"stage{i + 1}" for i in range(len(layers))]
+        of_resnets = ["conv1", "res2", "res3", "res4", "res5"]
+        names = of_resnets if isinstance(self.model, timm.models.ResNet) else [f"stage{i + 1}" for i in range(len(layers))]
         return dict(zip(names, layers, strict=True))
 
     def weights(self) -> dict[str, Tensor]:
