@@ -121,6 +121,7 @@ def make_method(recipe: Recipe, transform: PretextTransform, num_images: int) ->
         dims = {name: head.out_dim for name, head in heads.items()}
         if len(set(dims.values())) > 1:
             raise RecipeError(Fault("heads", f"all heads must give vectors of one length to be compared, but out_dim is {dims}"))
+        assert cls.stores is not None, "recipe.py refuses a sampler that nobody reads"
         sampler = make(recipe.sampler, dim=dims[cls.stores], num_images=num_images)
     return make(recipe.method, parts=Parts(encoder, heads, sampler, make(recipe.loss)))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -62,11 +62,11 @@ class Health:
 
 def expected_loss(method: Method) -> float | None:
     """What the loss should be before anything is learnt, where the loss knows it and memory holds random vectors, not a first pass."""
-    dims = [int(head.out_dim) for head in method.heads.values()]
-    if not dims or (method.sampler is not None and method.sampler.needs_fill):
+    heads: list[Any] = list(method.heads.values())
+    if not heads or (method.sampler is not None and method.sampler.needs_fill):
         return None
     count = 1
     if method.sampler is not None:
         device = next(method.parameters()).device
         count = method.sampler.draw(torch.zeros(1, dtype=torch.int64, device=device), Draws(0)).count
-    return method.loss.at_start(dim=dims[0], negatives=count)
+    return method.loss.at_start(dim=heads[0].out_dim, negatives=count)

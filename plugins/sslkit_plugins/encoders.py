@@ -37,7 +37,7 @@ class Timm(Encoder):
         except (RuntimeError, OSError) as error:
             raise RecipeError(Fault("encoder", f"timm cannot make '{model}': {error}")) from error
         if stem == "cifar":
-            if not isinstance(self.model, timm.models.ResNet) or not isinstance(self.model.conv1, nn.Conv2d):
+            if not self._is_plain_resnet():
                 raise RecipeError(
                     Fault("encoder.stem", f"'cifar' is a stem for timm's ResNets; '{model}' is none, so leave 'imagenet'")
                 )
@@ -50,6 +50,9 @@ class Timm(Encoder):
                     module.reset_parameters()
         self.dim = self.model.num_features
         self.name, self.stem = model, stem
+
+    def _is_plain_resnet(self) -> bool:
+        return isinstance(self.model, timm.models.ResNet) and isinstance(self.model.conv1, nn.Conv2d)
 
     def forward(self, images: Tensor) -> Tensor:
         """float [N,3,H,W] → [N,dim]."""

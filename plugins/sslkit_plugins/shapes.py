@@ -45,9 +45,7 @@ TEXTURES: dict[str, Callable[[Plane, Plane], Plane]] = {
     "circles": lambda x, y: 0.25 - near(1.2 * radius(x % 3 - 1.5, y % 3 - 1.5)),
     "zigzag": lambda x, y: 0.25 - near(x + 1.6 * near(y / 2.4)),
     "weave": lambda x, y: 0.25 - near(np.where((np.floor(x / 2) + np.floor(y / 2)) % 2 == 0, x, y)),
-    "crosses": lambda x, y: np.maximum(
-        np.minimum(0.12 - near(x), 0.36 - near(y)), np.minimum(0.12 - near(y), 0.36 - near(x))
-    ),
+    "crosses": lambda x, y: np.maximum(np.minimum(0.12 - near(x), 0.36 - near(y)), np.minimum(0.12 - near(y), 0.36 - near(x))),
 }
 """Positive where the second of an object's two colours shows; x and y count periods."""
 
@@ -103,7 +101,7 @@ def tinted(brightness: float, rng: np.random.Generator) -> np.ndarray:
 
 
 class Shapes(ImageSource):
-    """Ten classes of textured objects on cloudy grounds, drawn by a formula; the same on every machine.
+    """Ten classes of textured objects on cloudy grounds, drawn by a formula, the same for the same seed.
 
     A class is an outline with its texture (a dotted disc, a striped square, …); all else is drawn for each image: place, size, turn,
     colours, phase, light and ground. `images` are for training, labelled as well, `val_images` for validation; every class has as
@@ -111,7 +109,14 @@ class Shapes(ImageSource):
     """
 
     def __init__(
-        self, split: str, /, *, images: PositiveInt = 600, val_images: PositiveInt = 500, side: PositiveInt = 64, seed: NonNegativeInt = 0
+        self,
+        split: str,
+        /,
+        *,
+        images: PositiveInt = 600,
+        val_images: PositiveInt = 500,
+        side: PositiveInt = 64,
+        seed: NonNegativeInt = 0,
     ) -> None:
         count = val_images if split == "val" else images
         self.side, self.key = side, (seed, int(split == "val"))
