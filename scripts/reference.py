@@ -9,16 +9,17 @@ from pathlib import Path
 
 from sslkit import registry
 from sslkit.recipe import SETTINGS
+from sslkit.signature import REQUIRED, Signature, read_class, written
 
 PAGE = Path(__file__).parent.parent / "docs" / "reference.md"
 
 
-def options(signature: registry.Signature) -> list[str]:
+def options(signature: Signature) -> list[str]:
     if not signature.options:
         return ["No options.", ""]
     rows = ["| option | type | default |", "|---|---|---|"]
     for option in signature.options.values():
-        default = "**required**" if option.default is registry.REQUIRED else f"`{registry.written(option.default)}`"
+        default = "**required**" if option.default is REQUIRED else f"`{written(option.default)}`"
         rows.append(f"| `{option.name}` | {option.description} | {default} |")
     return [*rows, ""]
 
@@ -39,7 +40,7 @@ def page() -> str:
                 lines += [f"### `{part.name}`", "", signature.doc, "", *options(signature)]
     lines += ["## Settings of a recipe", ""]
     for section, settings in SETTINGS.items():
-        signature = registry.read_class(settings, section)
+        signature = read_class(settings, section)
         lines += [f"### `{section}`", "", signature.doc, "", *options(signature)]
     return "\n".join(lines).rstrip() + "\n"
 

@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 
 from sslkit import __version__, console, registry
 from sslkit.errors import PluginError, SslkitError
+from sslkit.signature import REQUIRED, advice, written
 
 
 class _Commands(TyperGroup):
@@ -97,7 +98,7 @@ def _show(name: str, kind: str | None) -> None:
     found = [part for part in installed if part.name == name]
     if not found:
         of_kind = "part" if kind is None else registry.KINDS[kind]
-        raise PluginError(f"no {of_kind} named '{name}' is installed; {registry.advice(name, [part.name for part in installed])}")
+        raise PluginError(f"no {of_kind} named '{name}' is installed; {advice(name, [part.name for part in installed])}")
     for part in found:
         signature = part.signature()
         console.print_text(f"{part}  ({part.module}:{part.object})\n\n{signature.doc}\n")
@@ -107,7 +108,7 @@ def _show(name: str, kind: str | None) -> None:
             (
                 option.name,
                 option.description,
-                "required" if option.default is registry.REQUIRED else registry.written(option.default),
+                "required" if option.default is REQUIRED else written(option.default),
             )
             for option in signature.options.values()
         ]

@@ -19,7 +19,7 @@ from sslkit.errors import RecipeError
 if TYPE_CHECKING:
     from sslkit.build import Run
     from sslkit.health import Health
-    from sslkit.session import Row, Stopped
+    from sslkit.metrics import Row
 
 
 def print_error(error: Exception) -> None:
@@ -122,9 +122,9 @@ class Training:
                 f"{shown['rate']} images/s  {left:.0f} s left"
             )
 
-    def stopped(self, stopped: Stopped) -> None:
+    def stopped(self, signal: str) -> None:
         self.close()
-        self._say(f"stopped by {stopped} after step {self.run.step}, saved; go on with: sslkit train --resume {self.folder}")
+        self._say(f"stopped by {signal} after step {self.run.step}, saved; go on with: sslkit train --resume {self.folder}")
 
     def done(self, health: Health) -> None:
         """What there is now, and what to do with it."""

@@ -1,17 +1,13 @@
 """Is it broken, or just not learning? Judgements in plain words, from the numbers of a run alone."""
 
-from __future__ import annotations
-
 from collections import deque
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from sslkit.interfaces import Draws, Method
-
-if TYPE_CHECKING:
-    from sslkit.session import Row
+from sslkit.metrics import Row
 
 WINDOW = 50
 COLLAPSED = 0.1

@@ -15,8 +15,10 @@ import yaml
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from sslkit import registry
+from sslkit.document import MAX_BYTES, Document, Dumper, Key, resolve
 from sslkit.errors import Fault, PluginError, RecipeError
-from sslkit.registry import Option, Part, Signature, advice, plain, written
+from sslkit.registry import Part
+from sslkit.signature import REQUIRED, Option, Signature, advice, nearest, plain, read_class, written
 
 PARTS = {
     "method": "methods",
@@ -135,7 +137,7 @@ class Recipe:
 
     def as_yaml(self) -> str:
         """A recipe file, every default filled in; `read` makes an equal recipe of it."""
-        return yaml.dump(self.as_dict(), Dumper=_Dumper, sort_keys=False, default_flow_style=None, allow_unicode=True, width=132)
+        return yaml.dump(self.as_dict(), Dumper=Dumper, sort_keys=False, default_flow_style=None, allow_unicode=True, width=132)
 
 
 def read(path: str | os.PathLike[str], *, overrides: Sequence[str] = (), data: str | None = None) -> Recipe:
@@ -159,7 +161,7 @@ def read_evaluation(name: str, arguments: Sequence[str]) -> Choice:
             faults.append(Fault(option, "needs a value"))
             continue
         try:
-            given[option[2:].replace("-", "_")] = _resolve(value)
+            given[option[2:].replace("-", "_")] = resolve(value)
         except ValueError as error:
             faults.append(Fault(option, str(error)))
     options, wrong = part.signature().validate(name, given)
@@ -167,142 +169,6 @@ def read_evaluation(name: str, arguments: Sequence[str]) -> Choice:
     if faults:
         raise RecipeError(*faults)
     return Choice("evaluations", part.name, options, part)
-
-
-# ------------------------------------------------------------------------------------------------------------ YAML → data
-
-MAX_BYTES = 1 << 20
-MAX_DEPTH = 20
-
-_INT = re.compile(r"[-+]?(0|[1-9][0-9]*)")
-_FLOAT = re.compile(r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?")
-_NOT_FINITE = re.compile(r"[-+]?\.inf|\.nan", re.IGNORECASE)
-
-Key = tuple[str, ...]
-
-
-def _resolve(text: str) -> Any:
-    """A plain scalar → null, true, false, a decimal number, or text. ValueError for numbers that no option can hold."""
-    if text in ("", "~", "null"):
-        return None
-    if text in ("true", "false"):
-        return text == "true"
-    if _INT.fullmatch(text):
-        if len(text.lstrip("+-")) > 18:
-            raise ValueError(f"{text[:20]}… is too large a number")
-        return int(text)
-    if _NOT_FINITE.fullmatch(text) or (_FLOAT.fullmatch(text) and not math.isfinite(float(text))):
-        raise ValueError(f"{text} is not a finite number")
-    return float(text) if _FLOAT.fullmatch(text) else text
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes whatever `_resolve` would not take for the same text."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
-
-
-def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
-    try:
-        style = None if _resolve(text) == text else "'"
-    except ValueError:
-        style = "'"
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
-
-
-_Dumper.add_representer(str, _represent_text)
-
-
-class _TooDeepError(Exception):
-    """Reading stops here: PyYAML's time grows with the square of the depth."""
-
-
-class _Document:
-    """Plain data of one YAML text, the line of every key, and what is not allowed in it."""
-
-    def __init__(self, text: str) -> None:
-        self.lines: dict[Key, int] = {}
-        self.faults: list[tuple[Key, int, str]] = []
-        self.value: Any = None
-        try:
-            self._events = yaml.SafeLoader(text)
-            self._open()
-        except yaml.reader.ReaderError as error:
-            self._refuse((), text[: error.position].count("\n") + 1, f"is not valid YAML: {error.reason}")
-        except yaml.MarkedYAMLError as error:
-            mark = error.problem_mark or error.context_mark
-            self._refuse(
-                (), mark.line + 1 if mark else 1, f"is not valid YAML: {' '.join(filter(None, (error.context, error.problem)))}"
-            )
-        except _TooDeepError:
-            pass
-
-    def _open(self) -> None:
-        events = self._events
-        events.get_event()
-        if events.check_event(yaml.StreamEndEvent):
-            self._refuse((), 1, "is empty; a recipe needs the sections " + ", ".join(s for s in SECTIONS if s not in OPTIONAL))
-            return
-        events.get_event()
-        self.value = self._node(())
-        events.get_event()
-        if not events.check_event(yaml.StreamEndEvent):
-            self._refuse((), self._events.peek_event().start_mark.line + 1, "holds a second document; a recipe is one")
-
-    def _refuse(self, key: Key, line: int, message: str) -> None:
-        self.faults.append((key, line, message))
-
-    def _node(self, key: Key, depth: int = 0) -> Any:
-        event = self._events.get_event()
-        line = event.start_mark.line + 1
-        if isinstance(event, yaml.AliasEvent):
-            self._refuse(key, line, f"alias *{event.anchor} is not allowed in a recipe; write the value out")
-            return None
-        if event.anchor is not None:
-            self._refuse(key, line, f"anchor &{event.anchor} is not allowed in a recipe; write the value out where it is used")
-        if event.tag is not None:
-            self._refuse(key, line, f"tag {event.tag} is not allowed in a recipe; write the plain value")
-        if isinstance(event, yaml.ScalarEvent):
-            try:
-                return _resolve(event.value) if event.implicit[0] else event.value
-            except ValueError as error:
-                self._refuse(key, line, str(error))
-                return None
-        if depth == MAX_DEPTH:
-            self._refuse(key, line, f"is nested deeper than {MAX_DEPTH} levels")
-            raise _TooDeepError
-        return self._sequence(key, depth) if isinstance(event, yaml.SequenceStartEvent) else self._mapping(key, depth)
-
-    def _sequence(self, key: Key, depth: int) -> list[Any]:
-        items = []
-        while not self._events.check_event(yaml.SequenceEndEvent):
-            items.append(self._node(key, depth + 1))
-        self._events.get_event()
-        return items
-
-    def _mapping(self, key: Key, depth: int) -> dict[str, Any]:
-        items: dict[str, Any] = {}
-        while not self._events.check_event(yaml.MappingEndEvent):
-            line = self._events.peek_event().start_mark.line + 1
-            before = len(self.faults)
-            name = self._node(key, depth + 1)
-            if not isinstance(name, str):
-                if len(self.faults) == before:
-                    self._refuse(key, line, f"the key {written(name)} is not text; quote it if it is meant as a name")
-                self._node(key, depth + 1)
-                continue
-            if name in items:
-                self._refuse((*key, name), line, f"is given twice; it is already on line {self.lines[(*key, name)]}")
-                self._node((*key, name), depth + 1)
-                continue
-            self.lines[(*key, name)] = line
-            items[name] = self._node((*key, name), depth + 1)
-        self._events.get_event()
-        return items
-
-
-# ---------------------------------------------------------------------------------------------------------- data → Recipe
 
 
 class _Reading:
@@ -340,7 +206,8 @@ class _Reading:
                 content = file.read(MAX_BYTES + 1)
             if len(content) > MAX_BYTES:
                 raise RecipeError(Fault("", "is larger than 1 MiB; that is no recipe", str(self.path)))
-            document = _Document(content.decode("utf-8-sig"))
+            needed = ", ".join(section for section in SECTIONS if section not in OPTIONAL)
+            document = Document(content.decode("utf-8-sig"), f"is empty; a recipe needs the sections {needed}")
         except UnicodeDecodeError as error:
             line = content[: error.start].count(b"\n") + 1
             raise RecipeError(Fault("", "is not UTF-8 text; save it as UTF-8", str(self.path), line)) from error
@@ -361,7 +228,7 @@ class _Reading:
         if not equals or not all(key):
             self.faults.append(Fault("", f"{written(override)} is not of the form section.key=value", "--set"))
             return None
-        document = _Document(text) if text.strip() else None
+        document = Document(text) if text.strip() else None
         if document is not None and document.faults:
             self.faults += [Fault(".".join((*key, *below)), message, "--set") for below, _, message in document.faults]
             return None
@@ -541,7 +408,7 @@ def _near(path: Path) -> str:
         names = sorted(os.listdir(path.parent))
     except OSError:
         return f"; there is no folder {path.parent} either"
-    near = registry.nearest(path.name, names)
+    near = nearest(path.name, names)
     return f"; did you mean {' or '.join(str(path.with_name(name)) for name in near)}?" if near else ""
 
 
@@ -558,7 +425,7 @@ def optimizers() -> tuple[str, ...]:
 
 @functools.cache
 def _signature(settings: type) -> Signature:
-    return registry.read_class(settings, settings.__name__.lower())
+    return read_class(settings, settings.__name__.lower())
 
 
 # ---------------------------------------------------------------------------------------------------------------- schema
@@ -592,7 +459,7 @@ def _part_schema(part: Part) -> dict[str, Any] | None:
 
 
 def _object_schema(signature: Signature, first: Mapping[str, Any]) -> dict[str, Any]:
-    required = [name for name, option in signature.options.items() if option.default is registry.REQUIRED]
+    required = [name for name, option in signature.options.items() if option.default is REQUIRED]
     return {
         "type": "object",
         "description": signature.summary,
@@ -604,4 +471,4 @@ def _object_schema(signature: Signature, first: Mapping[str, Any]) -> dict[str, 
 
 def _option_schema(option: Option) -> dict[str, Any]:
     schema = {**pydantic.TypeAdapter(option.annotation).json_schema(), "description": option.description}
-    return schema if option.default is registry.REQUIRED else {**schema, "default": plain(option.default)}
+    return schema if option.default is REQUIRED else {**schema, "default": plain(option.default)}

@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,6 +16,7 @@ from sslkit import checkpoint, console, distributed, plot, trainer
 from sslkit.build import Run, build, pick_device
 from sslkit.errors import TrainingError
 from sslkit.health import Health, expected_loss
+from sslkit.metrics import Metrics, Row
 from sslkit.recipe import Recipe
 
 
@@ -26,20 +26,6 @@ class Stopped(Exception):  # noqa: N818  (not an error: the run is saved)
     def __init__(self, signum: int) -> None:
         self.exit_code = 128 + signum
         super().__init__(signal.Signals(signum).name)
-
-
-@dataclass(frozen=True)
-class Row:
-    """One step in plain numbers, averaged over ranks: what metrics.jsonl holds."""
-
-    step: int
-    epoch: int
-    lr: float
-    loss: float
-    metrics: dict[str, float]
-
-    def line(self) -> str:
-        return json.dumps({"step": self.step, "epoch": self.epoch, "lr": self.lr, "loss": self.loss, **self.metrics})
 
 
 def read(steps: list[trainer.Step]) -> list[Row]:
@@ -63,27 +49,6 @@ def check_finite(rows: list[Row], steps: list[trainer.Step], run: Run, folder: P
                 f"it; lower the rate (--set optimizer.lr=…), warm up (--set schedule.warmup_epochs=…) or clip (--set train.clip_grad=1.0), then "
                 f"start anew or resume {folder} from its last checkpoint"
             )
-
-
-class Metrics:
-    """metrics.jsonl: one line a step. A resumed run first drops the lines of steps that it will do again."""
-
-    def __init__(self, path: Path, step: int) -> None:
-        self.path = path
-        kept = []
-        if path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines():
-                try:
-                    number = json.loads(line)["step"]
-                except (ValueError, KeyError, TypeError):
-                    continue
-                if number <= step:
-                    kept.append(line + "\n")
-        checkpoint.write_text(path, "".join(kept))
-
-    def add(self, rows: list[Row]) -> None:
-        with checkpoint.writing(self.path), self.path.open("a", encoding="utf-8") as file:
-            file.writelines(row.line() + "\n" for row in rows)
 
 
 AGAIN = 1.0
@@ -200,7 +165,7 @@ def run(recipe: Recipe, folder: Path | None, runs: Path) -> int:
                     screen.show(rows, health)
         except Stopped as stopped:
             if screen is not None:
-                screen.stopped(stopped)
+                screen.stopped(str(stopped))
             return stopped.exit_code
         finally:
             if screen is not None:

@@ -13,6 +13,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from sslkit import build, recipe, registry, trainer
+from sslkit.document import Document, Dumper
 from sslkit.errors import DataError
 from sslkit.interfaces import (
     Batch,
@@ -26,6 +27,7 @@ from sslkit.interfaces import (
     NegativeSampler,
     PretextTransform,
 )
+from sslkit.signature import REQUIRED, plain, read_class
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 
@@ -90,7 +92,7 @@ def test_its_constructor_takes_no_free_arguments(part):
 
 @every_part
 def test_its_source_says_the_same_as_the_imported_class(part):
-    read, imported = part.signature(), registry.read_class(part.load(), part.name)
+    read, imported = part.signature(), read_class(part.load(), part.name)
     assert read.facts == imported.facts
     assert read.doc == imported.doc
     assert [(o.name, o.default, o.description) for o in read.options.values()] == [
@@ -102,11 +104,11 @@ def test_its_source_says_the_same_as_the_imported_class(part):
 def test_its_options_are_typed_and_survive_yaml(part):
     signature = part.signature()
     assert all(option.description not in ("", "anything") for option in signature.options.values()), "every option has a type"
-    given = {name: "text" for name, option in signature.options.items() if option.default is registry.REQUIRED}
+    given = {name: "text" for name, option in signature.options.items() if option.default is REQUIRED}
     options, faults = signature.validate(part.name, given)
     assert not faults
-    written = yaml.dump(registry.plain(options), Dumper=recipe._Dumper)
-    again, faults = signature.validate(part.name, recipe._Document(written).value or {})
+    written = yaml.dump(plain(options), Dumper=Dumper)
+    again, faults = signature.validate(part.name, Document(written).value or {})
     assert not faults
     assert again == options
 
@@ -381,7 +383,7 @@ def test_every_shipped_recipe_trains_a_step(path, photos):
 def test_a_dataset_holds_named_images_or_says_what_is_missing(part, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     signature = part.signature()
-    options = {name: str(tmp_path / "nowhere") for name, o in signature.options.items() if o.default is registry.REQUIRED}
+    options = {name: str(tmp_path / "nowhere") for name, o in signature.options.items() if o.default is REQUIRED}
     try:
         source = part.load()("pretrain", **signature.arguments(options))
     except DataError as error:

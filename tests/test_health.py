@@ -5,7 +5,7 @@ import math
 import pytest
 
 from sslkit.health import Health, expected_loss
-from sslkit.session import Row
+from sslkit.metrics import Row
 
 
 def watched(*losses, expected=10.0, steps=100, first=1, **metrics):

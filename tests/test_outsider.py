@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sslkit import build, recipe, registry
+from sslkit import build, recipe, registry, source
 from sslkit.errors import RecipeError
 from sslkit.interfaces import Negatives
 
@@ -162,7 +162,7 @@ def test_a_name_claimed_twice_harms_only_those_who_use_it(site: Path, tmp_path: 
 @pytest.fixture
 def here(site: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     """Parts are looked for anew in this process, and the outsider is forgotten afterwards."""
-    caches = (registry.discover, registry._signature, registry._source)
+    caches = (registry.discover, registry._signature, source.find)
     for cached in caches:
         cached.cache_clear()
     yield monkeypatch

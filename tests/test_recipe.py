@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sslkit import recipe, registry
+from sslkit.document import Document, Dumper
 from sslkit.errors import RecipeError
-from sslkit.recipe import _Document
 
 VALID = """\
 # PIRL on generated images.
@@ -131,7 +131,7 @@ def test_data_replaces_the_data_section(path: Path, tmp_path: Path, monkeypatch:
     ],
 )
 def test_plain_scalars(text: str, value: Any) -> None:
-    read = _Document(text)
+    read = Document(text)
     assert not read.faults
     assert (type(read.value), read.value) == (type(value), value)
 
@@ -146,8 +146,8 @@ def test_plain_scalars(text: str, value: Any) -> None:
 def test_every_scalar_survives_writing(value: Any) -> None:
     import yaml
 
-    text = yaml.dump({"key": value}, Dumper=recipe._Dumper, allow_unicode=True)
-    again = _Document(text)
+    text = yaml.dump({"key": value}, Dumper=Dumper, allow_unicode=True)
+    again = Document(text)
     assert not again.faults
     assert again.value == {"key": value}
     assert type(again.value["key"]) is type(value)
@@ -155,7 +155,7 @@ def test_every_scalar_survives_writing(value: Any) -> None:
 
 @given(st.text(alphabet="{}[]:,&*!|>'\"-? \n\tab1.~#%@`", max_size=60))
 def test_any_text_is_read_or_refused_with_a_line(text: str) -> None:
-    for _, line, message in _Document(text).faults:
+    for _, line, message in Document(text).faults:
         assert line >= 1
         assert "\n" not in message
 

@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
-from sslkit import registry
+from sslkit import registry, source
 from sslkit.errors import PluginError
-from sslkit.registry import REQUIRED, describe, read_class
+from sslkit.signature import REQUIRED, Signature, describe, read_class
 
 Install = Callable[..., None]
 
@@ -26,14 +26,14 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         info = folder / f"{name}-1.0.dist-info"
         info.mkdir(parents=True)
         (info / "entry_points.txt").write_text(textwrap.dedent(entry_points))
-        for module, source in modules.items():
-            (folder / f"{module}.py").write_text(textwrap.dedent(source))
+        for module, text in modules.items():
+            (folder / f"{module}.py").write_text(textwrap.dedent(text))
         monkeypatch.syspath_prepend(folder)
         registry.discover.cache_clear()
 
     yield add
     monkeypatch.undo()
-    for cached in (registry.discover, registry._signature, registry._source):
+    for cached in (registry.discover, registry._signature, source.find):
         cached.cache_clear()
 
 
@@ -45,7 +45,7 @@ def importable(part: registry.Part) -> bool:
     return True
 
 
-def comparable(signature: registry.Signature) -> Any:
+def comparable(signature: Signature) -> Any:
     """pydantic's FieldInfo has no equality, hence types by what they print."""
     options = [(o.name, o.parameter, repr(o.annotation), o.default, o.description) for o in signature.options.values()]
     return signature.facts, options, signature.doc, signature.attributes
@@ -55,7 +55,7 @@ def comparable(signature: registry.Signature) -> Any:
 def test_what_is_read_is_what_would_be_imported(part: registry.Part) -> None:
     if not importable(part):
         pytest.skip(f"{part.module} cannot be imported here")
-    static = read_class(registry._source(part.module).stand_in(part.object), "read")
+    static = read_class(source.find(part.module).stand_in(part.object), "read")
     imported = read_class(part.load(), "imported")
     assert comparable(static) == comparable(imported)
     assert static.summary, f"{part} has no docstring"
@@ -63,8 +63,8 @@ def test_what_is_read_is_what_would_be_imported(part: registry.Part) -> None:
 
 def test_every_part_is_read_without_importing_torch() -> None:
     code = (
-        "import sys; from sslkit import registry, cli, recipe, console\n"
-        "for part in registry.parts(): registry._source(part.module).stand_in(part.object)\n"
+        "import sys; from sslkit import registry, source, cli, recipe, console\n"
+        "for part in registry.parts(): source.find(part.module).stand_in(part.object)\n"
         "recipe.json_schema()\n"
         "print([name for name in sys.modules if name.partition('.')[0] in ('torch', 'timm', 'numpy', 'sslkit_plugins')])"
     )

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from sslkit import checkpoint, recipe, session
 from sslkit.cli import app
 from sslkit.errors import TrainingError
+from sslkit.metrics import Metrics, Row
 
 LONG = ("--set", "train.save_minutes=0", "--set", "train.epochs=5")
 """15 steps, a checkpoint after each."""
@@ -220,7 +221,7 @@ def test_a_disk_that_fills_up_ends_with_a_sentence(tiny, tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    for place in ("sslkit.checkpoint.save_file", "sslkit.plot._save", "sslkit.session.Row.line"):
+    for place in ("sslkit.checkpoint.save_file", "sslkit.plot._save", "sslkit.metrics.Row.line"):
         with monkeypatch.context() as patch:
             patch.setattr(place, full)
             code, _, err = sslkit("train", tiny, *LONG, "--runs", tmp_path / place)
@@ -242,15 +243,15 @@ def test_metrics_drop_what_will_be_done_again(tmp_path):
     path = tmp_path / "metrics.jsonl"
     lines = [json.dumps({"step": step, "loss": 1.0}) for step in (1, 2, 3, 4)]
     path.write_text("\n".join(lines) + '\n{"step": 5')
-    metrics = session.Metrics(path, 2)
+    metrics = Metrics(path, 2)
     assert path.read_text().splitlines() == lines[:2]
-    metrics.add([session.Row(3, 0, 0.1, 2.0, {"match": 0.5})])
+    metrics.add([Row(3, 0, 0.1, 2.0, {"match": 0.5})])
     assert json.loads(path.read_text().splitlines()[2]) == {"step": 3, "epoch": 0, "lr": 0.1, "loss": 2.0, "match": 0.5}
 
 
 def test_a_metric_that_is_not_finite_is_named(tiny, make):
     run = make()
     step = type("Step", (), {"index": torch.tensor([0, 1])})
-    row = session.Row(7, 0, 0.1, 1.0, {"match": float("inf"), "std_image": 1.0})
+    row = Row(7, 0, 0.1, 1.0, {"match": float("inf"), "std_image": 1.0})
     with pytest.raises(TrainingError, match=r"step 7: match is not finite .*images 00.png, 01.jpg"):
         session.check_finite([row], [step], run, Path("runs/x"))
