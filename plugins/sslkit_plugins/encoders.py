@@ -15,8 +15,8 @@ class Timm(Encoder):
 
     `stem: cifar` makes the first convolution of a ResNet 3×3 with stride 1 and drops the max-pooling, the customary change for
     32-px images (He et al. 2016, arXiv:1512.03385, section 4.2). `conv_init: uniform` gives convolutions PyTorch's default
-    initialisation, with which the released PIRL models were trained (VISSL builds its trunk that way); `timm` leaves timm's.
-    `pretrained` downloads timm's weights.
+    initialisation and every batch norm the scale 1, with which the released PIRL models were trained (VISSL builds its trunk that way);
+    `timm` leaves timm's, where the last scale of a residual block is 0. `pretrained` downloads timm's weights.
     """
 
     def __init__(
@@ -31,6 +31,8 @@ class Timm(Encoder):
         if not timm.is_model(model):
             near = ", ".join(timm.list_models(f"*{model}*")[:3]) or "see `timm.list_models()`"
             raise RecipeError(Fault("encoder.model", f"timm has no model '{model}'; near: {near}"))
+        if pretrained and conv_init != "timm":
+            raise RecipeError(Fault("encoder.conv_init", f"'{conv_init}' would overwrite the pretrained weights; leave 'timm'"))
         self.model: Any
         try:
             self.model = timm.create_model(model, pretrained=pretrained, num_classes=0)
@@ -46,7 +48,7 @@ class Timm(Encoder):
             self.model.maxpool = nn.Identity()
         if conv_init == "uniform":
             for module in self.model.modules():
-                if isinstance(module, nn.Conv2d):
+                if isinstance(module, nn.Conv2d | nn.BatchNorm2d):
                     module.reset_parameters()
         self.dim = self.model.num_features
         self.name, self.stem = model, stem

@@ -12,7 +12,7 @@ def flat_batch_norm(norm: nn.BatchNorm1d | None, features: Tensor) -> Tensor:
 
 
 class Linear(Head):
-    """One linear layer (f of PIRL: Misra & van der Maaten 2020, arXiv:1912.01991, section 2).
+    """One linear layer (f of PIRL: Misra & van der Maaten 2020, arXiv:1912.01991).
 
     `batch_norm` normalises the outputs over the batch, without scale and shift: not the paper's, but it learns sooner on small sets.
     """
@@ -48,7 +48,7 @@ class Mlp(Head):
 
 
 class ConcatPatches(Head):
-    """Project each patch, concatenate in the order given, project again (g of PIRL, arXiv:1912.01991, section 2).
+    """Project each patch, concatenate in the order given, project again (g of PIRL, arXiv:1912.01991).
 
     One projection is shared by all patches and separate from the image head's. `hidden_dim` puts a linear layer and a ReLU before
     the patch projection and a ReLU after it, as in the MLP models (VISSL, `resnet50_mlphead.yaml`). `batch_norm` as in `linear`.

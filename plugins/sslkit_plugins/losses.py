@@ -34,7 +34,7 @@ def log_mean_exp_at_start(dim: int, temperature: float) -> float:
 
 
 class LambdaNCE(Loss):
-    """λ · term(pretext view) + (1-λ) · term(image): PIRL's loss (arXiv:1912.01991, section 2, on the loss). λ = 0 is NPID.
+    """λ · term(pretext view) + (1-λ) · term(image): PIRL's loss (arXiv:1912.01991). λ = 0 is NPID.
 
     Let eₖ = exp(cos(v, mₖ)/τ), m₀ the image's own memory, and M negatives. `form` says what a term is:
 

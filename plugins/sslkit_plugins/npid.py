@@ -27,6 +27,6 @@ class Augment(Photometric):
 
 
 class Npid(Pirl):
-    """Tell every image from all others by its memory (section 3): PIRL without a pretext view, its λ = 0."""
+    """Tell every image from all others by its memory: PIRL without a pretext view, its λ = 0."""
 
     reads: ClassVar = {"image": "image"}

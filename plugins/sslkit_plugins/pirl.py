@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from sslkit.errors import Fault, RecipeError
 from sslkit.interfaces import Batch, Method, Output, Parts, Progress, Sample
-from sslkit_plugins.jigsaw import AtLeastTwo, Cutter, Grid, hamming_permutations
+from sslkit_plugins.jigsaw import Cutter, Grid, hamming_permutations
 from sslkit_plugins.views import Area, ColourList, Photometric, crop
 
 
@@ -39,7 +39,7 @@ class Jigsaw(Photometric):
         min_area: Area = 0.6,
         image_min_area: Area = 0.08,
         colours: ColourList = "official",
-        permutations: AtLeastTwo | Literal["all"] = "all",
+        permutations: PositiveInt | Literal["all"] = "all",
     ) -> None:
         self.size, self.resize, self.min_area, self.image_min_area, self.colours = size, resize, min_area, image_min_area, colours
         self.cut = Cutter(grid, resize, patch)
@@ -98,7 +98,7 @@ class Rotation(Photometric):
 
 
 class Pirl(Method):
-    """Bring the image (head f) and its pretext view (head g) each to the memory of the image, away from other images' (equation 5).
+    """Bring the image (head f) and its pretext view (head g) each to the memory of the image, away from other images'.
 
     The heads are named like the views that they read: `image`, and the pretext view of the transform.
     """

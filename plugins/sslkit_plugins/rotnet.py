@@ -13,7 +13,7 @@ from sslkit_plugins.views import Area, ColourList, Photometric, crop
 
 
 class Rotate(Photometric):
-    """A crop turned by 0, 90, 180 or 270 degrees, and by which (section 2.1).
+    """A crop turned by 0, 90, 180 or 270 degrees, and by which.
 
     `copies: all` shows all four turns of one crop, flipped and coloured alike, as the paper feeds them; `one` shows
     one turn, as VISSL does. The crop is flipped before it is turned.
@@ -47,7 +47,7 @@ class Rotate(Photometric):
 
 
 class RotNet(Method):
-    """Predict by how much each copy was turned (equations 2 and 3)."""
+    """Predict by how much each copy was turned."""
 
     reads: ClassVar = {"rotation": "rotated"}
     answers: ClassVar = {"rotation": "rotation"}

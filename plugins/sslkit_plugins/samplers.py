@@ -39,7 +39,8 @@ class _Gathered(torch.autograd.Function):
 class BankNegatives(Negatives):
     """Rows of a bank [n,D]: all of them (`picks` None), or `picks` [T,B,M] of each term and image, or [M] shared by the batch.
 
-    `own` [B] are the images' own rows, which count as -inf; None where they may stand among the candidates.
+    `own` [B] are the images' own rows, which count as -inf among shared candidates and are left out of `picks` of each image by who
+    drew them; None where they may stand among the candidates.
     """
 
     def __init__(self, bank: Tensor, picks: Tensor | None, own: Tensor | None) -> None:
@@ -72,8 +73,8 @@ class BankNegatives(Negatives):
 
 
 class MemoryBank(NegativeSampler):
-    """One unit-norm vector per image, moving towards the image's newest embedding (Wu et al. 2018, arXiv:1805.01978, section 3.2;
-    PIRL, arXiv:1912.01991, section 2, on the memory bank).
+    """One unit-norm vector per image, moving towards the image's newest embedding (Wu et al. 2018, arXiv:1805.01978;
+    PIRL, arXiv:1912.01991).
 
     Rows begin as random unit vectors, or with `init: forward` as the embeddings that the untrained network gives in a first pass
     over all images. A written row is normalize(momentum · row + (1 - momentum) · embedding). `negatives` are drawn uniformly with
