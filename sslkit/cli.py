@@ -127,14 +127,14 @@ def schema() -> None:
 
 
 RunFolder = Annotated[
-    Path | None, typer.Argument(metavar="[RUN]", help="A run folder; the newest below runs/ if left out.", show_default=False)
+    Path | None, typer.Argument(metavar="RUN", help="A run folder; the newest below runs/ if left out.", show_default=False)
 ]
 Device = Annotated[Literal["auto", "cpu", "cuda", "mps"], typer.Option(help="Where the encoder runs.")]
 
 
 @app.command()
 def train(
-    path: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="A recipe file.", show_default=False)] = None,
+    path: Annotated[str | None, typer.Argument(metavar="RECIPE", help="A recipe file.", show_default=False)] = None,
     overrides: Overrides = None,
     data: Data = None,
     resume: Annotated[

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from dataclasses import replace
+from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,17 +51,21 @@ def print_table(columns: Iterable[str], rows: Iterable[Iterable[str]], *, title:
 
 def print_scores(result: dict[str, Any]) -> None:
     """The floors, then what the trained encoder reaches, with both intervals."""
-    rows = [(name, f"{value:.1f}", "", "", "") for name, value in result["floors"].items()]
+    protocol = result["protocol"]
+    floors = [(name, f"{value:.1f}", "", "", "") for name, value in result["floors"].items()]
+    trained = []
     for layer, score in result["layers"].items():
         low, high = score["interval_images"]
         seeds = f"± {score['interval_seeds']:.1f}" if "interval_seeds" in score else ""
-        rows.append((f"trained: {layer}", f"{score['top1']:.1f}", f"{score['top5']:.1f}", seeds, f"{low:.1f} … {high:.1f}"))
-    protocol = result["protocol"]
+        trained.append((f"trained: {layer}", f"{score['top1']:.1f}", f"{score['top5']:.1f}", seeds, f"{low:.1f} … {high:.1f}"))
     title = (
         f"{result['evaluation']}: {protocol['train_images']} training and {protocol['val_images']} validation images, "
         f"{protocol['classes']} classes; per cent"
     )
-    print_table(("features", "top-1", "top-5", f"95 % over {protocol['seeds']} seeds", "95 % for so few images"), rows, title=title)
+    columns = ("features", "top-1", "top-5", f"95 % over {protocol['seeds']} seeds", "95 % for so few images")
+    says = (True, True, protocol["classes"] > 5, protocol["seeds"] > 1, True)
+    columns, *rows = (tuple(compress(row, says)) for row in [columns, *floors, *trained])
+    print_table(columns, rows, title=title)
 
 
 class Training:
@@ -69,9 +74,9 @@ class Training:
     def __init__(self, run: Run, folder: Path) -> None:
         self.run, self.folder = run, folder
         self.console = Console()
-        self.started, self.first_step = time.monotonic(), run.step
-        self.every = max(1, run.steps // 20)
-        self.judged = False
+        self.first_step, self.every = run.step, max(1, run.steps // 20)
+        self.clock: tuple[float, int] | None = None
+        self.verdict = "healthy"
         self.bar = Progress(
             TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(),
@@ -96,34 +101,49 @@ class Training:
             f"batch {chosen.batch_size} over {world} {run.device.type} device{'s' if world > 1 else ''}, "
             f"{str(run.precision).removeprefix('torch.')}, {run.loader.workers} loader workers"
         )
+        if run.recipe.schedule.warmup_epochs >= chosen.epochs:
+            self._say(
+                f"the learning rate only warms up and never comes to {run.recipe.optimizer.lr:g}: schedule.warmup_epochs = "
+                f"{run.recipe.schedule.warmup_epochs:g} of train.epochs = {chosen.epochs}"
+            )
         self._say(f"{'resumed at step ' + str(run.step) + ': ' if resumed else ''}{self.folder}")
         self.bar.start()
 
     def show(self, rows: list[Row], health: Health) -> None:
-        """The newest numbers; the first step is judged at once."""
+        """The newest numbers. The first step is judged at once, later ones where the verdict is another; the clock starts after the
+        first, when everything has been set up."""
         row = rows[-1]
-        seconds = time.monotonic() - self.started
-        done = row.step - self.first_step
-        rate = done * self.run.recipe.train.batch_size / seconds
-        if not self.judged:
-            self.judged = True
+        rate = left = "-"
+        if self.clock is None:
+            self.clock = time.monotonic(), row.step
             self._say(f"health: {health.start()}")
+        else:
+            pace = (row.step - self.clock[1]) / (time.monotonic() - self.clock[0])
+            rate, left = f"{pace * self.run.recipe.train.batch_size:.0f}", f"{(self.run.steps - row.step) / pace:.0f}"
+        due = row.step // self.every > (row.step - len(rows)) // self.every
+        if (
+            due
+            and row.step < self.run.steps
+            and (verdict := health.now().partition(":")[0]) not in ("too early to judge", self.verdict)
+        ):
+            self.verdict = verdict
+            self._say(f"health: {health.now()}")
         shown: dict[str, Any] = {
             "epoch": str(row.epoch + 1),
             "loss": f"{row.loss:.3f}",
             "lr": f"{row.lr:.2g}",
-            "rate": f"{rate:.0f}",
+            "rate": rate,
         }
         self.bar.update(self.task, completed=row.step, **shown)
-        if self.bar.disable and row.step // self.every > (row.step - len(rows)) // self.every:
-            left = seconds / done * (self.run.steps - row.step)
+        if self.bar.disable and due:
             self._say(
                 f"step {row.step}/{self.run.steps}  epoch {shown['epoch']}  loss {shown['loss']}  lr {shown['lr']}  "
-                f"{shown['rate']} images/s  {left:.0f} s left"
+                f"{rate} images/s  {left} s left"
             )
 
     def stopped(self, signal: str) -> None:
         self.close()
+        self._say_unreadable()
         self._say(f"stopped by {signal} after step {self.run.step}, saved; go on with: sslkit train --resume {self.folder}")
 
     def done(self, health: Health) -> None:
@@ -132,11 +152,14 @@ class Training:
             self._say(f"this run is complete: {self.run.steps} steps are done")
         else:
             self._say(f"health: {health.now()}")
+        self._say_unreadable()
+        self._say(f"encoder: {self.folder / 'encoder.safetensors'}\nnext: sslkit eval linear {self.folder}")
+
+    def _say_unreadable(self) -> None:
         if self.run.unreadable:
             self._say(
                 f"{len(self.run.unreadable)} images could not be read and were replaced: {', '.join(sorted(self.run.unreadable))}"
             )
-        self._say(f"encoder: {self.folder / 'encoder.safetensors'}\nnext: sslkit eval linear {self.folder}")
 
     def close(self) -> None:
         self.bar.stop()

@@ -14,10 +14,13 @@ COLLAPSED = 0.1
 
 
 class Health:
-    """Watches rows and says what they mean. `expected` is the loss of random vectors, None where there is no such number."""
+    """Watches rows and says what they mean. `expected` is the loss of random vectors, None where there is no such number.
 
-    def __init__(self, expected: float | None, steps: int) -> None:
-        self.expected, self.steps = expected, steps
+    Memory that is `filled` by a first pass holds no random vectors, so that the first loss is not judged.
+    """
+
+    def __init__(self, expected: float | None, steps: int, *, filled: bool = False) -> None:
+        self.expected, self.steps, self.filled = expected, steps, filled
         self.first: float | None = None
         self.first_step = 0
         self.last: deque[Row] = deque(maxlen=WINDOW)
@@ -33,6 +36,8 @@ class Health:
             return "no step yet"
         if self.expected is None or self.first_step > 1:
             return f"loss {self.first:.2f} at step {self.first_step}"
+        if self.filled:
+            return f"loss {self.first:.2f} at the first step, {self.expected:.2f} at chance; memory holds a first pass, so no judgement yet"
         text = f"loss {self.first:.2f} at the first step, {self.expected:.2f} expected of random outputs"
         if self.first > 1.5 * self.expected:
             return f"{text}: far too high; look at the learning rate, the temperature and the reduction of the loss"
@@ -50,16 +55,17 @@ class Health:
                 if spread < COLLAPSED:
                     return f"collapsed: {name} is {spread:.2f} (0 = all images the same, 1 = spread evenly); the outputs say nothing about the image"
         loss = fmean(row.loss for row in self.last)
-        settled = len(self.last) == WINDOW and self.last[-1].step > self.steps / 4
-        if self.expected is not None and settled and loss > 0.98 * self.expected:
+        if len(self.last) < WINDOW:
+            return f"too early to judge: loss {loss:.2f} over {len(self.last)} steps"
+        if self.expected is not None and self.last[-1].step > self.steps / 2 and loss > 0.98 * self.expected:
             return f"not learning: after {self.last[-1].step} of {self.steps} steps the loss is {loss:.2f}, at chance ({self.expected:.2f})"
         return f"healthy: loss {loss:.2f}" + (f", {self.expected:.2f} at chance" if self.expected is not None else "")
 
 
 def expected_loss(method: Method) -> float | None:
-    """What the loss should be before anything is learnt, where the loss knows it and memory holds random vectors, not a first pass."""
+    """What the loss would be of random vectors, where the loss knows it."""
     heads: list[Any] = list(method.heads.values())
-    if not heads or (method.sampler is not None and method.sampler.needs_fill):
+    if not heads:
         return None
     count = 1
     if method.sampler is not None:

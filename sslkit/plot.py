@@ -18,12 +18,14 @@ from sslkit.interfaces import Batch, Draws, ImageSource, PretextTransform
 
 
 def _save(figure: Figure, path: Path) -> Path:
-    """The whole picture or none. SslkitError where it cannot be written."""
+    """The whole picture or none, in the format of its ending. SslkitError where it cannot be written."""
     FigureCanvasAgg(figure)
     beside = path.with_name(f".{path.name}")
     try:
-        figure.savefig(beside, format="png", dpi=110)
+        figure.savefig(beside, format=path.suffix[1:].lower() or "png", dpi=110)
         beside.replace(path)
+    except ValueError as error:
+        raise SslkitError(f"cannot write {path}: no picture ends in '{path.suffix}'; take .png, .jpg, .svg or .pdf") from error
     except OSError as error:
         beside.unlink(missing_ok=True)
         raise SslkitError(f"cannot write {path}: {error.strerror}") from error

@@ -257,12 +257,8 @@ class _Reading:
         path = Path(os.path.abspath(Path(data).expanduser()))
         current = held if isinstance(held := self.content.get("data"), dict) else {}
         if path.is_dir():
-            try:
-                part = registry.find("datasets", current["use"])
-                keeps = "root" in part.signature().options
-            except (PluginError, TypeError, KeyError):
-                keeps = False
-            self.content["data"] = {**current, "root": str(path)} if keeps else {"use": "image_folder", "root": str(path)}
+            kept = current if current.get("use") == "image_folder" else {"use": "image_folder"}
+            self.content["data"] = {**kept, "root": str(path)}
         elif path.is_file() and path.suffix == ".npz":
             self.content["data"] = {"use": "npz", "file": str(path)}
         else:

@@ -39,16 +39,30 @@ def read(steps: list[trainer.Step]) -> list[Row]:
     ]
 
 
+REMEDY = (
+    "Nothing was saved after it; lower the rate (--set optimizer.lr=…), warm up (--set schedule.warmup_epochs=…) or clip "
+    "(--set train.clip_grad=1.0), then start anew or resume {} from its last checkpoint"
+)
+
+
 def check_finite(rows: list[Row], steps: list[trainer.Step], run: Run, folder: Path) -> None:
     for row, step in zip(rows, steps, strict=True):
         wrong = [name for name, value in {"loss": row.loss, **row.metrics}.items() if not math.isfinite(value)]
         if wrong:
             names = [str(run.source.names[i]) for i in step.index[:8].tolist()]
             raise TrainingError(
-                f"step {row.step}: {', '.join(wrong)} is not finite (learning rate {row.lr:.3g}; images {', '.join(names)}, …). Nothing was saved after "
-                f"it; lower the rate (--set optimizer.lr=…), warm up (--set schedule.warmup_epochs=…) or clip (--set train.clip_grad=1.0), then "
-                f"start anew or resume {folder} from its last checkpoint"
+                f"step {row.step}: {', '.join(wrong)} is not finite (learning rate {row.lr:.3g}; images {', '.join(names)}, …). "
+                + REMEDY.format(folder)
             )
+
+
+def check_weights(run: Run, folder: Path) -> None:
+    """The loss of a step is that of the weights before it: what is about to be saved may already be spoilt."""
+    values = {name: value for name, value in run.method.state_dict().items() if value.is_floating_point()}
+    finite = torch.stack([value.isfinite().all() for value in values.values()]).tolist()
+    wrong = [name for name, fine in zip(values, finite, strict=True) if not fine]
+    if wrong:
+        raise TrainingError(f"step {run.step} left {len(wrong)} weights not finite, {wrong[0]} the first. {REMEDY.format(folder)}")
 
 
 AGAIN = 1.0
@@ -116,6 +130,7 @@ def follow(run: Run, folder: Path, health: Health) -> Iterator[list[Row]]:
             stop = distributed.any_rank(bool(caught), run.device)
             due = distributed.any_rank(time.monotonic() - saved >= 60 * chosen.save_minutes, run.device)
             if stop or due or run.step == run.steps:
+                check_weights(run, folder)
                 if leader:
                     save(run, folder)
                 saved = time.monotonic()
@@ -158,7 +173,9 @@ def run(recipe: Recipe, folder: Path | None, runs: Path) -> int:
                 checkpoint.write_text(folder / "environment.json", json.dumps(checkpoint.environment(made), indent=1))
                 with checkpoint.writing(folder / "views.png"):
                     plot.views(made.source, made.transform, folder / "views.png", seed=recipe.train.seed)
-        health = Health(expected_loss(made.method), made.steps)
+        health = Health(
+            expected_loss(made.method), made.steps, filled=made.method.sampler is not None and made.method.sampler.needs_fill
+        )
         try:
             for rows in follow(made, folder, health):
                 if screen is not None:

@@ -306,7 +306,7 @@ def test_a_folder_without_labels_is_refused_in_a_sentence(trained, tmp_path):
     paint(tmp_path, 4, colours={"only": (1, 2, 3)})
     code, _, err = sslkit("eval", "knn", trained, "--data", tmp_path)
     assert code == 2
-    assert "no labels" in err and "one subfolder per class" in err
+    assert f"the images of {tmp_path} have no labels" in err and "one subfolder per class" in err
 
 
 def test_classes_of_one_image_are_refused_in_a_sentence(trained, tmp_path):
@@ -326,7 +326,7 @@ def test_a_run_whose_images_are_gone_is_evaluated_on_others(trained, tmp_path):
     shutil.copytree(trained, folder)
     (folder / "recipe.yaml").write_text(RECIPE.format(root=tmp_path / "gone"))
     code, _, err = sslkit("eval", "knn", folder)
-    assert code == 2 and "there is no folder" in err and "--data DIR" in err
+    assert code == 2 and "does not exist" in err and "--data DIR" in err
     code, _, err = sslkit("eval", "knn", folder, "--data", paint(tmp_path / "here", 5))
     assert code == 0, err
     assert json.loads((folder / "eval" / "knn.json").read_text())["protocol"]["data"]["root"] == str(tmp_path / "here")

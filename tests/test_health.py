@@ -8,8 +8,8 @@ from sslkit.health import Health, expected_loss
 from sslkit.metrics import Row
 
 
-def watched(*losses, expected=10.0, steps=100, first=1, **metrics):
-    health = Health(expected, steps)
+def watched(*losses, expected=10.0, steps=100, first=1, filled=False, **metrics):
+    health = Health(expected, steps, filled=filled)
     for number, loss in enumerate(losses, first):
         health.add(Row(number, 0, 0.1, loss, metrics))
     return health
@@ -35,9 +35,17 @@ def test_collapse_comes_first():
     assert "collapsed" not in watched(*[5.0] * 60, std_image=0.11).now()
 
 
-def test_a_loss_at_chance_is_not_learning_once_a_quarter_is_done():
+def test_the_first_loss_against_a_filled_memory_is_not_judged():
+    assert watched(20.0, filled=True).start() == (
+        "loss 20.00 at the first step, 10.00 at chance; memory holds a first pass, so no judgement yet"
+    )
+    assert watched(*[9.9] * 60, filled=True).now().startswith("not learning")
+
+
+def test_a_loss_at_chance_is_not_learning_once_half_is_done():
     assert watched(*[9.9] * 60).now() == "not learning: after 60 of 100 steps the loss is 9.90, at chance (10.00)"
-    assert watched(*[9.9] * 20).now().startswith("healthy")
+    assert watched(*[9.9] * 60, steps=120).now().startswith("healthy")
+    assert watched(*[9.9] * 20).now() == "too early to judge: loss 9.90 over 20 steps"
 
 
 def test_fine():
@@ -54,4 +62,4 @@ def test_the_expected_loss_of_pirl(make):
     assert expected_loss(make().method) == pytest.approx(math.log(12) + 1 / (32 * 0.07**2) + 1)
     method = make("sampler.negatives=all", "loss.form=info_nce").method
     assert expected_loss(method) == pytest.approx(math.log(23) + 1 / (32 * 0.07**2))
-    assert expected_loss(make("sampler.init=forward").method) is None, "a first pass is not random"
+    assert expected_loss(make("sampler.init=forward").method) == expected_loss(make().method)

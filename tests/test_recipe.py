@@ -103,7 +103,10 @@ def test_data_replaces_the_data_section(path: Path, tmp_path: Path, monkeypatch:
     assert read(path, data=str(tmp_path / "images.npz")).data.use == "npz"
     monkeypatch.setenv("HOME", str(tmp_path))
     assert str(read(path, data="~/photos").data.options["root"]) == str(folder)
-    assert read(path, "data.use=cifar10", data=str(folder)).data.use == "cifar10"
+    for use in ("cifar10", "imagenet", "nonsense"):
+        assert read(path, f"data.use={use}", data=str(folder)).data.use == "image_folder", "any folder can be swapped in"
+    linked = read(path, "data.use=image_folder", "data.follow_links=true", data=str(folder)).data.options
+    assert linked == {"root": str(folder), "follow_links": True}
 
 
 @pytest.mark.parametrize(

@@ -197,6 +197,13 @@ def test_a_rate_that_is_far_too_high_ends_with_a_sentence(tiny, tmp_path):
         assert all(value.isfinite().all() for value in load_file(path).values())
 
 
+def test_a_last_step_that_spoils_the_weights_is_not_saved(tiny, tmp_path):
+    code, _, err = sslkit("train", tiny, "--set", "train.epochs=1", "--set", "optimizer.lr=1.0e+38", "--runs", tmp_path)
+    assert code == 2
+    assert "not finite" in err and "--set optimizer.lr=" in err and len(err.splitlines()) == 1
+    assert not list(tmp_path.glob("*/*/encoder.safetensors")) and not list(tmp_path.glob("*/*/checkpoints/step-*"))
+
+
 def test_resume_with_settings_is_refused(unbroken):
     for more in (("--set", "train.epochs=9"), ("--data", "elsewhere")):
         code, _, err = sslkit("train", "--resume", unbroken, *more)

@@ -84,20 +84,25 @@ class Probe:
         train = make_source(self.recipe, "train")
         if train.labels is None:
             raise DataError(
-                f"the images of '{self.recipe.data.use}' have no labels, and this evaluation needs them: name a folder with one subfolder per class, "
-                f"--data DIR"
+                f"the images of {self._place()} have no labels, and this evaluation needs them: name a folder that holds nothing but one "
+                f"subfolder per class, two at least (or train/ and val/ with these): --data DIR"
             )
         if train.has_val:
             val = make_source(self.recipe, "val")
             if val.labels is None or list(val.classes) != list(train.classes):
                 raise DataError(
-                    f"train and val of '{self.recipe.data.use}' have different classes: {list(train.classes)} and {list(val.classes)}"
+                    f"train and val of {self._place()} have different classes: {list(train.classes)} and {list(val.classes)}"
                 )
             return train, val, "the data set's own validation images"
         rows = split_by_class(train.labels, 0.2, self.seed)
         if not len(rows[1]):
             raise DataError("every class has a single image, so none is left to validate on; name a folder with more, --data DIR")
         return Subset(train, rows[0]), Subset(train, rows[1]), f"a fifth of every class, split with seed {self.seed}"
+
+    def _place(self) -> str:
+        """The folder or file of the images, or the name of their data set."""
+        options = self.recipe.data.options
+        return str(options.get("root") or options.get("file") or f"'{self.recipe.data.use}'")
 
     def method(self, trained: bool) -> Method:
         """The run's method with the checkpoint's weights, or as it was before the first step."""

@@ -1,0 +1,67 @@
+"""What the screen says while a run trains, and how scores are shown."""
+
+from pathlib import Path
+from types import SimpleNamespace as Thing
+
+import torch
+
+from sslkit import console
+from sslkit.health import Health
+from sslkit.metrics import Row
+
+
+def screen(steps=200, warmup=0.0, epochs=4):
+    train = Thing(epochs=epochs, batch_size=8)
+    recipe = Thing(name="mine", train=train, schedule=Thing(warmup_epochs=warmup), optimizer=Thing(lr=0.05))
+    loader = Thing(world=1, workers=0, steps_per_epoch=steps // epochs)
+    run = Thing(
+        recipe=recipe,
+        loader=loader,
+        steps=steps,
+        step=0,
+        source=[0] * 400,
+        device=torch.device("cpu"),
+        precision=torch.float32,
+        unreadable={},
+    )
+    return console.Training(run, Path("runs/mine/1")), Health(10.0, steps)
+
+
+def follow(shown, health, spreads):
+    for step, spread in enumerate(spreads, 1):
+        row = Row(step, 0, 0.1, 5.0, {"std_image": spread})
+        health.add(row)
+        shown.show([row], health)
+
+
+def test_a_collapse_is_told_when_it_happens_and_once(capsys):
+    shown, health = screen()
+    follow(shown, health, [1.0] * 60 + [0.0] * 120)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("health: ")]
+    assert len(lines) == 2 and lines[1].startswith("health: collapsed: std_image is 0.0")
+
+
+def test_the_clock_starts_after_the_first_step(capsys):
+    shown, health = screen(steps=20)
+    follow(shown, health, [1.0] * 2)
+    first, second = (line for line in capsys.readouterr().out.splitlines() if line.startswith("step "))
+    assert first.endswith("- images/s  - s left") and "- images/s" not in second
+
+
+def test_a_run_that_only_warms_up_is_told(capsys):
+    screen(warmup=2.0, epochs=2)[0].begin([], resumed=False)
+    assert "never comes to 0.05: schedule.warmup_epochs = 2 of train.epochs = 2" in capsys.readouterr().out
+    screen(warmup=2.0, epochs=4)[0].begin([], resumed=False)
+    assert "warmup" not in capsys.readouterr().out
+
+
+def test_scores_leave_out_what_says_nothing(capsys):
+    score = {"top1": 50.0, "top5": 100.0, "interval_images": [40.0, 60.0], "interval_seeds": 1.5}
+    result = {"evaluation": "knn", "floors": {"chance": 33.3}, "layers": {"features": score}}
+
+    def table(seeds, classes):
+        console.print_scores(result | {"protocol": {"train_images": 9, "val_images": 9, "classes": classes, "seeds": seeds}})
+        return capsys.readouterr().out
+
+    assert "top-5" not in table(3, 3) and "± 1.5" in table(3, 3) and "100.0" not in table(3, 3)
+    assert "seeds" not in table(1, 10) and "top-5" in table(1, 10)
