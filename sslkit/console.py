@@ -42,7 +42,9 @@ def print_text(text: str, *, stderr: bool = False) -> None:
 
 def print_table(columns: Iterable[str], rows: Iterable[Iterable[str]], *, title: str | None = None) -> None:
     """As wide as the terminal; as wide as its longest row where there is none."""
-    table = Table(*columns, title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    if title is not None:
+        print_text(title)
+    table = Table(*columns, box=SIMPLE_HEAD, pad_edge=False)
     for row in rows:
         table.add_row(*map(Text, row))
     terminal = Console()

@@ -64,4 +64,5 @@ def test_scores_leave_out_what_says_nothing(capsys):
         return capsys.readouterr().out
 
     assert "top-5" not in table(3, 3) and "± 1.5" in table(3, 3) and "100.0" not in table(3, 3)
+    assert table(1, 3).startswith("knn: 9 training and 9 validation images, 3 classes; per cent\n"), "a title is not wrapped"
     assert "seeds" not in table(1, 10) and "top-5" in table(1, 10)

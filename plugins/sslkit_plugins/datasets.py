@@ -72,9 +72,7 @@ class ImageFolder(ImageSource):
             raise DataError(f"the folder {error.filename} cannot be read ({error.strerror})") from error
         if not self.names:
             seen = ", ".join(f"{count} × {ending or 'no ending'}" for ending, count in others.most_common(5)) or "no files"
-            raise DataError(
-                f"no image below {self.root} ({seen}); files that end in {', '.join(sorted(ENDINGS))} count as images"
-            )
+            raise DataError(f"no image below {self.root} ({seen}); files that end in {', '.join(sorted(ENDINGS))} count as images")
         tops = [name.split("/", 1)[0] if "/" in name else "" for name in self.names]
         classes = sorted(set(tops))
         if "" not in classes and len(classes) > 1:
