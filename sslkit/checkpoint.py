@@ -63,7 +63,7 @@ def point_latest(folder: Path) -> None:
 
 
 def find_folder(where: Path | None, root: Path = Path("runs")) -> Path:
-    """A run folder: the one named, or the newest below `root`. Raises CheckpointError where there is none."""
+    """A run folder: the one named, or that of the newest checkpoint below `root`. Raises CheckpointError where there is none."""
     if where is not None:
         folder = where.expanduser()
         if not (folder / "recipe.yaml").is_file():
@@ -71,10 +71,10 @@ def find_folder(where: Path | None, root: Path = Path("runs")) -> Path:
                 f"{where} is not a run folder: it holds no recipe.yaml; name a folder such as runs/pirl_jigsaw/latest"
             )
         return folder.resolve()
-    runs = [path.parent for path in root.glob("*/*/recipe.yaml") if not path.parent.is_symlink()]
-    if not runs:
-        raise CheckpointError(f"there is no run below {root}/; train one first: sslkit train recipes/pirl_jigsaw.yaml")
-    return max(runs, key=lambda folder: (folder.stat().st_mtime, folder.name)).resolve()
+    states = [path for path in root.glob("*/*/checkpoints/step-*/state.json") if not path.parents[2].is_symlink()]
+    if not states:
+        raise CheckpointError(f"there is no trained run below {root}/; train one first: sslkit train recipes/pirl_jigsaw.yaml")
+    return max(states, key=lambda path: path.stat().st_mtime).parents[2].resolve()
 
 
 @contextmanager

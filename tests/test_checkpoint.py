@@ -231,14 +231,20 @@ def test_run_folders(tiny, tmp_path, monkeypatch):
     assert latest.is_symlink() and latest.resolve() == second
     assert recipe.read(second / "recipe.yaml") == made
     assert checkpoint.find_folder(latest) == second
-    os.utime(first, (2e9, 2e9))
-    assert checkpoint.find_folder(None, tmp_path / "runs") == first, "the newest, and no link"
+    for folder, when in ((first, 2e9), (second, 1e9)):
+        state = folder / "checkpoints" / "step-00000001" / "state.json"
+        state.parent.mkdir(parents=True)
+        state.touch()
+        os.utime(state, (when, when))
+    third = checkpoint.new_folder(tmp_path / "runs", made)
+    assert checkpoint.find_folder(None, tmp_path / "runs") == first, "the newest checkpoint's, and no link"
+    assert latest.resolve() == third
 
 
 def test_run_folders_that_are_not_there(tiny, tmp_path):
     with pytest.raises(CheckpointError, match=r"is not a run folder: it holds no recipe.yaml; name a folder such as"):
         checkpoint.find_folder(tmp_path / "none")
-    with pytest.raises(CheckpointError, match=r"there is no run below .*none/; train one first: sslkit train"):
+    with pytest.raises(CheckpointError, match=r"there is no trained run below .*none/; train one first: sslkit train"):
         checkpoint.find_folder(None, tmp_path / "none")
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match=r"cannot make the run folder .*: Not a directory; choose another place with --runs"):
