@@ -335,7 +335,7 @@ def test_a_run_whose_images_are_gone_is_evaluated_on_others(trained, tmp_path):
 def test_no_run_is_told_in_a_sentence(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, _, err = sslkit("eval", "knn")
-    assert code == 2 and "there is no run below runs/" in err
+    assert code == 2 and "there is no trained run below runs/" in err
     code, _, err = sslkit("eval", "knn", tmp_path)
     assert code == 2 and "is not a run folder" in err
 
