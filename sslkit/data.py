@@ -74,18 +74,21 @@ class _Builder(Dataset):
 
     def __getitem__(self, ticket: Ticket) -> tuple[Any, ...] | SslkitError:
         taken = set(ticket.indices.tolist())
+        count, size = len(self.source), len(ticket.indices)
         samples, index, unreadable = [], [], []
-        for wanted in ticket.indices[ticket.first : ticket.last].tolist():
+        for place in range(ticket.first, ticket.last):
+            wanted = int(ticket.indices[place])
             number, replacements = wanted, np.random.default_rng((self.seed, REPLACEMENT, ticket.epoch, wanted))
             while isinstance(image := _read(self.source, number), str):
                 unreadable.append((str(self.source.names[number]), image))
-                if len(taken) == len(self.source):
+                # Ranks do not hear of each other's replacements: each place in the batch has images of its own to take from first.
+                left = [other for other in range(place, count, size) if other not in taken] or [*set(range(count)) - taken]
+                if not left:
                     return DataError(
                         f"{self.source.names[number]} cannot be read ({image}), and no image is left to replace it in a batch of "
-                        f"{len(ticket.indices)}; mend or remove it"
+                        f"{size}; mend or remove it"
                     )
-                while number in taken:
-                    number = int(replacements.integers(len(self.source)))
+                number = left[int(replacements.integers(len(left)))]
                 taken.add(number)
             samples.append(self.transform(image, np.random.default_rng((self.seed, ticket.stream, ticket.epoch, number))))
             index.append(number)

@@ -206,7 +206,7 @@ class NegativeSampler(nn.Module, ABC):
 
 
 class Loss(nn.Module, ABC):
-    """(prediction, target, negatives) → scalar. Remembers nothing between steps."""
+    """(prediction, target, negatives) → scalar. Remembers nothing between steps but what a paper freezes, in a buffer."""
 
     needs_negatives: ClassVar[bool] = False
     """True: only a method that has a sampler can use this loss."""

@@ -349,3 +349,17 @@ def test_an_image_that_cannot_be_read_is_named(trained, tmp_path, monkeypatch, w
         Probe(trained, data=str(folder), device="cpu").features("pixels")
     assert "blue/0.png cannot be read" in str(caught.value)
     assert "Traceback" not in str(caught.value)
+
+
+def test_a_result_of_another_protocol_is_kept(tmp_path):
+    def result(k, top1):
+        layers = {"features": {"top1": top1, "interval_images": [0, 1]}}
+        return {"evaluation": "knn", "layers": layers, "floors": {"chance": 10.0}, "protocol": {"k": k}}
+
+    for k, top1 in ((20, 50.0), (20, 51.0), (200, 40.0)):
+        shared.write(tmp_path, result(k, top1))
+    held = {path.name: json.loads(path.read_text()) for path in (tmp_path / "eval").glob("*.json")}
+    assert {name: (found["protocol"]["k"], found["layers"]["features"]["top1"]) for name, found in held.items()} == {
+        "knn.json": (200, 40.0),
+        "knn.1.json": (20, 51.0),
+    }

@@ -1,5 +1,6 @@
 """What evaluations measure: the features of labelled images, from the trained encoder and from its floors."""
 
+import itertools
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -223,12 +224,18 @@ def measure(
 
 
 def write(folder: Path, result: dict[str, Any]) -> Path:
-    """eval/<evaluation>.json with the whole protocol, and a picture beside it."""
+    """eval/<evaluation>.json with the whole protocol, and a picture beside it. A result of another protocol that stands there is kept
+    under the next free number."""
     path = folder / "eval" / f"{result['evaluation']}.json"
     try:
         path.parent.mkdir(exist_ok=True)
-    except OSError as error:
-        raise CheckpointError(f"cannot make {path.parent}: {error.strerror}") from error
+        if path.exists() and json.loads(path.read_text(encoding="utf-8")).get("protocol") != json.loads(
+            json.dumps(result["protocol"])
+        ):
+            number = next(n for n in itertools.count(1) if not path.with_suffix(f".{n}.json").exists())
+            path.replace(path.with_suffix(f".{number}.json"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot keep or replace {path}: {error}") from error
     checkpoint.write_text(path, json.dumps(result, indent=1, ensure_ascii=False))
     plot.scores(result, path.with_suffix(".png"))
     return path

@@ -40,7 +40,7 @@ def standardise(train: Tensor, *others: Tensor) -> list[Tensor]:
 
 
 class Linear(Evaluation):
-    """Linear classifier on frozen features (PIRL, arXiv:1912.01991, section 4.2).
+    """Linear classifier on frozen features (the linear protocol of PIRL, arXiv:1912.01991).
 
     `solver: lbfgs` fits a logistic regression on standardised features of the un-augmented images; the strength of its regulariser
     is chosen on a fifth of the training half, anew with every seed, and the fit repeated on the whole half. `solver: sgd` is the
