@@ -354,7 +354,7 @@ def test_an_image_that_cannot_be_read_is_named(trained, tmp_path, monkeypatch, w
 def test_a_result_of_another_protocol_is_kept(tmp_path):
     def result(k, top1):
         layers = {"features": {"top1": top1, "interval_images": [0, 1]}}
-        return {"evaluation": "knn", "layers": layers, "floors": {"chance": 10.0}, "protocol": {"k": k}}
+        return {"evaluation": "knn", "layers": layers, "floors": {"chance": 10.0}, "protocol": {"k": k, "val_images": 6}}
 
     for k, top1 in ((20, 50.0), (20, 51.0), (200, 40.0)):
         shared.write(tmp_path, result(k, top1))
