@@ -203,7 +203,7 @@ class _Torchvision(ImageSource):
 
     has_val = True
 
-    def __init__(self, set_name: str, half: str, /, root: str, download: bool, **chosen: Any) -> None:
+    def __init__(self, set_name: str, half: str, root: str, download: bool, chosen: dict[str, Any], /) -> None:
         try:
             self.set = getattr(torchvision.datasets, set_name)(str(Path(root).expanduser()), download=download, **chosen)
         except (RuntimeError, OSError) as error:
@@ -225,7 +225,7 @@ class Cifar10(_Torchvision):
     nominal: ClassVar[dict[str, int]] = {"pretrain": 50_000, "train": 50_000, "val": 10_000}
 
     def __init__(self, split: str, /, *, root: str = "data", download: bool = False) -> None:
-        super().__init__("CIFAR10", split, root, download, train=split != "val")
+        super().__init__("CIFAR10", split, root, download, {"train": split != "val"})
 
 
 class Cifar100(_Torchvision):
@@ -234,7 +234,7 @@ class Cifar100(_Torchvision):
     nominal: ClassVar[dict[str, int]] = {"pretrain": 50_000, "train": 50_000, "val": 10_000}
 
     def __init__(self, split: str, /, *, root: str = "data", download: bool = False) -> None:
-        super().__init__("CIFAR100", split, root, download, train=split != "val")
+        super().__init__("CIFAR100", split, root, download, {"train": split != "val"})
 
 
 class Stl10(_Torchvision):
@@ -243,7 +243,9 @@ class Stl10(_Torchvision):
     nominal: ClassVar[dict[str, int]] = {"pretrain": 100_000, "train": 5_000, "val": 8_000}
 
     def __init__(self, split: str, /, *, root: str = "data", download: bool = False) -> None:
-        super().__init__("STL10", split, root, download, split={"pretrain": "unlabeled", "train": "train", "val": "test"}[split])
+        super().__init__(
+            "STL10", split, root, download, {"split": {"pretrain": "unlabeled", "train": "train", "val": "test"}[split]}
+        )
 
 
 class ImageNet(ImageFolder):
