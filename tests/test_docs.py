@@ -47,6 +47,11 @@ def test_full_size_recipes_hold_the_papers_settings(name):
         assert (made.transform.options["resize"], made.transform.options["patch"], made.transform.options["grid"]) == (255, 64, 3)
 
 
+@pytest.mark.parametrize("path", sorted(ROOT.glob("recipes/*.yaml")), ids=lambda path: path.name)
+def test_small_recipes_are_evaluated_at_the_size_they_train_at(path):
+    assert recipe.read(path).transform.options["size"] == 64
+
+
 def test_reference_is_current():
     ran = subprocess.run([sys.executable, ROOT / "scripts" / "reference.py", "--check"], check=False)
     assert ran.returncode == 0, "run: python scripts/reference.py"
