@@ -108,9 +108,13 @@ class ImageFolder(ImageSource):
     def _leads_out(self, link: str) -> bool:
         return not Path(os.path.realpath(link)).is_relative_to(self._inside)
 
+    def file(self, index: int) -> Path:
+        """The image as it is stored."""
+        return self.root / self.names[index]
+
     def image(self, index: int) -> Image.Image:
         """Decoded as RGB."""
-        return decode(self.root / self.names[index])
+        return decode(self.file(index))
 
 
 class Npz(ImageSource):
@@ -186,12 +190,17 @@ class Npz(ImageSource):
             f"{self.file} holds {', '.join(sorted(self.arrays)) or 'nothing'}, but neither 'images' nor 'jpeg' and 'offset'"
         )
 
+    def file(self, index: int) -> io.BytesIO | None:
+        """The image as it is stored; None where its pixels are."""
+        if "images" in self.arrays:
+            return None
+        first, last = self.arrays["offset"][index : index + 2]
+        return io.BytesIO(self.arrays["jpeg"][first:last].tobytes())
+
     def image(self, index: int) -> Image.Image:
         """RGB."""
-        if "images" in self.arrays:
-            return Image.fromarray(self.arrays["images"][index]).convert("RGB")
-        first, last = self.arrays["offset"][index : index + 2]
-        return decode(io.BytesIO(self.arrays["jpeg"][first:last].tobytes()))
+        file = self.file(index)
+        return decode(file) if file is not None else Image.fromarray(self.arrays["images"][index]).convert("RGB")
 
 
 def _labels(arrays: dict[str, np.ndarray]) -> np.ndarray | None:
