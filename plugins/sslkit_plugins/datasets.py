@@ -108,13 +108,13 @@ class ImageFolder(ImageSource):
     def _leads_out(self, link: str) -> bool:
         return not Path(os.path.realpath(link)).is_relative_to(self._inside)
 
-    def file(self, index: int) -> Path:
+    def stored(self, index: int) -> Path:
         """The image as it is stored."""
         return self.root / self.names[index]
 
     def image(self, index: int) -> Image.Image:
         """Decoded as RGB."""
-        return decode(self.file(index))
+        return decode(self.stored(index))
 
 
 class Npz(ImageSource):
@@ -190,7 +190,7 @@ class Npz(ImageSource):
             f"{self.file} holds {', '.join(sorted(self.arrays)) or 'nothing'}, but neither 'images' nor 'jpeg' and 'offset'"
         )
 
-    def file(self, index: int) -> io.BytesIO | None:
+    def stored(self, index: int) -> io.BytesIO | None:
         """The image as it is stored; None where its pixels are."""
         if "images" in self.arrays:
             return None
@@ -199,7 +199,7 @@ class Npz(ImageSource):
 
     def image(self, index: int) -> Image.Image:
         """RGB."""
-        file = self.file(index)
+        file = self.stored(index)
         return decode(file) if file is not None else Image.fromarray(self.arrays["images"][index]).convert("RGB")
 
 
