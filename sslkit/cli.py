@@ -98,7 +98,7 @@ def _show(name: str, kind: str | None) -> None:
     found = [part for part in installed if part.name == name]
     if not found:
         of_kind = "part" if kind is None else registry.KINDS[kind]
-        raise PluginError(f"no {of_kind} named '{name}' is installed; {advice(name, [part.name for part in installed])}")
+        raise PluginError(f"no {of_kind} named {written(name)} is installed; {advice(name, [part.name for part in installed])}")
     for part in found:
         signature = part.signature()
         console.print_text(f"{part}  ({part.module}:{part.object})\n\n{signature.doc}\n")

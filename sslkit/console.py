@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from sslkit.errors import RecipeError
+from sslkit.errors import RecipeError, printable
 
 if TYPE_CHECKING:
     from sslkit.build import Run
@@ -35,9 +35,14 @@ def print_error(error: Exception) -> None:
     print_text(message, stderr=True)
 
 
+def as_it_is(text: str) -> Text:
+    """Text that is neither markup nor a command to the terminal."""
+    return Text("\n".join(map(printable, text.split("\n"))))
+
+
 def print_text(text: str, *, stderr: bool = False) -> None:
-    """Text as it is: neither wrapped nor taken for markup."""
-    Console(stderr=stderr).print(Text(text), soft_wrap=True)
+    """Text as it is, not wrapped."""
+    Console(stderr=stderr).print(as_it_is(text), soft_wrap=True)
 
 
 def print_table(columns: Iterable[str], rows: Iterable[Iterable[str]], *, title: str | None = None) -> None:
@@ -46,7 +51,7 @@ def print_table(columns: Iterable[str], rows: Iterable[Iterable[str]], *, title:
         print_text(title)
     table = Table(*columns, box=SIMPLE_HEAD, pad_edge=False)
     for row in rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*map(as_it_is, row))
     terminal = Console()
     (terminal if terminal.is_terminal else Console(width=10_000)).print(table)
 
@@ -167,4 +172,4 @@ class Training:
         self.bar.stop()
 
     def _say(self, text: str) -> None:
-        self.console.print(Text(text), soft_wrap=True)
+        self.console.print(as_it_is(text), soft_wrap=True)

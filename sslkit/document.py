@@ -8,7 +8,8 @@ import yaml
 
 from sslkit.signature import written
 
-MAX_BYTES = 1 << 20
+MAX_BYTES = 1 << 16
+"""Of a whole text: PyYAML reads about 100 KiB a second."""
 MAX_DEPTH = 20
 
 _INT = re.compile(r"[-+]?(0|[1-9][0-9]*)")
@@ -16,6 +17,15 @@ _FLOAT = re.compile(r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))([eE][-+]?[0-
 _NOT_FINITE = re.compile(r"[-+]?\.inf|\.nan", re.IGNORECASE)
 
 Key = tuple[str, ...]
+
+
+def whole(text: str) -> str:
+    """The same text. ValueError for halves of surrogate pairs, which no file can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{written(text)} is no Unicode text") from error
+    return text
 
 
 def resolve(text: str) -> Any:
@@ -30,7 +40,7 @@ def resolve(text: str) -> Any:
         return int(text)
     if _NOT_FINITE.fullmatch(text) or (_FLOAT.fullmatch(text) and not math.isfinite(float(text))):
         raise ValueError(f"{text} is not a finite number")
-    return float(text) if _FLOAT.fullmatch(text) else text
+    return float(text) if _FLOAT.fullmatch(text) else whole(text)
 
 
 class Dumper(yaml.SafeDumper):
@@ -67,6 +77,8 @@ class Document:
             self._open(when_empty)
         except yaml.reader.ReaderError as error:
             self._refuse((), text[: error.position].count("\n") + 1, f"is not valid YAML: {error.reason}")
+        except (ValueError, OverflowError):
+            self._refuse((), 1, "is not valid YAML: an escape stands for a character that does not exist")
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
             self._refuse(
@@ -102,7 +114,7 @@ class Document:
             self._refuse(key, line, f"tag {event.tag} is not allowed in a recipe; write the plain value")
         if isinstance(event, yaml.ScalarEvent):
             try:
-                return resolve(event.value) if event.implicit[0] else event.value
+                return resolve(event.value) if event.implicit[0] else whole(event.value)
             except ValueError as error:
                 self._refuse(key, line, str(error))
                 return None

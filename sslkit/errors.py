@@ -3,6 +3,11 @@
 from dataclasses import dataclass
 
 
+def printable(text: str) -> str:
+    """One line that cannot steer a terminal: line ends, control characters and what is no text stand there as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 class SslkitError(Exception):
     """A fault that the user can mend. The command line prints it and ends with exit code 2, without a traceback."""
 
@@ -15,6 +20,12 @@ class Fault:
     message: str
     file: str | None = None
     line: int | None = None
+
+    def __post_init__(self) -> None:
+        """A fault is one line, whatever a stranger's file has put into it."""
+        for name in ("key", "message", "file"):
+            if (text := getattr(self, name)) is not None:
+                object.__setattr__(self, name, printable(text))
 
     def __str__(self) -> str:
         place = "" if self.file is None else self.file if self.line is None else f"{self.file}:{self.line}"
@@ -43,3 +54,7 @@ class CheckpointError(SslkitError):
 
 class TrainingError(SslkitError):
     """A run that had to stop: a loss or gradient that is not finite."""
+
+
+class LostProcess(SslkitError):  # noqa: N818  (it names what happened)
+    """Another process of a run ended without a word: killed, or its machine gone."""

@@ -90,6 +90,7 @@ NAME = "[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}"
 
 
 @dataclass(frozen=True)
+HEAD = "[A-Za-z_][A-Za-z0-9_]{0,99}"
 class Choice:
     """A part that a recipe names, with every option filled in, by its name in recipes."""
 
@@ -205,7 +206,7 @@ class _Reading:
             with self.path.open("rb") as file:
                 content = file.read(MAX_BYTES + 1)
             if len(content) > MAX_BYTES:
-                raise RecipeError(Fault("", "is larger than 1 MiB; that is no recipe", str(self.path)))
+                raise RecipeError(Fault("", f"is larger than {MAX_BYTES >> 10} KiB; that is no recipe", str(self.path)))
             needed = ", ".join(section for section in SECTIONS if section not in OPTIONAL)
             document = Document(content.decode("utf-8-sig"), f"is empty; a recipe needs the sections {needed}")
         except UnicodeDecodeError as error:
@@ -254,16 +255,18 @@ class _Reading:
         self.places[key] = ("--set", None)
 
     def _replace_data(self, data: str) -> None:
-        path = Path(os.path.abspath(Path(data).expanduser()))
+        path = Path(os.path.abspath(os.path.expanduser(data)))
         current = held if isinstance(held := self.content.get("data"), dict) else {}
-        if path.is_dir():
+        if os.path.isdir(path):
             kept = current if current.get("use") == "image_folder" else {"use": "image_folder"}
             self.content["data"] = {**kept, "root": str(path)}
-        elif path.is_file() and path.suffix == ".npz":
+        elif os.path.isfile(path) and path.suffix == ".npz":
             self.content["data"] = {"use": "npz", "file": str(path)}
         else:
-            wrong = "is neither a folder nor a .npz file" if path.exists() else f"there is no such folder or file{_near(path)}"
-            self.faults.append(Fault("", f"'{data}': {wrong}", "--data"))
+            wrong = (
+                "is neither a folder nor a .npz file" if os.path.exists(path) else f"there is no such folder or file{_near(path)}"
+            )
+            self.faults.append(Fault("", f"{written(data)}: {wrong}", "--data"))
             return
         self.places |= {
             ("data", name): ("--data", None) for name, value in self.content["data"].items() if value != current.get(name)
@@ -286,6 +289,9 @@ class _Reading:
             sections["heads"] = {name: self._choice(("heads", name), "heads", head) for name, head in heads.items()}
         else:
             self.refuse(("heads",), f"{written(heads)} is not a mapping of heads, such as {{image: {{use: linear}}}}")
+            for name in heads:
+                if not re.fullmatch(HEAD, name):
+                    self.refuse(("heads", name), f"{written(name)} cannot name a head; use letters, digits and '_'")
         for section, settings in SETTINGS.items():
             if section in self.content:
                 sections[section] = self._settings(section, settings)

@@ -61,7 +61,7 @@ class Part:
 def parts(kind: str | None = None) -> list[Part]:
     """Every installed part, or those of one kind, by kind and name. Imports none of them. PluginError for an unknown kind."""
     if kind is not None and kind not in KINDS:
-        raise PluginError(f"there is no kind '{kind}' of parts; {advice(kind, KINDS)}")
+        raise PluginError(f"there is no kind {written(kind)} of parts; {advice(kind, KINDS)}")
     return [part for part in discover() if kind in (None, part.kind)]
 
 
@@ -71,7 +71,7 @@ def find(kind: str, name: str) -> Part:
     found = [part for part in installed if part.name == name]
     if not found:
         raise PluginError(
-            f"no {KINDS[kind]} named '{name}' is installed; {advice(name, [part.name for part in installed])}; "
+            f"no {KINDS[kind]} named {written(name)} is installed; {advice(name, [part.name for part in installed])}; "
             f"if a package should bring it, install or reinstall that package"
         )
     if len(found) > 1:

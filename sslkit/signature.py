@@ -16,7 +16,7 @@ import pydantic
 import pydantic.fields
 from typing_extensions import TypedDict
 
-from sslkit.errors import PluginError
+from sslkit.errors import PluginError, printable
 from sslkit.source import is_foreign, is_literal
 
 REQUIRED = inspect.Parameter.empty
@@ -173,13 +173,13 @@ def _limits(bounds: dict[str, Any], *, whole: bool) -> str:
 def written(value: Any) -> str:
     """A value as a recipe would hold it, shortened to fit into a sentence."""
     if isinstance(value, str):
-        text = f"'{value}'"
+        text = f"'{printable(value)}'"
     elif isinstance(value, list | tuple):
         text = f"[{', '.join(map(written, value))}]"
     elif isinstance(value, dict):
         text = f"{{{', '.join(f'{key}: {written(item)}' for key, item in value.items())}}}"
     else:
-        text = json.dumps(value, default=str)
+        text = printable(json.dumps(value, default=str))
     return text if len(text) <= 80 else f"{text[:79]}…"
 
 

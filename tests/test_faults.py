@@ -156,7 +156,7 @@ def test_a_broken_recipe(old: str, new: str, expected: list[str]) -> None:
         (b"just text", "mine.yaml:1 holds 'just text'; a recipe is a mapping of sections"),
         (b"name: x\n---\nname: y\n", "mine.yaml:2 holds a second document"),
         (b"name: x\nmethod: \xff\n", "mine.yaml:2 is not UTF-8 text"),
-        (b"#" * (1 << 20) + b"\n", "mine.yaml is larger than 1 MiB"),
+        (b"#" * (1 << 16) + b"\n", "mine.yaml is larger than 64 KiB"),
         (b"a: *b\n", "mine.yaml:1 a alias *b is not allowed"),
         (b"{" * 5000, "mine.yaml:1"),
     ],
