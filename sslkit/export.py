@@ -47,7 +47,7 @@ def export(folder: Path, library: str) -> tuple[Path, str, float]:
         given, found = str(Path(scratch) / "images.safetensors"), str(Path(scratch) / "features.safetensors")
         save_file({"images": images}, given)
         script = encoder.loading(library, trial) + CHECK.format(images=given, features=found)
-        ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+        ran = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=False)
         if ran.returncode:
             reason = (ran.stderr.strip() or f"exit code {ran.returncode}").splitlines()[-1]
             raise SslkitError(f"{library} could not load the exported encoder: {reason}")

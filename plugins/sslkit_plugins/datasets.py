@@ -1,6 +1,7 @@
 """Data sets: folders of images, arrays, and the customary sets."""
 
 import io
+import math
 import os
 import warnings
 import zipfile
@@ -13,10 +14,21 @@ import numpy as np
 import torchvision
 from PIL import Image, ImageOps
 
-from sslkit.errors import DataError
+from sslkit.errors import DataError, printable
 from sslkit.interfaces import ImageSource
 
 ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
+"""What a file may hold, whatever its name says; Pillow would hand PostScript to Ghostscript, which runs it."""
+
+ARRAYS = ("images", "labels", "label", "classes", "jpeg", "offset")
+"""What is read of an archive, under these names and the same with `_val` behind them."""
+
+GENEROUS = 1 << 30
+"""Bytes that an archive may unpack to without being looked at askance."""
+RATIO = 100
+"""An archive that unpacks to more than GENEROUS and more than this many times its size is a bomb."""
+MOST_CLASSES = 1_000_000
 
 
 def decode(file: Path | io.BytesIO) -> Image.Image:
@@ -29,7 +41,7 @@ def decode(file: Path | io.BytesIO) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(file) as opened:
+        with Image.open(file, formats=FORMATS) as opened:
             opened.load()
             image: Image.Image = opened
             ImageOps.exif_transpose(image, in_place=True)
@@ -54,13 +66,13 @@ class ImageFolder(ImageSource):
     Where `train/` (and `val/`, or else `test/`) lie below `root`, they are the two halves; otherwise all is one (`train/` among other
     folders is a class like them). An image's class is the first folder below the half, as in torchvision; where there is at most one
     such folder, or images lie beside it, nothing is known of classes. Hidden files and folders are passed over, and so are links that
-    lead out of the half, unless `follow_links`.
+    lead out of the half, unless `follow_links`, and whatever is no regular file, such as pipes and devices.
     """
 
     def __init__(self, split: str, /, *, root: str, follow_links: bool = False) -> None:
-        top = Path(root).expanduser()
-        if not top.is_dir():
-            state = "is a file" if top.exists() else "does not exist"
+        top = Path(os.path.expanduser(root))
+        if not os.path.isdir(top):
+            state = "is a file" if os.path.exists(top) else "does not exist"
             raise DataError(f"the folder of images {root} {state}; name one that holds images: --data DIR")
         self.follow_links = follow_links
         others: Counter[str] = Counter()
@@ -100,7 +112,7 @@ class ImageFolder(ImageSource):
                     continue
                 if entry.is_dir():
                     yield from self._walk(Path(entry.path), f"{prefix}{entry.name}/", above | {real}, others)
-                elif (ending := os.path.splitext(entry.name)[1].lower()) in ENDINGS:
+                elif (ending := os.path.splitext(entry.name)[1].lower()) in ENDINGS and entry.is_file():
                     yield prefix + entry.name
                 else:
                     others[ending] += 1
@@ -122,7 +134,7 @@ class Npz(ImageSource):
 
     Instead of `images` there may be `jpeg` uint8, the files one after another, and `offset` [N+1] where each begins; `label` is read
     like `labels`. Validation images come from `val_file`, an archive of the same form, or from arrays named `images_val` and
-    `labels_val`. Nothing pickled is read.
+    `labels_val`. Nothing pickled is read, and no archive that unpacks to far more than its size or than fits into memory.
     """
 
     def __init__(self, split: str, /, *, file: str, val_file: str = "") -> None:
@@ -141,22 +153,34 @@ class Npz(ImageSource):
             raise DataError(
                 f"labels in {self.file} must be {count} whole numbers from 0 up, one an image; they are {labels.dtype} {list(labels.shape)}"
             )
-        self.labels = labels.astype(np.int64)
         most = max(int(known.max(initial=0)) for half in (train, val) if (known := _labels(half)) is not None)
+        if most >= MOST_CLASSES:
+            raise DataError(f"{file} has the label {most}; labels count classes from 0, of which there may be {MOST_CLASSES:,}")
+        self.labels = labels.astype(np.int64)
         self.classes = [str(name) for name in train.get("classes", np.arange(most + 1))]
         if len(self.classes) <= most:
             raise DataError(f"{file} has the label {most} but names only {len(self.classes)} classes")
 
     @staticmethod
     def _open(file: str) -> dict[str, np.ndarray]:
-        path = Path(file).expanduser()
-        if not path.is_file():
+        path = os.path.expanduser(file)
+        if not os.path.isfile(path):
             raise DataError(f"there is no file {file}; name a NumPy archive: --data FILE.npz")
         try:
-            with path.open("rb") as stream, np.lib.npyio.NpzFile(stream, allow_pickle=False) as archive:
-                return {name: archive[name] for name in archive.files}
-        except (ValueError, OSError, zipfile.BadZipFile, EOFError) as error:
-            raise DataError(f"{file} is not a NumPy archive (.npz) of plain arrays ({error})") from error
+            with open(path, "rb") as stream, zipfile.ZipFile(stream) as archive:
+                members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
+                found = {name: member for name, member in members.items() if name.removesuffix("_val") in ARRAYS}
+                if not found:
+                    held = ", ".join(map(printable, sorted(members)[:10])) or "nothing"
+                    raise DataError(f"{file} holds {held}, but neither 'images' nor 'jpeg' and 'offset'")
+                _refuse_bomb(file, os.path.getsize(path), sum(member.file_size for member in found.values()))
+                return {name: _read_array(archive, member) for name, member in found.items()}
+        except DataError:
+            raise
+        except Exception as error:
+            raise DataError(
+                f"{file} is not a NumPy archive (.npz) of plain arrays ({type(error).__name__}: {printable(str(error))})"
+            ) from error
 
     def _check(self) -> int:
         """How many images there are. Raises DataError where the arrays are not of the form above."""
@@ -180,7 +204,7 @@ class Npz(ImageSource):
                 or not np.issubdtype(offset.dtype, np.integer)
                 or offset[0] != 0
                 or offset[-1] != len(stream)
-                or (np.diff(offset) < 0).any()
+                or (offset[1:] < offset[:-1]).any()
             ):
                 raise DataError(
                     f"offset in {self.file} must rise from 0 to the length of jpeg ({stream.size}), one number more than there are images"
@@ -203,6 +227,29 @@ class Npz(ImageSource):
         return decode(file) if file is not None else Image.fromarray(self.arrays["images"][index]).convert("RGB")
 
 
+def _refuse_bomb(file: str, stored: int, unpacked: int) -> None:
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else math.inf
+    if unpacked > memory or unpacked > max(GENEROUS, RATIO * stored):
+        raise DataError(
+            f"{file} has {stored:,} bytes and would unpack to {unpacked:,}, which is more than this machine's memory or than images "
+            f"ever do; make it a folder of images, or take the file from whom you trust"
+        )
+
+
+def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+    """An array that is as large as its header says. ValueError where it is another, or one of pickled objects."""
+    with archive.open(member) as stream:
+        version = np.lib.format.read_magic(stream)
+        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read_header(stream)
+        if dtype.hasobject:
+            raise ValueError(f"{member.filename} holds pickled objects")
+        if stream.tell() + math.prod(shape) * dtype.itemsize != member.file_size:
+            raise ValueError(f"{member.filename} is not as large as its header says: {list(shape)} of {dtype}")
+    with archive.open(member) as stream:
+        return np.lib.format.read_array(stream, allow_pickle=False)
+
+
 def _labels(arrays: dict[str, np.ndarray]) -> np.ndarray | None:
     return arrays.get("labels", arrays.get("label"))
 
@@ -214,7 +261,7 @@ class _Torchvision(ImageSource):
 
     def __init__(self, set_name: str, half: str, root: str, download: bool, chosen: dict[str, Any], /) -> None:
         try:
-            self.set = getattr(torchvision.datasets, set_name)(str(Path(root).expanduser()), download=download, **chosen)
+            self.set = getattr(torchvision.datasets, set_name)(os.path.expanduser(root), download=download, **chosen)
         except (RuntimeError, OSError) as error:
             how = "it could not be fetched" if download else "fetch it once with --set data.download=true"
             raise DataError(f"{set_name} is not below {root}: {how}, or put torchvision's files there ({error})") from error
@@ -264,7 +311,7 @@ class ImageNet(ImageFolder):
     nominal: ClassVar[dict[str, int]] = {"pretrain": 1_281_167, "train": 1_281_167, "val": 50_000}
 
     def __init__(self, split: str, /, *, root: str = "data/imagenet", follow_links: bool = False) -> None:
-        if not (Path(root).expanduser() / "train").is_dir():
+        if not os.path.isdir(Path(os.path.expanduser(root), "train")):
             raise DataError(
                 f"ImageNet is not below {root}: put its folders train/ and val/ there, with one folder a class, or name theirs: --data DIR"
             )

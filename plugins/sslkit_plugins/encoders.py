@@ -74,7 +74,7 @@ class Timm(Encoder):
     def loading(self, library: str, file: str) -> str:
         """Lines of Python for `timm`, or for `torchvision` where it has a model of that name with the same parameters."""
         if library == "timm":
-            make = ["import timm", f'model = timm.create_model("{self.name}", num_classes=0)']
+            make = ["import timm", f"model = timm.create_model({self.name!r}, num_classes=0)"]
         elif library == "torchvision":
             if not self._is_torchvision():
                 raise SslkitError(f"torchvision has no model '{self.name}' with these parameters; export --to timm instead")
