@@ -87,10 +87,10 @@ SETTINGS: dict[str, type] = {"optimizer": Optimizer, "schedule": Schedule, "trai
 SECTIONS = ("name", *PARTS, *SETTINGS)
 OPTIONAL = ("heads", "sampler", "schedule")
 NAME = "[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}"
+HEAD = "[A-Za-z_][A-Za-z0-9_]{0,99}"
 
 
 @dataclass(frozen=True)
-HEAD = "[A-Za-z_][A-Za-z0-9_]{0,99}"
 class Choice:
     """A part that a recipe names, with every option filled in, by its name in recipes."""
 
@@ -286,12 +286,12 @@ class _Reading:
                 sections[section] = self._choice((section,), kind, self.content[section])
         heads = self.content.get("heads", {})
         if isinstance(heads, dict):
-            sections["heads"] = {name: self._choice(("heads", name), "heads", head) for name, head in heads.items()}
-        else:
-            self.refuse(("heads",), f"{written(heads)} is not a mapping of heads, such as {{image: {{use: linear}}}}")
             for name in heads:
                 if not re.fullmatch(HEAD, name):
                     self.refuse(("heads", name), f"{written(name)} cannot name a head; use letters, digits and '_'")
+            sections["heads"] = {name: self._choice(("heads", name), "heads", head) for name, head in heads.items()}
+        else:
+            self.refuse(("heads",), f"{written(heads)} is not a mapping of heads, such as {{image: {{use: linear}}}}")
         for section, settings in SETTINGS.items():
             if section in self.content:
                 sections[section] = self._settings(section, settings)
