@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import compress
 from pathlib import Path
@@ -73,6 +74,16 @@ def print_scores(result: dict[str, Any]) -> None:
     says = (True, True, protocol["classes"] > 5, protocol["seeds"] > 1, True)
     columns, *rows = (tuple(compress(row, says)) for row in [columns, *floors, *trained])
     print_table(columns, rows, title=title)
+
+
+@contextmanager
+def progress(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal, nothing elsewhere; what it yields is told how many more are done, and of how many."""
+    terminal = Console(stderr=True)
+    columns = TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()
+    with Progress(*columns, console=terminal, disable=not terminal.is_terminal) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, total: bar.update(task, advance=done, total=total)
 
 
 class Training:

@@ -142,7 +142,7 @@ class Recipe:
 
 
 def read(path: str | os.PathLike[str], *, overrides: Sequence[str] = (), data: str | None = None) -> Recipe:
-    """Read a recipe; `overrides` are `section.key=value`, `data` a folder or .npz file to use. RecipeError with every fault."""
+    """Read a recipe; `overrides` are `section.key=value`, `data` a folder, packed set or .npz file to use. RecipeError with every fault."""
     return _Reading(Path(path), overrides, data).recipe()
 
 
@@ -257,7 +257,9 @@ class _Reading:
     def _replace_data(self, data: str) -> None:
         path = Path(os.path.abspath(os.path.expanduser(data)))
         current = held if isinstance(held := self.content.get("data"), dict) else {}
-        if os.path.isdir(path):
+        if os.path.isfile(path / "packed.json"):
+            self.content["data"] = {"use": "packed", "root": str(path)}
+        elif os.path.isdir(path):
             kept = current if current.get("use") == "image_folder" else {"use": "image_folder"}
             self.content["data"] = {**kept, "root": str(path)}
         elif os.path.isfile(path) and path.suffix == ".npz":
