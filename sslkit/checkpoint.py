@@ -5,23 +5,27 @@ runs/<recipe>/<time>/                 `latest` beside it points to the newest
   checkpoints/step-00000120/          method.safetensors  optimizer.safetensors  state.json  SHA256SUMS (as `sha256sum -c` reads it)
 """
 
+import copy
 import hashlib
 import json
 import os
 import platform
 import shutil
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired
 
+import pydantic
 import safetensors
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from sslkit import __version__, distributed, registry
 from sslkit.build import Run
@@ -65,16 +69,29 @@ def point_latest(folder: Path) -> None:
 def find_folder(where: Path | None, root: Path = Path("runs")) -> Path:
     """A run folder: the one named, or that of the newest checkpoint below `root`. Raises CheckpointError where there is none."""
     if where is not None:
-        folder = where.expanduser()
-        if not (folder / "recipe.yaml").is_file():
+        folder = Path(os.path.expanduser(where))
+        if not os.path.isfile(folder / "recipe.yaml"):
             raise CheckpointError(
                 f"{where} is not a run folder: it holds no recipe.yaml; name a folder such as runs/pirl_jigsaw/latest"
             )
-        return folder.resolve()
+        return _inspected(folder.resolve())
     states = [path for path in root.glob("*/*/checkpoints/step-*/state.json") if not path.parents[2].is_symlink()]
     if not states:
         raise CheckpointError(f"there is no trained run below {root}/; train one first: sslkit train recipes/pirl_jigsaw.yaml")
-    return max(states, key=lambda path: path.stat().st_mtime).parents[2].resolve()
+    return _inspected(max(states, key=lambda path: path.stat().st_mtime).parents[2].resolve())
+
+
+def _inspected(folder: Path) -> Path:
+    """The same folder. CheckpointError where a link in it leads out, through which a stranger's folder would be written elsewhere, or
+    where something is neither a file nor a folder, such as a pipe, at which reading would wait for ever."""
+    for base, folders, files in os.walk(folder):
+        for path in (Path(base, name) for name in (*folders, *files)):
+            mode = path.lstat().st_mode
+            if stat.S_ISLNK(mode) and not Path(os.path.realpath(path)).is_relative_to(folder):
+                raise CheckpointError(f"{path} is a link that leads out of the run folder; put a copy in its place: cp -rL")
+            if not (stat.S_ISLNK(mode) or stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                raise CheckpointError(f"{path} is neither a file nor a folder; remove it")
+    return folder
 
 
 @contextmanager
@@ -148,22 +165,32 @@ def _flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tens
 
 
 def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], numbers: dict[str, dict[str, Any]]) -> None:
+    """ValueError for keys and names that `_flatten_optimizer` does not write."""
     state: dict[int, dict[str, Any]] = {}
     groups = optimizer.state_dict()["param_groups"]
-    for key, values in numbers.items():
-        held = groups[int(key.removeprefix(GROUP))] if key.startswith(GROUP) else state.setdefault(int(key), {})
-        held.update(values)
     parameters = [value for group in optimizer.param_groups for value in group["params"]]
-    for name, value in tensors.items():
-        key, entry = name.split(".", 1)
-        if key.startswith(GROUP):
-            groups[int(key.removeprefix(GROUP))][entry] = value
+    given = {"params", "initial_lr", *optimizer.defaults}
+    entries = [(key, name, value) for key, values in numbers.items() for name, value in values.items()]
+    for key, entry, value in entries + [(*name.partition(".")[::2], value) for name, value in tensors.items()]:
+        number, known = key.removeprefix(GROUP), groups if key.startswith(GROUP) else parameters
+        if not number.isdecimal() or int(number) >= len(known) or (known is groups and entry in given):
+            raise ValueError(f"the optimizer has no place for {key}.{entry}")
+        if known is groups:
+            groups[int(number)][entry] = value
             continue
-        owner = parameters[int(key)]
-        if value.shape == owner.shape:
+        owner = parameters[int(number)]
+        if isinstance(value, Tensor) and value.shape == owner.shape:
             value = torch.empty_like(owner, dtype=value.dtype).copy_(value)
-        state.setdefault(int(key), {})[entry] = value
+        state.setdefault(int(number), {})[entry] = value
     optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _rehearse(optimizer: torch.optim.Optimizer) -> None:
+    """Try a step with a copy: raises whatever the restored state would raise in the first step of training."""
+    trial = copy.deepcopy(optimizer)
+    for parameter in (value for group in trial.param_groups for value in group["params"]):
+        parameter.grad = torch.zeros_like(parameter)
+    trial.step()
 
 
 def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
@@ -214,19 +241,57 @@ def save(run: Run, folder: Path) -> Path:
     return final
 
 
-def read_state(checkpoint: Path) -> dict[str, Any]:
+Number = bool | int | pydantic.FiniteFloat | str | None
+
+
+class OptimizerState(TypedDict):
+    """Of an optimizer what is no tensor: its class's name, and numbers by parameter or group."""
+
+    name: str
+    state: dict[str, dict[str, Number | list[Number]]]
+
+
+class State(TypedDict):
+    """What state.json holds."""
+
+    step: pydantic.NonNegativeInt
+    skipped: NotRequired[pydantic.NonNegativeInt]
+    images: Annotated[int, pydantic.Field(ge=1, lt=2**40)]
+    fingerprint: str
+    unreadable: dict[str, str]
+    optimizer: OptimizerState
+
+
+STATE_BYTES = 2**26
+"""Largest state.json that is read."""
+
+
+def _checked_state(checkpoint: Path) -> State:
+    with (checkpoint / "state.json").open("rb") as file:
+        text = file.read(STATE_BYTES)
+    try:
+        state = pydantic.TypeAdapter(State).validate_json(text, strict=True)
+    except pydantic.ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise ValueError(f"state.json: {'.'.join(map(str, first['loc']))} {first['msg']}") from error
+    if checkpoint.name != STEP.format(state["step"]):
+        raise ValueError(f"state.json is that of step {state['step']}")
+    return state
+
+
+def read_state(checkpoint: Path) -> State:
     """The state of a checkpoint whose files are whole; CheckpointError says what is wrong with them."""
     try:
         sums = (checkpoint / "SHA256SUMS").read_text(encoding="utf-8").split()
         for name in FILES:
             if sums.count(name) != 1 or sums[sums.index(name) - 1] != _checksum(checkpoint / name):
                 raise CheckpointError(f"{checkpoint / name} is not what was written (its checksum differs)")
-        return json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+        return _checked_state(checkpoint)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{checkpoint} is damaged ({type(error).__name__}: {error})") from error
 
 
-def newest(folder: Path) -> tuple[Path, dict[str, Any], list[str]]:
+def newest(folder: Path) -> tuple[Path, State, list[str]]:
     """The newest checkpoint that is whole, its state, and a sentence for each damaged one that was passed over."""
     passed_over: list[str] = []
     for checkpoint in sorted((folder / "checkpoints").glob("step-*"), reverse=True):
@@ -246,12 +311,14 @@ def load_method(method: torch.nn.Module, checkpoint: Path) -> dict[str, Tensor]:
         method.load_state_dict(
             {name.removeprefix("method."): value for name, value in tensors.items() if name.startswith("method.")}
         )
-    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
-        first = str(error).splitlines()[0]
-        raise CheckpointError(
-            f"{checkpoint} does not fit the recipe beside it ({first}); was recipe.yaml or a plugin changed since?"
-        ) from error
+    except Exception as error:
+        raise _misfit(checkpoint, error) from error
     return {name.removeprefix("transform."): value for name, value in tensors.items() if name.startswith("transform.")}
+
+
+def _misfit(checkpoint: Path, error: Exception) -> CheckpointError:
+    first = next(iter(str(error).splitlines()), type(error).__name__)
+    return CheckpointError(f"{checkpoint} does not fit the recipe beside it ({first}); was recipe.yaml or a plugin changed since?")
 
 
 def resume(run: Run, folder: Path) -> list[str]:
@@ -276,7 +343,11 @@ def resume(run: Run, folder: Path) -> list[str]:
         raise CheckpointError(
             f"{checkpoint} does not fit the recipe beside it (it was saved by {state['optimizer']['name']}, not {name}); was recipe.yaml changed since?"
         )
-    _restore_optimizer(run.optimizer, load_file(checkpoint / "optimizer.safetensors"), state["optimizer"]["state"])
+    try:
+        _restore_optimizer(run.optimizer, load_file(checkpoint / "optimizer.safetensors"), state["optimizer"]["state"])
+        _rehearse(run.optimizer)
+    except Exception as error:
+        raise _misfit(checkpoint, error) from error
     run.step, run.unreadable = state["step"], dict(state["unreadable"])
     return notes
 

@@ -22,19 +22,20 @@ class Row:
 
 
 class Metrics:
-    """metrics.jsonl: one line a step. A resumed run first drops the lines of steps that it will do again."""
+    """metrics.jsonl: one line a step. A resumed run first drops the lines of steps that it will do again, and what is no such line."""
 
     def __init__(self, path: Path, step: int) -> None:
         self.path = path
         kept = []
         if path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines():
+            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
                 try:
-                    number = json.loads(line)["step"]
-                except (ValueError, KeyError, TypeError):
+                    row = json.loads(line)
+                    numbers = {name: value + 0.0 for name, value in row.items()}
+                    if numbers["step"] <= step:
+                        kept.append(line + "\n")
+                except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
                     continue
-                if number <= step:
-                    kept.append(line + "\n")
         checkpoint.write_text(path, "".join(kept))
 
     def add(self, rows: list[Row]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from sslkit.errors import DataError, SslkitError
+from sslkit.errors import DataError, SslkitError, printable
 from sslkit.interfaces import Batch, Draws, ImageSource, PretextTransform
 
 
@@ -22,7 +23,10 @@ def _save(figure: Figure, path: Path) -> Path:
     FigureCanvasAgg(figure)
     beside = path.with_name(f".{path.name}")
     try:
-        figure.savefig(beside, format=path.suffix[1:].lower() or "png", dpi=110)
+        with warnings.catch_warnings():
+            # A name in letters that the font lacks is shown as boxes.
+            warnings.filterwarnings("ignore", "Glyph .* missing from font")
+            figure.savefig(beside, format=path.suffix[1:].lower() or "png", dpi=110)
         beside.replace(path)
     except ValueError as error:
         raise SslkitError(f"cannot write {path}: no picture ends in '{path.suffix}'; take .png, .jpg, .svg or .pdf") from error
@@ -61,7 +65,7 @@ def curves(folder: Path) -> Path:
     columns = min(3, max(len(names), 1))
     lines = math.ceil(len(names) / columns) or 1
     figure = Figure(figsize=(3.6 * columns, 0.5 + 2.5 * lines), layout="constrained")
-    figure.suptitle(f"{folder.parent.name}  {folder.name}", fontsize=9)
+    figure.suptitle(printable(f"{folder.parent.name}  {folder.name}"), fontsize=9, parse_math=False)
     steps = np.array([row["step"] for row in rows])
     for place, name in enumerate(names, 1):
         axes = _plain_axes(figure.add_subplot(lines, columns, place))
@@ -125,10 +129,10 @@ def views(source: ImageSource, transform: PretextTransform, path: Path, *, image
 
     for number, (index, image) in enumerate(chosen):
         top = TOP + number * block
-        name, letters = str(source.names[index]), int(original / 0.065)
+        name, letters = printable(str(source.names[index])), int(original / 0.065)
         axes = show(np.asarray(image), MARGIN, top, original, "" if number else "original")
         caption = name if len(name) <= letters else f"…{name[1 - letters :]}"
-        axes.text(0.5, -0.03, caption, fontsize=6, ha="center", va="top", transform=axes.transAxes)
+        axes.text(0.5, -0.03, caption, fontsize=6, ha="center", va="top", transform=axes.transAxes, parse_math=False)
         for draw in range(draws):
             key = number * draws + draw
             sample = transform(image, np.random.default_rng((seed, key)))
