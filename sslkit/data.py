@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from sslkit.errors import DataError, PluginError, SslkitError
+from sslkit.errors import DataError, PluginError, SslkitError, printable
 from sslkit.interfaces import Batch, ImageSource, PretextTransform
 
 ORDER, VIEWS, FIRST_PASS, REPLACEMENT = range(4)
@@ -80,12 +80,12 @@ class _Builder(Dataset):
             wanted = int(ticket.indices[place])
             number, replacements = wanted, np.random.default_rng((self.seed, REPLACEMENT, ticket.epoch, wanted))
             while isinstance(image := _read(self.source, number), str):
-                unreadable.append((str(self.source.names[number]), image))
+                unreadable.append((printable(str(self.source.names[number])), image))
                 # Ranks do not hear of each other's replacements: each place in the batch has images of its own to take from first.
                 left = [other for other in range(place, count, size) if other not in taken] or [*set(range(count)) - taken]
                 if not left:
                     return DataError(
-                        f"{self.source.names[number]} cannot be read ({image}), and no image is left to replace it in a batch of "
+                        f"{printable(str(self.source.names[number]))} cannot be read ({image}), and no image is left to replace it in a batch of "
                         f"{size}; mend or remove it"
                     )
                 number = left[int(replacements.integers(len(left)))]
@@ -108,7 +108,7 @@ def _read(source: ImageSource, index: int) -> Image.Image | str:
     try:
         return source.image(index)
     except Exception as error:
-        return f"{type(error).__name__}: {error}"
+        return printable(f"{type(error).__name__}: {error}")
 
 
 def _begin_worker(_: int) -> None:
@@ -227,7 +227,7 @@ class _Plain(Dataset):
         for row, index in enumerate(indices.tolist()):
             if isinstance(image := _read(self.source, index), str):
                 return DataError(
-                    f"{self.source.names[index]} cannot be read, and an evaluation replaces no image: mend or remove it ({image})"
+                    f"{printable(str(self.source.names[index]))} cannot be read, and an evaluation replaces no image: mend or remove it ({image})"
                 )
             pixels[row] = np.asarray(plain_view(image, self.size))
         return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(indices)

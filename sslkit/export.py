@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from sslkit import checkpoint, recipe
 from sslkit.build import make_method, make_transform
 from sslkit.errors import CheckpointError, SslkitError
+from sslkit.signature import written
 
 TOLERANCE = 1e-6
 """Largest difference of features, relative to the largest feature, that counts as equal."""
@@ -29,6 +30,8 @@ def export(folder: Path, library: str) -> tuple[Path, str, float]:
     Returns the file, the lines that load it, and the largest relative difference of features. Raises SslkitError where the library
     has no such architecture or the features differ; nothing is left then.
     """
+    if not library.isidentifier():
+        raise SslkitError(f"{written(library)} is no library; choose timm or torchvision")
     made = recipe.read(folder / "recipe.yaml")
     newest, state, _ = checkpoint.newest(folder)
     transform = make_transform(made)

@@ -18,7 +18,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pydantic
@@ -46,7 +46,7 @@ class Half:
     """What the index says of "train" or "val"."""
 
     images: PositiveInt
-    shards: PositiveInt
+    shards: Annotated[int, Field(ge=1, le=1_000_000)]
     sha256: str
     classes: list[str]
 
@@ -78,7 +78,7 @@ class Packed(ImageSource):
     """
 
     def __init__(self, split: str, /, *, root: str) -> None:
-        self.root = Path(root).expanduser()
+        self.root = Path(os.path.expanduser(root))
         half = "val" if split == "val" else "train"
         index = self._index()
         self.has_val = "val" in index.halves
@@ -186,7 +186,7 @@ class Packed(ImageSource):
         coded as JPEG of `quality`, its colours as fine as its brightness. What is written depends on the images and these options alone.
         Raises DataError with the sentence for the user.
         """
-        to = Path(root).expanduser()
+        to = Path(os.path.expanduser(root))
         beside = to.with_name(f"{to.name}.writing")
         sources = _halves(source, follow_links)
         if to.exists():
@@ -222,7 +222,7 @@ def _halves(source: str, follow_links: bool) -> dict[Literal["train", "val"], St
     """The images of each half of a folder, an archive or a packed set."""
 
     def half(split: str) -> Stored:
-        if (Path(source).expanduser() / INDEX).is_file():
+        if os.path.isfile(Path(os.path.expanduser(source), INDEX)):
             return Packed(split, root=source)
         if source.endswith(".npz"):
             return Npz(split, file=source)

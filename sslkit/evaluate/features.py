@@ -223,18 +223,24 @@ def measure(
     }
 
 
+def _protocol(path: Path) -> Any:
+    """The protocol of a written result; None where the file holds no result."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["protocol"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
 def write(folder: Path, result: dict[str, Any]) -> Path:
     """eval/<evaluation>.json with the whole protocol, and a picture beside it. A result of another protocol that stands there is kept
     under the next free number."""
     path = folder / "eval" / f"{result['evaluation']}.json"
     try:
         path.parent.mkdir(exist_ok=True)
-        if path.exists() and json.loads(path.read_text(encoding="utf-8")).get("protocol") != json.loads(
-            json.dumps(result["protocol"])
-        ):
+        if path.exists() and _protocol(path) != json.loads(json.dumps(result["protocol"])):
             number = next(n for n in itertools.count(1) if not path.with_suffix(f".{n}.json").exists())
             path.replace(path.with_suffix(f".{number}.json"))
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise CheckpointError(f"cannot keep or replace {path}: {error}") from error
     checkpoint.write_text(path, json.dumps(result, indent=1, ensure_ascii=False))
     plot.scores(result, path.with_suffix(".png"))
