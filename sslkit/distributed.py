@@ -181,3 +181,29 @@ def parallel(method: torch.nn.Module, *, sync_batchnorm: bool, device: torch.dev
         # The option's new name is not in the oldest PyTorch that we support.
         warnings.simplefilter("ignore", FutureWarning)
         return torch.nn.parallel.DistributedDataParallel(method, broadcast_buffers=False)
+
+
+def largest(number: Tensor) -> int:
+    """The largest of the ranks' numbers."""
+    if world() == 1:
+        return int(number.item())
+    found = number.clone()
+    dist.all_reduce(found, op=dist.ReduceOp.MAX)
+    return int(found.item())
+
+
+def exchange(rows: Tensor) -> Tensor:
+    """[world·B,…], B rows for each rank in order → [world·B,…], what each rank meant for this one; gradients go the way back."""
+    return rows if world() == 1 else _Exchange.apply(rows)
+
+
+class _Exchange(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        received = torch.empty_like(rows, memory_format=torch.contiguous_format)
+        dist.all_to_all_single(received, rows.contiguous())
+        return received
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return _Exchange.forward(ctx, gradient)

@@ -21,6 +21,7 @@ options that a recipe may set are keyword-only, typed, with defaults. The signat
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, NamedTuple
 
@@ -212,16 +213,27 @@ class NegativeSampler(nn.Module, ABC):
     def fill(self, index: Tensor, keys: Tensor) -> None:
         """Like `update`, before the first step: the keys replace what is stored."""
 
+    def spread(self) -> dict[str, tuple[int, int, int]]:
+        """Buffers of which this process holds rows first … last-1 of count: name → (first, last, count); empty where every process
+        holds all."""
+        return {}
+
 
 class Loss(nn.Module, ABC):
     """(prediction, target, negatives) → scalar. Remembers nothing between steps but what a paper freezes, in a buffer."""
 
     needs_negatives: ClassVar[bool] = False
     """True: only a method that has a sampler can use this loss."""
+    terms: Tensor | None = None
+    """float32 [T], detached: the terms of the last forward pass, before they are weighed; None where there is one number only."""
 
     @abstractmethod
     def forward(self, prediction: Tensor, target: Tensor, negatives: Negatives | None = None) -> Tensor:
         """prediction [N,…] or [T,N,…], target [N,…] → float32 scalar: mean over N, weighted mean over T."""
+
+    def observe(self) -> AbstractContextManager[None]:
+        """What a loss freezes at its first call is then, for all ranks, the mean over all calls inside."""
+        return nullcontext()
 
     def at_start(self, *, dim: int, negatives: int) -> float | None:
         """The value expected of random unit vectors of `dim` numbers against `negatives` candidates; None where there is none."""

@@ -76,7 +76,7 @@ def test_the_memory_and_the_frozen_constant_are_in_it(make, folder):
     run = advance(make(), 2)
     held = load_file(checkpoint.save(run, folder) / "method.safetensors")
     assert torch.equal(held["method.sampler.bank"], run.method.sampler.bank)
-    assert held["method.loss.mean_exp"] == run.method.loss.mean_exp > 0
+    assert held["method.loss.log_mean_exp"] == run.method.loss.log_mean_exp != 0 and held["method.loss.frozen"]
 
 
 def test_it_is_safetensors_and_text_and_its_checksums_are_those_of_sha256sum(saved):

@@ -68,12 +68,76 @@ def test_the_official_constant_is_frozen_by_the_first_batch(problem):
     loss = LambdaNCE(temperature=TAU)
     first = exps(problem)[0].mean()
     value(loss, problem)
-    assert loss.mean_exp.item() == pytest.approx(first, rel=1e-5)
+    assert loss.log_mean_exp.item() == pytest.approx(math.log(first), rel=1e-5) and loss.frozen
     bank, index, prediction, picks = problem
     later = (bank, index, prediction.flip(-1) * 2, picks)
     e = exps(later)
     assert value(loss, later)[0] == pytest.approx(closed_form("official", e, first).mean(), rel=1e-5)
-    assert loss.mean_exp.item() == pytest.approx(first, rel=1e-5)
+    assert loss.log_mean_exp.item() == pytest.approx(math.log(first), rel=1e-5)
+
+
+def test_the_constant_of_a_batch_in_parts_is_that_of_the_whole_batch():
+    generator = torch.Generator().manual_seed(5)
+    bank = F.normalize(torch.randn(N, D, generator=generator), dim=1)
+    prediction, index = torch.randn(T, 8, D, generator=generator), torch.arange(8)
+    picks = torch.randint(N, (T, 8, M), generator=generator)
+
+    def show(loss, rows):
+        return loss(prediction[:, rows], bank[index[rows]], BankNegatives(bank, picks[:, rows], index[rows]))
+
+    whole, parts = LambdaNCE(), LambdaNCE()
+    show(whole, slice(0, 8))
+    with parts.observe():
+        for first in range(0, 8, 2):
+            assert show(parts, slice(first, first + 2)).isfinite()
+            assert not parts.frozen
+    assert parts.frozen
+    torch.testing.assert_close(parts.log_mean_exp, whole.log_mean_exp)
+    before = parts.log_mean_exp.clone()
+    with parts.observe():
+        show(parts, slice(0, 2))
+    assert torch.equal(parts.log_mean_exp, before), "frozen for ever"
+
+
+@pytest.mark.parametrize("loss", [InfoNCE(), LambdaNCE(form="paper")])
+def test_observing_a_loss_that_freezes_nothing_changes_nothing(problem, loss):
+    bank, index, prediction, picks = problem
+    before = {name: value.clone() for name, value in loss.state_dict().items()}
+    with loss.observe():
+        loss(prediction, bank[index], BankNegatives(bank, picks, index))
+    assert all(torch.equal(value, before[name]) for name, value in loss.state_dict().items())
+
+
+@pytest.mark.parametrize("form", ["official", "paper", "info_nce"])
+def test_a_tiny_temperature_overflows_nothing(problem, form):
+    """exp(1/0.005) = 10^87: every image at its own memory, another one opposite."""
+    bank, index, _, picks = problem
+    prediction = torch.stack([bank[index], -bank[index]]).requires_grad_()
+    loss = LambdaNCE(temperature=0.005, form=form)
+    value = loss(prediction, bank[index], BankNegatives(bank, picks, index))
+    value.backward()
+    assert value.isfinite() and prediction.grad.isfinite().all() and loss.log_mean_exp.isfinite()
+
+
+@pytest.mark.parametrize("form", ["official", "paper", "info_nce"])
+def test_an_image_that_finds_only_itself_among_shared_candidates(problem, form):
+    """Without negatives there is nothing to be near to: the other images' rows alone count in the forms that compare with them."""
+    bank, index, prediction, _ = problem
+    prediction = prediction.clone().requires_grad_()
+    negatives = BankNegatives(bank, index[:1].expand(M), index)
+    value = LambdaNCE(form=form)(prediction, bank[index], negatives)
+    value.backward()
+    assert value.isfinite() and prediction.grad.isfinite().all()
+    assert (prediction.grad[:, 0] == 0).all() == (form != "official")
+
+
+@pytest.mark.parametrize("loss", [LambdaNCE(lambda_=0.3), LambdaNCE(form="info_nce"), InfoNCE()])
+def test_the_terms_are_left_by_themselves(problem, loss):
+    bank, index, prediction, picks = problem
+    value = loss(prediction.requires_grad_(), bank[index], BankNegatives(bank, picks, index))
+    share = getattr(loss, "lambda_", 0.5)
+    assert loss.terms.shape == (T,) and not loss.terms.requires_grad
+    assert value.item() == pytest.approx((share * loss.terms[0] + (1 - share) * loss.terms[1]).item(), rel=1e-6)
 
 
 def test_a_resumed_loss_keeps_its_constant(problem):

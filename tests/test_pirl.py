@@ -216,6 +216,13 @@ def pirl(sampler, loss, cls=Pirl):
     return cls(Parts(Means(), heads, sampler, loss))
 
 
+def test_the_terms_of_the_loss_are_told_by_view():
+    loss = Seen()
+    loss.terms = torch.tensor([3.0, 1.0])
+    metrics = pirl(Ledger(), loss)(batch(), PROGRESS).metrics
+    assert (metrics["loss_patches"], metrics["loss_image"]) == (3, 1)
+
+
 def test_pretext_view_goes_first_and_both_terms_meet_the_memory():
     sampler, loss = Ledger(), Seen()
     method = pirl(sampler, loss)

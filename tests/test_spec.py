@@ -92,14 +92,15 @@ def test_the_constant_of_a_random_memory_is_that_of_imagenet():
     torch.manual_seed(0)
     sampler, loss, index = MemoryBank(128, 3000, negatives=2000), LambdaNCE(), torch.arange(256)
     loss(torch.randn(2, 256, 128), sampler.recall(index), sampler.draw(index, Draws(0), terms=2))
-    assert loss.mean_exp.item() == pytest.approx(math.exp(1 / (2 * 128 * TAU**2)), rel=0.03)
-    assert IMAGENET * loss.mean_exp.item() == pytest.approx(2.84e6, rel=0.03)
+    assert loss.log_mean_exp.item() == pytest.approx(1 / (2 * 128 * TAU**2), abs=0.03)
+    assert IMAGENET * loss.log_mean_exp.exp().item() == pytest.approx(2.84e6, rel=0.03)
 
 
 def test_a_perfect_positive_costs_little_among_32_000():
     """log(1 + 32,000·2.219/exp(1/0.07)) = 0.043, and log(1 + 1/(32,000·2.219)) for each negative at right angles."""
     loss = LambdaNCE()
-    loss.mean_exp.fill_(2.219)
+    loss.log_mean_exp.fill_(math.log(2.219))
+    loss.frozen.fill_(True)
     bank = torch.eye(2)
     negatives = BankNegatives(bank, torch.ones(1, 1, 32_000, dtype=torch.int64), torch.tensor([0]))
     value = loss(bank[:1].unsqueeze(0), bank[:1], negatives).item()

@@ -1,6 +1,8 @@
 """Losses. Letters: T terms, N rows, M negatives, D features, C classes."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Literal
 
 import torch
@@ -39,7 +41,7 @@ class LambdaNCE(Loss):
     Let eₖ = exp(cos(v, mₖ)/τ), m₀ the image's own memory, and M negatives. `form` says what a term is:
 
     * `official`: -log(e₀/(e₀+K)) - Σⱼ log(K/(eⱼ+K)), where K = M·ē and ē, the mean of e over the pretext term of the first batch,
-      is frozen for ever (NCE as the released models were trained: VISSL, `nce_loss.py`). ē is a buffer and survives a resume.
+      is frozen for ever (NCE as the released models were trained: VISSL, `nce_loss.py`). log ē is a buffer and survives a resume.
     * `paper`: the same with K replaced by each row's own Σⱼ eⱼ (the paper's h with the denominator of the network's output).
     * `info_nce`: -log(e₀/(e₀+Σⱼ eⱼ)), as PIRL's MLP models (with τ = 0.1) and PyContrast have it.
     """
@@ -55,15 +57,19 @@ class LambdaNCE(Loss):
     ) -> None:
         super().__init__()
         self.lambda_, self.temperature, self.form = lambda_, temperature, form
-        self.mean_exp: Tensor
-        self.register_buffer("mean_exp", torch.zeros(()))
-        self._frozen = False
+        self.log_mean_exp: Tensor
+        self.frozen: Tensor
+        self.register_buffer("log_mean_exp", torch.zeros(()))
+        self.register_buffer("frozen", torch.tensor(False))
+        self._seen: list[Tensor] | None = None
+        self._is_frozen = False
 
     def forward(self, prediction: Tensor, target: Tensor, negatives: Negatives | None = None) -> Tensor:
         """prediction [T,N,D] (T = 2: pretext view, image; T = 1: image), target [N,D] memory of the images → scalar."""
         assert negatives is not None, "lambda_nce needs the negatives of a sampler"
         positive, others = contrast(prediction, target, negatives, self.temperature)
         terms = info_nce_terms(positive, others) if self.form == "info_nce" else self._nce(positive, others, negatives.count)
+        self.terms = terms.detach()
         if len(terms) == 1:
             return terms[0]
         return self.lambda_ * terms[0] + (1 - self.lambda_) * terms[1]
@@ -71,19 +77,39 @@ class LambdaNCE(Loss):
     def _nce(self, positive: Tensor, others: Tensor, count: int) -> Tensor:
         """[T,N], [T,N,M] logits → [T], written with softplus: -log(e/(e+K)) = softplus(log K - s/τ)."""
         if self.form == "official":
-            self._freeze(positive[0].detach(), others[0].detach(), count)
-            constant = self.mean_exp.log() + math.log(count)
+            constant = self._frozen_at(positive[0].detach(), others[0].detach(), count) + math.log(count)
         else:
-            constant = others.logsumexp(-1)
+            # A row all of whose shared candidates are its own image has no negatives: K is 0, and so is the term.
+            constant = others.logsumexp(-1).clamp(min=torch.finfo(torch.float32).min)
         pull = F.softplus(constant - positive)
         push = F.softplus(others - (constant if constant.dim() == 0 else constant.unsqueeze(-1))).sum(-1)
         return (pull + push).mean(-1)
 
-    def _freeze(self, positive: Tensor, others: Tensor, count: int) -> None:
-        if not self._frozen and self.mean_exp == 0:
-            total = positive.exp().sum() + others.exp().sum()
-            self.mean_exp.copy_(distributed.mean(total / (len(positive) * (1 + count))))
-        self._frozen = True
+    @contextmanager
+    def observe(self) -> Iterator[None]:
+        """ē is then the mean over all calls inside, each of as many rows, and over ranks; what was frozen before stays."""
+        self._seen = []
+        try:
+            yield
+            if self._seen:
+                seen = distributed.gather(torch.stack(self._seen))
+                self.log_mean_exp.copy_(seen.logsumexp(0) - math.log(len(seen)))
+                self.frozen.fill_(True)
+        finally:
+            self._seen = None
+
+    def _frozen_at(self, positive: Tensor, others: Tensor, count: int) -> Tensor:
+        """log ē; [N], [N,M] logits of the pretext term → that of this batch alone as long as more of them are observed."""
+        self._is_frozen = self._is_frozen or bool(self.frozen)
+        if self._is_frozen:
+            return self.log_mean_exp
+        if self._seen is None:
+            with self.observe():
+                self._frozen_at(positive, others, count)
+            return self.log_mean_exp
+        seen = torch.logaddexp(positive, others.logsumexp(-1)).logsumexp(0) - math.log(len(positive) * (1 + count))
+        self._seen.append(seen)
+        return seen
 
     def at_start(self, *, dim: int, negatives: int) -> float | None:
         """log M + 1/(2Dτ²), and 1 more for the NCE forms: 12.17 and 11.17 for M = 32,000, D = 128, τ = 0.07."""
@@ -106,10 +132,13 @@ class InfoNCE(Loss):
         prediction = prediction if prediction.dim() == 3 else prediction.unsqueeze(0)
         target = F.normalize(target.float(), dim=-1)
         if negatives is not None:
-            return info_nce_terms(*contrast(prediction, target, negatives, self.temperature)).mean()
-        logits = F.normalize(prediction.float(), dim=-1) @ distributed.gather_with_gradient(target).T / self.temperature
-        own = torch.arange(len(target), device=logits.device) + distributed.rank() * len(target)
-        return F.cross_entropy(logits.flatten(0, 1), own.repeat(len(logits)))
+            terms = info_nce_terms(*contrast(prediction, target, negatives, self.temperature))
+        else:
+            logits = F.normalize(prediction.float(), dim=-1) @ distributed.gather_with_gradient(target).T / self.temperature
+            own = torch.arange(len(target), device=logits.device) + distributed.rank() * len(target)
+            terms = F.cross_entropy(logits.mT, own.expand(len(logits), -1), reduction="none").mean(-1)
+        self.terms = terms.detach()
+        return terms.mean()
 
     def at_start(self, *, dim: int, negatives: int) -> float | None:
         """log M + 1/(2Dτ²)."""

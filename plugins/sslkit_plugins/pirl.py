@@ -124,6 +124,8 @@ class Pirl(Method):
         unit = {name: F.normalize(output.detach().float(), dim=-1) for name, output in outputs.items()}
         metrics = {f"std_{name}": spread(rows) for name, rows in unit.items()}
         metrics["match"] = (unit["image"] * memory).sum(-1).mean()
+        if self.loss.terms is not None and len(self.loss.terms) > 1:
+            metrics |= {f"loss_{name}": term for name, term in zip(self.order, self.loss.terms, strict=True)}
         return Output(loss, metrics, outputs["image"].detach())
 
     def keys(self, batch: Batch) -> Tensor:
