@@ -46,7 +46,7 @@ class Half:
     """What the index says of "train" or "val"."""
 
     images: PositiveInt
-    shards: Annotated[int, Field(ge=1, le=1_000_000)]
+    shards: Annotated[int, pydantic.Field(ge=1, le=1_000_000)]
     sha256: str
     classes: list[str]
 
