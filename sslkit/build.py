@@ -31,6 +31,8 @@ class Run:
     device: torch.device
     precision: torch.dtype
     step: int = 0
+    skipped: int = 0
+    """Steps that `train.on_nan: skip` passed over."""
     unreadable: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -126,16 +128,19 @@ def make_method(recipe: Recipe, transform: PretextTransform, num_images: int) ->
     return make(recipe.method, parts=Parts(encoder, heads, sampler, make(recipe.loss)))
 
 
+def cannot_be_shared(images: int, processes: int, accumulate: int) -> str:
+    """What is told where a batch does not divide."""
+    parts = f" in {accumulate} parts" if accumulate > 1 else ""
+    return f"{images} images cannot be shared by {processes} processes{parts}; take a multiple of {processes * accumulate}"
+
+
 def build(recipe: Recipe) -> Run:
     """Make everything. Raises RecipeError or DataError with the sentence for the user; writes nothing."""
     chosen, world = recipe.train, distributed.world()
     device = pick_device(chosen.device)
-    if chosen.batch_size % world:
-        raise RecipeError(
-            Fault(
-                "train.batch_size", f"{chosen.batch_size} images cannot be shared by {world} processes; take a multiple of {world}"
-            )
-        )
+    shares = world * chosen.accumulate
+    if chosen.batch_size % shares:
+        raise RecipeError(Fault("train.batch_size", cannot_be_shared(chosen.batch_size, world, chosen.accumulate)))
     if chosen.sync_batchnorm and world > 1 and device.type != "cuda":
         raise RecipeError(Fault("train.sync_batchnorm", f"PyTorch has it on GPUs alone, not on '{device.type}'; set it to false"))
     if chosen.deterministic:
@@ -145,17 +150,19 @@ def build(recipe: Recipe) -> Run:
     loader = Loader(
         source,
         transform,
-        batch_size=chosen.batch_size // world,
+        batch_size=chosen.batch_size // shares,
         seed=chosen.seed,
         workers=auto_workers(device.type) if chosen.workers == "auto" else chosen.workers,
         rank=distributed.rank(),
         world=world,
+        parts=chosen.accumulate,
         pin=device.type == "cuda",
     )
     method = make_method(recipe, transform, len(source)).to(device)
     if chosen.channels_last:
         method.to(memory_format=torch.channels_last)
-    distributed.share(method)
+    spread = set() if method.sampler is None else {f"sampler.{name}" for name in method.sampler.spread()}
+    distributed.share([value for name, value in [*method.named_parameters(), *method.named_buffers()] if name not in spread])
     optimizer = make_optimizer(method, recipe.optimizer)
     set_rate = make_schedule(optimizer, recipe.schedule, chosen.epochs, loader.steps_per_epoch)
     if chosen.compile:

@@ -30,6 +30,7 @@ from typing_extensions import TypedDict
 from sslkit import __version__, distributed, registry
 from sslkit.build import Run
 from sslkit.errors import CheckpointError
+from sslkit.interfaces import Method
 from sslkit.recipe import Recipe
 
 STEP = "step-{:08d}"
@@ -115,6 +116,35 @@ def replacing(path: Path) -> Iterator[Path]:
             beside.unlink(missing_ok=True)
 
 
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """The run folder for this process alone, until it ends or is killed. CheckpointError where another one trains in it."""
+    path = folder / ".lock"
+    with writing(path):
+        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        _take(lock, folder)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _take(lock: int, folder: Path) -> None:
+    """Lock an open file; a system without such locks goes without."""
+    try:
+        import fcntl
+
+        # A record lock: loader workers, which may outlive a process that was killed, do not inherit it.
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.ftruncate(lock, 0)
+        os.write(lock, f"process {os.getpid()} on {platform.node()}".encode())
+    except (BlockingIOError, PermissionError):
+        holder = os.pread(lock, 200, 0).decode(errors="replace") or "another process"
+        raise CheckpointError(f"{folder} is in use: {holder} trains in it; wait for it, stop it, or start a new run") from None
+    except (ImportError, OSError):
+        pass
+
+
 def write_text(path: Path, text: str) -> None:
     """The whole text or none of it."""
     with replacing(path) as beside, beside.open("w", encoding="utf-8") as file:
@@ -193,9 +223,9 @@ def _rehearse(optimizer: torch.optim.Optimizer) -> None:
     trial.step()
 
 
-def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+def _save_tensors(tensors: dict[str, Tensor], path: Path, notes: dict[str, str] | None = None) -> None:
     """Write, and flush to the disk."""
-    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path)
+    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path, notes)
     with path.open("rb") as file:
         os.fsync(file.fileno())
 
@@ -205,20 +235,41 @@ def _checksum(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _parts(run: Run) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, str]]:
+    """What the method keeps: the tensors that all processes hold alike, this one's rows of those that are spread, and which rows."""
+    spread = {} if run.method.sampler is None else run.method.sampler.spread()
+    tensors = {f"method.{name}": value for name, value in run.method.state_dict().items()}
+    own = {name: tensors.pop(name) for name in [f"method.sampler.{name}" for name in spread]}
+    rows = {f"method.sampler.{name}": " ".join(map(str, rows)) for name, rows in spread.items()}
+    return tensors, own, rows
+
+
 def save(run: Run, folder: Path) -> Path:
-    """Write the checkpoint of `run.step`; keep the newest `train.keep`. Atomic: a checkpoint is there whole or not at all."""
+    """Write the checkpoint of `run.step`; keep the newest `train.keep`. Atomic: a checkpoint is there whole or not at all.
+
+    Every process calls it: rank 0 writes what all hold alike, and each its own rows of a memory that is spread over them.
+    """
     home = folder / "checkpoints"
-    final, beside = home / STEP.format(run.step), home / f".writing-{os.getpid()}"
+    final, beside = home / STEP.format(run.step), home / f".writing-{run.step}"
+    leader = distributed.rank() == 0
+    method, own, rows = _parts(run)
     try:
-        home.mkdir(parents=True, exist_ok=True)
-        for left in home.glob(".writing-*"):
-            shutil.rmtree(left, ignore_errors=True)
-        beside.mkdir()
-        method = {f"method.{name}": value for name, value in run.method.state_dict().items()}
+        if leader:
+            home.mkdir(parents=True, exist_ok=True)
+            for left in home.glob(".writing-*"):
+                shutil.rmtree(left, ignore_errors=True)
+            beside.mkdir()
+        if own:
+            distributed.barrier()
+            _save_tensors(own, beside / f"rows-{distributed.rank():05d}.safetensors", rows)
+            distributed.barrier()
+        if not leader:
+            return final
         transform = {f"transform.{name}": value for name, value in run.transform.state().items()}
         moments, numbers = _flatten_optimizer(run.optimizer)
         state = {
             "step": run.step,
+            "skipped": run.skipped,
             "images": len(run.source),
             "fingerprint": run.fingerprint,
             "unreadable": run.unreadable,
@@ -227,7 +278,8 @@ def save(run: Run, folder: Path) -> Path:
         _save_tensors(method | transform, beside / "method.safetensors")
         _save_tensors(moments, beside / "optimizer.safetensors")
         write_text(beside / "state.json", json.dumps(state, indent=1))
-        write_text(beside / "SHA256SUMS", "".join(f"{_checksum(beside / name)}  {name}\n" for name in FILES))
+        names = [*FILES, *sorted(path.name for path in beside.glob("rows-*.safetensors"))]
+        write_text(beside / "SHA256SUMS", "".join(f"{_checksum(beside / name)}  {name}\n" for name in names))
         if final.exists():
             shutil.rmtree(final)
         beside.replace(final)
@@ -236,9 +288,15 @@ def save(run: Run, folder: Path) -> Path:
         raise CheckpointError(
             f"cannot write the checkpoint of step {run.step} into {home}: {error}; the checkpoints before it are untouched"
         ) from error
-    for old in sorted(home.glob("step-*"))[: -run.recipe.train.keep]:
-        shutil.rmtree(old, ignore_errors=True)
+    _prune(home, final.name, run.recipe.train.keep)
     return final
+
+
+def _prune(home: Path, newest: str, keep: int) -> None:
+    """Leave the `keep` newest up to `newest`; later ones are damaged, or else the run would have gone on from them."""
+    steps = sorted(path for path in home.glob("step-*"))
+    for old in [path for path in steps if path.name > newest] + [path for path in steps if path.name <= newest][:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 Number = bool | int | pydantic.FiniteFloat | str | None
@@ -283,7 +341,7 @@ def read_state(checkpoint: Path) -> State:
     """The state of a checkpoint whose files are whole; CheckpointError says what is wrong with them."""
     try:
         sums = (checkpoint / "SHA256SUMS").read_text(encoding="utf-8").split()
-        for name in FILES:
+        for name in [*FILES, *(path.name for path in checkpoint.glob("rows-*.safetensors"))]:
             if sums.count(name) != 1 or sums[sums.index(name) - 1] != _checksum(checkpoint / name):
                 raise CheckpointError(f"{checkpoint / name} is not what was written (its checksum differs)")
         return _checked_state(checkpoint)
@@ -304,10 +362,10 @@ def newest(folder: Path) -> tuple[Path, State, list[str]]:
     )
 
 
-def load_method(method: torch.nn.Module, checkpoint: Path) -> dict[str, Tensor]:
+def load_method(method: Method, checkpoint: Path) -> dict[str, Tensor]:
     """Put a checkpoint's weights into `method`; returns the transform's part of it."""
     try:
-        tensors = load_file(checkpoint / "method.safetensors")
+        tensors = load_file(checkpoint / "method.safetensors") | _rows(method, checkpoint)
         method.load_state_dict(
             {name.removeprefix("method."): value for name, value in tensors.items() if name.startswith("method.")}
         )
@@ -321,11 +379,31 @@ def _misfit(checkpoint: Path, error: Exception) -> CheckpointError:
     return CheckpointError(f"{checkpoint} does not fit the recipe beside it ({first}); was recipe.yaml or a plugin changed since?")
 
 
+def _rows(method: Method, checkpoint: Path) -> dict[str, Tensor]:
+    """Of tensors whose rows were spread over processes, the rows that `method` holds here, however many processes there were."""
+    wanted = {} if method.sampler is None else method.sampler.spread()
+    found: dict[str, list[Tensor]] = {}
+    for path in sorted(checkpoint.glob("rows-*.safetensors")):
+        with safetensors.safe_open(path, "pt") as file:
+            for name, text in (file.metadata() or {}).items():
+                first, last, count = map(int, text.split())
+                low, high, total = wanted.get(name.removeprefix("method.sampler."), (0, count, count))
+                if total != count:
+                    raise ValueError(f"{name} had {count} rows and has {total} now")
+                low, high = max(first, low), min(last, high)
+                if low < high:
+                    found.setdefault(name, []).append(file.get_slice(name)[low - first : high - first])
+    return {name: torch.cat(parts) for name, parts in found.items()}
+
+
 def resume(run: Run, folder: Path) -> list[str]:
     """Bring `run` to the newest whole checkpoint of `folder`, exactly. Returns what should be told about it.
 
-    Raises CheckpointError where there is none, or where the images are not the ones that the run began with.
+    Where the run ended before its first checkpoint there is nothing to bring back: it begins anew. Raises CheckpointError where all
+    are damaged, or where the images are not the ones that the run began with.
     """
+    if not any((folder / "checkpoints").glob("step-*")):
+        return [f"{folder} holds no checkpoint yet: it begins anew"]
     checkpoint, state, notes = newest(folder)
     if state["fingerprint"] != run.fingerprint:
         raise CheckpointError(
@@ -348,7 +426,7 @@ def resume(run: Run, folder: Path) -> list[str]:
         _rehearse(run.optimizer)
     except Exception as error:
         raise _misfit(checkpoint, error) from error
-    run.step, run.unreadable = state["step"], dict(state["unreadable"])
+    run.step, run.skipped, run.unreadable = state["step"], state.get("skipped", 0), dict(state["unreadable"])
     return notes
 
 

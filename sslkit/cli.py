@@ -143,10 +143,13 @@ def train(
     ] = None,
     runs: Annotated[Path, typer.Option(metavar="DIR", help="Where run folders are made.")] = Path("runs"),
     devices: Annotated[int | None, typer.Option(min=1, help="Processes on this machine, one per GPU.", show_default=False)] = None,
+    profile: Annotated[bool, typer.Option("--profile", help="Only measure where the time of a step goes; train nothing.")] = False,
 ) -> None:
     """Train a recipe: a run folder with metrics, pictures, checkpoints and the encoder."""
     if (path is None) == (resume is None):
         raise typer.BadParameter("name a recipe to start, or --resume RUN to go on; not both")
+    if resume is not None and profile:
+        raise typer.BadParameter("--profile measures a recipe; it resumes no run")
     if resume is not None and (overrides or data):
         raise typer.BadParameter("a resumed run goes on with its own recipe; --set and --data would make it another run")
     from sslkit import checkpoint, recipe
@@ -160,9 +163,27 @@ def train(
 
     if devices is not None and devices > 1 and not distributed.launched():
         raise typer.Exit(distributed.launch(devices, sys.argv[1:]))
+    if profile:
+        _profile(made, runs)
+        return
     from sslkit import session
 
     raise typer.Exit(session.run(made, folder, runs))
+
+
+def _profile(made: Any, runs: Path) -> None:
+    from sslkit import distributed
+    from sslkit.build import pick_device
+    from sslkit.profile import profile
+
+    with distributed.joined(pick_device(made.train.device)):
+        found, folder = profile(made, runs)
+        if distributed.rank() == 0:
+            title = (
+                f"{made.name}: {found.images / found.step:.1f} images/s, {1000 * found.step:.1f} ms a step of {found.images} images"
+            )
+            console.print_table(("section", "ms a step", "share", "what it is"), found.rows(), title=title)
+            console.print_text(f"{found.verdict()}\nwritten: {folder / 'profile.json'}, {folder / 'trace.json'}")
 
 
 def _split(words: list[str]) -> tuple[Path | None, list[str]]:

@@ -1,4 +1,7 @@
-"""What the command line shows: tables, and errors on stderr. Nothing is wrapped or cut when the output is piped."""
+"""What the command line shows: tables, and errors on stderr. Nothing is wrapped or cut when the output is piped.
+
+rich is imported where it is used, for neither help nor errors need it.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,7 @@ from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
-from rich.text import Text
+import typer
 
 from sslkit.errors import RecipeError, printable
 
@@ -36,23 +35,28 @@ def print_error(error: Exception) -> None:
     print_text(message, stderr=True)
 
 
-def as_it_is(text: str) -> Text:
-    """Text that is neither markup nor a command to the terminal."""
-    return Text("\n".join(map(printable, text.split("\n"))))
+def as_it_is(text: str) -> str:
+    """Text that is no command to the terminal."""
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def print_text(text: str, *, stderr: bool = False) -> None:
     """Text as it is, not wrapped."""
-    Console(stderr=stderr).print(as_it_is(text), soft_wrap=True)
+    typer.echo(as_it_is(text), err=stderr)
 
 
 def print_table(columns: Iterable[str], rows: Iterable[Iterable[str]], *, title: str | None = None) -> None:
     """As wide as the terminal; as wide as its longest row where there is none."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
     if title is not None:
         print_text(title)
     table = Table(*columns, box=SIMPLE_HEAD, pad_edge=False)
     for row in rows:
-        table.add_row(*map(as_it_is, row))
+        table.add_row(*(Text(as_it_is(cell)) for cell in row))
     terminal = Console()
     (terminal if terminal.is_terminal else Console(width=10_000)).print(table)
 
@@ -79,6 +83,9 @@ def print_scores(result: dict[str, Any]) -> None:
 @contextmanager
 def progress(title: str) -> Iterator[Callable[[int, int], None]]:
     """A bar on a terminal, nothing elsewhere; what it yields is told how many more are done, and of how many."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
     terminal = Console(stderr=True)
     columns = TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()
     with Progress(*columns, console=terminal, disable=not terminal.is_terminal) as bar:
@@ -90,8 +97,11 @@ class Training:
     """The screen of a training session: a bar on a terminal, a line now and then elsewhere."""
 
     def __init__(self, run: Run, folder: Path) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
         self.run, self.folder = run, folder
-        self.console = Console()
+        self.console = Console(markup=False, highlight=False, emoji=False)
         self.first_step, self.every = run.step, max(1, run.steps // 20)
         self.clock: tuple[float, int] | None = None
         self.verdict = "healthy"
@@ -127,9 +137,13 @@ class Training:
         self._say(f"{'resumed at step ' + str(run.step) + ': ' if resumed else ''}{self.folder}")
         self.bar.start()
 
-    def show(self, rows: list[Row], health: Health) -> None:
-        """The newest numbers. The first step is judged at once, later ones where the verdict is another; the clock starts after the
-        first, when everything has been set up."""
+    def show(self, rows: list[Row], told: list[str], health: Health) -> None:
+        """What is told of skipped steps, and the newest numbers. The first step is judged at once, later ones where the verdict is
+        another; the clock starts after the first, when everything has been set up."""
+        for text in told:
+            self._say(text)
+        if not rows:
+            return
         row = rows[-1]
         rate = left = "-"
         if self.clock is None:
@@ -170,6 +184,8 @@ class Training:
             self._say(f"this run is complete: {self.run.steps} steps are done")
         else:
             self._say(f"health: {health.now()}")
+        if self.run.skipped:
+            self._say(f"{self.run.skipped} steps were skipped, for numbers that were not finite")
         self._say_unreadable()
         self._say(f"encoder: {self.folder / 'encoder.safetensors'}\nnext: sslkit eval linear {self.folder}")
 

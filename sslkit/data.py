@@ -11,7 +11,7 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -57,7 +57,7 @@ def split_by_class(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.n
 
 
 class Ticket(NamedTuple):
-    """What a worker needs to build a batch: all `indices` of the global batch, of which `first` … `last` are this rank's."""
+    """What a worker needs to build a batch: all `indices` of the global batch, of which `first` … `last`-1 are to be built."""
 
     stream: int
     epoch: int
@@ -79,7 +79,7 @@ class _Builder(Dataset):
         for place in range(ticket.first, ticket.last):
             wanted = int(ticket.indices[place])
             number, replacements = wanted, np.random.default_rng((self.seed, REPLACEMENT, ticket.epoch, wanted))
-            while isinstance(image := _read(self.source, number), str):
+            while isinstance(image := _read(self.transform.fetch, self.source, number, self._rng(ticket, number)), str):
                 unreadable.append((printable(str(self.source.names[number])), image))
                 # Ranks do not hear of each other's replacements: each place in the batch has images of its own to take from first.
                 left = [other for other in range(place, count, size) if other not in taken] or [*set(range(count)) - taken]
@@ -90,7 +90,7 @@ class _Builder(Dataset):
                     )
                 number = left[int(replacements.integers(len(left)))]
                 taken.add(number)
-            samples.append(self.transform(image, np.random.default_rng((self.seed, ticket.stream, ticket.epoch, number))))
+            samples.append(self.transform(image, self._rng(ticket, number)))
             index.append(number)
         for name, view in ((name, view) for sample in samples for name, view in sample.views.items()):
             if view.dtype != torch.uint8 or tuple(view.shape) != tuple(self.transform.shapes.get(name, ())):
@@ -102,11 +102,14 @@ class _Builder(Dataset):
         targets = {name: torch.stack([sample.targets[name] for sample in samples]) for name in samples[0].targets}
         return views, targets, torch.tensor(index), tuple(unreadable)
 
+    def _rng(self, ticket: Ticket, index: int) -> np.random.Generator:
+        return np.random.default_rng((self.seed, ticket.stream, ticket.epoch, index))
 
-def _read(source: ImageSource, index: int) -> Image.Image | str:
-    """The image, or the reason why there is none. A fault of a transform is not an image's, so that it is not caught here."""
+
+def _read(read: Callable[..., Any], *what: Any) -> Any:
+    """The image, or the reason why there is none. What goes wrong in cutting it is no fault of an image, so that it is not caught here."""
     try:
-        return source.image(index)
+        return read(*what)
     except Exception as error:
         return printable(f"{type(error).__name__}: {error}")
 
@@ -165,7 +168,8 @@ def _deliver(builder: Dataset, orders: Iterable[Any], workers: int, pin: bool = 
 class Loader:
     """Batches for training, from any step on. An epoch's incomplete last batch is left out.
 
-    `batch_size` counts this process's images, `world`·`batch_size` those of a step. Raises DataError where the images do not fill one.
+    `batch_size` counts the images of one batch here, of which a step takes `parts` in each of `world` processes. Raises DataError where
+    the images do not fill a step.
     """
 
     def __init__(
@@ -178,11 +182,12 @@ class Loader:
         workers: int = 0,
         rank: int = 0,
         world: int = 1,
+        parts: int = 1,
         pin: bool = False,
     ) -> None:
         self.source, self.builder = source, _Builder(source, transform, seed)
         self.batch_size, self.seed, self.workers, self.rank, self.world, self.pin = batch_size, seed, workers, rank, world, pin
-        self.step_size = batch_size * world
+        self.parts, self.step_size = parts, batch_size * parts * world
         self.steps_per_epoch = len(source) // self.step_size
         if self.steps_per_epoch == 0:
             raise DataError(
@@ -190,7 +195,7 @@ class Loader:
             )
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
-        """The batches of steps `start` … `stop`-1, read ahead across the borders of epochs."""
+        """The batches of steps `start` … `stop`-1, `parts` a step, read ahead across the borders of epochs."""
         return self._batches(self._steps(start, stop))
 
     def first_pass(self) -> Iterator[Batch]:
@@ -198,7 +203,9 @@ class Loader:
         count = math.ceil(len(self.source) / self.step_size)
         places = np.arange(count * self.step_size) % len(self.source)
         return self._batches(
-            self._ticket(FIRST_PASS, 0, places[i * self.step_size : (i + 1) * self.step_size]) for i in range(count)
+            ticket
+            for i in range(count)
+            for ticket in self._tickets(FIRST_PASS, 0, places[i * self.step_size : (i + 1) * self.step_size])
         )
 
     def _steps(self, start: int, stop: int) -> Iterator[Ticket]:
@@ -207,10 +214,11 @@ class Loader:
             epoch, place = divmod(step, self.steps_per_epoch)
             if epoch != known:
                 order, known = np.random.default_rng((self.seed, ORDER, epoch)).permutation(len(self.source)), epoch
-            yield self._ticket(VIEWS, epoch, order[place * self.step_size : (place + 1) * self.step_size])
+            yield from self._tickets(VIEWS, epoch, order[place * self.step_size : (place + 1) * self.step_size])
 
-    def _ticket(self, stream: int, epoch: int, indices: np.ndarray) -> Ticket:
-        return Ticket(stream, epoch, indices, self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
+    def _tickets(self, stream: int, epoch: int, indices: np.ndarray) -> Iterator[Ticket]:
+        for place in range(self.rank * self.parts, (self.rank + 1) * self.parts):
+            yield Ticket(stream, epoch, indices, place * self.batch_size, (place + 1) * self.batch_size)
 
     def _batches(self, tickets: Iterable[Ticket]) -> Iterator[Batch]:
         return (Batch(*fields) for fields in _deliver(self.builder, tickets, self.workers, self.pin))
@@ -225,7 +233,7 @@ class _Plain(Dataset):
     def __getitem__(self, indices: np.ndarray) -> tuple[Tensor, Tensor] | DataError:
         pixels = np.empty((len(indices), self.size, self.size, 3), np.uint8)
         for row, index in enumerate(indices.tolist()):
-            if isinstance(image := _read(self.source, index), str):
+            if isinstance(image := _read(self.source.image, index), str):
                 return DataError(
                     f"{printable(str(self.source.names[index]))} cannot be read, and an evaluation replaces no image: mend or remove it ({image})"
                 )

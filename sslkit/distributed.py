@@ -4,19 +4,34 @@ With many processes, parameters are kept equal by PyTorch's DistributedDataParal
 the same rows in the same order.
 """
 
+import atexit
 import logging
 import os
+import re
+import signal
 import sys
+import tempfile
 import uuid
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from sslkit.errors import LostProcess, SslkitError
+
+RESTARTS = 3
+"""How often `launch` starts all processes again where one was lost."""
+
+ENDED = "SSLKIT_ENDED"
+"""The environment variable that names the file in which `launch` finds the exit code of a fault that no restart can mend."""
+
+_parent = os.getppid()
 
 
 def rank() -> int:
@@ -37,7 +52,8 @@ def launched() -> bool:
 def launch(devices: int, arguments: list[str]) -> int:
     """Run `sslkit` with these arguments in `devices` processes of this machine, by PyTorch's elastic launcher, as `torchrun` would.
 
-    Signals go on to all of them; where one fails, the others are ended. Returns the exit code of the first that failed, else 0.
+    Signals go on to all of them. Where one is lost, all are started again, RESTARTS times at most, and go on from the last checkpoint;
+    a fault that was told ends all at once. Returns the exit code of the first that failed, else 0.
     """
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -53,22 +69,49 @@ def launch(devices: int, arguments: list[str]) -> int:
         run_id=str(uuid.uuid4()),
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
-        max_restarts=0,
+        max_restarts=RESTARTS,
         monitor_interval=0.1,
     )
-    try:
-        elastic_launch(config, sys.executable)("-m", "sslkit", *arguments)
-    except SignalException as stopped:
-        return 128 + stopped.sigval
-    except ChildFailedError as error:
-        code = error.get_first_failure()[1].exitcode
-        return code if code >= 0 else 128 - code
+    with tempfile.TemporaryDirectory(prefix="sslkit-") as folder:
+        ended = Path(folder) / "exit"
+        os.environ[ENDED] = str(ended)
+        try:
+            elastic_launch(config, sys.executable)("-m", "sslkit", *arguments)
+        except SignalException as stopped:
+            return int(ended.read_text()) if ended.exists() else 128 + stopped.sigval
+        except ChildFailedError as error:
+            code = error.get_first_failure()[1].exitcode
+            return code if code >= 0 else 128 - code
     return 0
+
+
+def _end_launcher(code: int) -> None:
+    """At this process's exit, when the fault has been printed, end the launcher too, which would start everything again."""
+
+    def end() -> None:
+        Path(os.environ[ENDED]).write_text(str(code))
+        os.kill(_parent, signal.SIGTERM)
+
+    if ENDED in os.environ:
+        atexit.register(end)
+
+
+def abandoned() -> bool:
+    """True where the launcher of this process is gone: nobody would end it any more."""
+    return launched() and os.getppid() != _parent
+
+
+def restarts() -> int:
+    """How often the launcher has started this group again."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 def local_rank() -> int:
     """This process's number on its machine: the index of its GPU."""
     return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+_store: dist.Store | None = None
 
 
 @contextmanager
@@ -77,23 +120,34 @@ def joined(device: torch.device) -> Iterator[None]:
 
     The first process that fails tells why; the others, whose partner is gone or who met the same fault, end in silence.
     """
+    global _store
     if not launched() or dist.is_initialized():
         yield
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    store, number, count = next(dist.rendezvous("env://"))
+    _store, number, count = next(dist.rendezvous("env://"))
     backend = "nccl" if device.type == "cuda" else "gloo"
+    attempt = dist.PrefixStore(f"attempt {restarts()}", _store)
     dist.init_process_group(
-        backend, store=dist.PrefixStore(backend, store), rank=number, world_size=count, timeout=timedelta(minutes=30)
+        backend, store=dist.PrefixStore(backend, attempt), rank=number, world_size=count, timeout=timedelta(minutes=30)
     )
     try:
         yield
         dist.barrier()
     except Exception as error:
         # No way out leads through a collective, for which the others may never come.
-        if _first_to_fail(store, number) != number:
+        lost = isinstance(error, RuntimeError) and re.search(r"(?i)connection|broken pipe|by peer|nccl|socket", str(error))
+        if _first_to_fail(attempt, number) != number:
             raise SystemExit(2) from error
+        if lost:
+            reason = str(error).splitlines()[0]
+            raise LostProcess(
+                f"another process of this run was lost ({reason}); where the launcher does not start all of them again by itself, go on "
+                "with: sslkit train --resume RUN"
+            ) from error
+        if isinstance(error, SslkitError):
+            _end_launcher(2)
         raise
     dist.destroy_process_group()
 
@@ -104,6 +158,20 @@ def _first_to_fail(store: dist.Store, number: int) -> int:
         return int(store.compare_set("failed", "", str(number)))
     except RuntimeError:
         return 0
+
+
+def remember(text: str) -> None:
+    """Leave a text with the launcher, for the processes that it may start in place of these."""
+    if _store is not None and rank() == 0:
+        _store.set("sslkit/remembered", text)
+
+
+def remembered() -> str | None:
+    """What the processes before a restart left with the launcher; None at the first start."""
+    if _store is None or restarts() == 0:
+        return None
+    text = _store.get("sslkit/remembered").decode() if rank() == 0 and _store.check(["sslkit/remembered"]) else ""
+    return share_text(text) or None
 
 
 def gather(rows: Tensor) -> Tensor:
@@ -132,6 +200,12 @@ class _Gather(torch.autograd.Function):
         return total.chunk(world())[rank()]
 
 
+def barrier() -> None:
+    """Wait until every rank is here."""
+    if world() > 1:
+        dist.barrier()
+
+
 def mean(value: Tensor) -> Tensor:
     """The mean over ranks of a tensor without gradient."""
     if world() == 1:
@@ -141,10 +215,10 @@ def mean(value: Tensor) -> Tensor:
     return total / world()
 
 
-def share(module: torch.nn.Module) -> None:
-    """Give every rank rank 0's parameters and buffers (a memory bank averaged over ranks would lose its unit norms)."""
+def share(tensors: Iterable[Tensor]) -> None:
+    """Give every rank rank 0's values (a memory bank averaged over ranks would lose its unit norms)."""
     if world() > 1:
-        for tensor in [*module.parameters(), *module.buffers()]:
+        for tensor in tensors:
             dist.broadcast(tensor.data, src=0)
 
 
@@ -152,9 +226,18 @@ def share_text(text: str) -> str:
     """Rank 0's text on every rank."""
     if world() == 1:
         return text
-    box = [text]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
+    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
+    letters = torch.frombuffer(bytearray(text.encode() + b"\n"), dtype=torch.uint8)
+    length = torch.tensor(len(letters), device=device)
+    dist.broadcast(length, src=0)
+    box = letters.to(device) if rank() == 0 else torch.empty(int(length), dtype=torch.uint8, device=device)
+    dist.broadcast(box, src=0)
+    return bytes(box.tolist()).decode()[:-1]
+
+
+def summing(model: torch.nn.Module, last: bool) -> AbstractContextManager:
+    """Around the forward and backward pass of a part of a batch: gradients are averaged over ranks at the last part only."""
+    return model.no_sync() if isinstance(model, torch.nn.parallel.DistributedDataParallel) and not last else nullcontext()
 
 
 def any_rank(flag: bool, device: torch.device) -> bool:

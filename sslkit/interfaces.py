@@ -119,6 +119,19 @@ class Batch:
         return replace(self, views=move(self.views), targets=move(self.targets), index=self.index.to(device, non_blocking=True))
 
 
+class Pixels(NamedTuple):
+    """A decoded image without PIL: `values` uint8 [3,h,w], perhaps smaller than the upright `width` × `height` of its file."""
+
+    values: Tensor
+    width: int
+    height: int
+
+    @classmethod
+    def of(cls, image: Image.Image) -> "Pixels":
+        """The pixels of an RGB image."""
+        return cls(torch.from_numpy(np.array(image)).permute(2, 0, 1), *image.size)
+
+
 class PretextTransform(ABC):
     """Cuts the views of a pretext task from an image, and finishes them for a whole batch where the model lives.
 
@@ -134,6 +147,14 @@ class PretextTransform(ABC):
     @abstractmethod
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> Sample:
         """RGB image of any size → fixed-size uint8 views. Runs in the loader's workers; a pure function of `image` and `rng`."""
+
+    def fetch(self, source: "ImageSource", index: int, rng: np.random.Generator) -> Any:
+        """What the loader hands to `__call__` for image `index`: the image, or whatever is faster to make and cut, such as its pixels.
+
+        `rng` begins like the one that `__call__` gets, so that what will be cut can be known here. What this raises counts as an
+        unreadable image.
+        """
+        return source.image(index)
 
     @abstractmethod
     def on_device(self, batch: Batch, draws: Draws) -> Batch:
@@ -319,6 +340,10 @@ class ImageSource(ABC):
     @abstractmethod
     def image(self, index: int) -> Image.Image:
         """The decoded RGB image, upright. Whatever it raises counts as an unreadable image."""
+
+    def pixels(self, index: int, reduction: Callable[[int, int], float]) -> Pixels:
+        """The same image as pixels. `reduction(width, height)` says by how much its sides may be divided, where that decodes faster."""
+        return Pixels.of(self.image(index))
 
 
 class Evaluation(ABC):

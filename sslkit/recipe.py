@@ -64,10 +64,12 @@ class Schedule:
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
-    """How long, how much at once (`batch_size` counts all devices), on what, and how often it is written down."""
+    """How long, how much at once (`batch_size` counts all devices; `accumulate` computes it in so many parts), on what, and how often it
+    is written down."""
 
     epochs: PositiveInt
     batch_size: PositiveInt
+    accumulate: PositiveInt = 1
     seed: NonNegativeInt = 0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -76,6 +78,7 @@ class Train:
     channels_last: bool = True
     sync_batchnorm: bool = False
     clip_grad: PositiveFloat | None = None
+    on_nan: Literal["stop", "skip"] = "stop"
     log_every: PositiveInt = 10
     save_minutes: NonNegativeFloat = 5.0
     keep: PositiveInt = 2

@@ -7,12 +7,12 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
 
-from sslkit import checkpoint, console, distributed, plot, trainer
+from sslkit import checkpoint, console, distributed, trainer
 from sslkit.build import Run, build, pick_device
 from sslkit.errors import TrainingError
 from sslkit.health import Health, expected_loss
@@ -40,20 +40,42 @@ def read(steps: list[trainer.Step]) -> list[Row]:
 
 
 REMEDY = (
-    "Nothing was saved after it; lower the rate (--set optimizer.lr=…), warm up (--set schedule.warmup_epochs=…) or clip "
-    "(--set train.clip_grad=1.0), then start anew or resume {} from its last checkpoint"
+    "Nothing was saved after it; lower the rate (--set optimizer.lr=…), warm up (--set schedule.warmup_epochs=…), clip "
+    "(--set train.clip_grad=1.0) or pass over such steps (--set train.on_nan=skip), then start anew, or write it into {0}/recipe.yaml and go on: sslkit train --resume {0}"
 )
 
 
-def check_finite(rows: list[Row], steps: list[trainer.Step], run: Run, folder: Path) -> None:
+NOT_FINITE = "not_finite.json"
+"""Beside the metrics: all that is known of a step whose numbers were not finite."""
+
+
+def not_finite(row: Row) -> list[str]:
+    return [name for name, value in {"loss": row.loss, **row.metrics}.items() if not math.isfinite(value)]
+
+
+def describe(row: Row, step: trainer.Step, run: Run, folder: Path) -> str:
+    """What was not finite, at which rate, in which images; all images of the batch are written down. Every rank calls it."""
+    index = distributed.gather(step.index).tolist()
+    names = [str(run.source.names[i]) for i in index]
+    if distributed.rank() == 0:
+        values = {name: repr(value) for name, value in {"loss": row.loss, **row.metrics}.items()}
+        known = {"step": row.step, "lr": row.lr, "values": values, "images": names}
+        checkpoint.write_text(folder / NOT_FINITE, json.dumps(known, indent=1))
+    shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    return (
+        f"step {row.step}: {', '.join(not_finite(row))} not finite (learning rate {row.lr:.3g}; images {shown}, see {NOT_FINITE})"
+    )
+
+
+def check_finite(rows: list[Row], steps: list[trainer.Step], run: Run, folder: Path) -> list[str]:
+    """What is to be told of the steps that were skipped; TrainingError at one that was not."""
+    skipped = []
     for row, step in zip(rows, steps, strict=True):
-        wrong = [name for name, value in {"loss": row.loss, **row.metrics}.items() if not math.isfinite(value)]
-        if wrong:
-            names = [str(run.source.names[i]) for i in step.index[:8].tolist()]
-            raise TrainingError(
-                f"step {row.step}: {', '.join(wrong)} is not finite (learning rate {row.lr:.3g}; images {', '.join(names)}, …). "
-                + REMEDY.format(folder)
-            )
+        if step.skipped:
+            skipped.append(f"skipped {describe(row, step, run, folder)}")
+        elif not_finite(row):
+            raise TrainingError(f"{describe(row, step, run, folder)}. {REMEDY.format(folder)}")
+    return skipped
 
 
 def check_weights(run: Run, folder: Path) -> None:
@@ -95,8 +117,8 @@ def signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def follow(run: Run, folder: Path, health: Health) -> Iterator[list[Row]]:
-    """Train to the end, yielding rows as they are read: every step on a CPU, every `train.log_every` steps elsewhere.
+def follow(run: Run, folder: Path, health: Health) -> Iterator[tuple[list[Row], list[str]]]:
+    """Train to the end, yielding rows as they are read, and what is to be told: every step on a CPU, every `train.log_every` elsewhere.
 
     Raises Stopped after a signal, TrainingError where a number is not finite, DataError and CheckpointError as they come.
     """
@@ -107,9 +129,11 @@ def follow(run: Run, folder: Path, health: Health) -> Iterator[list[Row]]:
     pending: list[trainer.Step] = []
     saved = time.monotonic()
 
-    def flush() -> list[Row]:
+    def flush() -> tuple[list[Row], list[str]]:
         rows = read(pending)
-        check_finite(rows, pending, run, folder)
+        told = check_finite(rows, pending, run, folder)
+        rows = [row for row, step in zip(rows, pending, strict=True) if not step.skipped]
+        run.skipped += len(told)
         pending.clear()
         if metrics is not None:
             metrics.add(rows)
@@ -119,7 +143,7 @@ def follow(run: Run, folder: Path, health: Health) -> Iterator[list[Row]]:
                     board.add_scalar(name, value, row.step)
         for row in rows:
             health.add(row)
-        return rows
+        return rows, told
 
     with signals() as caught:
         for step in trainer.train(run):
@@ -127,23 +151,33 @@ def follow(run: Run, folder: Path, health: Health) -> Iterator[list[Row]]:
             if len(pending) < every and run.step < run.steps:
                 continue
             yield flush()
-            stop = distributed.any_rank(bool(caught), run.device)
+            stop = distributed.any_rank(bool(caught) or distributed.abandoned(), run.device)
             due = distributed.any_rank(time.monotonic() - saved >= 60 * chosen.save_minutes, run.device)
             if stop or due or run.step == run.steps:
                 check_weights(run, folder)
-                if leader:
-                    save(run, folder)
+                save(run, folder)
                 saved = time.monotonic()
             if stop:
                 raise Stopped(caught[0] if caught else signal.SIGTERM)
 
 
 def save(run: Run, folder: Path) -> None:
-    """The checkpoint, the encoder alone, and the curves so far."""
+    """The checkpoint, the encoder alone, and the curves so far. Every rank calls it."""
     checkpoint.save(run, folder)
-    checkpoint.save_encoder(run, folder)
-    with checkpoint.writing(folder / "curves.png"):
-        plot.curves(folder)
+    if distributed.rank() == 0:
+        from sslkit import plot
+
+        checkpoint.save_encoder(run, folder)
+        with checkpoint.writing(folder / "curves.png"):
+            plot.curves(folder)
+
+
+def draw_views(run: Run, folder: Path) -> None:
+    """views.png. Drawn after the first step, for the import of matplotlib would delay that by a second."""
+    from sslkit import plot
+
+    with checkpoint.writing(folder / "views.png"):
+        plot.views(run.source, run.transform, folder / "views.png", seed=run.recipe.train.seed)
 
 
 def _tensorboard(folder: Path):
@@ -156,37 +190,47 @@ def _tensorboard(folder: Path):
 
 
 def run(recipe: Recipe, folder: Path | None, runs: Path) -> int:
-    """Train `recipe` in a new folder below `runs`, or go on in `folder`; show it, and return the exit code."""
+    """Train `recipe` in a new folder below `runs`, or go on in `folder`; show it, and return the exit code.
+
+    After a restart by the launcher the folder is that of the processes before.
+    """
     with distributed.joined(pick_device(recipe.train.device)):
         made = build(recipe)
         leader = distributed.rank() == 0
+        if folder is None and (before := distributed.remembered()) is not None:
+            folder = Path(before)
         resumed = folder is not None
         if folder is None:
             folder = Path(distributed.share_text(str(checkpoint.new_folder(runs, recipe)) if leader else ""))
-            notes: list[str] = []
-        else:
-            notes = checkpoint.resume(made, folder)
-        screen = console.Training(made, folder) if leader else None
-        if screen is not None:
-            screen.begin(notes, resumed)
-            if not resumed:
-                checkpoint.write_text(folder / "environment.json", json.dumps(checkpoint.environment(made), indent=1))
-                with checkpoint.writing(folder / "views.png"):
-                    plot.views(made.source, made.transform, folder / "views.png", seed=recipe.train.seed)
-        health = Health(
-            expected_loss(made.method), made.steps, filled=made.method.sampler is not None and made.method.sampler.needs_fill
-        )
-        try:
-            for rows in follow(made, folder, health):
-                if screen is not None:
-                    screen.show(rows, health)
-        except Stopped as stopped:
+        distributed.remember(str(folder))
+        with checkpoint.held(folder) if leader else nullcontext():
+            notes = checkpoint.resume(made, folder) if resumed else []
+            return _show(made, folder, notes, resumed, console.Training(made, folder) if leader else None)
+
+
+def _show(made: Run, folder: Path, notes: list[str], resumed: bool, screen: console.Training | None) -> int:
+    if screen is not None:
+        screen.begin(notes, resumed)
+        if made.step == 0:
+            checkpoint.write_text(folder / "environment.json", json.dumps(checkpoint.environment(made), indent=1))
+    undrawn = screen is not None and made.step == 0
+    health = Health(
+        expected_loss(made.method), made.steps, filled=made.method.sampler is not None and made.method.sampler.needs_fill
+    )
+    try:
+        for rows, told in follow(made, folder, health):
             if screen is not None:
-                screen.stopped(str(stopped))
-            return stopped.exit_code
-        finally:
-            if screen is not None:
-                screen.close()
+                screen.show(rows, told, health)
+            if undrawn:
+                draw_views(made, folder)
+                undrawn = False
+    except Stopped as stopped:
         if screen is not None:
-            screen.done(health)
-        return 0
+            screen.stopped(str(stopped))
+        return stopped.exit_code
+    finally:
+        if screen is not None:
+            screen.close()
+    if screen is not None:
+        screen.done(health)
+    return 0

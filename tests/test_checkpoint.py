@@ -147,7 +147,7 @@ def full_disk(*_, **__):
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def torn_file(tensors, path):
+def torn_file(tensors, path, notes):
     path.write_bytes(b"torn")
     raise safetensors.SafetensorError("Error while serializing: No space left on device")
 

@@ -23,6 +23,7 @@ def screen(steps=200, warmup=0.0, epochs=4):
         device=torch.device("cpu"),
         precision=torch.float32,
         unreadable={},
+        skipped=0,
     )
     return console.Training(run, Path("runs/mine/1")), Health(10.0, steps)
 
@@ -31,7 +32,7 @@ def follow(shown, health, spreads):
     for step, spread in enumerate(spreads, 1):
         row = Row(step, 0, 0.1, 5.0, {"std_image": spread})
         health.add(row)
-        shown.show([row], health)
+        shown.show([row], [], health)
 
 
 def test_a_collapse_is_told_when_it_happens_and_once(capsys):

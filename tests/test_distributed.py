@@ -27,13 +27,13 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def ranks(tmp_path):
-    """`ranks(work)`: `work(folder)` in two processes that have joined; their exit codes. One that hangs fails the test."""
+    """`ranks(work, 4)`: `work(folder)` in four processes that have joined; their exit codes. One that hangs fails the test."""
 
-    def run(work) -> list[int]:
+    def run(work, count: int = 2) -> list[int]:
         store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
 
         def enter(number: int) -> None:
-            os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+            os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1"}
             os.environ |= {
                 "MASTER_PORT": str(store.port),
                 "TORCHELASTIC_USE_AGENT_STORE": "True",
@@ -42,7 +42,7 @@ def ranks(tmp_path):
             with distributed.joined(CPU):
                 work(tmp_path)
 
-        processes = [multiprocessing.get_context("fork").Process(target=enter, args=(number,)) for number in range(2)]
+        processes = [multiprocessing.get_context("fork").Process(target=enter, args=(number,)) for number in range(count)]
         for process in processes:
             process.start()
         for process in processes:
@@ -124,7 +124,7 @@ def test_what_ranks_tell_each_other(ranks):
         module = torch.nn.BatchNorm1d(2)
         module.running_mean += number
         module.weight.data += number
-        distributed.share(module)
+        distributed.share([*module.parameters(), *module.buffers()])
         assert module.running_mean.tolist() == [0, 0] and module.weight.tolist() == [1, 1]
 
     assert ranks(work) == [0, 0]

@@ -3,19 +3,22 @@
 import errno
 import json
 import os
+import platform
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import assert_same, finish, start
+from conftest import assert_same, everything, finish, start
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from sslkit import checkpoint, recipe, session
+from sslkit import checkpoint, recipe, session, trainer
 from sslkit.cli import app
 from sslkit.errors import TrainingError
 from sslkit.metrics import Metrics, Row
@@ -140,10 +143,21 @@ def test_a_complete_run_says_so(unbroken):
 
 def test_what_is_in_a_run_folder(unbroken):
     assert {path.name for path in unbroken.iterdir()} - {"tensorboard"} == {
-        *("recipe.yaml", "environment.json", "metrics.jsonl", "encoder.safetensors", "curves.png", "views.png", "checkpoints")
+        *(
+            "recipe.yaml",
+            "environment.json",
+            "metrics.jsonl",
+            "encoder.safetensors",
+            "curves.png",
+            "views.png",
+            "checkpoints",
+            ".lock",
+        )
     }
     assert [row["step"] for row in rows(unbroken)] == list(range(1, 16))
-    assert {"step", "epoch", "lr", "loss", "std_image", "std_patches", "match"} == rows(unbroken)[0].keys()
+    assert rows(unbroken)[0].keys() == {
+        *("step", "epoch", "lr", "loss", "loss_image", "loss_patches", "std_image", "std_patches", "match", "gradient_norm")
+    }
     assert [row["epoch"] for row in rows(unbroken)] == [epoch for epoch in range(5) for _ in range(3)]
     assert sorted(os.listdir(unbroken / "checkpoints")) == ["step-00000014", "step-00000015"]
     assert {path.suffix for path in unbroken.rglob("*") if path.is_file()} <= {
@@ -168,7 +182,8 @@ def test_the_recipe_in_the_folder_trains_the_same_again(unbroken, tmp_path):
     assert (again / "encoder.safetensors").read_bytes() == (unbroken / "encoder.safetensors").read_bytes()
 
 
-def test_a_loss_that_is_not_finite_stops_with_its_step_and_keeps_the_last_good_checkpoint(tiny, tmp_path, monkeypatch):
+def break_loss(monkeypatch, *numbers: int) -> None:
+    """The loss is not a number at these calls, counted from 1."""
     from sslkit_plugins.losses import LambdaNCE
 
     forward = LambdaNCE.forward
@@ -176,13 +191,73 @@ def test_a_loss_that_is_not_finite_stops_with_its_step_and_keeps_the_last_good_c
 
     def broken(self, *given):
         calls.append(1)
-        return forward(self, *given) * (float("nan") if len(calls) == 3 else 1)
+        return forward(self, *given) * (float("nan") if len(calls) in numbers else 1)
 
     monkeypatch.setattr(LambdaNCE, "forward", broken)
+
+
+def test_steps_that_are_not_finite_are_skipped_where_asked(tiny, tmp_path, monkeypatch):
+    break_loss(monkeypatch, 1, 3, 4)
+    code, out, err = sslkit("train", tiny, *LONG, "--set", "train.on_nan=skip", "--runs", tmp_path)
+    assert (code, err) == (0, "")
+    assert [line.partition(":")[0] for line in out.splitlines() if line.startswith("skipped")] == [
+        f"skipped step {n}" for n in (1, 3, 4)
+    ]
+    assert "3 steps were skipped" in out
+    folder = latest(tmp_path)
+    assert [row["step"] for row in rows(folder)] == [2, *range(5, 16)]
+    newest, state, _ = checkpoint.newest(folder)
+    assert state["step"] == 15 and state["skipped"] == 3
+    assert all(value.isfinite().all() for value in load_file(newest / "method.safetensors").values())
+
+
+def test_a_skipped_step_leaves_no_trace(make, monkeypatch):
+    run = make("train.on_nan=skip")
+    steps = trainer.train(run)
+    next(steps)
+    before = {name: value.clone() for name, value in everything(run).items()}
+    break_loss(monkeypatch, 1)
+    assert next(steps).skipped
+    assert_same(before, everything(run))
+    assert not next(steps).skipped and run.step == 3
+
+
+def test_two_runs_in_one_folder_are_refused(tiny, tmp_path):
+    runs = tmp_path / "runs"
+    process = start("train", tiny, *LONG, "--set", "train.epochs=1000", "--runs", runs)
+    wait_for(steps_done(runs, 2), process)
+    code, _, err = finish(start("train", "--resume", latest(runs)))
+    assert code == 2
+    assert (
+        err
+        == f"{latest(runs)} is in use: process {process.pid} on {platform.node()} trains in it; wait for it, stop it, or start a new run\n"
+    )
+    process.kill()
+    finish(process)
+    checkpoint.newest(latest(runs))
+    with checkpoint.held(latest(runs)):
+        pass
+
+
+def test_a_folder_that_is_removed_ends_the_run_with_a_sentence(tiny, tmp_path):
+    runs = tmp_path / "runs"
+    process = start("train", tiny, *LONG, "--set", "train.epochs=1000", "--runs", runs)
+    wait_for(steps_done(runs, 2), process)
+    shutil.rmtree(runs, ignore_errors=True)
+    shutil.rmtree(runs, ignore_errors=True)
+    code, _, err = finish(process)
+    assert code == 2 and err.startswith("cannot write") and "No such file" in err and len(err.splitlines()) == 1
+
+
+def test_a_loss_that_is_not_finite_stops_with_its_step_and_keeps_the_last_good_checkpoint(tiny, tmp_path, monkeypatch):
+    break_loss(monkeypatch, 3)
     code, _, err = sslkit("train", tiny, *LONG, "--runs", tmp_path)
     assert code == 2
-    assert err.startswith("step 3: loss is not finite (learning rate 0.0") and "resume" in err and len(err.splitlines()) == 1
+    assert err.startswith("step 3: loss, gradient_norm not finite (learning rate 0.0") and "resume" in err
+    assert len(err.splitlines()) == 1 and "8 images" not in err
     folder = latest(tmp_path)
+    known = json.loads((folder / "not_finite.json").read_text())
+    assert known["step"] == 3 and known["values"]["loss"] == "nan" and len(known["images"]) == 8
     assert [row["step"] for row in rows(folder)] == [1, 2]
     newest, state, notes = checkpoint.newest(folder)
     assert state["step"] == 2 and notes == []
@@ -192,7 +267,7 @@ def test_a_loss_that_is_not_finite_stops_with_its_step_and_keeps_the_last_good_c
 def test_a_rate_that_is_far_too_high_ends_with_a_sentence(tiny, tmp_path):
     code, _, err = sslkit("train", tiny, *LONG, "--set", "optimizer.lr=1.0e+30", "--runs", tmp_path)
     assert code == 2
-    assert err.startswith("step ") and "is not finite" in err and "--set optimizer.lr=" in err
+    assert err.startswith("step ") and "not finite" in err and "--set optimizer.lr=" in err
     for path in latest(tmp_path).glob("checkpoints/*/method.safetensors"):
         assert all(value.isfinite().all() for value in load_file(path).values())
 
@@ -218,10 +293,13 @@ def test_places_that_cannot_be_written_or_found(tiny, tmp_path):
     assert code == 2 and "is not a run folder" in err
 
 
-def test_a_run_without_a_checkpoint_says_how_to_start_anew(tiny, tmp_path):
-    folder = checkpoint.new_folder(tmp_path, recipe.read(tiny))
+def test_a_run_that_ended_before_its_first_checkpoint_begins_anew(tiny, unbroken, tmp_path):
+    folder = checkpoint.new_folder(tmp_path, recipe.read(unbroken / "recipe.yaml"))
+    (folder / "metrics.jsonl").write_text('{"step": 1, "loss": 5.0}\n')
     code, _, err = sslkit("train", "--resume", folder)
-    assert code == 2 and err.strip().endswith(f"start it anew: sslkit train {folder}/recipe.yaml")
+    assert code == 0 and err == f"{folder} holds no checkpoint yet: it begins anew\n"
+    for file in ("metrics.jsonl", "encoder.safetensors", "recipe.yaml"):
+        assert (folder / file).read_bytes() == (unbroken / file).read_bytes()
 
 
 def test_a_disk_that_fills_up_ends_with_a_sentence(tiny, tmp_path, monkeypatch):
@@ -236,8 +314,6 @@ def test_a_disk_that_fills_up_ends_with_a_sentence(tiny, tmp_path, monkeypatch):
 
 
 def test_a_broken_image_does_not_stop_a_run_before_it_began(tiny, images, tmp_path):
-    import shutil
-
     folder = tmp_path / "broken"
     shutil.copytree(images, folder)
     for file in sorted(folder.iterdir())[::3]:
@@ -256,9 +332,14 @@ def test_metrics_drop_what_will_be_done_again(tmp_path):
     assert json.loads(path.read_text().splitlines()[2]) == {"step": 3, "epoch": 0, "lr": 0.1, "loss": 2.0, "match": 0.5}
 
 
-def test_a_metric_that_is_not_finite_is_named(tiny, make):
+def test_a_metric_that_is_not_finite_is_named(tiny, make, tmp_path):
     run = make()
-    step = type("Step", (), {"index": torch.tensor([0, 1])})
+    step = trainer.Step(7, 0, 0.1, torch.tensor(1.0), {}, torch.tensor([0, 1]))
     row = Row(7, 0, 0.1, 1.0, {"match": float("inf"), "std_image": 1.0})
-    with pytest.raises(TrainingError, match=r"step 7: match is not finite .*images 00.png, 01.jpg"):
-        session.check_finite([row], [step], run, Path("runs/x"))
+    with pytest.raises(TrainingError, match=r"step 7: match not finite .*images 00.png, 01.jpg, see not_finite.json"):
+        session.check_finite([row], [step], run, tmp_path)
+    known = {"step": 7, "lr": 0.1, "values": {"loss": "1.0", "match": "inf", "std_image": "1.0"}, "images": ["00.png", "01.jpg"]}
+    assert json.loads((tmp_path / "not_finite.json").read_text()) == known
+    assert session.check_finite([row], [replace(step, skipped=True)], run, tmp_path)[0].startswith(
+        "skipped step 7: match not finite"
+    )
