@@ -137,7 +137,8 @@ def plan(recipe: Recipe, *, images: int | None = None, devices: int = 1) -> Plan
         assert method.stores is not None
         with torch.device("meta"):
             sampler = make(recipe.sampler, dim=method.heads[method.stores].out_dim, num_images=count)
-        bank = sum(value.numel() * value.element_size() for value in sampler.buffers())
+        shares = dict.fromkeys(sampler.spread(), devices)
+        bank = sum(-(-value.nbytes // shares.get(name, 1)) for name, value in sampler.named_buffers())
         kept = ", ".join(f"{name} {list(value.shape)}" for name, value in sampler.named_buffers())
         result.add("parts", f"sampler {recipe.sampler.use}", f"{kept}: {bank:,} bytes ({megabytes(bank)}) on every device")
     result.add("parts", f"loss {recipe.loss.use}", f"method {recipe.method.use}")

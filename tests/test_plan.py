@@ -53,6 +53,12 @@ def test_devices_share_the_batch():
     assert "655,957,504 bytes (625.6 MiB) on every device" in out
 
 
+def test_devices_share_a_bank_that_is_spread():
+    code, out, err = sslkit("plan", IMAGENET, *settings("sampler.shards=auto", "sampler.dtype=bfloat16"), "--devices", 32)
+    assert code == 0, err
+    assert "10,249,336 bytes (9.8 MiB) on every device" in out, "1,281,167 · 128 · 2 / 32"
+
+
 def test_images_may_be_told():
     code, out, err = sslkit("plan", IMAGENET, *settings("train.epochs=10"), "--images", 5000)
     assert code == 0, err
