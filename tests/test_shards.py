@@ -9,9 +9,11 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
-from sslkit import distributed
+from sslkit import distributed, recipe
+from sslkit.build import build
 from sslkit.errors import RecipeError
 from sslkit.interfaces import Draws
+from sslkit.trainer import train
 from sslkit_plugins import samplers
 from sslkit_plugins.losses import InfoNCE, LambdaNCE
 from sslkit_plugins.samplers import BLOCK, MemoryBank
@@ -166,3 +168,26 @@ def test_what_is_exchanged_comes_from_each_rank_and_its_gradient_goes_back(ranks
         assert distributed.largest(torch.tensor(rank)) == 2
 
     assert ranks(work, 3) == [0] * 3
+
+
+WITHOUT_BATCH_NORM = "encoder.model=test_efficientnet_ln"
+
+
+@pytest.mark.parametrize(
+    "more", [(), ("sampler.init=forward", "sampler.negatives=all", "train.accumulate=2")], ids=["drawn", "all"]
+)
+def test_training_with_a_spread_bank_is_training_with_one_bank(ranks, tiny, tmp_path, more):
+    def work(folder, *settings):
+        made = build(recipe.read(tiny, overrides=(WITHOUT_BATCH_NORM, *more, *settings)))
+        for _ in zip(range(3), train(made), strict=False):
+            pass
+        tensors = {name: value.contiguous() for name, value in made.method.state_dict().items()}
+        save_file(tensors, folder / f"{distributed.world()}-{distributed.rank()}.safetensors")
+
+    work(tmp_path)
+    assert ranks(lambda folder: work(folder, "sampler.shards=auto"), 2) == [0, 0]
+    one, first, second = (load_file(tmp_path / f"{name}.safetensors") for name in ("1-0", "2-0", "2-1"))
+    assert len(first["sampler.bank"]) == len(second["sampler.bank"]) == 12
+    first["sampler.bank"] = torch.cat([first["sampler.bank"], second["sampler.bank"]])
+    for name, value in one.items():
+        torch.testing.assert_close(first[name], value, rtol=1e-4, atol=1e-5)
