@@ -49,10 +49,10 @@ def test_a_sample_is_a_function_of_image_and_generator(transform):
 
 
 class Fixed(Jigsaw):
-    """The puzzle is a picture of coordinates, so that every patch tells where it was cut."""
+    """Crops are the whole picture; one of coordinates tells where every patch was cut."""
 
-    def puzzle(self, image, rng):
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    def boxes(self, width, height, rng):
+        return [(0, 0, width, height)] * 2
 
 
 def cut_positions(transform, side, count):
@@ -75,8 +75,8 @@ def test_patches_lie_anywhere_in_their_cells():
 
 
 def orders(transform, side, count):
-    cells = cut_positions(transform, side, count) // (side // transform.cut.grid)
-    return cells[..., 0] + transform.cut.grid * cells[..., 1]
+    cells = cut_positions(transform, side, count) // (side // transform.cutter.grid)
+    return cells[..., 0] + transform.cutter.grid * cells[..., 1]
 
 
 def test_all_orders_of_a_small_puzzle_are_drawn():
@@ -144,11 +144,8 @@ def test_jigsaw_rotation_turns_the_puzzle_before_it_is_cut():
     picture[:, :, 0] = np.linspace(0, 255, 48)[None, :]
     kinds = []
     for seed in range(120):
-        puzzle = (
-            JigsawRotation(size=8, resize=24, patch=8, min_area=1)
-            .puzzle(Image.fromarray(picture), np.random.default_rng(seed))
-            .float()[0]
-        )
+        whole = torch.from_numpy(picture).permute(2, 0, 1)
+        puzzle = JigsawRotation(size=8, resize=48, patch=8).turned(whole, np.random.default_rng(seed)).float()[0]
         across, down = puzzle[:, -1].mean() - puzzle[:, 0].mean(), puzzle[-1].mean() - puzzle[0].mean()
         kinds.append((bool(abs(across) > abs(down)), bool(across + down > 0)))
     assert len(set(kinds)) == 4 and min(kinds.count(kind) for kind in set(kinds)) > 15

@@ -21,7 +21,7 @@ from sslkit_plugins.heads import ConcatPatches, Linear, Mlp
 from sslkit_plugins.losses import LambdaNCE
 from sslkit_plugins.pirl import Jigsaw, Pirl, Rotation
 from sslkit_plugins.samplers import BankNegatives, MemoryBank
-from sslkit_plugins.views import COLOURS, finish
+from sslkit_plugins.views import COLOURS
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 IMAGENET = 1_281_167
@@ -219,21 +219,13 @@ def test_heads_of_the_mlp_models():
 # ------------------------------------------------------------------------------------------------------------------------ views
 
 
-def test_crops_of_the_paper(monkeypatch):
+def test_crops_of_the_paper():
     """The image 224 px of at least 8 %; the puzzle another crop, 255 px of at least 60 %; a rotated view is cut like the image."""
-    seen = []
-    cut = pirl.crop
-
-    def noted(image, size, rng, min_area, *, flip=False):
-        seen.append((size, min_area, flip))
-        return cut(image, size, rng, min_area, flip=flip)
-
-    monkeypatch.setattr(pirl, "crop", noted)
-    image = Image.new("RGB", (300, 260))
-    for transform in (Jigsaw(), pirl.JigsawRotation(), Rotation()):
-        transform(image, np.random.default_rng(0))
-    jigsaw = [(224, 0.08, False), (255, 0.6, False)]
-    assert seen == [*jigsaw, *jigsaw, (224, 0.08, True), (224, 0.08, True)]
+    assert Jigsaw().crops == pirl.JigsawRotation().crops == ((224, 0.08), (255, 0.6))
+    assert Rotation().crops == ((224, 0.08), (224, 0.08))
+    for transform in (Jigsaw(), Rotation()):
+        first, second = transform.boxes(300, 260, np.random.default_rng(0))
+        assert first != second
     assert Jigsaw.flips and not Jigsaw.shared and not Rotation.shared
 
 
@@ -247,44 +239,54 @@ def test_image_and_rotated_view_are_different_crops():
     assert abs(np.corrcoef(image, rotated)[0, 1]) < 0.13
 
 
+def drawn(rows, colours):
+    return views.draw_steps(Draws(0).uniform(rows, views.NUMBERS), COLOURS[colours], flips=True)
+
+
 @pytest.mark.parametrize(
     ("colours", "chances"),
     [
-        ("official", {"jitter": 1, "photometric": 0.66, "luma": 0.2}),
-        ("blur", {"jitter": 0.8, "luma": 0.2, "gaussian_blur": 0.5}),
-        ("npid", {"jitter": 1, "luma": 0.2}),
-        ("gray", {"luma": 0.66}),
+        ("official", {"jitter": 1, "photometric": 0.66, "gray": 0.2, "gaussian_blur": 0, "flip": 0.5}),
+        ("blur", {"jitter": 0.8, "photometric": 0, "gray": 0.2, "gaussian_blur": 0.5, "flip": 0.5}),
+        ("npid", {"jitter": 1, "photometric": 0, "gray": 0.2, "gaussian_blur": 0, "flip": 0.5}),
+        ("gray", {"jitter": 0, "photometric": 0, "gray": 0.66, "gaussian_blur": 0, "flip": 0.5}),
     ],
 )
-def test_colours_come_in_their_order_as_often_as_they_should(colours, chances, monkeypatch):
-    seen = {}
-    for name in ("jitter", "photometric", "luma", "gaussian_blur"):
-        monkeypatch.setattr(views, name, lambda pixels, *drawn, name=name: seen.update({name: (len(pixels), drawn)}) or pixels)
-    finish(torch.zeros(1000, 9, 3, 1, 1, dtype=torch.uint8), Draws(0), COLOURS[colours], flips=True, shared=False)
-    assert list(seen) == list(chances)
-    for name, (rows, _) in seen.items():
-        assert rows / 9000 == pytest.approx(chances[name], abs=0.02)
-    if colours == "blur":
-        (sigma,) = seen["gaussian_blur"][1]
-        assert sigma.min() == pytest.approx(0.1, abs=0.01) and sigma.max() == pytest.approx(2, abs=0.01)
+def test_colours_come_in_their_order_as_often_as_they_should(colours, chances):
+    steps = drawn(9000, colours)
+    jitter, photometric, last = steps[:16], steps[16:20], dict(zip(("gray", "gaussian_blur", "flip"), steps[20:], strict=True))
+    for place in range(0, 16, 4):
+        assert [step.operation for step in jitter[place : place + 4]] == list(views.JITTER)
+    times = torch.stack([step.chosen for step in jitter]).sum(0)
+    assert set(times.unique().tolist()) <= {0, 4}, "all four or none"
+    listed = ["posterize", "adjust_sharpness", "solarize", "autocontrast"]
+    assert [step.operation.__name__ for step in photometric] == listed
+    assert all(torch.equal(step.chosen, photometric[0].chosen) for step in photometric), "one coin"
+    assert last["gray"].operation is views.adjust_saturation and not last["gray"].parameter.any()
+    assert last["gaussian_blur"].operation is views.gaussian_blur and last["flip"].operation is views.flip
+    seen = {"jitter": times > 0, "photometric": photometric[0].chosen, **{name: step.chosen for name, step in last.items()}}
+    assert {name: rows.float().mean().item() for name, rows in seen.items()} == pytest.approx(chances, abs=0.02)
+    together = (seen["gray"] & seen["flip"]).float().mean().item()
+    assert together == pytest.approx(chances["gray"] * chances["flip"], abs=0.02), "coins of their own"
+    sigma = last["gaussian_blur"].parameter
+    assert sigma.min() == pytest.approx(0.1, abs=0.01) and sigma.max() == pytest.approx(2, abs=0.01)
 
 
 @pytest.mark.parametrize(("colours", "strengths"), [("blur", (0.8, 0.8, 0.8, 0.2)), ("npid", (0.4, 0.4, 0.4, 0.4))])
-def test_jitter_is_as_strong_as_it_should_be(colours, strengths, monkeypatch):
-    seen = []
-    monkeypatch.setattr(views, "jitter", lambda pixels, *drawn: seen.extend(drawn) or pixels)
-    finish(torch.zeros(4000, 3, 1, 1, dtype=torch.uint8), Draws(0), COLOURS[colours], flips=False, shared=False)
-    reach = [*(seen[0] - 1).abs().amax(0).tolist(), seen[1].abs().max().item()]
+def test_jitter_is_as_strong_as_it_should_be(colours, strengths):
+    middle = (1, 1, 1, 0)
+    reach = [(step.parameter - m).abs().max().item() for step, m in zip(drawn(4000, colours)[:4], middle, strict=True)]
     assert reach == pytest.approx(strengths, abs=0.01)
 
 
 def test_photometric_operations_in_their_order():
     """Two pixels, 104 and 40: to 4 bits 96 and 32; solarized from 90 on 159 and 32; stretched 255 and 0."""
     pixels = torch.tensor([104.0, 40.0]).view(1, 1, 1, 2).repeat(1, 3, 1, 1)
-    halfway = views.solarize(views.posterize(pixels.clone(), torch.tensor([4.0])), torch.tensor([90.0]))
-    assert halfway[0, 0, 0].tolist() == [159, 32]
-    done = views.photometric(pixels.clone(), torch.tensor([4.0]), torch.tensor([1.0]), torch.tensor([90.0]))
-    assert done[0, 0, 0].tolist() == [255, 0]
+    seen = []
+    for step, parameter in zip(drawn(1, "official")[16:20], (4.0, 1.0, 90.0, 0.0), strict=True):
+        step.operation(pixels, torch.tensor(parameter).view(1, 1, 1, 1))
+        seen.append(pixels[0, 0, 0].tolist())
+    assert seen == [[96, 32], [96, 32], [159, 32], [255, 0]]
 
 
 def test_one_fixed_order_is_a_set_of_orders():

@@ -10,11 +10,11 @@ from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as reference
 
-from sslkit.interfaces import Batch, Draws
+from sslkit.interfaces import Batch, Draws, Pixels
 from sslkit_plugins import views
 from sslkit_plugins.npid import Augment
 from sslkit_plugins.pirl import Jigsaw
-from sslkit_plugins.views import COLOURS, MEAN, STD, Colours, crop, crop_box, finish
+from sslkit_plugins.views import COLOURS, MEAN, STD, Colours, crop, crop_box, finish, flip_or_not
 
 
 def bytes_like(*shape, seed=0):
@@ -46,20 +46,30 @@ def assert_like(ours, function, image, *parameters):
 FACTORS = torch.tensor([0.0, 0.6, 1.0, 1.4, 1.8])
 
 
-@pytest.mark.parametrize(
-    ("kind", "function"), [(0, reference.adjust_brightness), (1, reference.adjust_contrast), (2, reference.adjust_saturation)]
-)
-def test_brightness_contrast_saturation(kind, function):
+def after(operation, images, parameters=None):
+    """What an operation makes of each row, with the parameter of the row."""
+    pixels = images.float()
+    operation(pixels, torch.zeros(len(images), 1, 1, 1) if parameters is None else torch.as_tensor(parameters).view(-1, 1, 1, 1))
+    return pixels
+
+
+@pytest.mark.parametrize("name", ["adjust_brightness", "adjust_contrast", "adjust_saturation"])
+def test_brightness_contrast_saturation(name):
     images = bytes_like(5, 3, 20, 24)
-    ours = views.blend(images.float(), torch.full((5,), kind), FACTORS)
+    ours = after(getattr(views, name), images, FACTORS)
     for row, factor in enumerate(FACTORS.tolist()):
-        assert_like(ours[row], function, images[row], factor)
+        assert_like(ours[row], getattr(reference, name), images[row], factor)
+
+
+def test_a_flip_mirrors():
+    images = bytes_like(2, 3, 5, 7)
+    assert torch.equal(after(views.flip, images), images.flip(-1).float())
 
 
 def test_hue():
     turns = torch.tensor([-0.5, -0.2, 0.0, 0.13, 0.5])
     images = bytes_like(5, 3, 20, 24)
-    ours = views.adjust_hue(images.float(), turns)
+    ours = after(views.adjust_hue, images, turns)
     for row, turn in enumerate(turns.tolist()):
         assert_like(ours[row], reference.adjust_hue, images[row], turn)
     assert far(ours[2], images[2]) < 1e-3
@@ -68,7 +78,7 @@ def test_hue():
 def test_posterize():
     bits = torch.arange(4, 9).float()
     images = bytes_like(5, 3, 20, 24)
-    ours = views.posterize(images.float(), bits)
+    ours = after(views.posterize, images, bits)
     for row in range(5):
         assert far(ours[row], reference.posterize(images[row], int(bits[row]))) == 0
 
@@ -76,7 +86,7 @@ def test_posterize():
 def test_sharpness():
     factors = torch.tensor([0.1, 0.7, 1.0, 1.5, 1.9])
     images = bytes_like(5, 3, 20, 24)
-    ours = views.adjust_sharpness(images.float(), factors)
+    ours = after(views.adjust_sharpness, images, factors)
     for row, factor in enumerate(factors.tolist()):
         assert_like(ours[row], reference.adjust_sharpness, images[row], factor)
 
@@ -90,7 +100,7 @@ def test_tiny_patches_survive_every_operation(side):
 def test_solarize_inverts_from_the_threshold_on():
     thresholds = torch.tensor([0.0, 100.0, 255.0, 256.0])
     images = bytes_like(4, 3, 20, 24)
-    ours = views.solarize(images.float(), thresholds)
+    ours = after(views.solarize, images, thresholds)
     for row in range(3):
         assert far(ours[row], reference.solarize(images[row], thresholds[row].item())) == 0
     assert torch.equal(ours[3], images[3].float()), "256 inverts nothing"
@@ -99,7 +109,7 @@ def test_solarize_inverts_from_the_threshold_on():
 def test_autocontrast_leaves_constant_channels():
     images = bytes_like(3, 3, 20, 24) // 3 + 50
     images[1, 2] = 9
-    assert far(views.autocontrast(images.float()), reference.autocontrast(images)) <= 1.01
+    assert far(after(views.autocontrast, images), reference.autocontrast(images)) <= 1.01
 
 
 def test_luma():
@@ -110,7 +120,7 @@ def test_luma():
 def test_blur_is_a_gaussian_with_repeated_edges():
     sigmas = torch.tensor([0.1, 0.8, 2.0])
     images = bytes_like(3, 3, 18, 24).float()
-    ours = views.gaussian_blur(images, sigmas)
+    ours = after(views.gaussian_blur, images.clone(), sigmas)
     for row, sigma in enumerate(sigmas.tolist()):
         padded = torch.nn.functional.pad(images[row : row + 1], (6, 6, 6, 6), mode="replicate")
         theirs = reference.gaussian_blur(padded, [13, 13], [sigma, sigma])[0, :, 6:-6, 6:-6]
@@ -118,19 +128,19 @@ def test_blur_is_a_gaussian_with_repeated_edges():
 
 
 def test_jitter_follows_each_rows_order():
-    """All 24 orders of four operations that do not commute, each against torchvision's in that order."""
-    orders = list(permutations(range(4)))
+    """All 24 orders of four operations that do not commute, each against torchvision's in that order, rows mixed."""
     image = bytes_like(3, 16, 16)
-    factors, turn = [0.7, 1.4, 1.3], 0.15
-    functions = [reference.adjust_brightness, reference.adjust_contrast, reference.adjust_saturation]
-    slots = torch.tensor([order.index(3) for order in orders]).float()
-    blends = torch.tensor([[kind for kind in order if kind < 3] for order in orders])
-    ours = views.jitter(image.float().repeat(24, 1, 1, 1), torch.tensor([factors] * 24), torch.full((24,), turn), blends, slots)
-    for row, order in enumerate(orders):
+    uniform = torch.full((24, views.NUMBERS), 0.9)
+    uniform[:, 1] = (torch.randperm(24, generator=torch.Generator().manual_seed(0)) + 0.5) / 24
+    steps = views.draw_steps(uniform, Colours(jitter=(0.4, 0.5, 0.3, 0.2), jitter_chance=1), flips=False)
+    ours = back(views.apply(steps, image.repeat(24, 1, 1, 1)))
+    parameters = [1 + 0.8 * 0.4, 1 + 0.8 * 0.5, 1 + 0.8 * 0.3, 0.8 * 0.2]
+    names = ["adjust_brightness", "adjust_contrast", "adjust_saturation", "adjust_hue"]
+    for row, number in enumerate((uniform[:, 1] * 24).long().tolist()):
         expected = image / 255
-        for kind in order:
-            expected = reference.adjust_hue(expected, turn) if kind == 3 else functions[kind](expected, factors[kind])
-        assert far(ours[row], expected * 255) < 0.05, order
+        for kind in list(permutations(range(4)))[number]:
+            expected = getattr(reference, names[kind])(expected, parameters[kind])
+        assert far(ours[row], expected * 255) < 0.05
     assert len({tuple(row.flatten().tolist()) for row in ours}) > 12
 
 
@@ -214,22 +224,22 @@ def test_the_photometric_coin_is_one_coin():
     assert done[chosen].amin((1, 2, 3)).max() < 0.1, "every chosen row was stretched as well"
 
 
-def test_parameters_of_the_official_list(monkeypatch):
-    seen = {}
-    monkeypatch.setattr(views, "jitter", lambda pixels, *drawn: seen.update(jitter=drawn) or pixels)
-    monkeypatch.setattr(views, "photometric", lambda pixels, *drawn: seen.update(photometric=drawn) or pixels)
-    finish(torch.zeros(6000, 9, 3, 1, 1, dtype=torch.uint8), Draws(0), COLOURS["official"], flips=True, shared=False)
-    factors, turn, order, slot = seen["jitter"]
-    assert len(factors) == 54_000, "colours always, for each of the nine"
-    assert torch.allclose(torch.stack([factors.amin(0), factors.amax(0)]), torch.tensor([[0.6] * 3, [1.4] * 3]), atol=1e-3)
-    assert turn.min() == pytest.approx(-0.2, abs=1e-3) and turn.max() == pytest.approx(0.2, abs=1e-3)
-    codes = slot * 27 + order @ torch.tensor([9, 3, 1]).to(order)
-    _, counts = codes.unique(return_counts=True)
-    assert len(counts) == 24 and counts.min() > 0.9 * 54_000 / 24, "each of the 4! orders equally often"
-    bits, sharpness, threshold = seen["photometric"]
-    assert bits.unique().tolist() == [4, 5, 6, 7, 8]
-    assert sharpness.min() == pytest.approx(0.1, abs=1e-3) and sharpness.max() == pytest.approx(1.9, abs=1e-3)
-    assert threshold.unique().tolist() == list(range(257))
+def test_parameters_of_the_official_list():
+    """Ranges and means; every whole number and each of the 4! orders equally often; nothing goes with anything else."""
+    count = 54_000
+    steps = views.draw_steps(Draws(0).uniform(count, views.NUMBERS), COLOURS["official"], flips=True)
+    factors, listed = [step.parameter for step in steps[:4]], [step.parameter for step in steps[16:19]]
+    spans = [(0.6, 1.4)] * 3 + [(-0.2, 0.2), (4, 8), (0.1, 1.9), (0, 256)]
+    for numbers, (low, high) in zip(factors + listed, spans, strict=True):
+        assert (numbers.min(), numbers.max()) == pytest.approx((low, high), abs=1e-3)
+        assert numbers.mean() == pytest.approx((low + high) / 2, abs=0.02 * (high - low))
+    assert listed[0].unique(return_counts=True)[1].min() > 0.95 * count / 5
+    assert len(listed[2].unique(return_counts=True)[1]) == 257
+    codes = sum(step.chosen.long() << number for number, step in enumerate(steps[:16]))
+    counts = codes.unique(return_counts=True)[1]
+    assert len(counts) == 24 and counts.min() > 0.9 * count / 24
+    together = np.corrcoef(torch.stack([*factors, *listed, *(step.chosen.float() for step in steps[19:21]), codes]))
+    assert (np.abs(together - np.eye(len(together))) < 0.02).all()
 
 
 # --------------------------------------------------------------------------------------------------------------------- cutting
@@ -255,27 +265,32 @@ def test_boxes_fall_like_torchvisions(width, height, min_area):
 
 
 def test_crop_is_a_bilinear_resize_of_the_box():
+    """The same as torchvision's and Pillow's, of images whole and of a part of them."""
     image = photo(90, 70)
-    box = crop_box(90, 70, np.random.default_rng(5), 0.6)
-    expected = image.crop(box).resize((32, 32), Image.Resampling.BILINEAR)
-    ours = crop(image, 32, np.random.default_rng(5), 0.6)
-    assert ours.shape == (3, 32, 32) and ours.dtype == torch.uint8 and ours.is_contiguous()
-    assert far(ours[:, 2:-2, 2:-2].float(), reference.pil_to_tensor(expected)[:, 2:-2, 2:-2]) <= 1
+    for box in (crop_box(90, 70, np.random.default_rng(5), 0.6), (0, 0, 90, 70)):
+        ours = crop(Pixels.of(image), box, 32)
+        assert ours.shape == (3, 32, 32) and ours.dtype == torch.uint8 and ours.is_contiguous()
+        assert far(ours.float(), reference.pil_to_tensor(image.crop(box).resize((32, 32), Image.Resampling.BILINEAR))) <= 1
 
 
-def test_a_crop_may_be_flipped_as_it_is_cut():
-    image = photo(40, 40)
-    pairs = [
-        (crop(image, 16, np.random.default_rng(i), 1), crop(image, 16, np.random.default_rng(i), 1, flip=True)) for i in range(200)
-    ]
-    flipped = [torch.equal(flip, plain.flip(-1)) for plain, flip in pairs]
-    assert all(torch.equal(flip, plain) for (plain, flip), turned in zip(pairs, flipped, strict=True) if not turned)
-    assert 70 < sum(flipped) < 130
+def test_a_crop_of_a_reduced_image_is_the_same_place():
+    """A ramp tells where; the box is counted in pixels of the whole image."""
+    ramp = Image.fromarray(np.linspace(0, 255, 400).astype(np.uint8)[None, :, None].repeat(300, 0).repeat(3, 2))
+    whole, half = Pixels.of(ramp), Pixels(Pixels.of(ramp.reduce(2)).values, 400, 300)
+    for box in ((0, 0, 400, 300), (101, 33, 301, 233), (0, 0, 1, 1), (399, 299, 400, 300)):
+        assert far(crop(whole, box, 16).float(), crop(half, box, 16)) <= 2
+
+
+def test_half_of_all_views_are_flipped():
+    view, rng = bytes_like(3, 8, 8), np.random.default_rng(0)
+    flipped = [flip_or_not(view, rng) for _ in range(200)]
+    assert all(torch.equal(one, view) or torch.equal(one, view.flip(-1)) for one in flipped)
+    assert 70 < sum(not torch.equal(one, view) for one in flipped) < 130
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 700), (700, 2)])
 def test_odd_pictures_can_be_cut(size):
-    assert crop(photo(*size), 24, np.random.default_rng(0), 0.08).shape == (3, 24, 24)
+    assert Augment(size=24)(photo(*size), np.random.default_rng(0)).views["image"].shape == (3, 24, 24)
 
 
 def test_augment():

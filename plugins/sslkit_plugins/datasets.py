@@ -1,21 +1,25 @@
 """Data sets: folders of images, arrays, and the customary sets."""
 
+import contextlib
 import io
 import math
 import os
 import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 import torchvision
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
+from PIL.ImageFile import ImageFile
+from torchvision.io import ImageReadMode, decode_jpeg
 
 from sslkit.errors import DataError, printable
-from sslkit.interfaces import ImageSource
+from sslkit.interfaces import ImageSource, Pixels
 
 ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
@@ -38,22 +42,52 @@ def decode(file: Path | io.BytesIO) -> Image.Image:
     where one is greater than 1. Raises what Pillow raises on a file that is not whole, and on one of more pixels than
     `PIL.Image.MAX_IMAGE_PIXELS`; Pillow's other warnings, such as those of odd metadata, are no fault of the picture.
     """
+    with _opened(file) as opened:
+        return _shown(opened)
+
+
+def decode_pixels(file: Path | io.BytesIO, reduction: Callable[[int, int], float]) -> Pixels:
+    """What `decode` makes of a file, faster: upright RGB JPEG by torchvision, to the same values.
+
+    JPEG whose sides `reduction(width, height)` allows to be divided by 2, 4 or 8 is decoded to that size, by Pillow.
+    """
+    stream = io.BytesIO(file.read_bytes()) if isinstance(file, Path) else file
+    with _opened(stream) as opened:
+        turn = opened.getexif().get(ExifTags.Base.Orientation, 1)
+        width, height = opened.size if turn not in (5, 6, 7, 8) else opened.size[::-1]
+        if opened.format == "JPEG":
+            divisor = max(divisor for divisor in (1, 2, 4, 8) if divisor <= max(1, reduction(width, height)))
+            if divisor > 1:
+                opened.draft(None, (opened.width // divisor, opened.height // divisor))
+            elif opened.mode == "RGB" and turn == 1:
+                with contextlib.suppress(RuntimeError):  # Pillow then says what is wrong with the file.
+                    data = torch.frombuffer(stream.getbuffer(), dtype=torch.uint8)
+                    return Pixels(decode_jpeg(data, ImageReadMode.RGB), width, height)
+        return Pixels(Pixels.of(_shown(opened)).values, width, height)
+
+
+@contextlib.contextmanager
+def _opened(file: Path | io.BytesIO) -> Iterator[ImageFile]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         with Image.open(file, formats=FORMATS) as opened:
-            opened.load()
-            image: Image.Image = opened
-            ImageOps.exif_transpose(image, in_place=True)
-            if image.mode.startswith("I"):
-                image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
-            elif image.mode == "F":
-                values = np.nan_to_num(np.asarray(image))
-                image = Image.fromarray((values * (255 if values.max() <= 1 else 1)).clip(0, 255).round().astype(np.uint8))
-            if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
-                solid = image.convert("RGBA")
-                return Image.alpha_composite(Image.new("RGBA", solid.size, "white"), solid).convert("RGB")
-            return image.convert("RGB")
+            yield opened
+
+
+def _shown(opened: ImageFile) -> Image.Image:
+    opened.load()
+    image: Image.Image = opened
+    ImageOps.exif_transpose(image, in_place=True)
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
+    elif image.mode == "F":
+        values = np.nan_to_num(np.asarray(image))
+        image = Image.fromarray((values * (255 if values.max() <= 1 else 1)).clip(0, 255).round().astype(np.uint8))
+    if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
+        solid = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", solid.size, "white"), solid).convert("RGB")
+    return image.convert("RGB")
 
 
 def _passed_over(name: str) -> bool:
@@ -127,6 +161,10 @@ class ImageFolder(ImageSource):
     def image(self, index: int) -> Image.Image:
         """Decoded as RGB."""
         return decode(self.stored(index))
+
+    def pixels(self, index: int, reduction: Callable[[int, int], float]) -> Pixels:
+        """The same as pixels."""
+        return decode_pixels(self.stored(index), reduction)
 
 
 class Npz(ImageSource):
@@ -225,6 +263,11 @@ class Npz(ImageSource):
         """RGB."""
         file = self.stored(index)
         return decode(file) if file is not None else Image.fromarray(self.arrays["images"][index]).convert("RGB")
+
+    def pixels(self, index: int, reduction: Callable[[int, int], float]) -> Pixels:
+        """The same as pixels."""
+        file = self.stored(index)
+        return decode_pixels(file, reduction) if file is not None else super().pixels(index, reduction)
 
 
 def _refuse_bomb(file: str, stored: int, unpacked: int) -> None:

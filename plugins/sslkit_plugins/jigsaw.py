@@ -13,8 +13,8 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from sslkit.errors import Fault, RecipeError
-from sslkit.interfaces import Batch, Method, Output, Progress, Sample
-from sslkit_plugins.views import Area, ColourList, Photometric, crop
+from sslkit.interfaces import Batch, Method, Output, Pixels, Progress, Sample
+from sslkit_plugins.views import Area, ColourList, Photometric, flip_or_not
 
 Grid = Annotated[int, Field(ge=2)]
 AtLeastTwo = Annotated[int, Field(ge=2)]
@@ -96,15 +96,16 @@ class Puzzle(Photometric):
         colours: ColourList = "gray",
         permutations: AtLeastTwo = 2000,
     ) -> None:
-        self.size, self.resize, self.min_area, self.colours = size, resize, min_area, colours
-        self.cut = Cutter(grid, resize, patch)
+        self.size, self.colours, self.crops = size, colours, ((resize, min_area),)
+        self.cutter = Cutter(grid, resize, patch)
         self.permutations = hamming_permutations(grid**2, permutations)
         self.shapes = {"patches": (grid**2, 3, patch, patch)}
         self.answers = {"order": len(self.permutations)}
 
-    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Sample:
+    def __call__(self, image: Image.Image | Pixels, rng: np.random.Generator) -> Sample:
         """patches uint8 [K,3,patch,patch]; order, the number of their order in the set."""
-        patches = self.cut(crop(image, self.resize, rng, self.min_area, flip=True), rng)
+        (puzzle,) = self.cut(image, rng)
+        patches = self.cutter(flip_or_not(puzzle, rng), rng)
         order = int(rng.integers(len(self.permutations)))
         return Sample({"patches": torch.stack([patches[i] for i in self.permutations[order]])}, {"order": torch.tensor(order)})
 

@@ -6,9 +6,9 @@ import numpy as np
 from PIL import Image
 from pydantic import PositiveInt
 
-from sslkit.interfaces import Sample
+from sslkit.interfaces import Pixels, Sample
 from sslkit_plugins.pirl import Pirl
-from sslkit_plugins.views import Area, ColourList, Photometric, crop
+from sslkit_plugins.views import Area, ColourList, Photometric
 
 
 class Augment(Photometric):
@@ -17,13 +17,14 @@ class Augment(Photometric):
     views = ("image",)
 
     def __init__(self, *, size: PositiveInt = 224, min_area: Area = 0.08, colours: ColourList = "official") -> None:
-        self.size, self.min_area, self.colours = size, min_area, colours
+        self.size, self.colours, self.crops = size, colours, ((size, min_area),)
         self.shapes = {"image": (3, size, size)}
         self.answers: dict[str, int] = {}
 
-    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Sample:
+    def __call__(self, image: Image.Image | Pixels, rng: np.random.Generator) -> Sample:
         """image uint8 [3,size,size]."""
-        return Sample({"image": crop(image, self.size, rng, self.min_area)}, {})
+        (view,) = self.cut(image, rng)
+        return Sample({"image": view}, {})
 
 
 class Npid(Pirl):

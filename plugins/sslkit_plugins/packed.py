@@ -30,8 +30,8 @@ from safetensors.numpy import save_file
 from torch.utils.data import DataLoader, Dataset
 
 from sslkit.errors import DataError
-from sslkit.interfaces import ImageSource
-from sslkit_plugins.datasets import ImageFolder, Npz, decode
+from sslkit.interfaces import ImageSource, Pixels
+from sslkit_plugins.datasets import ImageFolder, Npz, decode, decode_pixels
 
 INDEX = "packed.json"
 SHARD_BYTES = 128 * 2**20
@@ -166,6 +166,10 @@ class Packed(ImageSource):
     def image(self, index: int) -> Image.Image:
         """Decoded as RGB."""
         return decode(self.stored(index))
+
+    def pixels(self, index: int, reduction: Callable[[int, int], float]) -> Pixels:
+        """The same as pixels."""
+        return decode_pixels(self.stored(index), reduction)
 
     @classmethod
     def write(

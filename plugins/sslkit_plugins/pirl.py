@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sslkit.errors import Fault, RecipeError
-from sslkit.interfaces import Batch, Method, Output, Parts, Progress, Sample
+from sslkit.interfaces import Batch, Method, Output, Parts, Pixels, Progress, Sample
 from sslkit_plugins.jigsaw import Cutter, Grid, hamming_permutations
-from sslkit_plugins.views import Area, ColourList, Photometric, crop
+from sslkit_plugins.views import Area, ColourList, Photometric, flip_or_not
 
 
 class Jigsaw(Photometric):
@@ -41,16 +41,17 @@ class Jigsaw(Photometric):
         colours: ColourList = "official",
         permutations: PositiveInt | Literal["all"] = "all",
     ) -> None:
-        self.size, self.resize, self.min_area, self.image_min_area, self.colours = size, resize, min_area, image_min_area, colours
-        self.cut = Cutter(grid, resize, patch)
+        self.size, self.colours = size, colours
+        self.crops = ((size, image_min_area), (resize, min_area))
+        self.cutter = Cutter(grid, resize, patch)
         self.permutations = None if permutations == "all" else hamming_permutations(grid**2, permutations)
         self.shapes = {"image": (3, size, size), "patches": (grid**2, 3, patch, patch)}
         self.answers = {} if self.permutations is None else {"order": len(self.permutations)}
 
-    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Sample:
+    def __call__(self, image: Image.Image | Pixels, rng: np.random.Generator) -> Sample:
         """image uint8 [3,size,size], patches uint8 [K,3,patch,patch]."""
-        whole = crop(image, self.size, rng, self.image_min_area)
-        patches = self.cut(self.puzzle(image, rng), rng)
+        whole, puzzle = self.cut(image, rng)
+        patches = self.cutter(self.turned(puzzle, rng), rng)
         if self.permutations is None:
             order, targets = rng.permutation(len(patches)), {}
         else:
@@ -58,9 +59,9 @@ class Jigsaw(Photometric):
             order, targets = self.permutations[number], {"order": torch.tensor(number)}
         return Sample({"image": whole, "patches": torch.stack([patches[i] for i in order])}, targets)
 
-    def puzzle(self, image: Image.Image, rng: np.random.Generator) -> Tensor:
-        """uint8 [3,resize,resize]: what is cut into patches."""
-        return crop(image, self.resize, rng, self.min_area)
+    def turned(self, puzzle: Tensor, rng: np.random.Generator) -> Tensor:
+        """uint8 [3,resize,resize] → the same, as it is cut into patches."""
+        return puzzle
 
     def state(self) -> dict[str, Tensor]:
         return {} if self.permutations is None else {"permutations": torch.from_numpy(self.permutations)}
@@ -69,9 +70,9 @@ class Jigsaw(Photometric):
 class JigsawRotation(Jigsaw):
     """Like `jigsaw`, the puzzle turned by 0, 90, 180 or 270 degrees before it is cut (table 5)."""
 
-    def puzzle(self, image: Image.Image, rng: np.random.Generator) -> Tensor:
-        """uint8 [3,resize,resize]: what is cut into patches."""
-        return torch.rot90(super().puzzle(image, rng), int(rng.integers(4)), (1, 2))
+    def turned(self, puzzle: Tensor, rng: np.random.Generator) -> Tensor:
+        """uint8 [3,resize,resize] → the same, turned."""
+        return torch.rot90(puzzle, int(rng.integers(4)), (1, 2))
 
 
 class Rotation(Photometric):
@@ -84,13 +85,13 @@ class Rotation(Photometric):
     flips = False
 
     def __init__(self, *, size: PositiveInt = 224, min_area: Area = 0.08, colours: ColourList = "official") -> None:
-        self.size, self.min_area, self.colours = size, min_area, colours
+        self.size, self.colours, self.crops = size, colours, ((size, min_area),) * 2
         self.shapes = {"image": (3, size, size), "rotated": (3, size, size)}
         self.answers = {"rotation": 4}
 
-    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Sample:
+    def __call__(self, image: Image.Image | Pixels, rng: np.random.Generator) -> Sample:
         """image and rotated, uint8 [3,size,size]; rotation, counter-clockwise quarter turns."""
-        whole, other = (crop(image, self.size, rng, self.min_area, flip=True) for _ in range(2))
+        whole, other = (flip_or_not(view, rng) for view in self.cut(image, rng))
         turns = int(rng.integers(4))
         return Sample(
             {"image": whole, "rotated": torch.rot90(other, turns, (1, 2)).contiguous()}, {"rotation": torch.tensor(turns)}

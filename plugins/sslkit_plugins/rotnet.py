@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from pydantic import PositiveInt
 
-from sslkit.interfaces import Batch, Method, Output, Progress, Sample
-from sslkit_plugins.views import Area, ColourList, Photometric, crop
+from sslkit.interfaces import Batch, Method, Output, Pixels, Progress, Sample
+from sslkit_plugins.views import Area, ColourList, Photometric, flip_or_not
 
 
 class Rotate(Photometric):
@@ -31,13 +31,14 @@ class Rotate(Photometric):
         colours: ColourList = "none",
         copies: Literal["one", "all"] = "all",
     ) -> None:
-        self.size, self.min_area, self.colours, self.copies = size, min_area, colours, copies
+        self.size, self.colours, self.copies, self.crops = size, colours, copies, ((size, min_area),)
         self.shapes = {"rotated": (3, size, size) if copies == "one" else (4, 3, size, size)}
         self.answers = {"rotation": 4}
 
-    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Sample:
+    def __call__(self, image: Image.Image | Pixels, rng: np.random.Generator) -> Sample:
         """rotated uint8 [3,size,size] and rotation [], or [4,3,size,size] and [4]: counter-clockwise quarter turns."""
-        upright = crop(image, self.size, rng, self.min_area, flip=True)
+        (view,) = self.cut(image, rng)
+        upright = flip_or_not(view, rng)
         if self.copies == "all":
             return Sample(
                 {"rotated": torch.stack([torch.rot90(upright, turns, (1, 2)) for turns in range(4)])}, {"rotation": torch.arange(4)}

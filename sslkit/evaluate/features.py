@@ -19,7 +19,7 @@ from sslkit import checkpoint, plot, recipe
 from sslkit.build import make_method, make_source, make_transform, pick_device
 from sslkit.data import auto_workers, plain_batches, split_by_class
 from sslkit.errors import CheckpointError, DataError
-from sslkit.interfaces import ImageSource, Method, PretextTransform
+from sslkit.interfaces import ImageSource, Method, Pixels, PretextTransform
 
 PIXELS = 32
 """Side of the images whose raw pixels are the floor, as in the customary CIFAR-size baseline."""
@@ -50,6 +50,9 @@ class Subset(ImageSource):
 
     def image(self, index: int) -> Image.Image:
         return self.source.image(int(self.rows[index]))
+
+    def pixels(self, index: int, reduction: Callable[[int, int], float]) -> Pixels:
+        return self.source.pixels(int(self.rows[index]), reduction)
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sslkit.errors import Fault, RecipeError
-from sslkit.interfaces import Head, Loss, Negatives, Sample
-from sslkit_plugins.views import Area, ColourList, Photometric, crop
+from sslkit.interfaces import Head, Loss, Negatives, Pixels, Sample
+from sslkit_plugins.views import Area, ColourList, Photometric
 
 ORDERS = list(permutations(range(3)))
 
@@ -27,13 +27,13 @@ class ChannelOrder(Photometric):
     views = ("image", "permuted")
 
     def __init__(self, *, size: PositiveInt = 224, min_area: Area = 0.2, colours: ColourList = "none") -> None:
-        self.size, self.min_area, self.colours = size, min_area, colours
+        self.size, self.colours, self.crops = size, colours, ((size, min_area),) * 2
         self.shapes = {"image": (3, size, size), "permuted": (3, size, size)}
         self.answers = {"order": len(ORDERS)}
 
-    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Sample:
+    def __call__(self, image: Image.Image | Pixels, rng: np.random.Generator) -> Sample:
         """image and permuted uint8 [3,size,size]; order [], a number of ORDERS."""
-        whole, other = (crop(image, self.size, rng, self.min_area) for _ in range(2))
+        whole, other = self.cut(image, rng)
         number = int(rng.integers(len(ORDERS)))
         return Sample({"image": whole, "permuted": other[list(ORDERS[number])]}, {"order": torch.tensor(number)})
 
