@@ -48,10 +48,9 @@ def new_folder(root: Path, recipe: Recipe) -> Path:
             break
         except FileExistsError:
             continue
-        except OSError as error:
-            raise CheckpointError(
-                f"cannot make the run folder {folder}: {error.strerror}; choose another place with --runs"
-            ) from error
+        except (OSError, ValueError) as error:
+            why = getattr(error, "strerror", None) or error
+            raise CheckpointError(f"cannot make the run folder {folder}: {why}; choose another place with --runs") from error
     write_text(folder / "recipe.yaml", recipe.as_yaml())
     point_latest(folder)
     return folder
@@ -366,9 +365,13 @@ def load_method(method: Method, checkpoint: Path) -> dict[str, Tensor]:
     """Put a checkpoint's weights into `method`; returns the transform's part of it."""
     try:
         tensors = load_file(checkpoint / "method.safetensors") | _rows(method, checkpoint)
-        method.load_state_dict(
-            {name.removeprefix("method."): value for name, value in tensors.items() if name.startswith("method.")}
-        )
+        given = {name.removeprefix("method."): value for name, value in tensors.items() if name.startswith("method.")}
+        own = method.state_dict()
+        for name in own | given:
+            then, now = (f"{held[name].dtype} {list(held[name].shape)}" if name in held else "absent" for held in (given, own))
+            if then != now:
+                raise ValueError(f"{name} is {then} there and {now} here")
+        method.load_state_dict(given)
     except Exception as error:
         raise _misfit(checkpoint, error) from error
     return {name.removeprefix("transform."): value for name, value in tensors.items() if name.startswith("transform.")}

@@ -58,10 +58,14 @@ def _smooth(values: np.ndarray) -> np.ndarray:
         return over_window(np.where(known, values, 0)) / over_window(known)
 
 
+PANELS = 60
+"""Most curves in one picture."""
+
+
 def curves(folder: Path) -> Path:
     """curves.png from metrics.jsonl: one panel per number, thin as measured, thick its running mean."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    names = list(dict.fromkeys(name for row in rows for name in ("loss", *row) if name not in ("step", "epoch")))
+    names = list(dict.fromkeys(name for row in rows for name in ("loss", *row) if name not in ("step", "epoch")))[:PANELS]
     columns = min(3, max(len(names), 1))
     lines = math.ceil(len(names) / columns) or 1
     figure = Figure(figsize=(3.6 * columns, 0.5 + 2.5 * lines), layout="constrained")
@@ -74,7 +78,7 @@ def curves(folder: Path) -> Path:
         axes.plot(steps, values, linewidth=0.5, alpha=0.4)
         axes.plot(steps, smooth, linewidth=1.5, color="C0")
         axes.grid(alpha=0.25)
-        axes.set_title(f"{name}   {smooth[-1]:.3g}", fontsize=9, loc="left")
+        axes.set_title(printable(f"{name}   {smooth[-1]:.3g}"), fontsize=9, loc="left", parse_math=False)
         axes.set_xlabel("step", fontsize=7)
     return _save(figure, folder / "curves.png")
 

@@ -142,7 +142,7 @@ class ImageFolder(ImageSource):
             return
         with os.scandir(folder) as entries:
             for entry in entries:
-                if _passed_over(entry.name) or (entry.is_symlink() and not self.follow_links and self._leads_out(entry.path)):
+                if _passed_over(entry.name) or (entry.is_symlink() and not self._leads_to_something(entry.path)):
                     continue
                 if entry.is_dir():
                     yield from self._walk(Path(entry.path), f"{prefix}{entry.name}/", above | {real}, others)
@@ -151,8 +151,9 @@ class ImageFolder(ImageSource):
                 else:
                     others[ending] += 1
 
-    def _leads_out(self, link: str) -> bool:
-        return not Path(os.path.realpath(link)).is_relative_to(self._inside)
+    def _leads_to_something(self, link: str) -> bool:
+        """That may be read: inside the half, or anywhere where `follow_links`."""
+        return os.path.exists(link) and (self.follow_links or Path(os.path.realpath(link)).is_relative_to(self._inside))
 
     def stored(self, index: int) -> Path:
         """The image as it is stored."""
