@@ -6,8 +6,6 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-import entrypoints
-
 from sslkit import source
 from sslkit.errors import PluginError
 from sslkit.signature import Signature, advice, read_class, sentence, written
@@ -83,6 +81,8 @@ def find(kind: str, name: str) -> Part:
 @functools.cache
 def discover() -> tuple[Part, ...]:
     """Read the entry points of every distribution on sys.path, once."""
+    import entrypoints
+
     found: dict[tuple[str, str, str], Part] = {}
     try:
         for config, distribution in entrypoints.iter_files_distros():

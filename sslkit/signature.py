@@ -11,10 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import annotated_types
 import pydantic
-import pydantic.fields
-from typing_extensions import TypedDict
 
 from sslkit.errors import PluginError, printable
 from sslkit.source import is_foreign, is_literal
@@ -70,6 +67,8 @@ class Signature:
         return options, faults
 
     def _adapter(self, names: Iterable[str]) -> pydantic.TypeAdapter:
+        from typing_extensions import TypedDict
+
         return pydantic.TypeAdapter(TypedDict("Options", {name: self.options[name].annotation for name in names}))  # type: ignore[operator]
 
 
@@ -141,9 +140,12 @@ def describe(annotation: Any) -> str:
 
 
 def _bounds(metadata: Iterable[Any]) -> dict[str, Any]:
+    import annotated_types
+    from pydantic.fields import FieldInfo
+
     bounds: dict[str, Any] = {}
     for item in metadata:
-        if isinstance(item, pydantic.fields.FieldInfo):
+        if isinstance(item, FieldInfo):
             bounds |= _bounds(item.metadata)
         elif isinstance(item, annotated_types.GroupedMetadata):
             bounds |= _bounds(item)
