@@ -1,6 +1,7 @@
 """Where the time of a training step goes: seconds by section, a verdict with its remedy, and a trace."""
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -181,6 +182,7 @@ def measure(run: Run, steps: int, trace: Path | None = None) -> Profile:
         watch.exact = False
         busy = None
         if trace is not None:
+            os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it says on stderr that it starts and stops
             activities = [torch.profiler.ProfilerActivity.CPU]
             if run.device.type == "cuda":
                 activities.append(torch.profiler.ProfilerActivity.CUDA)

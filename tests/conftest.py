@@ -86,9 +86,10 @@ def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) ->
     assert not different
 
 
-def start(*arguments: object, torchrun: int = 0) -> subprocess.Popen:
+def start(*arguments: object, torchrun: int = 0, restarts: int = 0) -> subprocess.Popen:
     """`python -m sslkit …`, or `torchrun --standalone … -m sslkit …`, with one thread to each process."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={torchrun}"] if torchrun else []
+    options = ["--standalone", f"--nproc-per-node={torchrun}", f"--max-restarts={restarts}"]
+    launcher = ["-m", "torch.distributed.run", *options] if torchrun else []
     return subprocess.Popen(
         [sys.executable, *launcher, "-m", "sslkit", *map(str, arguments)],
         stdout=subprocess.PIPE,

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -53,9 +54,9 @@ def ranks(tmp_path):
     return run
 
 
-def some_steps(path, folder) -> None:
+def some_steps(path, folder, *more: str) -> None:
     """Three steps, with everything that is compared written down under this rank's name."""
-    made = build(recipe.read(path, overrides=(WITHOUT_BATCH_NORM,)))
+    made = build(recipe.read(path, overrides=(WITHOUT_BATCH_NORM, *more)))
     picks, draw = [], made.method.sampler.draw
 
     def noted(*given, **options):
@@ -69,25 +70,32 @@ def some_steps(path, folder) -> None:
         losses.append(distributed.mean(step.loss))
         indices.append(step.index)
     gradients = {f"gradient.{name}": value.grad for name, value in made.method.named_parameters()}
-    found = {"picks": torch.stack(picks), "losses": torch.stack(losses), "indices": torch.stack(indices)} | gradients
+    found = {"picks": torch.cat(picks, 1), "losses": torch.stack(losses), "indices": torch.stack(indices)} | gradients
     tensors = {name: value.contiguous() for name, value in (found | made.method.state_dict()).items()}
     save_file(tensors, folder / f"{distributed.world()}-{distributed.rank()}.safetensors")
 
 
-def test_two_ranks_train_as_one_process_with_the_joined_batch(ranks, tiny, tmp_path):
+@pytest.mark.parametrize(("count", "accumulate"), [(2, 1), (4, 1), (1, 4), (2, 2)])
+def test_ranks_and_accumulated_parts_train_as_one_process_with_the_joined_batch(ranks, tiny, tmp_path, count, accumulate):
     some_steps(tiny, tmp_path)
-    assert ranks(lambda folder: some_steps(tiny, folder)) == [0, 0]
-    one, first, second = (load_file(tmp_path / f"{name}.safetensors") for name in ("1-0", "2-0", "2-1"))
+    (tmp_path / "1-0.safetensors").rename(tmp_path / "one.safetensors")
+    assert ranks(lambda folder: some_steps(tiny, folder, f"train.accumulate={accumulate}"), count) == [0] * count
+    one, *all_ranks = (load_file(tmp_path / f"{name}.safetensors") for name in ("one", *(f"{count}-{n}" for n in range(count))))
 
-    assert torch.equal(torch.cat([first.pop("indices"), second.pop("indices")], 1), one.pop("indices"))
-    picks = first.pop("picks"), second.pop("picks")
-    assert not torch.equal(*picks), "each rank draws negatives of its own"
-    assert torch.equal(torch.cat(picks, 2), one.pop("picks")), "and together they are those of one process"
+    assert torch.equal(torch.cat([rank.pop("indices") for rank in all_ranks], 1), one.pop("indices"))
+    picks = one.pop("picks")
+    drawn = [rank.pop("picks") for rank in all_ranks]
+    if accumulate == 1:
+        by_step = [rank.unflatten(1, (3, -1)) for rank in drawn]
+        assert not torch.equal(*by_step[:2]), "each rank draws negatives of its own"
+        assert torch.equal(torch.cat(by_step, 2).flatten(1, 2), picks), "and together they are those of one process"
 
-    assert first.keys() == second.keys() == one.keys()
-    for name, value in first.items():
-        assert torch.equal(value, second[name]), f"{name} is one on all ranks"
-        torch.testing.assert_close(value, one[name], rtol=1e-4, atol=1e-5 if name.startswith("gradient") else 1e-6)
+    for number, rank in enumerate(all_ranks):
+        assert rank.keys() == one.keys()
+        for name, value in rank.items():
+            assert torch.equal(value, all_ranks[0][name]), f"{name} is one on all ranks, not another on {number}"
+            torch.testing.assert_close(value, one[name], rtol=1e-4, atol=1e-5 if name.startswith("gradient") else 1e-6)
+    first = all_ranks[0]
     torch.testing.assert_close(first["sampler.bank"].norm(dim=1), torch.ones(24))
     assert first["loss.frozen"]
 
@@ -193,6 +201,60 @@ def test_two_devices_stopped_then_resumed_under_torchrun_end_as_one_process(imag
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5)
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == 6
+
+
+def worker_pids(launcher: int) -> list[int]:
+    """The processes that train below a launcher."""
+    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
+    return [int(pid) for pid in children if b"sslkit" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the processes below /proc")
+@pytest.mark.parametrize("launcher", ["devices", "torchrun"])
+def test_a_rank_that_is_killed_is_started_again_and_the_run_goes_on_from_its_checkpoint(images, tmp_path, launcher):
+    path, runs = tmp_path / "tiny.yaml", tmp_path / "runs"
+    path.write_text(TINY.format(root=images))
+    arguments = ("train", path, "--set", "train.save_minutes=0", "--set", "train.epochs=12", "--runs")
+    process = start(*arguments, runs, "--devices", 2) if launcher == "devices" else start(*arguments, runs, torchrun=2, restarts=1)
+    metrics = runs / "tiny" / "latest" / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and len(metrics.read_text().splitlines()) >= 4):
+        time.sleep(0.001)
+    first = worker_pids(process.pid)
+    assert len(first) == 2
+    os.kill(first[1], signal.SIGKILL)
+    code, out, err = finish(process, 120)
+    assert code == 0, err
+    assert out.count("resumed at step ") == 1 and "Traceback" not in err
+    (folder,) = {path.resolve() for path in (runs / "tiny").iterdir()}
+
+    unbroken = start(*arguments, tmp_path / "unbroken", "--devices", 2)
+    assert finish(unbroken, 120)[0] == 0
+    expected = (tmp_path / "unbroken" / "tiny" / "latest").resolve()
+    for file in ("metrics.jsonl", "encoder.safetensors"):
+        assert (folder / file).read_bytes() == (expected / file).read_bytes()
+
+
+def test_a_fault_that_no_restart_mends_ends_all_processes_at_once(tiny, tmp_path):
+    code, _, err = finish(start("train", tiny, "--devices", 2, "--set", "transform.patch=30", "--runs", tmp_path / "runs"))
+    assert code == 2
+    assert err.startswith("transform.patch  30 pixels do not fit into a cell of 16") and len(err.splitlines()) == 1
+
+
+def test_processes_whose_launcher_is_gone_save_and_stop(images, tmp_path):
+    path, runs = tmp_path / "tiny.yaml", tmp_path / "runs"
+    path.write_text(TINY.format(root=images))
+    process = start("train", path, "--set", "train.epochs=1000", "--runs", runs, "--devices", 2)
+    metrics = runs / "tiny" / "latest" / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and len(metrics.read_text().splitlines()) >= 2):
+        time.sleep(0.001)
+    workers = worker_pids(process.pid)
+    process.kill()
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{pid}").exists() for pid in workers):
+        assert time.monotonic() < deadline, "they go on for ever"
+        time.sleep(0.1)
+    process.communicate()
+    assert checkpoint.newest(metrics.parent)[1]["step"] >= 2
 
 
 def test_synchronised_batch_norm_without_gpus_is_refused(ranks, tiny, capfd):
