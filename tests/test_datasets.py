@@ -9,11 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import torchvision
 from PIL import Image
 
+from sslkit.data import Loader
 from sslkit.errors import DataError
-from sslkit_plugins.datasets import Cifar10, Cifar100, ImageFolder, ImageNet, Npz, Stl10, decode
+from sslkit_plugins.datasets import Cifar10, Cifar100, ImageFolder, ImageNet, Npz, Stl10, decode, decode_pixels
+from sslkit_plugins.npid import Augment
+from sslkit_plugins.pirl import Jigsaw, Rotation
 from sslkit_plugins.shapes import CLASSES, Shapes
 
 CIFAR_JPEG = Path("/work/shared/data/cifar10_jpeg")
@@ -267,6 +271,98 @@ def test_bombs_raise(monkeypatch, limit):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
     with pytest.raises((Image.DecompressionBombError, Image.DecompressionBombWarning)):
         decode(coded(Image.new("RGB", (5, 5)), "PNG"))
+
+
+# ----------------------------------------------------------------------------------------------------------------- pixels
+
+
+def picture(width: int, height: int) -> Image.Image:
+    """Soft colours: what JPEG stores well, so that a reduced one can be compared."""
+    noise = np.random.default_rng(0).integers(0, 256, (3, 4, 3), dtype=np.uint8)
+    return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def whole(width: int, height: int) -> float:
+    return 1
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK", "P", "RGBA", "1"])
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_pixels_are_those_of_the_image(mode, file_format):
+    if (file_format, mode) in {("JPEG", "P"), ("JPEG", "RGBA"), ("JPEG", "1"), ("PNG", "CMYK")}:
+        pytest.skip("the format has no such mode")
+    stored = picture(37, 21).convert("RGB" if (file_format, mode) == ("WEBP", "CMYK") else mode)
+    file = coded(stored, file_format)
+    values, width, height = decode_pixels(file, whole)
+    assert (width, height) == (37, 21) and values.dtype == torch.uint8
+    assert np.array_equal(values.permute(1, 2, 0), decode(file))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("reduction", [1, 2])
+def test_pixels_are_upright(orientation, reduction):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = coded(picture(320, 160), "JPEG", exif=exif)
+    asked = []
+    values, width, height = decode_pixels(file, lambda *size: asked.append(size) or reduction)
+    shown = decode(file)
+    assert (width, height) == shown.size and asked == [shown.size]
+    assert values.shape == (3, height // reduction, width // reduction)
+    assert np.abs(values.permute(1, 2, 0).numpy().astype(int) - np.asarray(shown.reduce(reduction), int)).mean() < 3
+
+
+@pytest.mark.parametrize(("reduction", "divisor"), [(0.3, 1), (1.9, 1), (2, 2), (3.9, 2), (5, 4), (100, 8)])
+def test_jpeg_is_decoded_smaller_but_never_too_small(reduction, divisor):
+    file = coded(picture(403, 301), "JPEG")
+    values, width, height = decode_pixels(file, lambda width, height: reduction)
+    assert (width, height) == (403, 301) and values.shape == (3, -(-301 // divisor), -(-403 // divisor))
+    assert decode_pixels(coded(picture(403, 301), "PNG"), lambda width, height: reduction).values.shape == (3, 301, 403)
+
+
+@pytest.mark.parametrize("cut", [0.5, 0.98])
+@pytest.mark.parametrize("reduction", [1, 2])
+def test_pixels_of_a_file_that_is_cut_off_raise(cut, reduction):
+    """What Pillow says, with either decoder."""
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    file = coded(noise, "JPEG").getvalue()
+    with pytest.raises(OSError, match="truncated"):
+        decode_pixels(io.BytesIO(file[: int(cut * len(file))]), lambda width, height: reduction)
+
+
+def test_pixels_of_bombs_and_of_broken_exif(monkeypatch):
+    assert decode_pixels(coded(picture(8, 8), "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff"), whole).width == 8
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40)
+    with pytest.raises((Image.DecompressionBombError, Image.DecompressionBombWarning)):
+        decode_pixels(coded(picture(8, 8), "JPEG"), whole)
+
+
+@pytest.mark.parametrize("transform", [Jigsaw(size=48, resize=51, patch=12), Augment(size=32), Rotation(size=32)])
+def test_views_of_reduced_images_are_the_same_and_none_is_enlarged(tmp_path, transform):
+    """A large photo: where its crops are large, it is decoded smaller, and the views show the same."""
+    picture(640, 480).save(tmp_path / "photo.jpg", quality=95)
+    source, reduced = ImageFolder("pretrain", root=str(tmp_path)), 0
+    for seed in range(40):
+        pixels = transform.fetch(source, 0, np.random.default_rng(seed))
+        divisor = round(640 / pixels.values.shape[2])
+        boxes = transform.boxes(640, 480, np.random.default_rng(seed))
+        for (left, top, right, bottom), (size, _) in zip(boxes, transform.crops, strict=True):
+            assert divisor == 1 or min(right - left, bottom - top) >= divisor * size
+        sample = transform(pixels, np.random.default_rng(seed))
+        other = transform(source.image(0), np.random.default_rng(seed))
+        for name, view in sample.views.items():
+            assert (view.float() - other.views[name].float()).abs().mean() < 3
+        reduced += divisor > 1
+    assert reduced > 10
+
+
+def test_batches_of_reduced_images_do_not_depend_on_workers(tmp_path):
+    for number in range(4):
+        picture(320 + number, 240).save(tmp_path / f"{number}.jpg")
+    source = ImageFolder("pretrain", root=str(tmp_path))
+    runs = [list(Loader(source, Augment(size=32), batch_size=2, seed=0, workers=workers).batches(0, 4)) for workers in (0, 2)]
+    for first, second in zip(*runs, strict=True):
+        assert torch.equal(first.views["image"], second.views["image"]) and torch.equal(first.index, second.index)
 
 
 # ----------------------------------------------------------------------------------------------------------------- arrays

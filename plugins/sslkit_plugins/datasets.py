@@ -56,7 +56,8 @@ def decode_pixels(file: Path | io.BytesIO, reduction: Callable[[int, int], float
         turn = opened.getexif().get(ExifTags.Base.Orientation, 1)
         width, height = opened.size if turn not in (5, 6, 7, 8) else opened.size[::-1]
         if opened.format == "JPEG":
-            divisor = max(divisor for divisor in (1, 2, 4, 8) if divisor <= max(1, reduction(width, height)))
+            allowed = max(1, reduction(width, height))
+            divisor = max(divisor for divisor in (1, 2, 4, 8) if divisor <= allowed)
             if divisor > 1:
                 opened.draft(None, (opened.width // divisor, opened.height // divisor))
             elif opened.mode == "RGB" and turn == 1:

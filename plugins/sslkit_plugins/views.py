@@ -64,11 +64,11 @@ SimCLR's list at strength 1); `npid`: Wu et al. 2018; `gray`: VISSL's Jigsaw; `n
 def crop_box(width: int, height: int, rng: np.random.Generator, min_area: float) -> tuple[int, int, int, int]:
     """(left, top, right, bottom) of a random resized crop, distributed as torchvision's: area `min_area` … 1, ratio 3/4 … 4/3."""
     for _ in range(10):
-        area = width * height * rng.uniform(min_area, 1)
-        ratio = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
+        area = width * height * (min_area + (1 - min_area) * rng.random())
+        ratio = 3 / 4 * (16 / 9) ** rng.random()
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
-            left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
+            left, top = int((width - w + 1) * rng.random()), int((height - h + 1) * rng.random())
             return left, top, left + w, top + h
     w, h = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
     left, top = (width - w) // 2, (height - h) // 2
