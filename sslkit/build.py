@@ -128,19 +128,11 @@ def make_method(recipe: Recipe, transform: PretextTransform, num_images: int) ->
     return make(recipe.method, parts=Parts(encoder, heads, sampler, make(recipe.loss)))
 
 
-def cannot_be_shared(images: int, processes: int, accumulate: int) -> str:
-    """What is told where a batch does not divide."""
-    parts = f" in {accumulate} parts" if accumulate > 1 else ""
-    return f"{images} images cannot be shared by {processes} processes{parts}; take a multiple of {processes * accumulate}"
-
-
 def build(recipe: Recipe) -> Run:
     """Make everything. Raises RecipeError or DataError with the sentence for the user; writes nothing."""
     chosen, world = recipe.train, distributed.world()
     device = pick_device(chosen.device)
-    shares = world * chosen.accumulate
-    if chosen.batch_size % shares:
-        raise RecipeError(Fault("train.batch_size", cannot_be_shared(chosen.batch_size, world, chosen.accumulate)))
+    at_once = chosen.share(world)
     if chosen.sync_batchnorm and world > 1 and device.type != "cuda":
         raise RecipeError(Fault("train.sync_batchnorm", f"PyTorch has it on GPUs alone, not on '{device.type}'; set it to false"))
     if chosen.deterministic:
@@ -150,7 +142,7 @@ def build(recipe: Recipe) -> Run:
     loader = Loader(
         source,
         transform,
-        batch_size=chosen.batch_size // shares,
+        batch_size=at_once,
         seed=chosen.seed,
         workers=auto_workers(device.type) if chosen.workers == "auto" else chosen.workers,
         rank=distributed.rank(),

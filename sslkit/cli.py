@@ -162,6 +162,7 @@ def train(
     from sslkit import distributed
 
     if devices is not None and devices > 1 and not distributed.launched():
+        made.train.share(devices)
         raise typer.Exit(distributed.launch(devices, sys.argv[1:]))
     if profile:
         _profile(made, runs)

@@ -99,20 +99,14 @@ def plan(recipe: Recipe, *, images: int | None = None, devices: int = 1) -> Plan
     """Shapes, parameters, memory, steps, rates and time. `devices` shares the batch; `images` stands for a data set not at hand."""
     result, chosen = Plan(), recipe.train
     count, how = (images, "as told") if images is not None else count_images(recipe)
-    if chosen.batch_size % devices:
-        raise RecipeError(
-            Fault(
-                "train.batch_size",
-                f"{chosen.batch_size} images cannot be shared by {devices} devices; take a multiple of {devices}",
-            )
-        )
+    at_once = chosen.share(devices)
     if count < chosen.batch_size:
         raise RecipeError(Fault("train.batch_size", f"{chosen.batch_size} is more than the {count} images there are"))
     per_device, steps_per_epoch = chosen.batch_size // devices, count // chosen.batch_size
     device = pick_device(chosen.device)
     precision = pick_precision(chosen.precision, device)
     transform = make_transform(recipe)
-    probed = min(per_device, 64 if device.type == "cuda" else 8)
+    probed = min(at_once, 64 if device.type == "cuda" else 8)
     method = make_method(recipe, transform, min(count, LARGEST_BANK)).to(device)
     if chosen.channels_last:
         method.to(memory_format=torch.channels_last)
@@ -147,7 +141,8 @@ def plan(recipe: Recipe, *, images: int | None = None, devices: int = 1) -> Plan
     result.add(
         "schedule",
         "batch",
-        f"{chosen.batch_size} in all, {per_device} on each of {devices} {device.type} device{'s' if devices > 1 else ''}",
+        f"{chosen.batch_size} in all, {per_device} on each of {devices} {device.type} device{'s' if devices > 1 else ''}"
+        + (f", {at_once} at once" if chosen.accumulate > 1 else ""),
     )
     result.add("schedule", "steps", f"{steps_per_epoch:,} an epoch × {chosen.epochs} epochs = {steps:,}")
     result.add("schedule", "learning rate", ", ".join(f"{rate:.3g} at step {step:,}" for step, rate in rates.items()))
@@ -159,7 +154,7 @@ def plan(recipe: Recipe, *, images: int | None = None, devices: int = 1) -> Plan
 
     state = [value for values in optimizer.state.values() for value in values.values() if isinstance(value, Tensor)]
     weights = 8 * _parameters(method) + sum(value.numel() * value.element_size() for value in state)
-    held = {"weights, gradients and optimizer": weights, "activations": activations / probed * per_device, "memory bank": bank}
+    held = {"weights, gradients and optimizer": weights, "activations": activations / probed * at_once, "memory bank": bank}
     for what, size in held.items():
         result.add("memory per device, estimated", what, megabytes(size))
     result.add("memory per device, estimated", "together", megabytes(sum(held.values())))

@@ -85,6 +85,15 @@ class Train:
     unreadable: NonNegativeInt = 10
     deterministic: bool = False
 
+    def share(self, processes: int) -> int:
+        """How many images one process computes at once. RecipeError where the batch does not divide."""
+        shares = processes * self.accumulate
+        if self.batch_size % shares:
+            parts = f" in {self.accumulate} parts" if self.accumulate > 1 else ""
+            fault = f"{self.batch_size} images cannot be shared by {processes} processes{parts}; take a multiple of {shares}"
+            raise RecipeError(Fault("train.batch_size", fault))
+        return self.batch_size // shares
+
 
 SETTINGS: dict[str, type] = {"optimizer": Optimizer, "schedule": Schedule, "train": Train}
 SECTIONS = ("name", *PARTS, *SETTINGS)

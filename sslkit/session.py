@@ -41,7 +41,8 @@ def read(steps: list[trainer.Step]) -> list[Row]:
 
 REMEDY = (
     "Nothing was saved after it; lower the rate (--set optimizer.lr=…), warm up (--set schedule.warmup_epochs=…), clip "
-    "(--set train.clip_grad=1.0) or pass over such steps (--set train.on_nan=skip), then start anew, or write it into {0}/recipe.yaml and go on: sslkit train --resume {0}"
+    "(--set train.clip_grad=1.0) or pass over such steps (--set train.on_nan=skip), then start anew, or write it into {0}/recipe.yaml "
+    "and go on: sslkit train --resume {0}"
 )
 
 

@@ -83,7 +83,7 @@ def test_warm_up_shows_in_the_rates():
 @pytest.mark.parametrize(
     "words, sentence",
     [
-        (["--devices", "3"], "cannot be shared by 3 devices; take a multiple of 3"),
+        (["--devices", "3"], "cannot be shared by 3 processes; take a multiple of 3"),
         (["--images", "1000"], "1024 is more than the 1000 images there are"),
         (["--set", "train.device=mps"], "this machine has no 'mps' device"),
         (["--set", "data.use=image_folder", "--set", "data.root=gone"], "the folder of images gone does not exist"),
