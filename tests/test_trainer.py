@@ -1,12 +1,14 @@
 """The loop: reproducible, the memory written once a step with f alone, and nothing printed or saved."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import assert_same, everything
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sslkit.errors import DataError
 from sslkit.trainer import fill_memory, train
@@ -122,3 +124,32 @@ def test_gradients_are_clipped_and_their_norm_told(make):
     assert step.metrics["gradient_norm"] > 0.01
     norm = torch.stack([p.grad.norm() for p in run.method.parameters() if p.grad is not None]).norm()
     torch.testing.assert_close(norm, torch.tensor(0.01), rtol=1e-3, atol=0)
+
+
+class NothingRead(TorchDispatchMode):
+    """Fails where a number is brought from a tensor to Python, which on a GPU waits for all that was asked of it before."""
+
+    reads = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default, torch.ops.aten.equal.default)
+
+    def __torch_dispatch__(self, operation, types, given=(), options=None):
+        assert operation not in self.reads, operation
+        return operation(*given, **(options or {}))
+
+
+@pytest.mark.parametrize(
+    "settings", [(), ("train.clip_grad=1.0",), ("sampler.negatives=all",), ("train.accumulate=2", "loss.form=info_nce")]
+)
+def test_a_step_reads_no_number_from_the_device(make, monkeypatch, settings):
+    """Views are left out: they draw on the host, by design."""
+    run = make(*settings)
+
+    def finished(self, batch, draws):
+        return replace(batch, views={name: view.float() for name, view in batch.views.items()})
+
+    monkeypatch.setattr(type(run.transform), "on_device", finished)
+    steps = train(run)
+    for _ in range(2):  # the official constant is looked up once after it was frozen
+        next(steps)
+    with NothingRead():
+        for _ in range(3):
+            next(steps)
