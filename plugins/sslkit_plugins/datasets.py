@@ -16,7 +16,7 @@ import torch
 import torchvision
 from PIL import ExifTags, Image, ImageOps
 from PIL.ImageFile import ImageFile
-from torchvision.io import ImageReadMode, decode_jpeg
+from torchvision.io import ImageReadMode, decode_jpeg, decode_webp
 
 from sslkit.errors import DataError, printable
 from sslkit.interfaces import ImageSource, Pixels
@@ -24,6 +24,9 @@ from sslkit.interfaces import ImageSource, Pixels
 ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
 """What a file may hold, whatever its name says; Pillow would hand PostScript to Ghostscript, which runs it."""
+
+FASTER = {"JPEG": decode_jpeg, "WEBP": decode_webp}
+"""Formats that torchvision decodes faster than Pillow."""
 
 ARRAYS = ("images", "labels", "label", "classes", "jpeg", "offset")
 """What is read of an archive, under these names and the same with `_val` behind them."""
@@ -47,7 +50,7 @@ def decode(file: Path | io.BytesIO) -> Image.Image:
 
 
 def decode_pixels(file: Path | io.BytesIO, reduction: Callable[[int, int], float]) -> Pixels:
-    """What `decode` makes of a file, faster: upright RGB JPEG by torchvision, to the same values.
+    """What `decode` makes of a file, faster: JPEG and WebP that are upright and RGB by torchvision, to the same values.
 
     JPEG whose sides `reduction(width, height)` allows to be divided by 2, 4 or 8 is decoded to that size, by Pillow.
     """
@@ -55,15 +58,14 @@ def decode_pixels(file: Path | io.BytesIO, reduction: Callable[[int, int], float
     with _opened(stream) as opened:
         turn = opened.getexif().get(ExifTags.Base.Orientation, 1)
         width, height = opened.size if turn not in (5, 6, 7, 8) else opened.size[::-1]
-        if opened.format == "JPEG":
-            allowed = max(1, reduction(width, height))
-            divisor = max(divisor for divisor in (1, 2, 4, 8) if divisor <= allowed)
-            if divisor > 1:
-                opened.draft(None, (opened.width // divisor, opened.height // divisor))
-            elif opened.mode == "RGB" and turn == 1:
-                with contextlib.suppress(RuntimeError):  # Pillow then says what is wrong with the file.
-                    data = torch.frombuffer(stream.getbuffer(), dtype=torch.uint8)
-                    return Pixels(decode_jpeg(data, ImageReadMode.RGB), width, height)
+        allowed = max(1, reduction(width, height))
+        divisor = max(divisor for divisor in (1, 2, 4, 8) if divisor <= allowed)
+        if divisor > 1 and opened.format == "JPEG":
+            opened.draft(None, (opened.width // divisor, opened.height // divisor))
+        elif opened.format in FASTER and opened.mode == "RGB" and turn == 1:
+            with contextlib.suppress(RuntimeError):  # Pillow then says what is wrong with the file.
+                data = torch.frombuffer(stream.getbuffer(), dtype=torch.uint8)
+                return Pixels(FASTER[opened.format](data, ImageReadMode.RGB), width, height)
         return Pixels(Pixels.of(_shown(opened)).values, width, height)
 
 
