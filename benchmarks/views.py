@@ -9,12 +9,14 @@ thread, the least of several repeats, what is compared taking turns.
 
 import argparse
 import contextlib
+import importlib
 import io
 import random
 import shutil
 import statistics
 import tempfile
 import time
+import warnings
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -24,7 +26,6 @@ import numpy as np
 import torch
 from PIL import Image, ImageEnhance, ImageOps
 from torchvision import transforms as T
-from torchvision.io import ImageReadMode, decode_image
 
 from sslkit.data import Loader
 from sslkit.interfaces import Batch, Draws
@@ -197,27 +198,36 @@ def decoders(images: list[Image.Image], repeats: int) -> None:
                 opened.draft("RGB", (opened.width // divisor, opened.height // divisor))
             return np.asarray(opened.convert("RGB"))
 
+    def with_torch(library: str) -> Callable[[bytes], object]:
+        module = importlib.import_module(library)
+        return lambda file: module.decode_image(torch.frombuffer(bytearray(file), dtype=torch.uint8), module.ImageReadMode.RGB)
+
+    def opencv() -> Callable[[bytes], object]:
+        module = importlib.import_module("cv2")
+        module.setNumThreads(1)
+        return lambda file: module.imdecode(np.frombuffer(file, np.uint8), module.IMREAD_COLOR_RGB)
+
+    def simplejpeg() -> Callable[[bytes], object]:
+        module = importlib.import_module("simplejpeg")
+        return lambda file: module.decode_jpeg(file, "RGB")
+
     ways: dict[str, Callable[[bytes], object]] = {
         "Pillow": pillow,
-        "torchvision": lambda file: decode_image(torch.frombuffer(bytearray(file), dtype=torch.uint8), ImageReadMode.RGB),
+        "draft 1/2": lambda file: pillow(file, 2),
+        "draft 1/4": lambda file: pillow(file, 4),
         "decode_pixels": lambda file: decode_pixels(io.BytesIO(file), lambda width, height: 1),
-        "Pillow, draft 1/2": lambda file: pillow(file, 2),
-        "Pillow, draft 1/4": lambda file: pillow(file, 4),
     }
-    try:
-        import cv2
-
-        cv2.setNumThreads(1)
-        ways["OpenCV"] = lambda file: cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_COLOR_RGB)
-    except ImportError:
-        pass
-    try:
-        import simplejpeg
-
-        ways["simplejpeg"] = lambda file: simplejpeg.decode_jpeg(file, "RGB")
-    except ImportError:
-        pass
-    print(f"{'ms/image':14}", *(f"{name:>18}" for name in ways))
+    others = {
+        "torchvision": lambda: with_torch("torchvision.io"),
+        "TorchCodec": lambda: with_torch("torchcodec.decoders"),
+        "OpenCV": opencv,
+        "simplejpeg": simplejpeg,
+    }
+    for name, make in others.items():
+        with contextlib.suppress(ImportError):
+            ways[name] = make()
+    warnings.filterwarnings("ignore", ".*TorchCodec", UserWarning)
+    print(f"{'ms/image':14}", *(f"{name:>14}" for name in ways))
     for side in (160, 500, 2000):
         for file_format, options in (("JPEG", {"quality": 90}), ("PNG", {}), ("WEBP", {"quality": 90})):
             if (side, file_format) in ((2000, "PNG"), (2000, "WEBP")):
@@ -233,7 +243,7 @@ def decoders(images: list[Image.Image], repeats: int) -> None:
                 if file_format == "JPEG" or not ("draft" in name or name == "simplejpeg")
             }
             found = least(repeats, **usable)
-            cells = (f"{1000 * found[name] / len(files):18.2f}" if name in found else f"{'':18}" for name in ways)
+            cells = (f"{1000 * found[name] / len(files):14.2f}" if name in found else f"{'':14}" for name in ways)
             print(f"{side:5} {file_format:8}", *cells)
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 
 from sslkit.data import Loader
 from sslkit.errors import DataError
+from sslkit_plugins import datasets
 from sslkit_plugins.datasets import Cifar10, Cifar100, ImageFolder, ImageNet, Npz, Stl10, decode, decode_pixels
 from sslkit_plugins.npid import Augment
 from sslkit_plugins.pirl import Jigsaw, Rotation
@@ -297,6 +298,14 @@ def test_pixels_are_those_of_the_image(mode, file_format):
     values, width, height = decode_pixels(file, whole)
     assert (width, height) == (37, 21) and values.dtype == torch.uint8
     assert np.array_equal(values.permute(1, 2, 0), decode(file))
+
+
+def test_pixels_need_no_other_decoder_than_pillow(monkeypatch):
+    file = coded(picture(37, 21), "JPEG")
+    assert set(datasets.FASTER) == {"JPEG", "WEBP"}
+    faster = decode_pixels(file, whole)
+    monkeypatch.setattr(datasets, "FASTER", {})
+    assert torch.equal(decode_pixels(file, whole).values, faster.values)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

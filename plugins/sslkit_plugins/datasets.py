@@ -1,6 +1,7 @@
 """Data sets: folders of images, arrays, and the customary sets."""
 
 import contextlib
+import importlib
 import io
 import math
 import os
@@ -8,6 +9,7 @@ import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,7 +18,7 @@ import torch
 import torchvision
 from PIL import ExifTags, Image, ImageOps
 from PIL.ImageFile import ImageFile
-from torchvision.io import ImageReadMode, decode_jpeg, decode_webp
+from torch import Tensor
 
 from sslkit.errors import DataError, printable
 from sslkit.interfaces import ImageSource, Pixels
@@ -24,9 +26,6 @@ from sslkit.interfaces import ImageSource, Pixels
 ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
 """What a file may hold, whatever its name says; Pillow would hand PostScript to Ghostscript, which runs it."""
-
-FASTER = {"JPEG": decode_jpeg, "WEBP": decode_webp}
-"""Formats that torchvision decodes faster than Pillow."""
 
 ARRAYS = ("images", "labels", "label", "classes", "jpeg", "offset")
 """What is read of an archive, under these names and the same with `_val` behind them."""
@@ -36,6 +35,20 @@ GENEROUS = 1 << 30
 RATIO = 100
 """An archive that unpacks to more than GENEROUS and more than this many times its size is a bomb."""
 MOST_CLASSES = 1_000_000
+
+
+def _faster_decoders() -> dict[str, Callable[[Tensor], Tensor]]:
+    """By format, what decodes uint8 [bytes] to [3,H,W] faster than Pillow and to the same values: TorchCodec's decoders, or torchvision's,
+    which gives way to it. Either raises RuntimeError on a file that is not whole."""
+    for library in ("torchcodec.decoders", "torchvision.io"):
+        with contextlib.suppress(ImportError, AttributeError, RuntimeError, OSError):
+            module = importlib.import_module(library)
+            mode = module.ImageReadMode.RGB
+            return {"JPEG": partial(module.decode_jpeg, mode=mode), "WEBP": partial(module.decode_webp, mode=mode)}
+    return {}
+
+
+FASTER = _faster_decoders()
 
 
 def decode(file: Path | io.BytesIO) -> Image.Image:
@@ -50,7 +63,7 @@ def decode(file: Path | io.BytesIO) -> Image.Image:
 
 
 def decode_pixels(file: Path | io.BytesIO, reduction: Callable[[int, int], float]) -> Pixels:
-    """What `decode` makes of a file, faster: JPEG and WebP that are upright and RGB by torchvision, to the same values.
+    """What `decode` makes of a file, faster: JPEG and WebP that are upright, RGB and do not move by `FASTER`, to the same values.
 
     JPEG whose sides `reduction(width, height)` allows to be divided by 2, 4 or 8 is decoded to that size, by Pillow.
     """
@@ -62,10 +75,10 @@ def decode_pixels(file: Path | io.BytesIO, reduction: Callable[[int, int], float
         divisor = max(divisor for divisor in (1, 2, 4, 8) if divisor <= allowed)
         if divisor > 1 and opened.format == "JPEG":
             opened.draft(None, (opened.width // divisor, opened.height // divisor))
-        elif opened.format in FASTER and opened.mode == "RGB" and turn == 1:
+        elif opened.format in FASTER and opened.mode == "RGB" and turn == 1 and not getattr(opened, "is_animated", False):
             with contextlib.suppress(RuntimeError):  # Pillow then says what is wrong with the file.
                 data = torch.frombuffer(stream.getbuffer(), dtype=torch.uint8)
-                return Pixels(FASTER[opened.format](data, ImageReadMode.RGB), width, height)
+                return Pixels(FASTER[opened.format](data), width, height)
         return Pixels(Pixels.of(_shown(opened)).values, width, height)
 
 
