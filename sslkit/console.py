@@ -176,7 +176,8 @@ class Training:
     def stopped(self, signal: str) -> None:
         self.close()
         self._say_unreadable()
-        self._say(f"stopped by {signal} after step {self.run.step}, saved; go on with: sslkit train --resume {self.folder}")
+        done = f"after step {self.run.step}, saved" if self.run.step > self.first_step else "before a step was done"
+        self._say(f"stopped by {signal} {done}; go on with: sslkit train --resume {self.folder}")
 
     def done(self, health: Health) -> None:
         """What there is now, and what to do with it."""

@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -93,8 +93,9 @@ AGAIN = 1.0
 
 
 @contextmanager
-def signals() -> Iterator[list[int]]:
-    """Collects the first SIGINT or SIGTERM; one more, later than AGAIN, ends the process at once, as the system would."""
+def signals(nothing_done: Callable[[], bool]) -> Iterator[list[int]]:
+    """Collects the first SIGINT or SIGTERM, which raises Stopped at once where there is nothing to save; one more, later than AGAIN,
+    ends the process, as the system would."""
     caught: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield caught
@@ -106,6 +107,8 @@ def signals() -> Iterator[list[int]]:
         if not caught:
             caught.append(signum)
             first = time.monotonic()
+            if nothing_done():
+                raise Stopped(signum)
         elif time.monotonic() - first > AGAIN:
             signal.signal(signum, signal.SIG_DFL)
             os.kill(os.getpid(), signum)
@@ -128,7 +131,7 @@ def follow(run: Run, folder: Path, health: Health) -> Iterator[tuple[list[Row], 
     board = _tensorboard(folder) if leader else None
     every = 1 if run.device.type == "cpu" else chosen.log_every
     pending: list[trainer.Step] = []
-    saved = time.monotonic()
+    saved, began = time.monotonic(), run.step
 
     def flush() -> tuple[list[Row], list[str]]:
         rows = read(pending)
@@ -146,7 +149,7 @@ def follow(run: Run, folder: Path, health: Health) -> Iterator[tuple[list[Row], 
             health.add(row)
         return rows, told
 
-    with signals() as caught:
+    with signals(lambda: run.step == began) as caught:
         for step in trainer.train(run):
             pending.append(step)
             if len(pending) < every and run.step < run.steps:

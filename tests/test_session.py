@@ -125,12 +125,20 @@ def test_a_second_signal_ends_the_process_at_once_unless_it_is_an_echo(again, co
 import os, signal
 from sslkit import session
 session.AGAIN = {again}
-with session.signals() as caught:
+with session.signals(lambda: False) as caught:
     for _ in range(2):
         os.kill(os.getpid(), signal.SIGINT)
     assert caught == [signal.SIGINT]
 """
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == code
+
+
+def test_a_signal_before_the_first_step_stops_at_once(make):
+    run = make()
+    with pytest.raises(session.Stopped) as stopped, session.signals(lambda: run.step == 0):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1)
+    assert stopped.value.exit_code == 143 and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def test_a_complete_run_says_so(unbroken):
