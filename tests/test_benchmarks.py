@@ -19,3 +19,7 @@ def printed(name, *options):
 @pytest.mark.parametrize(("options", "shown"), [((), "ours, both on one core"), (("--decode",), "WEBP")])
 def test_views(options, shown):
     assert shown in printed("views.py", "--images", "4", "--repeats", "1", *options)
+
+
+def test_step():
+    assert "| tiny | float32 |" in printed("step.py", "--cases", "tiny", "--steps", "2", "--set", "train.precision=fp32")
