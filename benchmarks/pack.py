@@ -28,7 +28,7 @@ WORKERS, BATCH = (0, 2), 50
 TRANSFORM = Jigsaw(size=64, grid=3, resize=64, patch=18)
 
 
-def drawn(count: int = 500) -> list[bytes]:
+def drawn(count: int) -> list[bytes]:
     """JPEG files of 160 px: clouds of many scales, about as large as photographs of that size."""
     rng, files = np.random.default_rng(0), []
     for _ in range(count):
@@ -44,7 +44,7 @@ def drawn(count: int = 500) -> list[bytes]:
 
 def copies(data: Path | None, count: int, folder: Path) -> None:
     """`count` files in ten class folders."""
-    sources = [path.read_bytes() for path in sorted(data.rglob("*.[jJ][pP]*"))] if data else drawn()
+    sources = [path.read_bytes() for path in sorted(data.rglob("*.[jJ][pP]*"))] if data else drawn(min(count, 500))
     for label in range(10):
         (folder / f"class{label}").mkdir(parents=True)
     for number in range(count):
