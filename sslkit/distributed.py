@@ -141,7 +141,7 @@ def joined(device: torch.device) -> Iterator[None]:
         if _first_to_fail(attempt, number) != number:
             raise SystemExit(2) from error
         if lost:
-            reason = str(error).splitlines()[0]
+            reason = re.sub(r"^\[\S+\] ", "", str(error).splitlines()[0]).partition(". ")[0]
             raise LostProcess(
                 f"another process of this run was lost ({reason}); where the launcher does not start all of them again by itself, go on "
                 "with: sslkit train --resume RUN"
