@@ -55,3 +55,8 @@ def test_gpu_without_one(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "| eager: end to end |" in done.stdout and "compiled" not in done.stdout
     assert json.loads((tmp_path / "gpu.json").read_text())["rates"]["eager"]["end to end"]["images_per_second"] > 0
+
+
+def test_kill():
+    said = printed("kill.py", "--kills", "2", "--lives", "2")
+    assert "0 workers: identical" in said and "identical end" in said
