@@ -98,6 +98,15 @@ def test_a_smooth_picture_is_hardly_changed(tmp_path):
     assert difference(image, Image.fromarray(ramp.astype(np.uint8)).resize((437, 256), Image.Resampling.LANCZOS)) < 1
 
 
+def test_a_photograph_is_reduced_as_it_is_decoded_and_looks_the_same(tmp_path):
+    smooth = noise(12, 9).resize((1200, 900), Image.Resampling.BICUBIC)
+    save(smooth, tmp_path / "folder" / "large.jpg", quality=95)
+    Packed.write(str(tmp_path / "folder"), str(tmp_path / "set"), short_side=100)
+    image = Packed("train", root=str(tmp_path / "set")).image(0)
+    assert image.size == (133, 100)
+    assert difference(image, smooth.resize((133, 100), Image.Resampling.LANCZOS)) < 2
+
+
 def test_the_bytes_depend_on_images_and_options_alone(folder, tmp_path):
     for name, workers in (("one", 0), ("two", 2), ("other", 0)):
         Packed.write(str(folder), str(tmp_path / name), short_side=31 if name == "other" else 32, workers=workers)

@@ -263,16 +263,18 @@ class _Coded(Dataset):
 
     def _coded(self, index: int) -> tuple[bytes, bool] | str:
         try:
-            stored, image = self.source.stored(index), self.source.image(index)
-            scale = self.short_side / min(image.size)
+            stored = self.source.stored(index)
+            pixels = self.source.pixels(index, lambda width, height: min(width, height) / (2 * self.short_side))
+            scale = self.short_side / min(pixels.width, pixels.height)
             if stored is not None and scale >= 1:
                 file = stored.read_bytes() if isinstance(stored, Path) else stored.getvalue()
                 with Image.open(io.BytesIO(file)) as opened:
                     if opened.format == "JPEG":
                         return file, True
+            image = Image.fromarray(pixels.values.permute(1, 2, 0).contiguous().numpy())
             if scale < 1:
-                width, height = (max(1, round(side * scale)) for side in image.size)
-                image = image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
+                width, height = (max(1, round(side * scale)) for side in (pixels.width, pixels.height))
+                image = image.resize((width, height), Image.Resampling.LANCZOS)
             out = io.BytesIO()
             image.save(out, "JPEG", quality=self.quality, subsampling=0)
             return out.getvalue(), False
