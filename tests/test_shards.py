@@ -1,8 +1,10 @@
 """A memory bank spread over processes: each holds a block of rows, and all together give what one bank gives to one process."""
 
+import faulthandler
 import math
 import multiprocessing
 import os
+import sys
 
 import pytest
 import torch
@@ -24,12 +26,13 @@ DIM, IMAGES, BATCH, TERMS, STEPS = 6, 43, 8, 2, 3
 
 @pytest.fixture
 def ranks(tmp_path):
-    """`ranks(work, 4)`: `work(folder)` in four processes that have joined; their exit codes. One that hangs fails the test."""
+    """`ranks(work, 4)`: `work(folder)` in four processes that have joined; their exit codes. One that hangs tells where and fails the test."""
 
     def run(work, count: int) -> list[int]:
         store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
 
         def enter(number: int) -> None:
+            faulthandler.dump_traceback_later(50, exit=True, file=sys.__stderr__)
             os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1"}
             os.environ |= {
                 "MASTER_PORT": str(store.port),
