@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -134,6 +135,18 @@ def _whole(item: object) -> object:
     return item
 
 
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Keep SIGCHLD as it is: PyTorch would raise at a lost worker wherever this process happens to be, in the middle of a save for one.
+    Its queue tells as well, within seconds."""
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGCHLD"):
+        yield
+        return
+    before = signal.getsignal(signal.SIGCHLD)
+    yield
+    signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
+
+
 def _deliver(builder: Dataset, orders: Iterable[Any], workers: int, pin: bool = False) -> Iterator[Any]:
     """What `builder` makes of each order, in their sequence, made ahead by `workers` processes. Raises the error for the user that it returns.
 
@@ -152,6 +165,8 @@ def _deliver(builder: Dataset, orders: Iterable[Any], workers: int, pin: bool = 
             multiprocessing_context="fork" if sys.platform == "linux" else "spawn",
             pin_memory=pin,
         )
+    with _undisturbed():
+        made = iter(made)
     try:
         for item in made:
             if isinstance(item, SslkitError):

@@ -9,15 +9,17 @@ import shutil
 import signal
 import struct
 import sys
+import time
 import zipfile
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
+from conftest import TINY, finish, start
 from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner
@@ -729,3 +731,39 @@ def test_the_checkpoints_of_a_run_that_goes_on_are_those_of_one_that_nobody_touc
     for name in ("method.safetensors", "optimizer.safetensors"):
         one, other = (load_file(newest(place) / name) for place in (run_folder, home / "other"))
         assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+# ------------------------------------------------------------------------------------------------------- the system itself
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc for the workers")
+def test_a_loader_worker_that_the_system_kills_ends_the_run_with_a_sentence(images: Path, home: Path) -> None:
+    Path("tiny.yaml").write_text(TINY.format(root=images).replace("epochs: 2", "epochs: 500, save_minutes: 0.005"))
+    process = start("train", "tiny.yaml", "--set", "train.workers=2")
+    try:
+        while not list(home.glob("runs/tiny/latest/checkpoints/step-*")):
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.01)
+        workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(workers[0]), signal.SIGKILL)
+    finally:
+        code, _, errors = finish(process)
+    assert code == 2 and len(errors.splitlines()) == 1, errors
+    assert errors.startswith("a loader process was ended by the system") and "--set train.workers=0" in errors
+    assert checkpoint.newest(home / "runs" / "tiny" / "latest")[2] == []
+
+
+def test_a_clock_that_is_set_back_gives_every_run_a_folder_of_its_own(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("good.yaml").write_text(VALID)
+    made, folders = recipe.read("good.yaml"), []
+    for hour in (12, 11, 11, 12):
+
+        class Clock(datetime):
+            @classmethod
+            def now(cls, *_: object) -> datetime:
+                return datetime(2026, 10, 25, hour, 30)  # noqa: B023
+
+        monkeypatch.setattr(checkpoint, "datetime", Clock)
+        folders.append(checkpoint.new_folder(home / "runs", made))
+        assert (home / "runs" / "tiny" / "latest").resolve() == folders[-1]
+    assert len(set(folders)) == 4
