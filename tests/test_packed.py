@@ -285,6 +285,22 @@ def test_a_full_disk_leaves_nothing(folder, tmp_path, limit):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder"]
 
 
+def test_an_interruption_leaves_nothing(folder, tmp_path):
+    def interrupt(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Packed.write(str(folder), str(tmp_path / "set"), advance=interrupt)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder"]
+
+
+def test_a_worker_that_the_system_ends(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(packed._Coded, "_coded", lambda self, index: os._exit(9))
+    with pytest.raises(DataError, match=r"^a worker was ended by the system, .*; take fewer: --workers 0 \("):
+        Packed.write(str(folder), str(tmp_path / "set"), workers=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder"]
+
+
 # ---------------------------------------------------------------------------------------------------------- damage
 
 
