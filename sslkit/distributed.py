@@ -76,7 +76,9 @@ def launch(devices: int, arguments: list[str]) -> int:
         ended = Path(folder) / "exit"
         os.environ[ENDED] = str(ended)
         try:
-            elastic_launch(config, sys.executable)("-m", "sslkit", *arguments)
+            # A `python -m` of its own would import from the current folder, which may be a stranger's.
+            safe = [] if {"", os.getcwd()} & set(sys.path) else ["-P"]
+            elastic_launch(config, sys.executable)(*safe, "-m", "sslkit", *arguments)
         except SignalException as stopped:
             return int(ended.read_text()) if ended.exists() else 128 + stopped.sigval
         except ChildFailedError as error:
