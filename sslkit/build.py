@@ -158,7 +158,8 @@ def build(recipe: Recipe) -> Run:
     optimizer = make_optimizer(method, recipe.optimizer)
     set_rate = make_schedule(optimizer, recipe.schedule, chosen.epochs, loader.steps_per_epoch)
     if chosen.compile:
-        method.encoder.compile()
+        # One graph for each size of view: the shape of a batch never changes.
+        method.encoder.compile(dynamic=False)
     model = distributed.parallel(method, sync_batchnorm=chosen.sync_batchnorm, device=device)
     return Run(
         recipe,

@@ -223,8 +223,9 @@ def _rehearse(optimizer: torch.optim.Optimizer) -> None:
 
 
 def _save_tensors(tensors: dict[str, Tensor], path: Path, notes: dict[str, str] | None = None) -> None:
-    """Write, and flush to the disk."""
+    """Write, for whom the folder is open, and flush to the disk."""
     save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path, notes)
+    path.chmod(path.parent.stat().st_mode & 0o666)
     with path.open("rb") as file:
         os.fsync(file.fileno())
 

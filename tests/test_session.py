@@ -176,6 +176,7 @@ def test_what_is_in_a_run_folder(unbroken):
         ".safetensors",
         "",
     }
+    assert {path.stat().st_mode & 0o777 for path in unbroken.rglob("*.safetensors")} == {unbroken.stat().st_mode & 0o666}
     environment = json.loads((unbroken / "environment.json").read_text())
     assert environment["processes"] == 1 and environment["precision"] == "float32" and "torch" in environment["packages"]
     encoder = load_file(unbroken / "encoder.safetensors")
