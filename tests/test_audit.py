@@ -161,6 +161,7 @@ def test_the_hook_sees_what_it_is_there_for(place: Path) -> None:
     shutil.rmtree(folder)
 
 
+@pytest.mark.slow
 def test_no_command_unpickles_or_runs_what_it_finds(place: Path, run) -> None:
     work = place / "work"
     plant(work)
