@@ -14,7 +14,7 @@ import torch
 
 from sslkit import checkpoint, console, distributed, trainer
 from sslkit.build import Run, build, pick_device
-from sslkit.errors import TrainingError
+from sslkit.errors import TrainingError, printable
 from sslkit.health import Health, expected_loss
 from sslkit.metrics import Metrics, Row
 from sslkit.recipe import Recipe
@@ -62,7 +62,7 @@ def describe(row: Row, step: trainer.Step, run: Run, folder: Path) -> str:
         values = {name: repr(value) for name, value in {"loss": row.loss, **row.metrics}.items()}
         known = {"step": row.step, "lr": row.lr, "values": values, "images": names}
         checkpoint.write_text(folder / NOT_FINITE, json.dumps(known, indent=1))
-    shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    shown = ", ".join(map(printable, names[:8])) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
     return (
         f"step {row.step}: {', '.join(not_finite(row))} not finite (learning rate {row.lr:.3g}; images {shown}, see {NOT_FINITE})"
     )
