@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import stat
 import sys
@@ -341,7 +342,8 @@ def read_state(checkpoint: Path) -> State:
     """The state of a checkpoint whose files are whole; CheckpointError says what is wrong with them."""
     try:
         sums = (checkpoint / "SHA256SUMS").read_text(encoding="utf-8").split()
-        for name in [*FILES, *(path.name for path in checkpoint.glob("rows-*.safetensors"))]:
+        present = {path.name for path in checkpoint.glob("rows-*.safetensors")}
+        for name in [*FILES, *sorted(present | {word for word in sums if re.fullmatch(r"rows-\d+\.safetensors", word)})]:
             if sums.count(name) != 1 or sums[sums.index(name) - 1] != _checksum(checkpoint / name):
                 raise CheckpointError(f"{checkpoint / name} is not what was written (its checksum differs)")
         return _checked_state(checkpoint)
@@ -406,9 +408,17 @@ def resume(run: Run, folder: Path) -> list[str]:
     Where the run ended before its first checkpoint there is nothing to bring back: it begins anew. Raises CheckpointError where all
     are damaged, or where the images are not the ones that the run began with.
     """
-    if not any((folder / "checkpoints").glob("step-*")):
-        return [f"{folder} holds no checkpoint yet: it begins anew"]
-    checkpoint, state, notes = newest(folder)
+    home, notes = folder / "checkpoints", [f"{folder} holds no checkpoint yet: it begins anew"]
+    chosen = ""
+    if distributed.rank() == 0 and any(home.glob("step-*")):
+        found, _, notes = newest(folder)
+        chosen = found.name
+    # One process looks whether all is whole, for the memory of many processes may be large.
+    chosen = distributed.share_text(chosen)
+    if not chosen:
+        return notes
+    checkpoint = home / chosen
+    state = _checked_state(checkpoint)
     if state["fingerprint"] != run.fingerprint:
         raise CheckpointError(
             f"{folder} was trained on another list of images ({state['images']} then, {len(run.source)} now): rows of the memory bank would "

@@ -175,8 +175,18 @@ def test_a_batch_that_cannot_be_shared_is_refused(tiny, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
-def test_two_devices_stopped_then_resumed_under_torchrun_end_as_one_process(images, tmp_path):
+def whole(folder: Path) -> dict[str, torch.Tensor]:
+    """What one process reads from a run folder."""
+    made = build(recipe.read(folder / "recipe.yaml"))
+    checkpoint.resume(made, folder)
+    return made.method.state_dict()
+
+
+@pytest.mark.parametrize(("shards", "resumed"), [("none", 2), ("auto", 4)])
+def test_two_devices_stopped_then_resumed_under_torchrun_end_as_one_process(images, tmp_path, shards, resumed):
+    """A memory that is spread over two processes goes on spread over four, and is then read by one."""
     settings = ("--set", WITHOUT_BATCH_NORM, "--set", "train.save_minutes=0", "--set", "optimizer.lr=0.003")
+    settings += ("--set", f"sampler.shards={shards}")
     path, runs = tmp_path / "tiny.yaml", tmp_path / "runs"
     path.write_text(TINY.format(root=images))
 
@@ -190,17 +200,23 @@ def test_two_devices_stopped_then_resumed_under_torchrun_end_as_one_process(imag
     folder = metrics.parent.resolve()
     assert checkpoint.newest(folder)[1]["step"] in (2, 3, 4)
 
-    code, out, _ = finish(start("train", "--resume", folder, torchrun=2))
+    code, out, _ = finish(start("train", "--resume", folder, torchrun=resumed))
     assert code == 0 and out.count("resumed at step") == 1
+    newest = checkpoint.newest(folder)[0]
+    assert len(list(newest.glob("rows-*.safetensors"))) == (0 if shards == "none" else resumed)
 
     result = CliRunner().invoke(app, ["train", str(path), *settings, "--runs", str(tmp_path / "one")])
     assert result.exit_code == 0, result.output
     one = (tmp_path / "one" / "tiny" / "latest").resolve()
-    expected, found = (load_file(checkpoint.newest(path)[0] / "method.safetensors") for path in (one, folder))
-    assert expected.keys() == found.keys()
+    expected, found = (whole(path) for path in (one, folder))
+    assert expected.keys() == found.keys() and len(found["sampler.bank"]) == 24
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5)
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == 6
+    if shards == "auto":
+        (newest / "rows-00002.safetensors").unlink()
+        before, _, (note,) = checkpoint.newest(folder)
+        assert before.name == "step-00000005" and "rows-00002.safetensors" in note and note.endswith("taking the one before it")
 
 
 def worker_pids(launcher: int) -> list[int]:
