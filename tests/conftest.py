@@ -1,5 +1,7 @@
 """What several test files share: a folder of small images, a recipe that trains in a second, and the command line in a process."""
 
+import faulthandler
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -8,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from PIL import Image
 
-from sslkit import recipe
+from sslkit import distributed, recipe
 from sslkit.build import Run, build
 
 TINY = """\
@@ -49,6 +52,35 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
             pixels = np.broadcast_to(ramp * rng.random(3), (height, width, 3))
         Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number:02}.{'jpg' if number % 3 else 'png'}")
     return folder
+
+
+@pytest.fixture
+def ranks(tmp_path):
+    """`ranks(work, 4)`: `work(folder)` in four processes that have joined; their exit codes. One that hangs tells where and fails the test."""
+
+    def run(work, count: int = 2) -> list[int]:
+        store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+
+        def enter(number: int) -> None:
+            faulthandler.dump_traceback_later(50, exit=True, file=sys.__stderr__)
+            os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1"}
+            os.environ |= {
+                "MASTER_PORT": str(store.port),
+                "TORCHELASTIC_USE_AGENT_STORE": "True",
+                "TORCHELASTIC_RESTART_COUNT": "0",
+            }
+            with distributed.joined(torch.device("cpu")):
+                work(tmp_path)
+
+        processes = [multiprocessing.get_context("fork").Process(target=enter, args=(number,)) for number in range(count)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(60)
+            process.kill()
+        return [process.exitcode for process in processes]
+
+    return run
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Two processes train as one: the same weights, one memory, and never a process that waits for another that is gone."""
 
-import multiprocessing
 import os
 import signal
 import time
@@ -24,34 +23,6 @@ WITHOUT_BATCH_NORM = "encoder.model=test_efficientnet_ln"
 """Batch norm sees half of the batch on each of two ranks; layer norm does not mind."""
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture
-def ranks(tmp_path):
-    """`ranks(work, 4)`: `work(folder)` in four processes that have joined; their exit codes. One that hangs fails the test."""
-
-    def run(work, count: int = 2) -> list[int]:
-        store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-
-        def enter(number: int) -> None:
-            os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1"}
-            os.environ |= {
-                "MASTER_PORT": str(store.port),
-                "TORCHELASTIC_USE_AGENT_STORE": "True",
-                "TORCHELASTIC_RESTART_COUNT": "0",
-            }
-            with distributed.joined(CPU):
-                work(tmp_path)
-
-        processes = [multiprocessing.get_context("fork").Process(target=enter, args=(number,)) for number in range(count)]
-        for process in processes:
-            process.start()
-        for process in processes:
-            process.join(60)
-            process.kill()
-        return [process.exitcode for process in processes]
-
-    return run
 
 
 def some_steps(path, folder, *more: str) -> None:

@@ -1,14 +1,9 @@
 """A memory bank spread over processes: each holds a block of rows, and all together give what one bank gives to one process."""
 
-import faulthandler
 import math
-import multiprocessing
-import os
-import sys
 
 import pytest
 import torch
-import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
 from sslkit import distributed, recipe
@@ -22,35 +17,6 @@ from sslkit_plugins.samplers import BLOCK, MemoryBank
 
 DIM, IMAGES, BATCH, TERMS, STEPS = 6, 43, 8, 2, 3
 """43 rows: blocks of 22 and 21, or of 11, 11, 11 and 10."""
-
-
-@pytest.fixture
-def ranks(tmp_path):
-    """`ranks(work, 4)`: `work(folder)` in four processes that have joined; their exit codes. One that hangs tells where and fails the test."""
-
-    def run(work, count: int) -> list[int]:
-        store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-
-        def enter(number: int) -> None:
-            faulthandler.dump_traceback_later(50, exit=True, file=sys.__stderr__)
-            os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1"}
-            os.environ |= {
-                "MASTER_PORT": str(store.port),
-                "TORCHELASTIC_USE_AGENT_STORE": "True",
-                "TORCHELASTIC_RESTART_COUNT": "0",
-            }
-            with distributed.joined(torch.device("cpu")):
-                work(tmp_path)
-
-        processes = [multiprocessing.get_context("fork").Process(target=enter, args=(number,)) for number in range(count)]
-        for process in processes:
-            process.start()
-        for process in processes:
-            process.join(60)
-            process.kill()
-        return [process.exitcode for process in processes]
-
-    return run
 
 
 def some_steps(folder, loss, **options):
