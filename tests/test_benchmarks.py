@@ -48,6 +48,7 @@ def test_start():
     assert "| `sslkit --help` |" in shown and "| the first step |" in shown
 
 
+@pytest.mark.slow
 def test_gpu_without_one(tmp_path):
     words = [BENCHMARKS / "gpu.sh", "--tiny", "--device", "cpu", "--eager", "--out", tmp_path / "gpu.json"]
     environment = os.environ | {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
@@ -57,6 +58,7 @@ def test_gpu_without_one(tmp_path):
     assert json.loads((tmp_path / "gpu.json").read_text())["rates"]["eager"]["end to end"]["images_per_second"] > 0
 
 
+@pytest.mark.slow
 def test_kill():
     said = printed("kill.py", "--kills", "2", "--lives", "2")
     assert "0 workers: identical" in said and "identical end" in said

@@ -197,7 +197,7 @@ def worker_pids(launcher: int) -> list[int]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the processes below /proc")
-@pytest.mark.parametrize("launcher", ["devices", "torchrun"])
+@pytest.mark.parametrize("launcher", ["devices", pytest.param("torchrun", marks=pytest.mark.slow)])
 def test_a_rank_that_is_killed_is_started_again_and_the_run_goes_on_from_its_checkpoint(images, tmp_path, launcher):
     path, runs = tmp_path / "tiny.yaml", tmp_path / "runs"
     path.write_text(TINY.format(root=images))
