@@ -11,6 +11,7 @@ import re
 import signal
 import sys
 import tempfile
+import time
 import uuid
 import warnings
 from collections.abc import Iterable, Iterator
@@ -27,6 +28,9 @@ from sslkit.errors import LostProcess, SslkitError
 
 RESTARTS = 3
 """How often `launch` starts all processes again where one was lost."""
+
+PATIENCE = timedelta(minutes=30)
+"""How long processes wait for each other."""
 
 ENDED = "SSLKIT_ENDED"
 """The environment variable that names the file in which `launch` finds the exit code of a fault that no restart can mend."""
@@ -103,17 +107,38 @@ def abandoned() -> bool:
     return launched() and os.getppid() != _parent
 
 
-def restarts() -> int:
-    """How often the launcher has started this group again."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-
-
 def local_rank() -> int:
     """This process's number on its machine: the index of its GPU."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 _store: dist.Store | None = None
+_start = 1
+"""Which start of the group this is: 2 after the launcher's first restart."""
+
+
+def _meet(store: dist.Store, number: int, count: int) -> int:
+    """The number of this start, on which all processes agree.
+
+    The launcher's store keeps what the processes before a restart left there, and launchers on several machines do not count restarts
+    alike. So process 0 counts a start and waits for the answers of all others, who answer each start once, whichever of their
+    predecessors did; then it tells them to go.
+    """
+    if number == 0:
+        start = store.add("sslkit/starts", 1)
+        store.wait([f"sslkit/{start}/{other}" for other in range(1, count)], PATIENCE)
+        store.set(f"sslkit/{start}/go", "")
+        return start
+    answered, own, until = 0, 0, time.monotonic() + PATIENCE.total_seconds()
+    while time.monotonic() < until:
+        start = store.add("sslkit/starts", 0)
+        if start > answered:
+            answered = start
+            own = start if store.add(f"sslkit/{start}/{number}", 1) == 1 else 0
+        if own == start and store.check([f"sslkit/{start}/go"]):
+            return start
+        time.sleep(0.02)
+    raise LostProcess("process 0 of this run did not come; look at what it printed, and start all of them again")
 
 
 @contextmanager
@@ -122,7 +147,7 @@ def joined(device: torch.device) -> Iterator[None]:
 
     The first process that fails tells why; the others, whose partner is gone or who met the same fault, end in silence.
     """
-    global _store
+    global _store, _start  # noqa: PLW0603  (a process joins once)
     if not launched() or dist.is_initialized():
         yield
         return
@@ -130,10 +155,9 @@ def joined(device: torch.device) -> Iterator[None]:
         torch.cuda.set_device(device)
     _store, number, count = next(dist.rendezvous("env://"))
     backend = "nccl" if device.type == "cuda" else "gloo"
-    attempt = dist.PrefixStore(f"attempt {restarts()}", _store)
-    dist.init_process_group(
-        backend, store=dist.PrefixStore(backend, attempt), rank=number, world_size=count, timeout=timedelta(minutes=30)
-    )
+    _start = _meet(_store, number, count)
+    attempt = dist.PrefixStore(f"start {_start}", _store)
+    dist.init_process_group(backend, store=dist.PrefixStore(backend, attempt), rank=number, world_size=count, timeout=PATIENCE)
     try:
         yield
         dist.barrier()
@@ -170,7 +194,7 @@ def remember(text: str) -> None:
 
 def remembered() -> str | None:
     """What the processes before a restart left with the launcher; None at the first start."""
-    if _store is None or restarts() == 0:
+    if _store is None or _start == 1:
         return None
     text = _store.get("sslkit/remembered").decode() if rank() == 0 and _store.check(["sslkit/remembered"]) else ""
     return share_text(text) or None

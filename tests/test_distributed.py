@@ -2,6 +2,9 @@
 
 import os
 import signal
+import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -219,6 +222,37 @@ def test_a_rank_that_is_killed_is_started_again_and_the_run_goes_on_from_its_che
     expected = (tmp_path / "unbroken" / "tiny" / "latest").resolve()
     for file in ("metrics.jsonl", "encoder.safetensors"):
         assert (folder / file).read_bytes() == (expected / file).read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the processes below /proc")
+def test_launchers_of_two_machines_start_all_again_where_one_has_lost_its_process(images, tmp_path):
+    path, runs = tmp_path / "tiny.yaml", tmp_path / "runs"
+    path.write_text(TINY.format(root=images))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    meet = [
+        "--nnodes=2",
+        "--nproc-per-node=1",
+        "--max-restarts=2",
+        "--rdzv-backend=c10d",
+        f"--rdzv-endpoint=127.0.0.1:{port}",
+        "--rdzv-id=1",
+    ]
+    words = [sys.executable, "-m", "torch.distributed.run", *meet, "-m", "sslkit", "train", path, "--runs", runs]
+    words += ["--set", "train.save_minutes=0", "--set", "train.epochs=30"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": os.environ | {"OMP_NUM_THREADS": "1"}}
+    launchers = [subprocess.Popen(list(map(str, words)), **pipes) for _ in range(2)]
+    metrics = runs / "tiny" / "latest" / "metrics.jsonl"
+    while not (metrics.exists() and len(metrics.read_text().splitlines()) >= 4):
+        assert all(launcher.poll() is None for launcher in launchers)
+        time.sleep(0.001)
+    os.kill(worker_pids(launchers[0].pid)[0], signal.SIGKILL)
+    ended = [finish(launcher, 120) for launcher in launchers]
+    assert [code for code, _, _ in ended] == [0, 0], ended
+    assert sum(out.count("resumed at step ") for _, out, _ in ended) == 1
+    assert len(metrics.read_text().splitlines()) == 90
 
 
 def test_a_fault_that_no_restart_mends_ends_all_processes_at_once(tiny, tmp_path):
