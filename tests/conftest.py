@@ -59,22 +59,28 @@ def ranks(tmp_path):
     """`ranks(work, 4)`: `work(folder)` in four processes that have joined; their exit codes. One that hangs tells where and fails the test."""
 
     def run(work, count: int = 2) -> list[int]:
-        store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        forking = multiprocessing.get_context("fork")
+        ports = forking.SimpleQueue()
 
         def enter(number: int) -> None:
+            port = ports.get()
             faulthandler.dump_traceback_later(50, exit=True, file=sys.__stderr__)
             os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1"}
             os.environ |= {
-                "MASTER_PORT": str(store.port),
+                "MASTER_PORT": str(port),
                 "TORCHELASTIC_USE_AGENT_STORE": "True",
                 "TORCHELASTIC_RESTART_COUNT": "0",
             }
             with distributed.joined(torch.device("cpu")):
                 work(tmp_path)
 
-        processes = [multiprocessing.get_context("fork").Process(target=enter, args=(number,)) for number in range(count)]
+        processes = [forking.Process(target=enter, args=(number,)) for number in range(count)]
         for process in processes:
             process.start()
+        # The store has a thread, whose locks a process forked beside it might inherit locked.
+        store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        for _ in processes:
+            ports.put(store.port)
         for process in processes:
             process.join(60)
             process.kill()
