@@ -418,7 +418,10 @@ def resume(run: Run, folder: Path) -> list[str]:
     if not chosen:
         return notes
     checkpoint = home / chosen
-    state = _checked_state(checkpoint)
+    try:
+        state = _checked_state(checkpoint)
+    except (OSError, ValueError) as error:
+        raise _misfit(checkpoint, error) from error
     if state["fingerprint"] != run.fingerprint:
         raise CheckpointError(
             f"{folder} was trained on another list of images ({state['images']} then, {len(run.source)} now): rows of the memory bank would "

@@ -143,8 +143,10 @@ def _undisturbed() -> Iterator[None]:
         yield
         return
     before = signal.getsignal(signal.SIGCHLD)
-    yield
-    signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
 
 
 def _deliver(builder: Dataset, orders: Iterable[Any], workers: int, pin: bool = False) -> Iterator[Any]:

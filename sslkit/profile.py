@@ -165,7 +165,10 @@ class Profile:
 
 
 def measure(run: Run, steps: int, trace: Path | None = None) -> Profile:
-    """Train for a few steps: as they are, then with every section waited for, then (where `trace` names a file) under torch.profiler."""
+    """Train for a few steps: as they are, then with every section waited for, then (where `trace` names a file) under torch.profiler.
+
+    Every rank calls it, and takes the same steps; rank 0 writes the trace.
+    """
     watch = Stopwatch(run.device)
     with _watched(run, watch):
         trained = trainer.train(run, watch)
@@ -191,7 +194,8 @@ def measure(run: Run, steps: int, trace: Path | None = None) -> Profile:
                 activities.append(torch.profiler.ProfilerActivity.CUDA)
             with torch.profiler.profile(activities=activities, acc_events=True) as profiler:
                 traced, _ = timed(TRACED)
-            profiler.export_chrome_trace(str(trace))
+            if distributed.rank() == 0:
+                profiler.export_chrome_trace(str(trace))
             if run.device.type == "cuda":
                 busy = sum(event.self_device_time_total for event in profiler.key_averages()) / 1e6 / TRACED / traced
         trained.close()
@@ -220,7 +224,7 @@ def profile(recipe: Recipe, runs: Path, steps: int = 10) -> tuple[Profile, Path]
         with checkpoint.writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
     with checkpoint.writing(folder):
-        found = measure(run, steps, folder / "trace.json" if leader else None)
+        found = measure(run, steps, folder / "trace.json")
     if leader:
         numbers = {"images_per_second": found.images / found.step, "step": found.step, "waiting": found.waiting}
         known = numbers | {"busy": found.busy, "sections": found.seconds, "verdict": found.verdict()}

@@ -213,6 +213,7 @@ def run(recipe: Recipe, folder: Path | None, runs: Path) -> int:
 
 
 def _show(made: Run, folder: Path, notes: list[str], resumed: bool, screen: console.Training | None) -> int:
+    began = made.step
     if screen is not None:
         screen.begin(notes, resumed)
         if made.step == 0:
@@ -231,6 +232,9 @@ def _show(made: Run, folder: Path, notes: list[str], resumed: bool, screen: cons
     except Stopped as stopped:
         if screen is not None:
             screen.stopped(str(stopped))
+        if made.step == began:
+            # Other processes may wait for this one in a collective, where it would not meet them: it leaves without another one.
+            raise SystemExit(stopped.exit_code) from stopped
         return stopped.exit_code
     finally:
         if screen is not None:

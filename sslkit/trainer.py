@@ -124,8 +124,7 @@ def train(run: Run, watch: Watch = nullcontext) -> Generator[Step, None, None]:
             if keys and not skipped:
                 method.after_step(distributed.gather(index), distributed.gather(torch.cat(keys)), progress)
         if skipped and before is not None:
-            for value, earlier in zip(_statistics(run), before, strict=True):
-                value.copy_(earlier)
+            _put_back(run, before)
 
         run.step += 1
         metrics = {name: torch.stack([output.metrics[name] for output in outputs]).mean(0) for name in outputs[0].metrics}
@@ -139,15 +138,18 @@ def _statistics(run: Run) -> list[Tensor]:
     return [value for module in modules for value in module.buffers()]
 
 
+def _put_back(run: Run, before: list[Tensor]) -> None:
+    for value, earlier in zip(_statistics(run), before, strict=True):
+        value.copy_(earlier)
+
+
 @torch.no_grad()
 def _show_whole(run: Run, taken: list[Batch], progress: Progress) -> None:
     """Where a loss freezes a number at the first batch, it must be that of the whole batch, not of its first part."""
-    statistics = [value for module in (run.method.encoder, *run.method.heads.values()) for value in module.buffers()]
-    before = [value.clone() for value in statistics]
+    before = [value.clone() for value in _statistics(run)]
     with run.method.loss.observe():
         for part, batch in enumerate(taken):
             batch = run.transform.on_device(batch.to(run.device), draws(run, VIEWS, 0, part))
             with autocast(run):
                 run.method(batch, replace(progress, draws=draws(run, NEGATIVES, 0, part)))
-    for value, earlier in zip(statistics, before, strict=True):
-        value.copy_(earlier)
+        _put_back(run, before)

@@ -26,6 +26,7 @@ WITHOUT_BATCH_NORM = "encoder.model=test_efficientnet_ln"
 """Batch norm sees half of the batch on each of two ranks; layer norm does not mind."""
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).parents[1]
 
 
 def some_steps(path, folder, *more: str) -> None:
@@ -253,6 +254,20 @@ def test_launchers_of_two_machines_start_all_again_where_one_has_lost_its_proces
     assert [code for code, _, _ in ended] == [0, 0], ended
     assert sum(out.count("resumed at step ") for _, out, _ in ended) == 1
     assert len(metrics.read_text().splitlines()) == 15
+
+
+@pytest.mark.slow
+def test_a_signal_during_the_first_pass_ends_all_processes_at_once(tmp_path):
+    settings = ("data.images=6000", "encoder.model=resnet50", "train.device=cpu")
+    overrides = [word for setting in settings for word in ("--set", setting)]
+    process = start("train", ROOT / "recipes" / "pirl_jigsaw.yaml", *overrides, "--devices", 2, "--runs", tmp_path)
+    while not list(tmp_path.glob("*/*/.lock")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    time.sleep(3)
+    process.send_signal(signal.SIGTERM)
+    code, out, err = finish(process, 25)  # after 30 seconds the launcher would kill them
+    assert (code, err) == (143, "") and out.count("stopped by SIGTERM before a step was done") == 1
 
 
 def test_a_fault_that_no_restart_mends_ends_all_processes_at_once(tiny, tmp_path):

@@ -64,10 +64,11 @@ def test_every_section_is_found_and_the_parts_are_as_they_were(make):
     assert "draw" not in vars(run.method.sampler) and not run.method.encoder._forward_hooks
 
 
-def test_the_command_prints_a_table_with_a_verdict_and_writes_a_trace_and_no_run(tiny, tmp_path):
-    code, out, err = finish(start("train", tiny, "--profile", "--runs", tmp_path / "runs"))
+@pytest.mark.parametrize("devices", [1, 2])
+def test_the_command_prints_a_table_with_a_verdict_and_writes_a_trace_and_no_run(tiny, tmp_path, devices):
+    code, out, err = finish(start("train", tiny, "--profile", "--devices", devices, "--runs", tmp_path / "runs"))
     assert (code, err) == (0, "")
-    assert "images/s" in out and all(name in out for name in SECTIONS) and "-bound: " in out
+    assert out.count("images/s") == 1 and all(name in out for name in SECTIONS) and "-bound: " in out
     (folder,) = (tmp_path / "runs" / "tiny").iterdir()
     assert sorted(path.name for path in folder.iterdir()) == ["profile.json", "trace.json"]
     numbers = json.loads((folder / "profile.json").read_text())

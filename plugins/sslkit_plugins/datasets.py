@@ -63,7 +63,7 @@ def decode(file: Path | io.BytesIO) -> Image.Image:
 
 
 def decode_pixels(file: Path | io.BytesIO, reduction: Callable[[int, int], float]) -> Pixels:
-    """What `decode` makes of a file, faster: JPEG and WebP that are upright, RGB and do not move by `FASTER`, to the same values.
+    """What `decode` makes of a file, faster and to the same values: upright RGB images in JPEG, or in WebP that does not move, go through `FASTER`.
 
     JPEG whose sides `reduction(width, height)` allows to be divided by 2, 4 or 8 is decoded to that size, by Pillow.
     """
