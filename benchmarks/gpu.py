@@ -27,9 +27,10 @@ from pack import copies
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from sslkit import build, profile, recipe, trainer
-from sslkit.build import Run
+from sslkit import parts, recipe
 from sslkit.interfaces import Batch, Draws, ImageSource, Pixels
+from sslkit.runs.run import Run
+from sslkit.training import build, profile, trainer
 from sslkit_plugins.packed import Packed
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "imagenet" / "pirl_jigsaw.yaml"
@@ -54,7 +55,9 @@ class Repeated(ImageSource):
     def image(self, index: int):
         return self.source.image(index % len(self.source))
 
-    def pixels(self, index: int, reduction: Callable[[int, int], float] = lambda width, height: 1) -> Pixels:
+    def pixels(
+        self, index: int, reduction: Callable[[int, int], float] = lambda width, height: 1
+    ) -> Pixels:
         return self.source.pixels(index % len(self.source), reduction)
 
 
@@ -87,7 +90,9 @@ def ceilings(device: torch.device, side: int, size: int, seconds: float) -> dict
     return {
         "matmul_tflops": 2 * side**3 / timed(device, lambda: one @ two, seconds) / 1e12,
         "copy_gb_s": 2 * size / timed(device, lambda: target.copy_(source), seconds) / 1e9,
-        "from_host_gb_s": size / timed(device, lambda: target.copy_(host, non_blocking=True), seconds) / 1e9,
+        "from_host_gb_s": size
+        / timed(device, lambda: target.copy_(host, non_blocking=True), seconds)
+        / 1e9,
     }
 
 
@@ -102,7 +107,7 @@ def made(options: argparse.Namespace, packed: Path, batch: int, compiled: bool) 
         *([f"train.workers={options.workers}"] if options.workers is not None else []),
         *(TINY if options.tiny else ()),
     ]
-    build.make_source = lambda chosen, split: Repeated(build.make(chosen.data, split=split), count)
+    parts.make_source = lambda chosen, split: Repeated(parts.make(chosen.data, split=split), count)
     return build.build(recipe.read(RECIPE, overrides=overrides, data=str(packed)))
 
 
@@ -134,18 +139,26 @@ def operations(run: Run, views: Sequence[Tensor]) -> float:
     return counter.get_total_flops() / 2
 
 
-def rates(run: Run, rounds: int, seconds: float, report: "Report", enough: Callable[[], bool]) -> None:
+def rates(
+    run: Run, rounds: int, seconds: float, report: "Report", enough: Callable[[], bool]
+) -> None:
     """Measure the four of them, until it is `enough`."""
     device, batch, compiled = run.device, run.loader.batch_size, run.recipe.train.compile
     taken = next(run.loader.batches(0, 1))
     if device.type == "cuda":
-        taken = replace(taken, views={name: view.pin_memory() for name, view in taken.views.items()})
+        taken = replace(
+            taken, views={name: view.pin_memory() for name, view in taken.views.items()}
+        )
     finished = run.transform.on_device(taken.to(device), Draws(0))
     crops = [view.flatten(0, 1) if view.dim() == 5 else view for view in finished.views.values()]
     views = [view.contiguous(memory_format=torch.channels_last) for view in crops]
     if not compiled:
         report.known["gflop"] = operations(run, views) / 1e9
-    kinds = {"step": fixed(run, finished, True), "views": fixed(run, taken, False), "end to end": run}
+    kinds = {
+        "step": fixed(run, finished, True),
+        "views": fixed(run, taken, False),
+        "end to end": run,
+    }
     for _ in range(rounds):
         reset(device)
         step = timed(device, lambda: bare(run, views), seconds)
@@ -159,7 +172,9 @@ def rates(run: Run, rounds: int, seconds: float, report: "Report", enough: Calla
     if not compiled:
         for what, measured in kinds.items():
             found = profile.measure(measured, max(3, round(seconds / step / 4)))
-            report.known["sections"][what] = {name: value / found.total for name, value in found.seconds.items()}
+            report.known["sections"][what] = {
+                name: value / found.total for name, value in found.seconds.items()
+            }
 
 
 def trained(run: Run, count: int) -> tuple[float, float | None, float]:
@@ -205,9 +220,15 @@ class Report:
         print(text, file=sys.stderr, flush=True)
         self.known["notes"].append(text)
 
-    def add(self, compiled: bool, what: str, rate: float, memory: float | None, waiting: float | None) -> None:
+    def add(
+        self, compiled: bool, what: str, rate: float, memory: float | None, waiting: float | None
+    ) -> None:
         kind = self.known["rates"].setdefault("compiled" if compiled else "eager", {})
-        print(f"{'compiled' if compiled else 'eager'}, {what}: {rate:,.1f} images/s", file=sys.stderr, flush=True)
+        print(
+            f"{'compiled' if compiled else 'eager'}, {what}: {rate:,.1f} images/s",
+            file=sys.stderr,
+            flush=True,
+        )
         if rate > kind.get(what, {}).get("images_per_second", 0):
             kind[what] = {"images_per_second": rate, "peak_gib": memory, "waiting": waiting}
         self.path.write_text(json.dumps(self.known, indent=1))
@@ -231,20 +252,36 @@ class Report:
                     f"| {rate * known['gflop'] / known['matmul_tflops'] / 10:.1f} % | {'-' if memory is None else f'{memory:.1f}'} "
                     f"| {'-' if waiting is None else f'{100 * waiting:.1f} %'} |"
                 )
-        names = list(dict.fromkeys(name for sections in known["sections"].values() for name in sections))
-        lines += ["", f"| eager, each section waited for | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+        names = list(
+            dict.fromkeys(name for sections in known["sections"].values() for name in sections)
+        )
+        lines += [
+            "",
+            f"| eager, each section waited for | {' | '.join(names)} |",
+            "|---" * (len(names) + 1) + "|",
+        ]
         for what, sections in known["sections"].items():
-            lines.append(f"| {what} | {' | '.join(f'{100 * sections.get(name, 0):.1f} %' for name in names)} |")
+            lines.append(
+                f"| {what} | {' | '.join(f'{100 * sections.get(name, 0):.1f} %' for name in names)} |"
+            )
         return "\n".join([*lines, "", *known["notes"]])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, help="a folder of photographs; drawn ones if left out")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
-    parser.add_argument("--batch", type=int, default=256, help="images a step; halved until it fits")
-    parser.add_argument("--workers", type=int, help="loader processes; as sslkit train chooses if left out")
-    parser.add_argument("--minutes", type=float, default=8.5, help="begin nothing new after so many")
+    parser.add_argument(
+        "--batch", type=int, default=256, help="images a step; halved until it fits"
+    )
+    parser.add_argument(
+        "--workers", type=int, help="loader processes; as sslkit train chooses if left out"
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=8.5, help="begin nothing new after so many"
+    )
     parser.add_argument("--out", type=Path, default=Path("gpu.json"))
     parser.add_argument("--eager", action="store_true", help="nothing compiled")
     parser.add_argument("--tiny", action="store_true", help="tiny sizes: does it run?")
@@ -256,14 +293,18 @@ def main() -> None:
         return time.monotonic() - began > 60 * options.minutes
 
     if options.device == "cuda" and not torch.cuda.is_available():
-        sys.exit("PyTorch sees no GPU here; to try the command without one: benchmarks/gpu.sh --tiny --device cpu")
+        sys.exit(
+            "PyTorch sees no GPU here; to try the command without one: benchmarks/gpu.sh --tiny --device cpu"
+        )
     device = torch.device(options.device)
     known = {
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "CPU",
         "torch": torch.__version__,
         "cores": build.auto_workers("cuda"),
         "date": time.strftime("%Y-%m-%d"),
-        **ceilings(device, 256 if options.tiny else 8192, 2**20 if options.tiny else 2**30, seconds / 4),
+        **ceilings(
+            device, 256 if options.tiny else 8192, 2**20 if options.tiny else 2**30, seconds / 4
+        ),
     }
     report = Report(options.out, known)
     with tempfile.TemporaryDirectory(prefix="sslkit-gpu-") as home:
@@ -271,7 +312,11 @@ def main() -> None:
         if options.data is None:
             copies(None, 40 if options.tiny else 20_000, folder)
         Packed.write(
-            str(options.data or folder), str(packed), short_side=160, skip_unreadable=True, workers=build.auto_workers("cuda")
+            str(options.data or folder),
+            str(packed),
+            short_side=160,
+            skip_unreadable=True,
+            workers=build.auto_workers("cuda"),
         )
         report.note(f"packed after {time.monotonic() - began:.0f} s")
         for compiled in (False,) if options.eager else (False, True):
@@ -283,7 +328,9 @@ def main() -> None:
                     report.known["batch"] = batch
                     rates(made(options, packed, batch, compiled), rounds, seconds, report, enough)
                 except torch.OutOfMemoryError:
-                    report.note(f"{batch} images do not fit into the device's memory; trying {batch // 2}")
+                    report.note(
+                        f"{batch} images do not fit into the device's memory; trying {batch // 2}"
+                    )
                     report.known["rates"].clear()
                     batch //= 2
                     if batch < 2:
@@ -295,7 +342,9 @@ def main() -> None:
                     report.note(f"compiled: {type(error).__name__}: {str(error).splitlines()[0]}")
                 break
             if enough():
-                report.note(f"stopped after {options.minutes:g} minutes: what is missing was not measured")
+                report.note(
+                    f"stopped after {options.minutes:g} minutes: what is missing was not measured"
+                )
                 break
     report.note(f"{time.monotonic() - began:.0f} s in all")
     report.path.write_text(json.dumps(report.known, indent=1))

@@ -66,7 +66,9 @@ def make_images(folder: Path, count: int = 48) -> Path:
     rng = np.random.default_rng(0)
     folder.mkdir()
     for number in range(count):
-        Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(folder / f"{number:03}.png")
+        Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(
+            folder / f"{number:03}.png"
+        )
     return folder
 
 
@@ -80,7 +82,10 @@ class Session:
         if processes > 1:
             command += ["--devices", str(processes)]
         self.process = subprocess.Popen(
-            command, stdout=self.said, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"}
+            command,
+            stdout=self.said,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
         )
 
     def output(self) -> str:
@@ -92,7 +97,9 @@ class Session:
         children: dict[int, list[int]] = {}
         for stat in Path("/proc").glob("[0-9]*/stat"):
             try:
-                children.setdefault(int(stat.read_text().rpartition(") ")[2].split()[1]), []).append(int(stat.parent.name))
+                children.setdefault(
+                    int(stat.read_text().rpartition(") ")[2].split()[1]), []
+                ).append(int(stat.parent.name))
             except OSError:
                 continue
         family = [self.process.pid]
@@ -107,7 +114,9 @@ class Session:
 
     def wait(self) -> None:
         if self.process.wait() != 0:
-            sys.exit(f"a run that nobody killed ended with exit code {self.process.returncode}:\n{self.output()}")
+            sys.exit(
+                f"a run that nobody killed ended with exit code {self.process.returncode}:\n{self.output()}"
+            )
 
 
 def folder_of(runs: Path) -> Path:
@@ -127,7 +136,9 @@ def is_writing(runs: Path) -> bool:
     return any((folder_of(runs) / "checkpoints").glob(".writing-*/*"))
 
 
-def live(session: Session, kill: Kill, per_epoch: int, total: int, before: int, chance: random.Random) -> float:
+def live(
+    session: Session, kill: Kill, per_epoch: int, total: int, before: int, chance: random.Random
+) -> float:
     """Let it run until the moment has come, and kill it. Returns the seconds to its first step, nan where it came to none."""
     runs, first = session.runs, math.nan
 
@@ -143,7 +154,13 @@ def live(session: Session, kill: Kill, per_epoch: int, total: int, before: int, 
 
     if kill.moment == "start":
         wait = session.begun + chance.uniform(0.1, 6.0)
-        met = until(lambda: folder_of(runs).is_dir() and (folder_of(runs) / "recipe.yaml").exists() and time.monotonic() > wait)
+        met = until(
+            lambda: (
+                folder_of(runs).is_dir()
+                and (folder_of(runs) / "recipe.yaml").exists()
+                and time.monotonic() > wait
+            )
+        )
     else:
         # The first lines that a resumed run writes are those of steps it repeats: they are dropped first.
         target = before + chance.randint(1, AHEAD)
@@ -158,7 +175,9 @@ def live(session: Session, kill: Kill, per_epoch: int, total: int, before: int, 
         elif met:
             time.sleep(chance.uniform(0, 0.03))
     if not met:
-        sys.exit(f"the run ended before it could be killed (exit code {session.process.returncode}):\n{session.output()}")
+        sys.exit(
+            f"the run ended before it could be killed (exit code {session.process.returncode}):\n{session.output()}"
+        )
     session.kill()
     kill.at = steps_done(runs)
     return first
@@ -180,11 +199,26 @@ def differences(runs: Path, expected: Path) -> list[str]:
     """Files that are not the same."""
     one, other = folder_of(runs), folder_of(expected)
     last = max((other / "checkpoints").iterdir()).name
-    names = ["metrics.jsonl", "encoder.safetensors", *(f"checkpoints/{last}/{name}" for name in COMPARED)]
-    return [name for name in names if not (one / name).exists() or (one / name).read_bytes() != (other / name).read_bytes()]
+    names = [
+        "metrics.jsonl",
+        "encoder.safetensors",
+        *(f"checkpoints/{last}/{name}" for name in COMPARED),
+    ]
+    return [
+        name
+        for name in names
+        if not (one / name).exists() or (one / name).read_bytes() != (other / name).read_bytes()
+    ]
 
 
-def chain(place: Path, number: int, setting: str, moments: list[str], expected: Path, chance: random.Random) -> list[Kill]:
+def chain(
+    place: Path,
+    number: int,
+    setting: str,
+    moments: list[str],
+    expected: Path,
+    chance: random.Random,
+) -> list[Kill]:
     """One run, killed once at every moment, then left alone."""
     workers, processes = SETTINGS[setting]
     total = steps_done(expected)
@@ -214,9 +248,17 @@ def chain(place: Path, number: int, setting: str, moments: list[str], expected: 
     different = differences(runs, expected)
     for kill in kills:
         kill.identical = not different
-        lost = "killed again before it said" if kill.resumed < 0 else f"resumed at {kill.resumed}, {kill.at - kill.resumed} lost"
-        print_text(f"{setting}: killed during {kill.moment} after step {kill.at}, {lost}, {kill.seconds:.1f} s to the next step")
-    print_text(f"{setting}: {'identical' if not different else 'different: ' + ', '.join(different)}")
+        lost = (
+            "killed again before it said"
+            if kill.resumed < 0
+            else f"resumed at {kill.resumed}, {kill.at - kill.resumed} lost"
+        )
+        print_text(
+            f"{setting}: killed during {kill.moment} after step {kill.at}, {lost}, {kill.seconds:.1f} s to the next step"
+        )
+    print_text(
+        f"{setting}: {'identical' if not different else 'different: ' + ', '.join(different)}"
+    )
     return kills
 
 
@@ -269,7 +311,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="kill-") as temporary:
         place = Path(temporary)
         data = chosen.data.resolve() if chosen.data else make_images(place / "images")
-        (place / "kill.yaml").write_text(RECIPE.format(data=data, epochs=EPOCHS, save_minutes=SAVE_MINUTES))
+        (place / "kill.yaml").write_text(
+            RECIPE.format(data=data, epochs=EPOCHS, save_minutes=SAVE_MINUTES)
+        )
         expected: dict[str, Path] = {}
         kills: list[Kill] = []
         for number in range(-(-chosen.kills // chosen.lives)):

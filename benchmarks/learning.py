@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import fmean, stdev
 
-from sslkit.evaluate.features import T_95
+from sslkit.evaluation.probe import T_95
 
 METHODS = ["pirl_jigsaw", "pirl_rotation", "npid", "jigsaw", "rotnet"]
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -27,7 +27,13 @@ RECIPES = Path(__file__).parent.parent / "recipes"
 def sslkit(threads: int, log: Path, *arguments: str) -> None:
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     with log.open("a") as out:
-        subprocess.run([sys.executable, "-m", "sslkit", *arguments], env=environment, stdout=out, stderr=out, check=True)
+        subprocess.run(
+            [sys.executable, "-m", "sslkit", *arguments],
+            env=environment,
+            stdout=out,
+            stderr=out,
+            check=True,
+        )
 
 
 def run(method: str, seed: int, options: argparse.Namespace) -> Path:
@@ -46,7 +52,16 @@ def run(method: str, seed: int, options: argparse.Namespace) -> Path:
                 overrides.append(f"train.epochs={options.epochs}")
             data = ["--data", str(options.data)] if options.data else []
             sets = [word for override in overrides for word in ("--set", override)]
-            sslkit(options.threads, log, "train", str(options.recipes / f"{method}.yaml"), "--runs", str(root), *data, *sets)
+            sslkit(
+                options.threads,
+                log,
+                "train",
+                str(options.recipes / f"{method}.yaml"),
+                "--runs",
+                str(root),
+                *data,
+                *sets,
+            )
         finished.touch()
     for evaluation in ("linear", "knn"):
         if not (latest / "eval" / f"{evaluation}.json").exists():
@@ -64,7 +79,13 @@ def table(folders: dict[str, list[Path]]) -> str:
     """Markdown: floors first, from the first method's runs, then each method."""
     lines = ["| features | linear probe | kNN | seeds |", "|---|---|---|---|"]
     scores = {
-        method: [[json.loads((folder / "eval" / f"{name}.json").read_text()) for name in ("linear", "knn")] for folder in there]
+        method: [
+            [
+                json.loads((folder / "eval" / f"{name}.json").read_text())
+                for name in ("linear", "knn")
+            ]
+            for folder in there
+        ]
         for method, there in folders.items()
     }
     first = next(iter(scores.values()))
@@ -73,20 +94,32 @@ def table(folders: dict[str, list[Path]]) -> str:
         lines.append(f"| {floor} | {interval(values[0])} | {interval(values[1])} | {len(first)} |")
     for method, pairs in scores.items():
         values = [[pair[i]["layers"]["features"]["top1"] for pair in pairs] for i in (0, 1)]
-        lines.append(f"| **{method}** | {interval(values[0])} | {interval(values[1])} | {len(pairs)} |")
+        lines.append(
+            f"| **{method}** | {interval(values[0])} | {interval(values[1])} | {len(pairs)} |"
+        )
     return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("set", metavar="NAME", help="a name for the runs' folder: shapes, caltech10_tiny, …")
-    parser.add_argument("--data", type=Path, help="an image folder; the recipes' own data if left out")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "set", metavar="NAME", help="a name for the runs' folder: shapes, caltech10_tiny, …"
+    )
+    parser.add_argument(
+        "--data", type=Path, help="an image folder; the recipes' own data if left out"
+    )
     parser.add_argument("--methods", nargs="+", default=METHODS)
     parser.add_argument("--recipes", type=Path, default=RECIPES)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--epochs", type=int)
-    parser.add_argument("--override", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--jobs", type=int, default=2, help="runs at once, each with --threads threads")
+    parser.add_argument(
+        "--override", dest="overrides", action="append", default=[], metavar="KEY=VALUE"
+    )
+    parser.add_argument(
+        "--jobs", type=int, default=2, help="runs at once, each with --threads threads"
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--runs", type=Path, default=Path("runs/learning"))
     parser.add_argument("--table", action="store_true", help="train nothing")

@@ -32,33 +32,50 @@ from sslkit_plugins import samplers
 from sslkit_plugins.encoders import Timm
 from sslkit_plugins.heads import ConcatPatches, Linear
 from sslkit_plugins.losses import LambdaNCE
-from sslkit_plugins.pirl import Pirl
+from sslkit_plugins.methods.pirl import Pirl
 from sslkit_plugins.samplers import BankNegatives, MemoryBank
 
 IMAGENET = 1_281_167
 
 
 def read_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--rows", type=int, nargs="+", help="rows of the banks")
     parser.add_argument(
-        "--negatives", type=int, nargs="+", help="draws of the second table; the first takes the default of the device"
+        "--negatives",
+        type=int,
+        nargs="+",
+        help="draws of the second table; the first takes the default of the device",
     )
     parser.add_argument("--images", type=int, help="images of a batch")
     parser.add_argument(
-        "--memory", type=float, default=10, help="GiB that a bank or a gather may take; what needs more is left out"
+        "--memory",
+        type=float,
+        default=10,
+        help="GiB that a bank or a gather may take; what needs more is left out",
     )
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--step", metavar="MODEL", help="time a training step with this encoder of timm instead")
-    parser.add_argument("--size", type=int, default=224, help="pixels of the images of that step; patches take 2/7 of it")
+    parser.add_argument(
+        "--step", metavar="MODEL", help="time a training step with this encoder of timm instead"
+    )
+    parser.add_argument(
+        "--size",
+        type=int,
+        default=224,
+        help="pixels of the images of that step; patches take 2/7 of it",
+    )
     options = parser.parse_args()
     large = options.device == "cuda" or options.step is not None
     options.images = options.images or (256 if options.device == "cuda" else 64)
     options.draws = 32_000 if large else 4_096
     if options.negatives:
         options.draws = options.negatives[-1]
-    options.negatives = options.negatives or ([1_000, 4_096, 16_384, 65_536] if large else [256, 1_024, 4_096, 16_384])
+    options.negatives = options.negatives or (
+        [1_000, 4_096, 16_384, 65_536] if large else [256, 1_024, 4_096, 16_384]
+    )
     if options.step is not None:
         options.rows = options.rows or [IMAGENET]
     options.rows = options.rows or [10**3, 10**4, 50_000, 10**5, 10**6, *[IMAGENET] * large, 10**7]
@@ -99,7 +116,10 @@ def peak(work: Callable[[Tensor], Tensor], query: Tensor, device: str) -> float:
 
     def enter() -> None:
         small = torch.ones(2, 1, 128), torch.zeros(2, 1, 4, dtype=torch.int64), torch.ones(99, 128)
-        for code in (BankNegatives(small[2], small[1], None).similarity, partial(naive, small[2], small[1])):
+        for code in (
+            BankNegatives(small[2], small[1], None).similarity,
+            partial(naive, small[2], small[1]),
+        ):
             Timer(device).passes(code, small[0])
         # Memory that is free but still the process's own would be used again without being seen.
         ctypes.CDLL(None).malloc_trim(0)
@@ -115,13 +135,18 @@ def peak(work: Callable[[Tensor], Tensor], query: Tensor, device: str) -> float:
     return found
 
 
-def best(ways: dict[str, Callable[[Tensor], Tensor]], query: Tensor, options: argparse.Namespace) -> dict[str, tuple[float, float]]:
+def best(
+    ways: dict[str, Callable[[Tensor], Tensor]], query: Tensor, options: argparse.Namespace
+) -> dict[str, tuple[float, float]]:
     """Milliseconds of forward and backward pass of each way, tried in turn."""
     timer, found = Timer(options.device), {name: [] for name in ways}
     for _ in range(options.repeats):
         for name, work in ways.items():
             found[name].append(timer.passes(work, query))
-    return {name: min((1e3 * ahead, 1e3 * back) for ahead, back in times) for name, times in found.items()}
+    return {
+        name: min((1e3 * ahead, 1e3 * back) for ahead, back in times)
+        for name, times in found.items()
+    }
 
 
 def naive(bank: Tensor, picks: Tensor, query: Tensor) -> Tensor:
@@ -141,7 +166,9 @@ def forced(gather: float, bank: Tensor, picks: Tensor, query: Tensor) -> Tensor:
     return scores
 
 
-def problem(rows: int, negatives: int, options: argparse.Namespace, dtype: str = "float32") -> tuple[MemoryBank, Tensor, Tensor]:
+def problem(
+    rows: int, negatives: int, options: argparse.Namespace, dtype: str = "float32"
+) -> tuple[MemoryBank, Tensor, Tensor]:
     """A bank, queries [2,B,128] of unit norm and draws [2,B,M]."""
     torch.manual_seed(0)
     bank = MemoryBank(128, rows, negatives=negatives, dtype=dtype).to(options.device)
@@ -159,7 +186,9 @@ def compare(rows: int, negatives: int, options: argparse.Namespace) -> None:
     """One line of the first two tables."""
     wanted = {"bank": 512 * rows, "naive": 3 * 2 * options.images * negatives * 512}
     if wanted["bank"] > options.memory * 2**30:
-        print(f"{rows:>10,} {negatives:>7,} | left out: the bank alone takes {wanted['bank'] / 2**30:.1f} GiB")
+        print(
+            f"{rows:>10,} {negatives:>7,} | left out: the bank alone takes {wanted['bank'] / 2**30:.1f} GiB"
+        )
         return
     bank, query, picks = problem(rows, negatives, options)
     ways = {
@@ -172,22 +201,31 @@ def compare(rows: int, negatives: int, options: argparse.Namespace) -> None:
     taken = {name: peak(work, query, options.device) for name, work in ways.items()}
     times = best(ways, query, options)
     cells = [
-        f"{'':>7} {times[name][0]:8.1f} {times[name][1]:8.1f} {'':2} {taken[name]:8.1f}" if name in ways else f"{'too large':>37}"
+        f"{'':>7} {times[name][0]:8.1f} {times[name][1]:8.1f} {'':2} {taken[name]:8.1f}"
+        if name in ways
+        else f"{'too large':>37}"
         for name in ("ours", "naive", "shared")
     ]
-    ratio = f" | naive/ours {sum(times['naive']) / sum(times['ours']):5.1f}" if "naive" in ways else ""
+    ratio = (
+        f" | naive/ours {sum(times['naive']) / sum(times['ours']):5.1f}" if "naive" in ways else ""
+    )
     print(f"{rows:>10,} {negatives:>7,} | " + " | ".join(cells) + ratio, flush=True)
 
 
 def choose(options: argparse.Namespace) -> None:
     """Both of our ways about where they cost the same: what `samplers.COSTS` should say."""
-    print("\nrows / draws |   gathered   products ms, forward + backward |  gathering a row : a dot product of the matrix product")
+    print(
+        "\nrows / draws |   gathered   products ms, forward + backward |  gathering a row : a dot product of the matrix product"
+    )
     for ratio in (2, 8, 16, 32, 64, 128):
         rows = ratio * options.draws
         if 512 * rows > options.memory * 2**30:
             break
         bank, query, picks = problem(rows, options.draws, options)
-        ways = {"gathered": partial(forced, 0.0, bank.bank, picks), "products": partial(forced, float("inf"), bank.bank, picks)}
+        ways = {
+            "gathered": partial(forced, 0.0, bank.bank, picks),
+            "products": partial(forced, float("inf"), bank.bank, picks),
+        }
         timer, times = Timer(options.device), {name: [] for name in ways}
         for _ in range(options.repeats):
             for name, work in ways.items():
@@ -196,23 +234,36 @@ def choose(options: argparse.Namespace) -> None:
                 times[name].append(timer.now() - began)
         gathered, products = (min(seconds) for seconds in times.values())
         price = gathered / options.draws / (products / rows)
-        print(f"{ratio:>12} | {1e3 * gathered:10.1f} {1e3 * products:10.1f} {'':22} | {price:6.1f}", flush=True)
-    print(f"`memory_bank` takes products where rows / draws ≤ 1 + {samplers.COSTS[options.device].gather:g}")
+        print(
+            f"{ratio:>12} | {1e3 * gathered:10.1f} {1e3 * products:10.1f} {'':22} | {price:6.1f}",
+            flush=True,
+        )
+    print(
+        f"`memory_bank` takes products where rows / draws ≤ 1 + {samplers.COSTS[options.device].gather:g}"
+    )
 
 
 def half(options: argparse.Namespace) -> None:
     """What half precision saves and costs: time, memory, and the change of PIRL's loss (τ = 0.07) and of its gradient."""
     rows = min(max(options.rows), 10**6)
-    print(f"\n{rows:,} rows kept as |  bank MiB   fwd + bwd ms | change of the loss, of its gradient: official, paper, info_nce")
+    print(
+        f"\n{rows:,} rows kept as |  bank MiB   fwd + bwd ms | change of the loss, of its gradient: official, paper, info_nce"
+    )
     exact: list[tuple[float, Tensor, Tensor]] = []
     for dtype in ("float32", "float16", "bfloat16"):
         bank, query, picks = problem(rows, options.draws, options, dtype)
-        milliseconds = sum(best({"ours": BankNegatives(bank.bank, picks, None).similarity}, query, options)["ours"])
+        milliseconds = sum(
+            best({"ours": BankNegatives(bank.bank, picks, None).similarity}, query, options)["ours"]
+        )
         found = []
         for form in ("official", "paper", "info_nce"):
             own = torch.arange(options.images, device=options.device) % rows
-            prediction = (exact[0][2] if exact else query + bank.recall(own)).detach().requires_grad_()
-            value = LambdaNCE(form=form).to(options.device)(prediction, bank.recall(own), BankNegatives(bank.bank, picks, own))
+            prediction = (
+                (exact[0][2] if exact else query + bank.recall(own)).detach().requires_grad_()
+            )
+            value = LambdaNCE(form=form).to(options.device)(
+                prediction, bank.recall(own), BankNegatives(bank.bank, picks, own)
+            )
             found.append((value.item(), torch.autograd.grad(value, prediction)[0], prediction))
         exact = exact or found
         changes = [
@@ -228,9 +279,16 @@ def step(options: argparse.Namespace) -> None:
     device, timer = torch.device(options.device), Timer(options.device)
     torch.manual_seed(0)
     encoder, rows = Timm(model=options.step), options.rows[0]
-    heads = {"image": Linear(encoder.dim, out_dim=128), "patches": ConcatPatches(encoder.dim, 9, out_dim=128)}
+    heads = {
+        "image": Linear(encoder.dim, out_dim=128),
+        "patches": ConcatPatches(encoder.dim, 9, out_dim=128),
+    }
     sampler = MemoryBank(128, rows, negatives=options.draws)
-    method = Pirl(Parts(encoder, heads, sampler, LambdaNCE())).to(device).to(memory_format=torch.channels_last)
+    method = (
+        Pirl(Parts(encoder, heads, sampler, LambdaNCE()))
+        .to(device)
+        .to(memory_format=torch.channels_last)
+    )
     optimizer = torch.optim.SGD(method.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
     patch = round(options.size * 2 / 7)
     index = torch.arange(options.images, device=device) % rows
@@ -251,7 +309,9 @@ def step(options: argparse.Namespace) -> None:
 
     def memory(number: int) -> None:
         prediction = outputs.clone().requires_grad_()
-        method.loss(prediction, sampler.recall(index), sampler.draw(index, Draws(number), terms=2)).backward()
+        method.loss(
+            prediction, sampler.recall(index), sampler.draw(index, Draws(number), terms=2)
+        ).backward()
         sampler.update(index, prediction[1].detach())
 
     times: dict[str, list[float]] = {"memory": [], "whole": []}
@@ -271,12 +331,20 @@ def step(options: argparse.Namespace) -> None:
 
 def spread(options: argparse.Namespace) -> None:
     """The same draws of every process against a bank that each holds and against one of which each holds a part."""
-    device = torch.device("cuda", distributed.local_rank()) if options.device == "cuda" else torch.device("cpu")
+    device = (
+        torch.device("cuda", distributed.local_rank())
+        if options.device == "cuda"
+        else torch.device("cpu")
+    )
     with distributed.joined(device):
         rank, world = distributed.rank(), distributed.world()
         tell = print if rank == 0 else (lambda *_, **__: None)
-        tell(f"{world} processes of {options.images} images, {options.draws:,} negatives; ms of one process, fwd and bwd")
-        tell(f"{'rows':>10} | {'replicated':>17} | {'spread':>17} | ratio | MiB of the bank in a process: replicated, spread")
+        tell(
+            f"{world} processes of {options.images} images, {options.draws:,} negatives; ms of one process, fwd and bwd"
+        )
+        tell(
+            f"{'rows':>10} | {'replicated':>17} | {'spread':>17} | ratio | MiB of the bank in a process: replicated, spread"
+        )
         for rows in options.rows:
             if 512 * rows > options.memory * 2**30:
                 continue
@@ -286,11 +354,16 @@ def spread(options: argparse.Namespace) -> None:
             for shards in ("none", "auto"):
                 torch.manual_seed(0)
                 bank = MemoryBank(128, rows, negatives=options.draws, shards=shards).to(device)
-                ways[shards] = bank.draw(index, Draws(0, rank=rank, world=world), terms=2).similarity
+                ways[shards] = bank.draw(
+                    index, Draws(0, rank=rank, world=world), terms=2
+                ).similarity
                 sizes.append(f"{bank.bank.numel() * 4 / 2**20:8.1f}")
             times = best(ways, query, options)
             cells = " | ".join(f"{ahead:8.1f} {back:8.1f}" for ahead, back in times.values())
-            tell(f"{rows:>10,} | {cells} | {sum(times['auto']) / sum(times['none']):5.2f} | {' '.join(sizes)}", flush=True)
+            tell(
+                f"{rows:>10,} | {cells} | {sum(times['auto']) / sum(times['none']):5.2f} | {' '.join(sizes)}",
+                flush=True,
+            )
 
 
 def main() -> None:
@@ -300,9 +373,13 @@ def main() -> None:
         spread(options)
         return
     where = (
-        torch.cuda.get_device_name() if options.device == "cuda" else f"{platform.processor() or platform.machine()}, one thread"
+        torch.cuda.get_device_name()
+        if options.device == "cuda"
+        else f"{platform.processor() or platform.machine()}, one thread"
     )
-    print(f"torch {torch.__version__} on {where}; {options.images} images, 2 terms, 128 numbers a row, float32")
+    print(
+        f"torch {torch.__version__} on {where}; {options.images} images, 2 terms, 128 numbers a row, float32"
+    )
     if options.step is not None:
         step(options)
         return

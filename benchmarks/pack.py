@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from sslkit.data import Loader
+from sslkit.data.loader import Loader
 from sslkit_plugins.datasets import ImageFolder
+from sslkit_plugins.methods.pirl import Jigsaw
 from sslkit_plugins.packed import Packed
-from sslkit_plugins.pirl import Jigsaw
 
 WORKERS, BATCH = (0, 2), 50
 TRANSFORM = Jigsaw(size=64, grid=3, resize=64, patch=18)
@@ -33,22 +33,35 @@ def drawn(count: int) -> list[bytes]:
     rng, files = np.random.default_rng(0), []
     for _ in range(count):
         layers = [
-            np.asarray(Image.fromarray(rng.integers(0, 256, (side, side, 3), dtype=np.uint8)).resize((160, 160)), np.float32)
+            np.asarray(
+                Image.fromarray(rng.integers(0, 256, (side, side, 3), dtype=np.uint8)).resize(
+                    (160, 160)
+                ),
+                np.float32,
+            )
             for side in (3, 10, 40)
         ]
         file = io.BytesIO()
-        Image.fromarray(np.average(layers, axis=0, weights=(4, 2, 1)).astype(np.uint8)).save(file, "JPEG", quality=87)
+        Image.fromarray(np.average(layers, axis=0, weights=(4, 2, 1)).astype(np.uint8)).save(
+            file, "JPEG", quality=87
+        )
         files.append(file.getvalue())
     return files
 
 
 def copies(data: Path | None, count: int, folder: Path) -> None:
     """`count` files in ten class folders."""
-    sources = [path.read_bytes() for path in sorted(data.rglob("*.[jJ][pP]*"))] if data else drawn(min(count, 500))
+    sources = (
+        [path.read_bytes() for path in sorted(data.rglob("*.[jJ][pP]*"))]
+        if data
+        else drawn(min(count, 500))
+    )
     for label in range(10):
         (folder / f"class{label}").mkdir(parents=True)
     for number in range(count):
-        (folder / f"class{number % 10}" / f"{number:07}.jpg").write_bytes(sources[number % len(sources)])
+        (folder / f"class{number % 10}" / f"{number:07}.jpg").write_bytes(
+            sources[number % len(sources)]
+        )
 
 
 def give_up(root: Path) -> bool:
@@ -66,7 +79,9 @@ def give_up(root: Path) -> bool:
     return True
 
 
-def measure(make: type[ImageFolder | Packed], what: str, root: Path, cold: bool, images: int, workers: int) -> float:
+def measure(
+    make: type[ImageFolder | Packed], what: str, root: Path, cold: bool, images: int, workers: int
+) -> float:
     """Seconds to open, or images per second."""
     seconds = 0.0
     for _ in range(1 if cold else 2):
@@ -92,14 +107,24 @@ def measure(make: type[ImageFolder | Packed], what: str, root: Path, cold: bool,
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="a folder of JPEGs to copy; drawn ones if left out")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data", type=Path, help="a folder of JPEGs to copy; drawn ones if left out"
+    )
     parser.add_argument("--files", type=int, nargs="+", default=[10_000, 100_000])
-    parser.add_argument("--images", type=int, default=10_000, help="read for `bytes`; a fifth of them for `views`")
+    parser.add_argument(
+        "--images", type=int, default=10_000, help="read for `bytes`; a fifth of them for `views`"
+    )
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    jobs = [("open", 0, 0), ("bytes", options.images, 0), *(("views", options.images // 5, workers) for workers in WORKERS)]
+    jobs = [
+        ("open", 0, 0),
+        ("bytes", options.images, 0),
+        *(("views", options.images // 5, workers) for workers in WORKERS),
+    ]
     print("| files | cache | what | folder | packed | gain |\n|---|---|---|---|---|---|")
     notes = []
     for count in options.files:
@@ -113,13 +138,18 @@ def main() -> None:
             entries = False
             for cache in ("cold", "warm"):
                 for what, images, workers in jobs:
-                    found: dict[type[ImageFolder | Packed], list[float]] = {ImageFolder: [], Packed: []}
+                    found: dict[type[ImageFolder | Packed], list[float]] = {
+                        ImageFolder: [],
+                        Packed: [],
+                    }
                     for _ in range(options.repeats):
                         for make, values in found.items():
                             root = home / ("packed" if make is Packed else "folder")
                             if cache == "cold":
                                 entries = give_up(root)
-                            values.append(measure(make, what, root, cache == "cold", images, workers))
+                            values.append(
+                                measure(make, what, root, cache == "cold", images, workers)
+                            )
                     label = {"views": f"views, {workers} workers"}.get(what, what)
                     if what == "open":
                         folder, packed = min(found[ImageFolder]), min(found[Packed])
@@ -129,7 +159,9 @@ def main() -> None:
                         cells, gain = f"{folder:,.0f} /s | {packed:,.0f} /s", packed / folder
                     print(f"| {count:,} | {cache} | {label} | {cells} | {gain:.2f} × |", flush=True)
             dropped = "pages and directory entries" if entries else "pages alone"
-            notes.append(f"{count:,} files: packed in {seconds:.0f} s to {size:,.0f} MiB; cold: {dropped} were given up")
+            notes.append(
+                f"{count:,} files: packed in {seconds:.0f} s to {size:,.0f} MiB; cold: {dropped} were given up"
+            )
     print("\n" + "\n".join(notes))
 
 

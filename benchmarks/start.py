@@ -58,8 +58,13 @@ def commands(recipe: str, repeats: int) -> str:
         for name, arguments in measured.items():
             least[name] = min(least[name], seconds(*arguments))
     imports, floor = list(least.values())[:2]
-    rows = [f"| {name} | {1000 * value:.0f} | {value / imports:.2f} | {value / floor:.2f} |" for name, value in least.items()]
-    return "\n".join(["| process | ms | of the imports | of the floor |", "|---|---|---|---|", *rows])
+    rows = [
+        f"| {name} | {1000 * value:.0f} | {value / imports:.2f} | {value / floor:.2f} |"
+        for name, value in least.items()
+    ]
+    return "\n".join(
+        ["| process | ms | of the imports | of the floor |", "|---|---|---|---|", *rows]
+    )
 
 
 def first_step(recipe: str, words: list[str]) -> None:
@@ -76,7 +81,9 @@ def first_step(recipe: str, words: list[str]) -> None:
     from sslkit import recipe as recipes
 
     overrides = [word.removeprefix("--set=") for word in words if word.startswith("--set=")]
-    data = next((word.removeprefix("--data=") for word in words if word.startswith("--data=")), None)
+    data = next(
+        (word.removeprefix("--data=") for word in words if word.startswith("--data=")), None
+    )
     made = recipes.read(recipe, overrides=overrides, data=data)
     lap("recipe, read and checked")
     import torch
@@ -88,7 +95,7 @@ def first_step(recipe: str, words: list[str]) -> None:
     import timm.optim  # noqa: F401
 
     lap("import timm and torchvision")
-    from sslkit import build, session, trainer
+    from sslkit.training import build, session, trainer
 
     lap("import the rest" + (", matplotlib" * ("matplotlib" in sys.modules)))
     torch.set_num_threads(1)
@@ -111,8 +118,8 @@ def first_step(recipe: str, words: list[str]) -> None:
     phase(build, "make_method", "the network made")
     phase(build, "make_optimizer", "the optimizer made")
     phase(trainer, "fill_memory", "the first pass, which fills the memory")
-    if "sslkit.plot" in sys.modules:
-        phase(sys.modules["sslkit.plot"], "views", "views.png")
+    if "sslkit.report.figures" in sys.modules:
+        phase(sys.modules["sslkit.report.figures"], "views", "views.png")
     steps = trainer.train
 
     def until_the_first(*args: object, **options: object) -> object:
@@ -136,16 +143,35 @@ def phases(recipe: str, words: list[str], repeats: int) -> str:
     found = []
     for _ in range(repeats):
         arguments = [sys.executable, __file__, "--first-step", "--recipe", recipe, *words]
-        ran = subprocess.run(arguments, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, text=True, check=True)
+        ran = subprocess.run(
+            arguments,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
         found.append(json.loads(ran.stdout))
     best = min(found, key=lambda spent: sum(spent.values()))
     total = sum(best.values())
-    rows = [f"| {name} | {value:.2f} | {100 * value / total:.0f} % |" for name, value in best.items() if value >= 0.005]
-    return "\n".join(["| until the first step is done | s | share |", "|---|---|---|", *rows, f"| **all** | **{total:.2f}** | |"])
+    rows = [
+        f"| {name} | {value:.2f} | {100 * value / total:.0f} % |"
+        for name, value in best.items()
+        if value >= 0.005
+    ]
+    return "\n".join(
+        [
+            "| until the first step is done | s | share |",
+            "|---|---|---|",
+            *rows,
+            f"| **all** | **{total:.2f}** | |",
+        ]
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--recipe", default=RECIPE)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--first-step", action="store_true", help=argparse.SUPPRESS)

@@ -18,9 +18,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from sslkit import recipe, trainer
-from sslkit.build import Run, build
+from sslkit import recipe
 from sslkit.interfaces import Batch
+from sslkit.runs.run import Run
+from sslkit.training import trainer
+from sslkit.training.build import build
 
 ROOT = Path(__file__).parent.parent
 CASES = {
@@ -30,7 +32,14 @@ CASES = {
 }
 """Recipe, and images a step on a CPU."""
 
-MORE = {"tiny": ["encoder.model=test_resnet", "transform.size=32", "transform.resize=32", "transform.patch=10"]}
+MORE = {
+    "tiny": [
+        "encoder.model=test_resnet",
+        "transform.size=32",
+        "transform.resize=32",
+        "transform.patch=10",
+    ]
+}
 DEVICE_BATCH = 256
 
 
@@ -58,7 +67,9 @@ class ByHand:
         self.temperature, self.negatives = loss.options["temperature"], sampler.options["negatives"]
         self.encoder = timm.create_model(made.encoder.options["model"], num_classes=0)
         norm, dim = made.heads["image"].options.get("batch_norm", False), self.encoder.num_features
-        self.image = nn.Sequential(nn.Linear(dim, 128), nn.BatchNorm1d(128) if norm else nn.Identity())
+        self.image = nn.Sequential(
+            nn.Linear(dim, 128), nn.BatchNorm1d(128) if norm else nn.Identity()
+        )
         self.patches = Patches(dim, 9, 128, norm)
         self.model = nn.ModuleList([self.encoder, self.image, self.patches]).to(self.device)
         if made.train.channels_last:
@@ -70,7 +81,10 @@ class ByHand:
         chosen = made.optimizer
         exempt = [p for p in self.model.parameters() if p.ndim < 2]
         decayed = [p for p in self.model.parameters() if p.ndim >= 2]
-        groups = [{"params": exempt, "weight_decay": 0.0}, {"params": decayed, "weight_decay": chosen.weight_decay}]
+        groups = [
+            {"params": exempt, "weight_decay": 0.0},
+            {"params": decayed, "weight_decay": chosen.weight_decay},
+        ]
         self.optimizer = torch.optim.SGD(groups, lr=chosen.lr, momentum=chosen.momentum or 0.0)
 
     def step(self, batch: Batch) -> torch.Tensor:
@@ -85,7 +99,9 @@ class ByHand:
                 (torch.arange(2)[:, None], torch.arange(len(index)), index), -self.far
             )
         else:
-            picks = torch.randint(len(self.bank) - 1, (2, len(index), self.negatives), device=self.device)
+            picks = torch.randint(
+                len(self.bank) - 1, (2, len(index), self.negatives), device=self.device
+            )
             picks += picks >= index[:, None]
             others = (query @ self.bank.T).gather(-1, picks) / self.temperature
         if self.official:
@@ -99,7 +115,9 @@ class ByHand:
         loss.backward()
         self.optimizer.step()
         with torch.no_grad():
-            self.bank[index] = F.normalize(0.5 * self.bank[index] + 0.5 * F.normalize(f.float(), dim=-1))
+            self.bank[index] = F.normalize(
+                0.5 * self.bank[index] + 0.5 * F.normalize(f.float(), dim=-1)
+            )
         return loss.detach()
 
     far = torch.tensor(float("inf"))
@@ -124,7 +142,9 @@ def finished_batches(run: Run) -> list[Batch]:
     count, images = run.loader.step_size, len(run.source)
 
     def one() -> Batch:
-        views = {name: torch.randn(count, *shape, device=run.device) for name, shape in shapes.items()}
+        views = {
+            name: torch.randn(count, *shape, device=run.device) for name, shape in shapes.items()
+        }
         return Batch(views, {}, torch.randperm(images)[:count].to(run.device))
 
     return [one() for _ in range(4)]
@@ -136,12 +156,22 @@ def wait(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def measure(case: str, device: str, steps: int, batch_size: int | None, more: list[str]) -> tuple[str, ...]:
+def measure(
+    case: str, device: str, steps: int, batch_size: int | None, more: list[str]
+) -> tuple[str, ...]:
     path, images = CASES[case]
     size = batch_size or (DEVICE_BATCH if device == "cuda" else images)
-    overrides = [f"train.device={device}", f"train.batch_size={size}", "train.workers=0", *MORE.get(case, []), *more]
+    overrides = [
+        f"train.device={device}",
+        f"train.batch_size={size}",
+        "train.workers=0",
+        *MORE.get(case, []),
+        *more,
+    ]
     if "imagenet" in path:
-        overrides += ["data.use=shapes", "data.images=20000"] + (["sampler.negatives=4096"] if device == "cpu" else [])
+        overrides += ["data.use=shapes", "data.images=20000"] + (
+            ["sampler.negatives=4096"] if device == "cpu" else []
+        )
     made = recipe.read(ROOT / path, overrides=overrides)
     run = build(replace(made, train=replace(made.train, epochs=10**6)))
     batches = finished_batches(run)
@@ -150,7 +180,9 @@ def measure(case: str, device: str, steps: int, batch_size: int | None, more: li
     run.step = 1
     ours = trainer.train(run)
     rows = []
-    every = 10 if device == "cuda" else 1  # a GPU is not waited for after each step, neither by us nor by him
+    every = (
+        10 if device == "cuda" else 1
+    )  # a GPU is not waited for after each step, neither by us nor by him
     for _ in range(steps // every + 2):
         began = wait(run.device)
         for _step in range(every):
@@ -182,8 +214,12 @@ def main() -> None:
     words.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
     chosen = words.parse_args()
     torch.set_num_threads(chosen.threads)
-    print(f"torch {torch.__version__}, {chosen.device}, {chosen.threads} threads, {chosen.steps} pairs of steps\n")
-    print("| case | precision | images a step | ours, ms | by hand, ms | tax (median of pairs) |\n|---|---|---|---|---|---|")
+    print(
+        f"torch {torch.__version__}, {chosen.device}, {chosen.threads} threads, {chosen.steps} pairs of steps\n"
+    )
+    print(
+        "| case | precision | images a step | ours, ms | by hand, ms | tax (median of pairs) |\n|---|---|---|---|---|---|"
+    )
     for case in chosen.cases.split(","):
         row = measure(case, chosen.device, chosen.steps, chosen.batch_size, chosen.set)
         print("| " + " | ".join(row) + " |", flush=True)

@@ -26,11 +26,11 @@ import torch
 from PIL import Image, ImageEnhance, ImageOps
 from torchvision import transforms as T
 
-from sslkit.data import Loader
+from sslkit.data.loader import Loader
 from sslkit.interfaces import Batch, Draws
-from sslkit_plugins import views
 from sslkit_plugins.datasets import ENDINGS, ImageFolder, decode_pixels
-from sslkit_plugins.pirl import Jigsaw
+from sslkit_plugins.methods.pirl import Jigsaw
+from sslkit_plugins.views import photometric as views
 
 # ------------------------------------------------------------------------------ the official list, as VISSL's configuration has it
 
@@ -87,7 +87,9 @@ def write_pictures(folder: Path, data: Path | None, count: int) -> None:
         return
     rng = np.random.default_rng(0)
     for number in range(count):
-        soft = Image.fromarray(rng.integers(0, 256, (9, 12, 3), dtype=np.uint8)).resize((213, 160), Image.Resampling.BICUBIC)
+        soft = Image.fromarray(rng.integers(0, 256, (9, 12, 3), dtype=np.uint8)).resize(
+            (213, 160), Image.Resampling.BICUBIC
+        )
         noisy = np.asarray(soft, float) + rng.normal(0, 6, (160, 213, 3))
         Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(folder / f"{number:05}.jpg")
 
@@ -95,7 +97,9 @@ def write_pictures(folder: Path, data: Path | None, count: int) -> None:
 def enlarged(image: Image.Image, side: int) -> Image.Image:
     """The long side resized to `side`."""
     scale = side / max(image.size)
-    return image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    return image.resize(
+        (round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC
+    )
 
 
 def consume(made: Iterable[object]) -> None:
@@ -122,7 +126,11 @@ def least(repeats: int, **works: Callable[[], object]) -> dict[str, float]:
 
 
 def compare(folder: Path, batch_size: int, repeats: int) -> None:
-    source, transform, rng = ImageFolder("pretrain", root=str(folder)), Jigsaw(), np.random.default_rng
+    source, transform, rng = (
+        ImageFolder("pretrain", root=str(folder)),
+        Jigsaw(),
+        np.random.default_rng,
+    )
     loader = Loader(source, transform, batch_size=min(batch_size, len(source)), seed=0)
     count = loader.steps_per_epoch * loader.step_size
     paths = [folder / name for name in source.names[:count]]
@@ -132,7 +140,9 @@ def compare(folder: Path, batch_size: int, repeats: int) -> None:
         repeats,
         official=lambda: consume(official(path) for path in paths),
         worker=lambda: consume(loader.batches(0, loader.steps_per_epoch)),
-        device=lambda: consume(transform.on_device(batch, Draws(0, step)) for step, batch in enumerate(batches)),
+        device=lambda: consume(
+            transform.on_device(batch, Draws(0, step)) for step, batch in enumerate(batches)
+        ),
         fetch=lambda: consume(transform.fetch(source, index, rng(index)) for index in range(count)),
         cut=lambda: consume(list(transform.cut(image, rng(0))) for image in pixels),
         call=lambda: consume(transform(image, rng(0)) for image in pixels),
@@ -143,10 +153,18 @@ def compare(folder: Path, batch_size: int, repeats: int) -> None:
     print(f"\n{folder.name} px: {count} images, batches of {loader.batch_size}")
     print(f"{'':34} ms/image  images/s  against the official list")
     print(f"{'official list, PIL in the worker':34} {theirs:8.2f} {1000 / theirs:9.1f}")
-    print(f"{'ours, worker':34} {worker:8.2f} {1000 / worker:9.1f}  1/{theirs / worker:.1f} of its CPU time")
+    print(
+        f"{'ours, worker':34} {worker:8.2f} {1000 / worker:9.1f}  1/{theirs / worker:.1f} of its CPU time"
+    )
     print(f"{'ours, device phase on the CPU':34} {device:8.2f} {1000 / device:9.1f}")
-    print(f"{'ours, both on one core':34} {both:8.2f} {1000 / both:9.1f}  {theirs / both:.1f} times its images/s")
-    parts = {"read and decode": found["fetch"], "resize": found["cut"], "patches": found["call"] - found["cut"]}
+    print(
+        f"{'ours, both on one core':34} {both:8.2f} {1000 / both:9.1f}  {theirs / both:.1f} times its images/s"
+    )
+    parts = {
+        "read and decode": found["fetch"],
+        "resize": found["cut"],
+        "patches": found["call"] - found["cut"],
+    }
     parts["batch, random numbers"] = worker - sum(parts.values())
     parts |= operations(transform, batches, count, repeats)
     print(f"{'inside ours':34} ms/image     share")
@@ -154,15 +172,24 @@ def compare(folder: Path, batch_size: int, repeats: int) -> None:
         print(f"  {name:32} {spent:8.3f} {spent / sum(parts.values()):9.0%}")
 
 
-def operations(transform: Jigsaw, batches: list[Batch], count: int, repeats: int) -> dict[str, float]:
+def operations(
+    transform: Jigsaw, batches: list[Batch], count: int, repeats: int
+) -> dict[str, float]:
     """ms an image of each operation of the device phase and of what lies between them, in the fastest of several runs."""
     runs = []
     for _ in range(repeats):
         spent: dict[str, float] = defaultdict(float)
         with timed(spent):
-            total = cpu_time(lambda: consume(transform.on_device(batch, Draws(0, step)) for step, batch in enumerate(batches)))
+            total = cpu_time(
+                lambda: consume(
+                    transform.on_device(batch, Draws(0, step)) for step, batch in enumerate(batches)
+                )
+            )
         runs.append({"gather, convert, put in place": total - sum(spent.values()), **spent})
-    return {name: 1000 * seconds / count for name, seconds in min(runs, key=lambda run: sum(run.values())).items()}
+    return {
+        name: 1000 * seconds / count
+        for name, seconds in min(runs, key=lambda run: sum(run.values())).items()
+    }
 
 
 @contextlib.contextmanager
@@ -198,7 +225,9 @@ def decoders(images: list[Image.Image], repeats: int) -> None:
 
     def with_torch(library: str) -> Callable[[bytes], object]:
         module = importlib.import_module(library)
-        return lambda file: module.decode_image(torch.frombuffer(bytearray(file), dtype=torch.uint8), mode=module.ImageReadMode.RGB)
+        return lambda file: module.decode_image(
+            torch.frombuffer(bytearray(file), dtype=torch.uint8), mode=module.ImageReadMode.RGB
+        )
 
     def opencv() -> Callable[[bytes], object]:
         module = importlib.import_module("cv2")
@@ -227,7 +256,11 @@ def decoders(images: list[Image.Image], repeats: int) -> None:
     warnings.filterwarnings("ignore", ".*TorchCodec", UserWarning)
     print(f"{'ms/image':14}", *(f"{name:>14}" for name in ways))
     for side in (160, 500, 2000):
-        for file_format, options in (("JPEG", {"quality": 90}), ("PNG", {}), ("WEBP", {"quality": 90})):
+        for file_format, options in (
+            ("JPEG", {"quality": 90}),
+            ("PNG", {}),
+            ("WEBP", {"quality": 90}),
+        ):
             if (side, file_format) in ((2000, "PNG"), (2000, "WEBP")):
                 continue
             files = []
@@ -241,12 +274,17 @@ def decoders(images: list[Image.Image], repeats: int) -> None:
                 if file_format == "JPEG" or not ("draft" in name or name == "simplejpeg")
             }
             found = least(repeats, **usable)
-            cells = (f"{1000 * found[name] / len(files):14.2f}" if name in found else f"{'':14}" for name in ways)
+            cells = (
+                f"{1000 * found[name] / len(files):14.2f}" if name in found else f"{'':14}"
+                for name in ways
+            )
             print(f"{side:5} {file_format:8}", *cells)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, help="a folder of images of about 160 pixels")
     parser.add_argument("--images", type=int, default=128)
     parser.add_argument("--batch-size", type=int, default=32)

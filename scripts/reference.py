@@ -7,9 +7,8 @@ python scripts/reference.py --check    # exit 1 if it is not current
 import sys
 from pathlib import Path
 
-from sslkit import registry
-from sslkit.recipe import SETTINGS
-from sslkit.signature import REQUIRED, Signature, read_class, written
+from sslkit.recipe import SETTINGS, registry
+from sslkit.recipe.signature import REQUIRED, Signature, read_class, written
 
 PAGE = Path(__file__).parent.parent / "docs" / "reference.md"
 

@@ -18,19 +18,23 @@ import typer
 from sslkit.errors import RecipeError, printable
 
 if TYPE_CHECKING:
-    from sslkit.build import Run
-    from sslkit.health import Health
-    from sslkit.metrics import Row
+    from sslkit.runs.metrics import Row
+    from sslkit.runs.run import Run
+    from sslkit.training.health import Health
 
 
 def print_error(error: Exception) -> None:
     """The message in one piece; the faults of a recipe in columns: place, key, sentence."""
     message = str(error)
     if isinstance(error, RecipeError):
-        rows = [(str(replace(fault, key="", message="")), fault.key, fault.message) for fault in error.faults]
+        rows = [
+            (str(replace(fault, key="", message="")), fault.key, fault.message)
+            for fault in error.faults
+        ]
         widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
         message = "\n".join(
-            "  ".join(filter(str.strip, (place.ljust(widths[0]), key.ljust(widths[1]), text))) for place, key, text in rows
+            "  ".join(filter(str.strip, (place.ljust(widths[0]), key.ljust(widths[1]), text)))
+            for place, key, text in rows
         )
     print_text(message, stderr=True)
 
@@ -45,7 +49,9 @@ def print_text(text: str, *, stderr: bool = False) -> None:
     typer.echo(as_it_is(text), err=stderr)
 
 
-def print_table(columns: Iterable[str], rows: Iterable[Iterable[str]], *, title: str | None = None) -> None:
+def print_table(
+    columns: Iterable[str], rows: Iterable[Iterable[str]], *, title: str | None = None
+) -> None:
     """As wide as the terminal; as wide as its longest row where there is none."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
@@ -69,12 +75,26 @@ def print_scores(result: dict[str, Any]) -> None:
     for layer, score in result["layers"].items():
         low, high = score["interval_images"]
         seeds = f"± {score['interval_seeds']:.1f}" if "interval_seeds" in score else ""
-        trained.append((f"trained: {layer}", f"{score['top1']:.1f}", f"{score['top5']:.1f}", seeds, f"{low:.1f} … {high:.1f}"))
+        trained.append(
+            (
+                f"trained: {layer}",
+                f"{score['top1']:.1f}",
+                f"{score['top5']:.1f}",
+                seeds,
+                f"{low:.1f} … {high:.1f}",
+            )
+        )
     title = (
         f"{result['evaluation']}: {protocol['train_images']} training and {protocol['val_images']} validation images, "
         f"{protocol['classes']} classes; per cent"
     )
-    columns = ("features", "top-1", "top-5", f"95 % over {protocol['seeds']} seeds", "95 % for so few images")
+    columns = (
+        "features",
+        "top-1",
+        "top-5",
+        f"95 % over {protocol['seeds']} seeds",
+        "95 % for so few images",
+    )
     says = (True, True, protocol["classes"] > 5, protocol["seeds"] > 1, True)
     columns, *rows = (tuple(compress(row, says)) for row in [columns, *floors, *trained])
     print_table(columns, rows, title=title)
@@ -84,10 +104,24 @@ def print_scores(result: dict[str, Any]) -> None:
 def progress(title: str) -> Iterator[Callable[[int, int], None]]:
     """A bar on a terminal, nothing elsewhere; what it yields is told how many more are done, and of how many."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     terminal = Console(stderr=True)
-    columns = TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()
+    columns = (
+        TextColumn(title),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=terminal, disable=not terminal.is_terminal) as bar:
         task = bar.add_task("", total=None)
         yield lambda done, total: bar.update(task, advance=done, total=total)
@@ -98,7 +132,14 @@ class Training:
 
     def __init__(self, run: Run, folder: Path) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
 
         self.run, self.folder = run, folder
         self.console = Console(markup=False, highlight=False, emoji=False)
@@ -109,14 +150,18 @@ class Training:
             TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]}  lr {task.fields[lr]}  {task.fields[rate]} images/s"),
+            TextColumn(
+                "loss {task.fields[loss]}  lr {task.fields[lr]}  {task.fields[rate]} images/s"
+            ),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(elapsed_when_finished=False),
             console=self.console,
             disable=not self.console.is_terminal,
         )
-        self.task = self.bar.add_task("", total=run.steps, completed=run.step, epoch="-", loss="-", lr="-", rate="-")
+        self.task = self.bar.add_task(
+            "", total=run.steps, completed=run.step, epoch="-", loss="-", lr="-", rate="-"
+        )
 
     def begin(self, notes: list[str], resumed: bool) -> None:
         """What is about to run, and where."""
@@ -151,12 +196,16 @@ class Training:
             self._say(f"health: {health.start()}")
         else:
             pace = (row.step - self.clock[1]) / (time.monotonic() - self.clock[0])
-            rate, left = f"{pace * self.run.recipe.train.batch_size:.0f}", f"{(self.run.steps - row.step) / pace:.0f}"
+            rate, left = (
+                f"{pace * self.run.recipe.train.batch_size:.0f}",
+                f"{(self.run.steps - row.step) / pace:.0f}",
+            )
         due = row.step // self.every > (row.step - len(rows)) // self.every
         if (
             due
             and row.step < self.run.steps
-            and (verdict := health.now().partition(":")[0]) not in ("too early to judge", self.verdict)
+            and (verdict := health.now().partition(":")[0])
+            not in ("too early to judge", self.verdict)
         ):
             self.verdict = verdict
             self._say(f"health: {health.now()}")
@@ -176,7 +225,11 @@ class Training:
     def stopped(self, signal: str) -> None:
         self.close()
         self._say_unreadable()
-        done = f"after step {self.run.step}, saved" if self.run.step > self.first_step else "before a step was done"
+        done = (
+            f"after step {self.run.step}, saved"
+            if self.run.step > self.first_step
+            else "before a step was done"
+        )
         self._say(f"stopped by {signal} {done}; go on with: sslkit train --resume {self.folder}")
 
     def done(self, health: Health) -> None:
@@ -188,7 +241,9 @@ class Training:
         if self.run.skipped:
             self._say(f"{self.run.skipped} steps were skipped, for numbers that were not finite")
         self._say_unreadable()
-        self._say(f"encoder: {self.folder / 'encoder.safetensors'}\nnext: sslkit eval linear {self.folder}")
+        self._say(
+            f"encoder: {self.folder / 'encoder.safetensors'}\nnext: sslkit eval linear {self.folder}"
+        )
 
     def _say_unreadable(self) -> None:
         if self.run.unreadable:

@@ -138,7 +138,9 @@ def _meet(store: dist.Store, number: int, count: int) -> int:
         if own == start and store.check([f"sslkit/{start}/go"]):
             return start
         time.sleep(0.02)
-    raise LostProcess("process 0 of this run did not come; look at what it printed, and start all of them again")
+    raise LostProcess(
+        "process 0 of this run did not come; look at what it printed, and start all of them again"
+    )
 
 
 @contextmanager
@@ -157,13 +159,21 @@ def joined(device: torch.device) -> Iterator[None]:
     backend = "nccl" if device.type == "cuda" else "gloo"
     _start = _meet(_store, number, count)
     attempt = dist.PrefixStore(f"start {_start}", _store)
-    dist.init_process_group(backend, store=dist.PrefixStore(backend, attempt), rank=number, world_size=count, timeout=PATIENCE)
+    dist.init_process_group(
+        backend,
+        store=dist.PrefixStore(backend, attempt),
+        rank=number,
+        world_size=count,
+        timeout=PATIENCE,
+    )
     try:
         yield
         dist.barrier()
     except Exception as error:
         # No way out leads through a collective, for which the others may never come.
-        lost = isinstance(error, RuntimeError) and re.search(r"(?i)connection|broken pipe|by peer|nccl|socket", str(error))
+        lost = isinstance(error, RuntimeError) and re.search(
+            r"(?i)connection|broken pipe|by peer|nccl|socket", str(error)
+        )
         if _first_to_fail(attempt, number) != number:
             raise SystemExit(2) from error
         if lost:
@@ -196,7 +206,11 @@ def remembered() -> str | None:
     """What the processes before a restart left with the launcher; None at the first start."""
     if _store is None or _start == 1:
         return None
-    text = _store.get("sslkit/remembered").decode() if rank() == 0 and _store.check(["sslkit/remembered"]) else ""
+    text = (
+        _store.get("sslkit/remembered").decode()
+        if rank() == 0 and _store.check(["sslkit/remembered"])
+        else ""
+    )
     return share_text(text) or None
 
 
@@ -252,18 +266,30 @@ def share_text(text: str) -> str:
     """Rank 0's text on every rank."""
     if world() == 1:
         return text
-    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
+    device = (
+        torch.device("cuda", torch.cuda.current_device())
+        if dist.get_backend() == "nccl"
+        else torch.device("cpu")
+    )
     letters = torch.frombuffer(bytearray(text.encode() + b"\n"), dtype=torch.uint8)
     length = torch.tensor(len(letters), device=device)
     dist.broadcast(length, src=0)
-    box = letters.to(device) if rank() == 0 else torch.empty(int(length), dtype=torch.uint8, device=device)
+    box = (
+        letters.to(device)
+        if rank() == 0
+        else torch.empty(int(length), dtype=torch.uint8, device=device)
+    )
     dist.broadcast(box, src=0)
     return bytes(box.tolist()).decode()[:-1]
 
 
 def summing(model: torch.nn.Module, last: bool) -> AbstractContextManager:
     """Around the forward and backward pass of a part of a batch: gradients are averaged over ranks at the last part only."""
-    return model.no_sync() if isinstance(model, torch.nn.parallel.DistributedDataParallel) and not last else nullcontext()
+    return (
+        model.no_sync()
+        if isinstance(model, torch.nn.parallel.DistributedDataParallel) and not last
+        else nullcontext()
+    )
 
 
 def any_rank(flag: bool, device: torch.device) -> bool:
@@ -275,7 +301,9 @@ def any_rank(flag: bool, device: torch.device) -> bool:
     return bool(raised.item())
 
 
-def parallel(method: torch.nn.Module, *, sync_batchnorm: bool, device: torch.device) -> torch.nn.Module:
+def parallel(
+    method: torch.nn.Module, *, sync_batchnorm: bool, device: torch.device
+) -> torch.nn.Module:
     """`method` as it is in one process; wrapped so that gradients are the mean over ranks in many.
 
     Buffers are not broadcast at each forward pass: the memory bank is one, equal on all ranks already, and rank 0's batch-norm

@@ -28,7 +28,13 @@ class Fault:
                 object.__setattr__(self, name, printable(text))
 
     def __str__(self) -> str:
-        place = "" if self.file is None else self.file if self.line is None else f"{self.file}:{self.line}"
+        place = (
+            ""
+            if self.file is None
+            else self.file
+            if self.line is None
+            else f"{self.file}:{self.line}"
+        )
         return "  ".join(part for part in (place, self.key, self.message) if part)
 
 

@@ -14,7 +14,8 @@ import torch.distributed as dist
 from PIL import Image
 
 from sslkit import distributed, recipe
-from sslkit.build import Run, build
+from sslkit.runs.run import Run
+from sslkit.training.build import build
 
 TINY = """\
 name: tiny
@@ -48,9 +49,13 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if number % 2:
             pixels = rng.integers(0, 256, (height, width, 3))
         else:
-            ramp = np.linspace(0, 255, width)[None, :, None] * np.linspace(0, 1, height)[:, None, None]
+            ramp = (
+                np.linspace(0, 255, width)[None, :, None] * np.linspace(0, 1, height)[:, None, None]
+            )
             pixels = np.broadcast_to(ramp * rng.random(3), (height, width, 3))
-        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number:02}.{'jpg' if number % 3 else 'png'}")
+        Image.fromarray(pixels.astype(np.uint8)).save(
+            folder / f"{number:02}.{'jpg' if number % 3 else 'png'}"
+        )
     return folder
 
 
@@ -65,7 +70,12 @@ def ranks(tmp_path):
         def enter(number: int) -> None:
             port = ports.get()
             faulthandler.dump_traceback_later(50, exit=True, file=sys.__stderr__)
-            os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1"}
+            os.environ |= {
+                "RANK": str(number),
+                "LOCAL_RANK": str(number),
+                "WORLD_SIZE": str(count),
+                "MASTER_ADDR": "127.0.0.1",
+            }
             os.environ |= {
                 "MASTER_PORT": str(port),
                 "TORCHELASTIC_USE_AGENT_STORE": "True",
@@ -102,7 +112,9 @@ def make(tiny: Path):
     """`make("train.seed=1", …)`: everything made from the tiny recipe, as before the first step."""
 
     def made(*overrides: str, data: Path | None = None) -> Run:
-        return build(recipe.read(tiny, overrides=overrides, data=None if data is None else str(data)))
+        return build(
+            recipe.read(tiny, overrides=overrides, data=None if data is None else str(data))
+        )
 
     return made
 
@@ -114,7 +126,9 @@ def everything(run: Run) -> dict[str, torch.Tensor]:
         for key, state in run.optimizer.state_dict()["state"].items()
         for name, value in state.items()
     }
-    return run.method.state_dict() | {name: torch.as_tensor(value) for name, value in moments.items()}
+    return run.method.state_dict() | {
+        name: torch.as_tensor(value) for name, value in moments.items()
+    }
 
 
 def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:

@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-CORE = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in sorted((ROOT / "sslkit").rglob("*.py"))}
+CORE = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts): path
+    for path in sorted((ROOT / "sslkit").rglob("*.py"))
+}
 PLUGINS = {
     ".".join(path.relative_to(ROOT / "plugins").with_suffix("").parts): path
     for path in sorted((ROOT / "plugins" / "sslkit_plugins").rglob("*.py"))
@@ -88,7 +91,9 @@ def reached(name):
     return seen
 
 
-@pytest.mark.parametrize("name", ["sslkit.cli", "sslkit.console", "sslkit.errors", "sslkit.recipe", "sslkit.registry"])
+@pytest.mark.parametrize(
+    "name", ["sslkit.cli", "sslkit.console", "sslkit.errors", "sslkit.recipe", "sslkit.registry"]
+)
 def test_checking_a_recipe_imports_no_torch(name):
     for module in reached(name):
         tops = {imported.partition(".")[0] for imported in imports(module, top_level_only=True)}
@@ -140,13 +145,19 @@ def test_no_code_is_run_from_files(name):
 def test_numpy_archives_are_read_without_pickles(name):
     for node in ast.walk(ast.parse((CORE | PLUGINS)[name].read_bytes())):
         if isinstance(node, ast.Call) and ast.unparse(node.func) in ("np.load", "numpy.load"):
-            assert any(word.arg == "allow_pickle" and ast.unparse(word.value) == "False" for word in node.keywords)
+            assert any(
+                word.arg == "allow_pickle" and ast.unparse(word.value) == "False"
+                for word in node.keywords
+            )
 
 
 @pytest.mark.parametrize("name", sorted(CORE | PLUGINS))
 def test_every_module_begins_with_a_docstring(name):
     path = (CORE | PLUGINS)[name]
-    assert ast.get_docstring(ast.parse(path.read_bytes())) or name in ("sslkit.__main__", "sslkit.__init__")
+    assert ast.get_docstring(ast.parse(path.read_bytes())) or name in (
+        "sslkit.__main__",
+        "sslkit.__init__",
+    )
 
 
 def test_all_that_is_imported_is_declared():
@@ -155,8 +166,17 @@ def test_all_that_is_imported_is_declared():
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     stated = " ".join(project["dependencies"]).lower()
-    distribution = {"PIL": "pillow", "yaml": "pyyaml", "annotated_types": "pydantic", "typing_extensions": "pydantic"}
+    distribution = {
+        "PIL": "pillow",
+        "yaml": "pyyaml",
+        "annotated_types": "pydantic",
+        "typing_extensions": "pydantic",
+    }
     for name in CORE | PLUGINS:
-        for imported in {imported.partition(".")[0] for imported in imports(name)} - set(sys.stdlib_module_names):
+        for imported in {imported.partition(".")[0] for imported in imports(name)} - set(
+            sys.stdlib_module_names
+        ):
             if imported not in ("sslkit", "sslkit_plugins"):
-                assert distribution.get(imported, imported).lower() in stated, f"{name} imports {imported}"
+                assert distribution.get(imported, imported).lower() in stated, (
+                    f"{name} imports {imported}"
+                )

@@ -18,7 +18,7 @@ import pytest
 import torch
 from conftest import TINY
 
-from sslkit import checkpoint
+from sslkit.runs import checkpoint
 
 HOOK = """
 import os, sys
@@ -72,7 +72,15 @@ def plant(folder: Path) -> None:
     """What might be taken for data, weights, results or code, in every folder below."""
     trap = pickle.dumps(Trap())
     for place in [folder, *(path for path in folder.rglob("*") if path.is_dir())]:
-        for name in ("x.jpg", "encoder.pt", "model.pth", "data.pkl", "names.npy", "cache.pickle", "state.pt"):
+        for name in (
+            "x.jpg",
+            "encoder.pt",
+            "model.pth",
+            "data.pkl",
+            "names.npy",
+            "cache.pickle",
+            "state.pt",
+        ):
             (place / name).write_bytes(trap)
         torch.save({"weights": Trap()}, place / "weights.pt")
         for name in ("sslkit_plugins", "timm", "hubconf", "conftest", "setup"):
@@ -89,12 +97,21 @@ def place(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
         target = place / "work" / "data" / f"class {number % 2}" / image.name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(image, target)
-    (place / "work" / "tiny.yaml").write_text(TINY.format(root="data").replace("epochs: 2", "epochs: 2, unreadable: 100"))
+    (place / "work" / "tiny.yaml").write_text(
+        TINY.format(root="data").replace("epochs: 2", "epochs: 2, unreadable: 100")
+    )
     pixels = np.random.default_rng(0).integers(0, 256, (16, 40, 40, 3), dtype=np.uint8)
-    np.savez(place / "work" / "good.npz", images=pixels, labels=np.arange(16) % 2, other=np.array([Trap()], object))
+    np.savez(
+        place / "work" / "good.npz",
+        images=pixels,
+        labels=np.arange(16) % 2,
+        other=np.array([Trap()], object),
+    )
     np.savez(place / "work" / "trap.npz", images=np.array([Trap()] * 16, object))
     (place / "work" / "pickle.npz").write_bytes(pickle.dumps(Trap()))
-    (place / "work" / "trap.yaml").write_text("name: !!python/object/apply:builtins.open [pwned, w]\n")
+    (place / "work" / "trap.yaml").write_text(
+        "name: !!python/object/apply:builtins.open [pwned, w]\n"
+    )
     return place
 
 
@@ -126,10 +143,16 @@ def run(place: Path):
 
 
 TRANSPORT = {
-    *("multiprocessing.resource_sharer.DupFd", "torch.multiprocessing.reductions.rebuild_storage_fd"),
-    *("torch.multiprocessing.reductions.rebuild_tensor", "torch.multiprocessing.reductions.rebuild_typed_storage"),
+    *(
+        "multiprocessing.resource_sharer.DupFd",
+        "torch.multiprocessing.reductions.rebuild_storage_fd",
+    ),
+    *(
+        "torch.multiprocessing.reductions.rebuild_tensor",
+        "torch.multiprocessing.reductions.rebuild_typed_storage",
+    ),
     *("torch.Size", "torch.Tensor", "torch.int64", "torch.uint8", "torch.storage.UntypedStorage"),
-    *("sslkit.data.Ticket", "numpy.ndarray", "numpy.dtype"),
+    *("sslkit.data.loader.Ticket", "numpy.ndarray", "numpy.dtype"),
     *(
         f"numpy.{core}.{name}"
         for core in ("core", "_core")
@@ -165,7 +188,13 @@ def test_the_hook_sees_what_it_is_there_for(place: Path) -> None:
 def test_no_command_unpickles_or_runs_what_it_finds(place: Path, run) -> None:
     work = place / "work"
     plant(work)
-    for arguments in (("check", "tiny.yaml"), ("plugins",), ("plugins", "show", "memory_bank"), ("schema",), ("plan", "tiny.yaml")):
+    for arguments in (
+        ("check", "tiny.yaml"),
+        ("plugins",),
+        ("plugins", "show", "memory_bank"),
+        ("schema",),
+        ("plan", "tiny.yaml"),
+    ):
         assert run(0, *arguments) == set()
     assert run(0, "views", "tiny.yaml", "--data", "good.npz") == set()
     assert run(2, "check", "trap.yaml") == set()
@@ -192,7 +221,9 @@ def test_no_command_unpickles_or_runs_what_it_finds(place: Path, run) -> None:
 
 def test_workers_send_a_closed_list_of_types_and_nothing_else(run, place: Path) -> None:
     told = run(0, "train", "tiny.yaml", "--set", "train.workers=2")
-    assert any("rebuild_storage_fd" in line for line in told), "PyTorch's transport has changed; look again"
+    assert any("rebuild_storage_fd" in line for line in told), (
+        "PyTorch's transport has changed; look again"
+    )
     assert from_pipes(told) == set()
 
 
@@ -203,7 +234,10 @@ def test_a_checkpoint_of_pickles_is_refused(place: Path, run) -> None:
     for path in (folder / "checkpoints").iterdir():
         torch.save({"method.x": Trap()}, path / "method.safetensors")
         (path / "optimizer.safetensors").write_bytes(pickle.dumps(Trap()))
-        sums = [f"{hashlib.sha256((path / name).read_bytes()).hexdigest()}  {name}\n" for name in checkpoint.FILES]
+        sums = [
+            f"{hashlib.sha256((path / name).read_bytes()).hexdigest()}  {name}\n"
+            for name in checkpoint.FILES
+        ]
         (path / "SHA256SUMS").write_text("".join(sums))
     for command in (("train", "--resume", folder), ("eval", "knn", folder), ("export", folder)):
         assert run(2, *command) == set()

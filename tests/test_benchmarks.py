@@ -13,18 +13,28 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 def printed(name, *options):
     """What a benchmark prints."""
-    done = subprocess.run([sys.executable, BENCHMARKS / name, *options], check=False, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, BENCHMARKS / name, *options],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-@pytest.mark.parametrize(("options", "shown"), [((), "ours, both on one core"), (("--decode",), "WEBP")])
+@pytest.mark.parametrize(
+    ("options", "shown"), [((), "ours, both on one core"), (("--decode",), "WEBP")]
+)
 def test_views(options, shown):
     assert shown in printed("views.py", "--images", "4", "--repeats", "1", *options)
 
 
 def test_step():
-    assert "| tiny | float32 |" in printed("step.py", "--cases", "tiny", "--steps", "2", "--set", "train.precision=fp32")
+    assert "| tiny | float32 |" in printed(
+        "step.py", "--cases", "tiny", "--steps", "2", "--set", "train.precision=fp32"
+    )
 
 
 @pytest.mark.parametrize(
@@ -35,7 +45,18 @@ def test_step():
     ],
 )
 def test_negatives(options, shown):
-    assert shown in printed("negatives.py", "--rows", "300", "--images", "2", "--negatives", "8", "--repeats", "1", *options)
+    assert shown in printed(
+        "negatives.py",
+        "--rows",
+        "300",
+        "--images",
+        "2",
+        "--negatives",
+        "8",
+        "--repeats",
+        "1",
+        *options,
+    )
 
 
 def test_pack():
@@ -44,18 +65,35 @@ def test_pack():
 
 
 def test_start():
-    shown = printed("start.py", "--repeats", "1", "--set=train.batch_size=4", "--set=data.images=40")
+    shown = printed(
+        "start.py", "--repeats", "1", "--set=train.batch_size=4", "--set=data.images=40"
+    )
     assert "| `sslkit --help` |" in shown and "| the first step |" in shown
 
 
 @pytest.mark.slow
 def test_gpu_without_one(tmp_path):
-    words = [BENCHMARKS / "gpu.sh", "--tiny", "--device", "cpu", "--eager", "--out", tmp_path / "gpu.json"]
+    words = [
+        BENCHMARKS / "gpu.sh",
+        "--tiny",
+        "--device",
+        "cpu",
+        "--eager",
+        "--out",
+        tmp_path / "gpu.json",
+    ]
     environment = os.environ | {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(words, env=environment, check=False, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        words, env=environment, check=False, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     assert "| eager: end to end |" in done.stdout and "compiled" not in done.stdout
-    assert json.loads((tmp_path / "gpu.json").read_text())["rates"]["eager"]["end to end"]["images_per_second"] > 0
+    assert (
+        json.loads((tmp_path / "gpu.json").read_text())["rates"]["eager"]["end to end"][
+            "images_per_second"
+        ]
+        > 0
+    )
 
 
 @pytest.mark.slow

@@ -13,9 +13,10 @@ import torch
 from conftest import assert_same, everything
 from safetensors.torch import load_file
 
-from sslkit import checkpoint, recipe
+from sslkit import recipe
 from sslkit.errors import CheckpointError
-from sslkit.trainer import train
+from sslkit.runs import checkpoint, files, folders
+from sslkit.training.trainer import train
 
 
 def advance(run, steps):
@@ -44,7 +45,12 @@ def saved(make, folder: Path) -> Path:
     "overrides",
     [
         (),
-        ("train.channels_last=false", "loss.form=info_nce", "sampler.negatives=all", "sampler.init=forward"),
+        (
+            "train.channels_last=false",
+            "loss.form=info_nce",
+            "sampler.negatives=all",
+            "sampler.init=forward",
+        ),
         ("optimizer.use=adamw", "optimizer.momentum=null", "transform.permutations=10"),
         ("optimizer.use=lamb", "optimizer.momentum=null"),
         ("optimizer.use=adan", "optimizer.momentum=null"),
@@ -76,12 +82,20 @@ def test_the_memory_and_the_frozen_constant_are_in_it(make, folder):
     run = advance(make(), 2)
     held = load_file(checkpoint.save(run, folder) / "method.safetensors")
     assert torch.equal(held["method.sampler.bank"], run.method.sampler.bank)
-    assert held["method.loss.log_mean_exp"] == run.method.loss.log_mean_exp != 0 and held["method.loss.frozen"]
+    assert (
+        held["method.loss.log_mean_exp"] == run.method.loss.log_mean_exp != 0
+        and held["method.loss.frozen"]
+    )
 
 
 def test_it_is_safetensors_and_text_and_its_checksums_are_those_of_sha256sum(saved):
     (newest,) = (saved / "checkpoints").glob("step-00000002")
-    assert {path.name for path in newest.iterdir()} == {"method.safetensors", "optimizer.safetensors", "state.json", "SHA256SUMS"}
+    assert {path.name for path in newest.iterdir()} == {
+        "method.safetensors",
+        "optimizer.safetensors",
+        "state.json",
+        "SHA256SUMS",
+    }
     if shutil.which("sha256sum"):
         subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=newest, check=True)
     assert json.loads((newest / "state.json").read_text())["step"] == 2
@@ -114,7 +128,9 @@ def truncate(file: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [flip, truncate, Path.unlink])
-@pytest.mark.parametrize("name", ["method.safetensors", "optimizer.safetensors", "state.json", "SHA256SUMS"])
+@pytest.mark.parametrize(
+    "name", ["method.safetensors", "optimizer.safetensors", "state.json", "SHA256SUMS"]
+)
 def test_a_damaged_checkpoint_is_passed_over_and_said_so(saved, damage, name):
     damage(saved / "checkpoints" / "step-00000002" / name)
     found, state, notes = checkpoint.newest(saved)
@@ -127,7 +143,8 @@ def test_no_whole_checkpoint_is_a_sentence(saved, folder):
     for file in saved.glob("checkpoints/*/state.json"):
         file.unlink()
     with pytest.raises(
-        CheckpointError, match=r"(?s)step-00000002 is damaged.*step-00000001 is damaged.*start it anew: sslkit train"
+        CheckpointError,
+        match=r"(?s)step-00000002 is damaged.*step-00000001 is damaged.*start it anew: sslkit train",
     ):
         checkpoint.newest(saved)
 
@@ -155,39 +172,51 @@ def torn_file(tensors, path, notes):
 @pytest.mark.parametrize(
     ("place", "failing"),
     [
-        ("sslkit.checkpoint.save_file", full_disk),
-        ("sslkit.checkpoint.save_file", torn_file),
+        ("sslkit.runs.files.save_file", full_disk),
+        ("sslkit.runs.files.save_file", torn_file),
         ("os.fsync", full_disk),
-        ("sslkit.checkpoint.write_text", lambda path, text: full_disk() if path.name == "state.json" else None),
+        (
+            "sslkit.runs.checkpoint.write_text",
+            lambda path, text: full_disk() if path.name == "state.json" else None,
+        ),
         ("pathlib.Path.mkdir", full_disk),
         ("pathlib.Path.replace", full_disk),
     ],
 )
-def test_a_full_or_read_only_disk_is_a_sentence_and_harms_nothing(make, saved, monkeypatch, place, failing):
+def test_a_full_or_read_only_disk_is_a_sentence_and_harms_nothing(
+    make, saved, monkeypatch, place, failing
+):
     run = make()
     checkpoint.resume(run, saved)
     before = {path: path.read_bytes() for path in saved.rglob("*") if path.is_file()}
     advance(run, 1)
     with monkeypatch.context() as patch:
         patch.setattr(place, failing)
-        with pytest.raises(CheckpointError, match=r"cannot write the checkpoint of step 3.*No space left.*before it are untouched"):
+        with pytest.raises(
+            CheckpointError,
+            match=r"cannot write the checkpoint of step 3.*No space left.*before it are untouched",
+        ):
             checkpoint.save(run, saved)
     assert {path: path.read_bytes() for path in saved.rglob("*") if path.is_file()} == before
     checkpoint.save(run, saved)
     assert checkpoint.newest(saved)[1]["step"] == 3
 
 
-@pytest.mark.parametrize(("place", "failing"), [("os.fsync", full_disk), ("sslkit.checkpoint.save_file", torn_file)])
-def test_an_encoder_or_a_text_that_cannot_be_written_leaves_the_old_one(make, folder, monkeypatch, place, failing):
+@pytest.mark.parametrize(
+    ("place", "failing"), [("os.fsync", full_disk), ("sslkit.runs.files.save_file", torn_file)]
+)
+def test_an_encoder_or_a_text_that_cannot_be_written_leaves_the_old_one(
+    make, folder, monkeypatch, place, failing
+):
     run = make()
     checkpoint.save_encoder(run, folder)
-    checkpoint.write_text(folder / "text", "old")
+    files.write_text(folder / "text", "old")
     monkeypatch.setattr(place, failing)
     with pytest.raises(CheckpointError, match=r"cannot write .*encoder.safetensors"):
         checkpoint.save_encoder(run, folder)
     if place == "os.fsync":
         with pytest.raises(CheckpointError, match=r"cannot write .*text: No space left"):
-            checkpoint.write_text(folder / "text", "new")
+            files.write_text(folder / "text", "new")
     assert (folder / "text").read_text() == "old"
     assert sorted(os.listdir(folder)) == ["encoder.safetensors", "text"]
 
@@ -197,13 +226,16 @@ def test_another_list_of_images_is_refused(make, saved, images, tmp_path):
     shutil.copytree(images, fewer)
     (fewer / "00.png").rename(fewer / "renamed.png")
     with pytest.raises(
-        CheckpointError, match=r"another list of images \(24 then, 24 now\).*restore the folder, or start a new run"
+        CheckpointError,
+        match=r"another list of images \(24 then, 24 now\).*restore the folder, or start a new run",
     ):
         checkpoint.resume(make(data=fewer), saved)
 
 
 def test_a_recipe_that_was_changed_is_refused(make, saved):
-    with pytest.raises(CheckpointError, match=r"step-00000002 does not fit the recipe beside it.*changed since"):
+    with pytest.raises(
+        CheckpointError, match=r"step-00000002 does not fit the recipe beside it.*changed since"
+    ):
         checkpoint.resume(make("heads.image.out_dim=8", "heads.patches.out_dim=8"), saved)
 
 
@@ -211,47 +243,61 @@ def test_another_set_of_permutations_is_refused(make, folder):
     checkpoint.save(advance(make("transform.permutations=10"), 1), folder)
     run = make("transform.permutations=10")
     run.transform.permutations = run.transform.permutations[::-1].copy()
-    with pytest.raises(CheckpointError, match=r"transform's state in .* is not what the installed plugin makes"):
+    with pytest.raises(
+        CheckpointError, match=r"transform's state in .* is not what the installed plugin makes"
+    ):
         checkpoint.resume(run, folder)
 
 
 def test_another_optimizer_is_refused(make, saved):
     with pytest.raises(
-        CheckpointError, match=r"step-00000002 does not fit the recipe beside it \(it was saved by SGD, not AdamW\)"
+        CheckpointError,
+        match=r"step-00000002 does not fit the recipe beside it \(it was saved by SGD, not AdamW\)",
     ):
         checkpoint.resume(make("optimizer.use=adamw", "optimizer.momentum=null"), saved)
 
 
 def test_run_folders(tiny, tmp_path, monkeypatch):
     made = recipe.read(tiny)
-    first = checkpoint.new_folder(tmp_path / "runs", made)
-    second = checkpoint.new_folder(tmp_path / "runs", made)
+    first = folders.new_folder(tmp_path / "runs", made)
+    second = folders.new_folder(tmp_path / "runs", made)
     assert first != second and first.parent == second.parent == tmp_path / "runs" / "tiny"
     latest = first.parent / "latest"
     assert latest.is_symlink() and latest.resolve() == second
     assert recipe.read(second / "recipe.yaml") == made
-    assert checkpoint.find_folder(latest) == second
+    assert folders.find_folder(latest) == second
     for folder, when in ((first, 2e9), (second, 1e9)):
         state = folder / "checkpoints" / "step-00000001" / "state.json"
         state.parent.mkdir(parents=True)
         state.touch()
         os.utime(state, (when, when))
-    third = checkpoint.new_folder(tmp_path / "runs", made)
-    assert checkpoint.find_folder(None, tmp_path / "runs") == first, "the newest checkpoint's, and no link"
+    third = folders.new_folder(tmp_path / "runs", made)
+    assert folders.find_folder(None, tmp_path / "runs") == first, (
+        "the newest checkpoint's, and no link"
+    )
     assert latest.resolve() == third
 
 
 def test_run_folders_that_are_not_there(tiny, tmp_path):
-    with pytest.raises(CheckpointError, match=r"is not a run folder: it holds no recipe.yaml; name a folder such as"):
-        checkpoint.find_folder(tmp_path / "none")
-    with pytest.raises(CheckpointError, match=r"there is no trained run below .*none/; train one first: sslkit train"):
-        checkpoint.find_folder(None, tmp_path / "none")
+    with pytest.raises(
+        CheckpointError,
+        match=r"is not a run folder: it holds no recipe.yaml; name a folder such as",
+    ):
+        folders.find_folder(tmp_path / "none")
+    with pytest.raises(
+        CheckpointError,
+        match=r"there is no trained run below .*none/; train one first: sslkit train",
+    ):
+        folders.find_folder(None, tmp_path / "none")
     (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match=r"cannot make the run folder .*: Not a directory; choose another place with --runs"):
-        checkpoint.new_folder(tmp_path / "file", recipe.read(tiny))
+    with pytest.raises(
+        CheckpointError,
+        match=r"cannot make the run folder .*: Not a directory; choose another place with --runs",
+    ):
+        folders.new_folder(tmp_path / "file", recipe.read(tiny))
 
 
 def test_a_file_system_without_links_goes_without_latest(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "symlink_to", full_disk)
-    folder = checkpoint.new_folder(tmp_path, recipe.read(tiny))
+    folder = folders.new_folder(tmp_path, recipe.read(tiny))
     assert os.listdir(folder.parent) == [folder.name]

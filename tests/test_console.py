@@ -6,13 +6,15 @@ from types import SimpleNamespace as Thing
 import torch
 
 from sslkit import console
-from sslkit.health import Health
-from sslkit.metrics import Row
+from sslkit.runs.metrics import Row
+from sslkit.training.health import Health
 
 
 def screen(steps=200, warmup=0.0, epochs=4):
     train = Thing(epochs=epochs, batch_size=8)
-    recipe = Thing(name="mine", train=train, schedule=Thing(warmup_epochs=warmup), optimizer=Thing(lr=0.05))
+    recipe = Thing(
+        name="mine", train=train, schedule=Thing(warmup_epochs=warmup), optimizer=Thing(lr=0.05)
+    )
     loader = Thing(world=1, workers=0, steps_per_epoch=steps // epochs)
     run = Thing(
         recipe=recipe,
@@ -45,13 +47,18 @@ def test_a_collapse_is_told_when_it_happens_and_once(capsys):
 def test_the_clock_starts_after_the_first_step(capsys):
     shown, health = screen(steps=20)
     follow(shown, health, [1.0] * 2)
-    first, second = (line for line in capsys.readouterr().out.splitlines() if line.startswith("step "))
+    first, second = (
+        line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")
+    )
     assert first.endswith("- images/s  - s left") and "- images/s" not in second
 
 
 def test_a_run_that_only_warms_up_is_told(capsys):
     screen(warmup=2.0, epochs=2)[0].begin([], resumed=False)
-    assert "never comes to 0.05: schedule.warmup_epochs = 2 of train.epochs = 2" in capsys.readouterr().out
+    assert (
+        "never comes to 0.05: schedule.warmup_epochs = 2 of train.epochs = 2"
+        in capsys.readouterr().out
+    )
     screen(warmup=2.0, epochs=4)[0].begin([], resumed=False)
     assert "warmup" not in capsys.readouterr().out
 
@@ -61,9 +68,14 @@ def test_scores_leave_out_what_says_nothing(capsys):
     result = {"evaluation": "knn", "floors": {"chance": 33.3}, "layers": {"features": score}}
 
     def table(seeds, classes):
-        console.print_scores(result | {"protocol": {"train_images": 9, "val_images": 9, "classes": classes, "seeds": seeds}})
+        console.print_scores(
+            result
+            | {"protocol": {"train_images": 9, "val_images": 9, "classes": classes, "seeds": seeds}}
+        )
         return capsys.readouterr().out
 
     assert "top-5" not in table(3, 3) and "± 1.5" in table(3, 3) and "100.0" not in table(3, 3)
-    assert table(1, 3).startswith("knn: 9 training and 9 validation images, 3 classes; per cent\n"), "a title is not wrapped"
+    assert table(1, 3).startswith(
+        "knn: 9 training and 9 validation images, 3 classes; per cent\n"
+    ), "a title is not wrapped"
     assert "seeds" not in table(1, 10) and "top-5" in table(1, 10)

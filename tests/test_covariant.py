@@ -11,15 +11,17 @@ from torch.nn import functional as F
 
 from sslkit.interfaces import Batch, Draws, Encoder, Parts, Progress
 from sslkit_plugins.heads import ConcatPatches, Linear
-from sslkit_plugins.jigsaw import Jigsaw, Puzzle, hamming_permutations
 from sslkit_plugins.losses import CrossEntropy
-from sslkit_plugins.rotnet import Rotate, RotNet
+from sslkit_plugins.methods.jigsaw import Jigsaw, Puzzle, hamming_permutations
+from sslkit_plugins.methods.rotnet import Rotate, RotNet
 
 PROGRESS = Progress(0, 10, 0, 1, Draws(0))
 
 
 def photo(width=60, height=50, seed=0):
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+    return Image.fromarray(
+        np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    )
 
 
 def smallest_distance(orders):
@@ -53,19 +55,28 @@ def test_all_orders_where_more_are_asked_for(count):
 
 def test_sixteen_patches_have_too_many_orders_to_list_and_are_sampled():
     orders = hamming_permutations(16, 5)
-    assert orders.shape == (5, 16) and (np.sort(orders, 1) == np.arange(16)).all() and smallest_distance(orders) >= 15
+    assert (
+        orders.shape == (5, 16)
+        and (np.sort(orders, 1) == np.arange(16)).all()
+        and smallest_distance(orders) >= 15
+    )
 
 
 def test_puzzle_tells_the_order():
     transform = Puzzle(size=8, resize=24, patch=8, min_area=1, permutations=6)
-    picture = np.arange(9, dtype=np.uint8).reshape(3, 3).repeat(8, 0).repeat(8, 1)[..., None].repeat(3, 2) * 20
+    picture = (
+        np.arange(9, dtype=np.uint8).reshape(3, 3).repeat(8, 0).repeat(8, 1)[..., None].repeat(3, 2)
+        * 20
+    )
     allowed, seen = transform.state()["permutations"].long(), set()
     for seed in range(80):
         sample = transform(Image.fromarray(picture), np.random.default_rng(seed))
         cells = (sample.views["patches"][:, 0, 4, 4].float() / 20).round().long()
         mirrored = 3 * (cells // 3) + 2 - cells % 3
         expected = allowed[sample.targets["order"]]
-        assert torch.equal(cells, expected) or torch.equal(mirrored, expected), "the whole crop was flipped, or nothing"
+        assert torch.equal(cells, expected) or torch.equal(mirrored, expected), (
+            "the whole crop was flipped, or nothing"
+        )
         seen.add(int(sample.targets["order"]))
     assert seen == set(range(6)) and transform.answers == {"order": 6}
     assert transform.shapes == {"patches": (9, 3, 8, 8)}
@@ -73,10 +84,12 @@ def test_puzzle_tells_the_order():
 
 def test_puzzle_is_gray_as_a_whole_or_not_at_all():
     transform = Puzzle(size=8, resize=24, patch=8, permutations=4)
-    view = torch.randint(256, (1, 9, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)).repeat(
-        500, 1, 1, 1, 1
-    )
-    done = transform.on_device(Batch({"patches": view}, {}, torch.arange(500)), Draws(0)).views["patches"]
+    view = torch.randint(
+        256, (1, 9, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    ).repeat(500, 1, 1, 1, 1)
+    done = transform.on_device(Batch({"patches": view}, {}, torch.arange(500)), Draws(0)).views[
+        "patches"
+    ]
     colourful = transform.plain(view.flatten(0, 1)).view_as(done)
     gray = (done != colourful).flatten(2).any(2)
     assert torch.equal(gray, gray[:, :1].expand_as(gray)) and abs(gray.float().mean() - 0.66) < 0.06
@@ -85,10 +98,17 @@ def test_puzzle_is_gray_as_a_whole_or_not_at_all():
 def test_four_turns_of_one_crop():
     transform = Rotate(size=12, colours="official")
     sample = transform(photo(), np.random.default_rng(0))
-    assert sample.targets["rotation"].tolist() == [0, 1, 2, 3] and transform.shapes["rotated"] == (4, 3, 12, 12)
+    assert sample.targets["rotation"].tolist() == [0, 1, 2, 3] and transform.shapes["rotated"] == (
+        4,
+        3,
+        12,
+        12,
+    )
     for turns, copy in enumerate(sample.views["rotated"]):
         assert torch.equal(torch.rot90(copy, -turns, (1, 2)), sample.views["rotated"][0])
-    done = transform.on_device(Batch({"rotated": sample.views["rotated"][None]}, {}, torch.arange(1)), Draws(0)).views["rotated"][0]
+    done = transform.on_device(
+        Batch({"rotated": sample.views["rotated"][None]}, {}, torch.arange(1)), Draws(0)
+    ).views["rotated"][0]
     for turns, copy in enumerate(done):
         torch.testing.assert_close(torch.rot90(copy, -turns, (1, 2)), done[0], atol=1e-3, rtol=1e-3)
 
@@ -128,7 +148,10 @@ def test_jigsaw_predicts_the_order():
     output = method(Batch({"patches": patches}, {"order": order}, torch.arange(5)), PROGRESS)
     logits = head(patches.flatten(2))
     torch.testing.assert_close(output.loss, F.cross_entropy(logits, order))
-    assert output.metrics["accuracy"] == (logits.argmax(1) == order).float().mean() and output.keys is None
+    assert (
+        output.metrics["accuracy"] == (logits.argmax(1) == order).float().mean()
+        and output.keys is None
+    )
 
 
 @pytest.mark.parametrize("copies", [1, 4])

@@ -12,7 +12,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sslkit.data import Loader, auto_workers, fingerprint, plain_batches, plain_view, split_by_class
+from sslkit.data.loader import Loader, auto_workers, fingerprint
+from sslkit.data.plain import plain_batches, plain_view
+from sslkit.data.splits import split_by_class
 from sslkit.errors import DataError
 from sslkit.interfaces import Batch, Draws, ImageSource, PretextTransform, Sample
 
@@ -54,18 +56,38 @@ class Faulty(Noted):
         raise KeyError("a mistake of the transform")
 
 
-def loader(source: ImageSource, batch_size: int = 4, workers: int = 0, seed: int = 0, rank: int = 0, world: int = 1) -> Loader:
-    return Loader(source, Noted(), batch_size=batch_size, seed=seed, workers=workers, rank=rank, world=world)
+def loader(
+    source: ImageSource,
+    batch_size: int = 4,
+    workers: int = 0,
+    seed: int = 0,
+    rank: int = 0,
+    world: int = 1,
+) -> Loader:
+    return Loader(
+        source, Noted(), batch_size=batch_size, seed=seed, workers=workers, rank=rank, world=world
+    )
 
 
 def content(batches) -> list[tuple[list[int], list[int], list[int], tuple]]:
-    return [(b.index.tolist(), b.views["image"][:, 0, 0, 0].tolist(), b.targets["drawn"].tolist(), b.unreadable) for b in batches]
+    return [
+        (
+            b.index.tolist(),
+            b.views["image"][:, 0, 0, 0].tolist(),
+            b.targets["drawn"].tolist(),
+            b.unreadable,
+        )
+        for b in batches
+    ]
 
 
 def test_every_image_once_an_epoch_and_the_rest_left_out():
     made = loader(Numbered(14))
     assert made.steps_per_epoch == 3
-    epochs = [[i for batch in made.batches(3 * e, 3 * e + 3) for i in batch.index.tolist()] for e in range(3)]
+    epochs = [
+        [i for batch in made.batches(3 * e, 3 * e + 3) for i in batch.index.tolist()]
+        for e in range(3)
+    ]
     assert all(len(set(epoch)) == 12 for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
     assert set().union(*epochs) == set(range(14))
@@ -79,7 +101,9 @@ def test_views_belong_to_the_index():
 def test_views_differ_by_epoch_and_seed():
     drawn = {}
     for seed in (0, 1):
-        for epoch, (index, _, numbers, _) in enumerate(content(loader(Numbered(4), seed=seed).batches(0, 2))):
+        for epoch, (index, _, numbers, _) in enumerate(
+            content(loader(Numbered(4), seed=seed).batches(0, 2))
+        ):
             drawn[seed, epoch] = dict(zip(index, numbers, strict=True))
     assert len({numbers[0] for numbers in drawn.values()}) == 4
     assert len(set(drawn[0, 0].values())) == 4
@@ -88,13 +112,17 @@ def test_views_differ_by_epoch_and_seed():
 @pytest.mark.parametrize("workers", [1, 2])
 def test_the_number_of_workers_changes_nothing(workers):
     source = Numbered(22, broken=(3, 7, 20))
-    assert content(loader(source, workers=workers).batches(0, 12)) == content(loader(source).batches(0, 12))
+    assert content(loader(source, workers=workers).batches(0, 12)) == content(
+        loader(source).batches(0, 12)
+    )
 
 
 @pytest.mark.parametrize("start", [1, 4, 5, 9, 10])
 def test_any_step_can_be_the_first(start):
     source = Numbered(22, broken=(3,))
-    assert content(loader(source).batches(start, 12)) == content(loader(source).batches(0, 12))[start:]
+    assert (
+        content(loader(source).batches(start, 12)) == content(loader(source).batches(0, 12))[start:]
+    )
 
 
 def test_no_steps_no_batches():
@@ -110,7 +138,10 @@ def test_ranks_share_the_batch_of_one_process(way):
         return content(made.first_pass() if way == "first_pass" else made.batches(0, 8))
 
     halves = [all_of(loader(source, batch_size=2, rank=rank, world=2)) for rank in (0, 1)]
-    joined = [tuple(a + b for a, b in zip(first, second, strict=True)) for first, second in zip(*halves, strict=True)]
+    joined = [
+        tuple(a + b for a, b in zip(first, second, strict=True))
+        for first, second in zip(*halves, strict=True)
+    ]
     assert joined == all_of(loader(source))
 
 
@@ -121,7 +152,10 @@ def test_first_pass_goes_in_order_and_fills_up_from_the_beginning():
 
 def test_first_pass_draws_views_of_its_own():
     made = loader(Numbered(4))
-    (order, _, trained, _), (_, _, first, _) = content(made.batches(0, 1))[0], content(made.first_pass())[0]
+    (order, _, trained, _), (_, _, first, _) = (
+        content(made.batches(0, 1))[0],
+        content(made.first_pass())[0],
+    )
     assert not set(trained) & set(first) and sorted(order) == [0, 1, 2, 3]
 
 
@@ -139,7 +173,8 @@ def test_unreadable_images_are_named_and_replaced_by_others():
 @pytest.mark.parametrize("workers", [0, 1])
 def test_nothing_left_to_replace_with(workers):
     with pytest.raises(
-        DataError, match=r"^00\d\.png cannot be read \(OSError: image file is truncated\), and no image is left"
+        DataError,
+        match=r"^00\d\.png cannot be read \(OSError: image file is truncated\), and no image is left",
     ) as caught:
         list(loader(Numbered(4, broken=(0, 1, 2, 3)), batch_size=2, workers=workers).batches(0, 1))
     assert "Traceback" not in str(caught.value)
@@ -152,7 +187,10 @@ def test_a_transform_s_mistake_is_not_blamed_on_the_image(workers):
 
 
 def test_too_few_images():
-    with pytest.raises(DataError, match=r"^5 images do not fill a batch of 8; take smaller ones: --set train\.batch_size=2$"):
+    with pytest.raises(
+        DataError,
+        match=r"^5 images do not fill a batch of 8; take smaller ones: --set train\.batch_size=2$",
+    ):
         loader(Numbered(5), batch_size=4, world=2)
 
 
@@ -199,7 +237,9 @@ def test_plain_batches_in_order(workers):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_evaluations_name_the_image_that_cannot_be_read(workers):
-    with pytest.raises(DataError, match=r"^003\.png cannot be read, and an evaluation replaces no image") as caught:
+    with pytest.raises(
+        DataError, match=r"^003\.png cannot be read, and an evaluation replaces no image"
+    ) as caught:
         list(plain_batches(Numbered(5, broken=(3,)), 4, batch_size=2, workers=workers))
     assert "Traceback" not in str(caught.value)
 
@@ -211,7 +251,9 @@ def ramp(width: int, height: int) -> Image.Image:
 
 
 def test_an_image_of_the_right_size_is_shown_as_it_is():
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
+    picture = Image.fromarray(
+        np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    )
     assert np.array_equal(plain_view(picture, 32), picture)
 
 
@@ -264,7 +306,9 @@ list(Loader(Numbered(4), Faulty(), batch_size=2, seed=0, workers=1).batches(0, 1
 
 def script(text: str) -> subprocess.Popen:
     command = [sys.executable, "-c", text, str(Path(__file__).parent)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="signals of a process group")

@@ -13,12 +13,21 @@ import torch
 import torchvision
 from PIL import Image
 
-from sslkit.data import Loader
+from sslkit.data.loader import Loader
 from sslkit.errors import DataError
 from sslkit_plugins import datasets
-from sslkit_plugins.datasets import Cifar10, Cifar100, ImageFolder, ImageNet, Npz, Stl10, decode, decode_pixels
-from sslkit_plugins.npid import Augment
-from sslkit_plugins.pirl import Jigsaw, Rotation
+from sslkit_plugins.datasets import (
+    Cifar10,
+    Cifar100,
+    ImageFolder,
+    ImageNet,
+    Npz,
+    Stl10,
+    decode,
+    decode_pixels,
+)
+from sslkit_plugins.methods.npid import Augment
+from sslkit_plugins.methods.pirl import Jigsaw, Rotation
 from sslkit_plugins.shapes import CLASSES, Shapes
 
 CIFAR_JPEG = Path("/work/shared/data/cifar10_jpeg")
@@ -49,7 +58,9 @@ def coded(image: Image.Image, file_format: str, **options) -> io.BytesIO:
 
 
 def test_class_folders_as_in_torchvision(tmp_path):
-    root = lay(tmp_path, "dog/b.png", "dog/deep/er/a.JPG", "cat/z.webp", "cat/notes.txt", "bird/x.tiff")
+    root = lay(
+        tmp_path, "dog/b.png", "dog/deep/er/a.JPG", "cat/z.webp", "cat/notes.txt", "bird/x.tiff"
+    )
     made = ImageFolder("train", root=str(root))
     reference = torchvision.datasets.ImageFolder(str(root))
     assert made.names == ["bird/x.tiff", "cat/z.webp", "dog/b.png", "dog/deep/er/a.JPG"]
@@ -61,7 +72,9 @@ def test_class_folders_as_in_torchvision(tmp_path):
     assert made.image(2).getpixel((0, 0)) == (255, 0, 0)
 
 
-@pytest.mark.parametrize("names", [("a.png", "b.png"), ("one/a.png", "one/b.png"), ("a.png", "x/b.png", "y/c.png")])
+@pytest.mark.parametrize(
+    "names", [("a.png", "b.png"), ("one/a.png", "one/b.png"), ("a.png", "x/b.png", "y/c.png")]
+)
 def test_no_labels_where_none_are_known(tmp_path, names):
     made = ImageFolder("pretrain", root=str(lay(tmp_path, *names)))
     assert made.names == sorted(names) and made.labels is None and list(made.classes) == []
@@ -69,12 +82,26 @@ def test_no_labels_where_none_are_known(tmp_path, names):
 
 @pytest.mark.parametrize("val", ["val", "test"])
 def test_train_and_val_below_the_root(tmp_path, val):
-    root = str(lay(tmp_path, "train/a/1.png", "train/b/2.png", f"{val}/a/3.png", f"{val}/b/4.png", f"{val}/b/5.png", "readme.txt"))
+    root = str(
+        lay(
+            tmp_path,
+            "train/a/1.png",
+            "train/b/2.png",
+            f"{val}/a/3.png",
+            f"{val}/b/4.png",
+            f"{val}/b/5.png",
+            "readme.txt",
+        )
+    )
     for split in ("pretrain", "train"):
         made = ImageFolder(split, root=root)
         assert made.names == ["a/1.png", "b/2.png"] and made.has_val
     made = ImageFolder("val", root=root)
-    assert made.names == ["a/3.png", "b/4.png", "b/5.png"] and made.labels is not None and made.labels.tolist() == [0, 1, 1]
+    assert (
+        made.names == ["a/3.png", "b/4.png", "b/5.png"]
+        and made.labels is not None
+        and made.labels.tolist() == [0, 1, 1]
+    )
 
 
 def test_val_is_preferred_to_test(tmp_path):
@@ -108,7 +135,12 @@ def test_links(tmp_path):
     (root / "c.png").symlink_to(outside / "b.png")
     (root / "in" / "d.png").symlink_to(root / "in" / "a.png")
     assert ImageFolder("train", root=str(root)).names == ["in/a.png", "in/d.png"]
-    assert ImageFolder("train", root=str(root), follow_links=True).names == ["c.png", "in/a.png", "in/d.png", "out/b.png"]
+    assert ImageFolder("train", root=str(root), follow_links=True).names == [
+        "c.png",
+        "in/a.png",
+        "in/d.png",
+        "out/b.png",
+    ]
     (tmp_path / "alias").symlink_to(root)
     assert ImageFolder("train", root=str(tmp_path / "alias")).names == ["in/a.png", "in/d.png"]
 
@@ -134,7 +166,10 @@ def test_nothing_there(tmp_path):
     lay(tmp_path, "a.png", "full/b.txt", "full/c.TXT", "full/LICENSE")
     with pytest.raises(DataError, match=r"a\.png is a file"):
         ImageFolder("train", root=str(tmp_path / "a.png"))
-    with pytest.raises(DataError, match=r"no image below .*full \(2 × \.txt, 1 × no ending\); files that end in \.bmp, "):
+    with pytest.raises(
+        DataError,
+        match=r"no image below .*full \(2 × \.txt, 1 × no ending\); files that end in \.bmp, ",
+    ):
         ImageFolder("train", root=str(tmp_path / "full"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"no image below .*empty \(no files\)"):
@@ -196,7 +231,9 @@ def test_modes(image, file_format, expected):
 
 
 def test_cmyk_jpeg():
-    assert decode(coded(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG")).getpixel((8, 8)) == pytest.approx(RED, abs=4)
+    assert decode(coded(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG")).getpixel(
+        (8, 8)
+    ) == pytest.approx(RED, abs=4)
 
 
 @pytest.mark.parametrize("transparency", [0, bytes([0, 255]), bytes([255, 255])])
@@ -209,7 +246,9 @@ def test_palette_with_transparency(transparency):
     assert [shown.getpixel((x, 0)) for x in (0, 1)] == [first, (0, 0, 255)]
 
 
-@pytest.mark.parametrize(("mode", "key", "other"), [("RGB", (255, 0, 0), (0, 0, 255)), ("L", 7, 90)])
+@pytest.mark.parametrize(
+    ("mode", "key", "other"), [("RGB", (255, 0, 0), (0, 0, 255)), ("L", 7, 90)]
+)
 def test_one_colour_that_is_transparent(mode, key, other):
     image = Image.new(mode, (2, 1), key)
     image.putpixel((1, 0), other)
@@ -223,7 +262,11 @@ def test_one_colour_that_is_transparent(mode, key, other):
 def test_every_exif_orientation_is_set_upright(orientation, file_format):
     """Quarters red, green / blue, white; how a camera would have stored them, from the definition of tag 0x0112."""
     upright = Image.new("RGB", (48, 32), "white")
-    for colour, box in {"red": (0, 0, 24, 16), "lime": (24, 0, 48, 16), "blue": (0, 16, 24, 32)}.items():
+    for colour, box in {
+        "red": (0, 0, 24, 16),
+        "lime": (24, 0, 48, 16),
+        "blue": (0, 16, 24, 32),
+    }.items():
         upright.paste(colour, box)
     way = Image.Transpose
     stored = {
@@ -238,12 +281,21 @@ def test_every_exif_orientation_is_set_upright(orientation, file_format):
     }[orientation]
     exif = Image.Exif()
     exif[0x0112] = orientation
-    shown = decode(coded(upright if stored is None else upright.transpose(stored), file_format, exif=exif))
+    shown = decode(
+        coded(upright if stored is None else upright.transpose(stored), file_format, exif=exif)
+    )
     assert shown.size == (48, 32)
     assert np.abs(np.asarray(shown, int) - np.asarray(upright, int)).mean() < 6
 
 
-@pytest.mark.parametrize("exif", [b"Exif\0\0garbage", b"Exif\0\0II*\0\x08\0\0\0\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08\0\1\1\x12\0\3"])
+@pytest.mark.parametrize(
+    "exif",
+    [
+        b"Exif\0\0garbage",
+        b"Exif\0\0II*\0\x08\0\0\0\xff\xff",
+        b"Exif\0\0MM\0*\0\0\0\x08\0\1\1\x12\0\3",
+    ],
+)
 def test_broken_exif_is_no_fault_of_the_picture(exif):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -319,15 +371,28 @@ def test_pixels_are_upright(orientation, reduction):
     shown = decode(file)
     assert (width, height) == shown.size and asked == [shown.size]
     assert values.shape == (3, height // reduction, width // reduction)
-    assert np.abs(values.permute(1, 2, 0).numpy().astype(int) - np.asarray(shown.reduce(reduction), int)).mean() < 3
+    assert (
+        np.abs(
+            values.permute(1, 2, 0).numpy().astype(int) - np.asarray(shown.reduce(reduction), int)
+        ).mean()
+        < 3
+    )
 
 
-@pytest.mark.parametrize(("reduction", "divisor"), [(0.3, 1), (1.9, 1), (2, 2), (3.9, 2), (5, 4), (100, 8)])
+@pytest.mark.parametrize(
+    ("reduction", "divisor"), [(0.3, 1), (1.9, 1), (2, 2), (3.9, 2), (5, 4), (100, 8)]
+)
 def test_jpeg_is_decoded_smaller_but_never_too_small(reduction, divisor):
     file = coded(picture(403, 301), "JPEG")
     values, width, height = decode_pixels(file, lambda width, height: reduction)
-    assert (width, height) == (403, 301) and values.shape == (3, -(-301 // divisor), -(-403 // divisor))
-    assert decode_pixels(coded(picture(403, 301), "PNG"), lambda width, height: reduction).values.shape == (3, 301, 403)
+    assert (width, height) == (403, 301) and values.shape == (
+        3,
+        -(-301 // divisor),
+        -(-403 // divisor),
+    )
+    assert decode_pixels(
+        coded(picture(403, 301), "PNG"), lambda width, height: reduction
+    ).values.shape == (3, 301, 403)
 
 
 @pytest.mark.parametrize("cut", [0.5, 0.98])
@@ -345,13 +410,20 @@ def test_pixels_of_a_file_that_is_cut_off_raise(file_format, cut, reduction):
 
 
 def test_pixels_of_bombs_and_of_broken_exif(monkeypatch):
-    assert decode_pixels(coded(picture(8, 8), "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff"), whole).width == 8
+    assert (
+        decode_pixels(
+            coded(picture(8, 8), "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff"), whole
+        ).width
+        == 8
+    )
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40)
     with pytest.raises((Image.DecompressionBombError, Image.DecompressionBombWarning)):
         decode_pixels(coded(picture(8, 8), "JPEG"), whole)
 
 
-@pytest.mark.parametrize("transform", [Jigsaw(size=48, resize=51, patch=12), Augment(size=32), Rotation(size=32)])
+@pytest.mark.parametrize(
+    "transform", [Jigsaw(size=48, resize=51, patch=12), Augment(size=32), Rotation(size=32)]
+)
 def test_views_of_reduced_images_are_the_same_and_none_is_enlarged(tmp_path, transform):
     """A large photo: where its crops are large, it is decoded smaller, and the views show the same."""
     picture(640, 480).save(tmp_path / "photo.jpg", quality=95)
@@ -374,9 +446,14 @@ def test_batches_of_reduced_images_do_not_depend_on_workers(tmp_path):
     for number in range(4):
         picture(320 + number, 240).save(tmp_path / f"{number}.jpg")
     source = ImageFolder("pretrain", root=str(tmp_path))
-    runs = [list(Loader(source, Augment(size=32), batch_size=2, seed=0, workers=workers).batches(0, 4)) for workers in (0, 2)]
+    runs = [
+        list(Loader(source, Augment(size=32), batch_size=2, seed=0, workers=workers).batches(0, 4))
+        for workers in (0, 2)
+    ]
     for first, second in zip(*runs, strict=True):
-        assert torch.equal(first.views["image"], second.views["image"]) and torch.equal(first.index, second.index)
+        assert torch.equal(first.views["image"], second.views["image"]) and torch.equal(
+            first.index, second.index
+        )
 
 
 # ----------------------------------------------------------------------------------------------------------------- arrays
@@ -393,10 +470,17 @@ def pixels(count: int, *shape: int) -> np.ndarray:
 
 def test_npz(tmp_path):
     images = pixels(6, 5, 4, 3)
-    made = Npz("pretrain", file=pack(tmp_path / "a.npz", images=images, labels=np.array([0, 1, 2, 0, 1, 2], np.uint8)))
+    made = Npz(
+        "pretrain",
+        file=pack(tmp_path / "a.npz", images=images, labels=np.array([0, 1, 2, 0, 1, 2], np.uint8)),
+    )
     assert made.names[:2] == ["train/0", "train/1"] and len(made) == 6 and not made.has_val
     assert np.array_equal(made.image(3), images[3])
-    assert made.labels is not None and made.labels.dtype == np.int64 and made.labels.tolist() == [0, 1, 2] * 2
+    assert (
+        made.labels is not None
+        and made.labels.dtype == np.int64
+        and made.labels.tolist() == [0, 1, 2] * 2
+    )
     assert made.classes == ["0", "1", "2"]
     with pytest.raises(DataError, match=r"has no array images_val, and no data\.val_file is named"):
         Npz("val", file=str(tmp_path / "a.npz"))
@@ -405,11 +489,20 @@ def test_npz(tmp_path):
 def test_npz_of_gray_images_without_labels(tmp_path):
     images = pixels(2, 5, 4)
     made = Npz("train", file=pack(tmp_path / "a.npz", images=images))
-    assert made.labels is None and made.image(1).mode == "RGB" and np.array_equal(np.asarray(made.image(1))[..., 2], images[1])
+    assert (
+        made.labels is None
+        and made.image(1).mode == "RGB"
+        and np.array_equal(np.asarray(made.image(1))[..., 2], images[1])
+    )
 
 
 def test_npz_with_validation_arrays(tmp_path):
-    arrays = {"images": pixels(4, 4, 4, 3), "images_val": pixels(2, 4, 4, 3)[::-1], "labels": [0, 1, 2, 1], "labels_val": [1, 0]}
+    arrays = {
+        "images": pixels(4, 4, 4, 3),
+        "images_val": pixels(2, 4, 4, 3)[::-1],
+        "labels": [0, 1, 2, 1],
+        "labels_val": [1, 0],
+    }
     file = pack(tmp_path / "a.npz", **arrays)
     train, val = Npz("train", file=file), Npz("val", file=file)
     assert train.has_val and val.labels is not None and val.labels.tolist() == [1, 0]
@@ -418,7 +511,10 @@ def test_npz_with_validation_arrays(tmp_path):
 
 
 def test_npz_of_files(tmp_path):
-    files = [coded(Image.new("RGB", (8, 8), colour), "PNG").getvalue() for colour in ("red", "blue", "lime")]
+    files = [
+        coded(Image.new("RGB", (8, 8), colour), "PNG").getvalue()
+        for colour in ("red", "blue", "lime")
+    ]
     arrays = {
         "jpeg": np.frombuffer(b"".join(files), np.uint8),
         "offset": np.cumsum([0, *map(len, files)]),
@@ -426,8 +522,13 @@ def test_npz_of_files(tmp_path):
         "classes": np.array(["warm", "cold"]),
     }
     file = pack(tmp_path / "a.npz", **arrays)
-    val_file = pack(tmp_path / "b.npz", jpeg=arrays["jpeg"], offset=arrays["offset"], label=np.array([0, 0, 0]))
-    train, val = Npz("train", file=file, val_file=val_file), Npz("val", file=file, val_file=val_file)
+    val_file = pack(
+        tmp_path / "b.npz", jpeg=arrays["jpeg"], offset=arrays["offset"], label=np.array([0, 0, 0])
+    )
+    train, val = (
+        Npz("train", file=file, val_file=val_file),
+        Npz("val", file=file, val_file=val_file),
+    )
     assert train.has_val and train.classes == val.classes == ["warm", "cold"]
     assert train.image(2).getpixel((0, 0)) == (0, 255, 0)
     assert val.names == ["val/0", "val/1", "val/2"]
@@ -437,16 +538,31 @@ def test_npz_of_files(tmp_path):
     ("arrays", "message"),
     [
         ({"x": np.zeros(3)}, r"holds x, but neither 'images' nor 'jpeg' and 'offset'"),
-        ({"images": np.zeros((2, 4, 4, 3))}, r"must be uint8 \[N,H,W,3\] or \[N,H,W\]; they are float64 \[2, 4, 4, 3\]"),
+        (
+            {"images": np.zeros((2, 4, 4, 3))},
+            r"must be uint8 \[N,H,W,3\] or \[N,H,W\]; they are float64 \[2, 4, 4, 3\]",
+        ),
         ({"images": np.zeros((2, 3, 4, 4), np.uint8)}, r"they are uint8 \[2, 3, 4, 4\]"),
         ({"images": np.zeros((0, 4, 4, 3), np.uint8)}, r"they are uint8 \[0, 4, 4, 3\]"),
-        ({"images": pixels(2, 4, 4), "labels": [0]}, r"must be 2 whole numbers from 0 up, one an image; they are int64 \[1\]"),
+        (
+            {"images": pixels(2, 4, 4), "labels": [0]},
+            r"must be 2 whole numbers from 0 up, one an image; they are int64 \[1\]",
+        ),
         ({"images": pixels(2, 4, 4), "labels": [0.0, 1.0]}, r"they are float64 \[2\]"),
         ({"images": pixels(2, 4, 4), "labels": [0, -1]}, r"whole numbers from 0 up"),
-        ({"images": pixels(2, 4, 4), "labels": [0, 5], "classes": ["a", "b"]}, r"has the label 5 but names only 2 classes"),
-        ({"jpeg": np.zeros(9, np.uint8), "offset": [0, 5, 8]}, r"must rise from 0 to the length of jpeg \(9\)"),
+        (
+            {"images": pixels(2, 4, 4), "labels": [0, 5], "classes": ["a", "b"]},
+            r"has the label 5 but names only 2 classes",
+        ),
+        (
+            {"jpeg": np.zeros(9, np.uint8), "offset": [0, 5, 8]},
+            r"must rise from 0 to the length of jpeg \(9\)",
+        ),
         ({"jpeg": np.zeros(9, np.uint8), "offset": [0, 7, 5, 9]}, r"must rise from 0"),
-        ({"images": np.array([{}, {}], object)}, r"is not a NumPy archive \(\.npz\) of plain arrays"),
+        (
+            {"images": np.array([{}, {}], object)},
+            r"is not a NumPy archive \(\.npz\) of plain arrays",
+        ),
     ],
 )
 def test_npz_of_the_wrong_form(tmp_path, arrays, message):
@@ -480,8 +596,14 @@ class TinyCifar:
 
     def __init__(self, root: str, train: bool, download: bool) -> None:
         if not (download or Path(root, "here").exists()):
-            raise RuntimeError("Dataset not found or corrupted. You can use download=True to download it")
-        self.data, self.targets, self.classes = pixels(3 if train else 2, 32, 32, 3), [1, 0, 1][: 3 if train else 2], ["a", "b"]
+            raise RuntimeError(
+                "Dataset not found or corrupted. You can use download=True to download it"
+            )
+        self.data, self.targets, self.classes = (
+            pixels(3 if train else 2, 32, 32, 3),
+            [1, 0, 1][: 3 if train else 2],
+            ["a", "b"],
+        )
 
     def __len__(self) -> int:
         return len(self.data)
@@ -497,7 +619,11 @@ def test_cifar(monkeypatch, tmp_path, part, name):
         part("train", root=str(tmp_path))
     train, val = (part(split, root=str(tmp_path), download=True) for split in ("pretrain", "val"))
     assert train.has_val and (len(train), len(val)) == (3, 2)
-    assert train.labels is not None and train.labels.tolist() == [1, 0, 1] and train.classes == ["a", "b"]
+    assert (
+        train.labels is not None
+        and train.labels.tolist() == [1, 0, 1]
+        and train.classes == ["a", "b"]
+    )
     assert train.image(1).mode == "RGB" and train.names[0] != val.names[0]
 
 
@@ -505,17 +631,31 @@ def test_stl10_in_its_own_format(monkeypatch, tmp_path):
     """Column-major planes of 96×96, labels from 1; the unlabelled split is what pretraining sees."""
     folder = tmp_path / "stl10_binary"
     folder.mkdir()
-    images = {"train": pixels(4, 96, 96, 3), "test": pixels(3, 96, 96, 3), "unlabeled": pixels(6, 96, 96, 3)}
+    images = {
+        "train": pixels(4, 96, 96, 3),
+        "test": pixels(3, 96, 96, 3),
+        "unlabeled": pixels(6, 96, 96, 3),
+    }
     for split, array in images.items():
-        (folder / f"{split}_X.bin").write_bytes(np.ascontiguousarray(array.transpose(0, 3, 2, 1)).tobytes())
+        (folder / f"{split}_X.bin").write_bytes(
+            np.ascontiguousarray(array.transpose(0, 3, 2, 1)).tobytes()
+        )
     (folder / "train_y.bin").write_bytes(bytes([1, 10, 2, 1]))
     (folder / "test_y.bin").write_bytes(bytes([3, 1, 10]))
     (folder / "class_names.txt").write_text("\n".join("abcdefghij"))
     monkeypatch.setattr(torchvision.datasets.STL10, "_check_integrity", lambda self: True)
     seen = {split: Stl10(split, root=str(tmp_path)) for split in ("pretrain", "train", "val")}
-    assert {split: len(made) for split, made in seen.items()} == {"pretrain": 6, "train": 4, "val": 3}
+    assert {split: len(made) for split, made in seen.items()} == {
+        "pretrain": 6,
+        "train": 4,
+        "val": 3,
+    }
     assert seen["pretrain"].labels is None
-    assert seen["train"].labels is not None and seen["train"].labels.tolist() == [0, 9, 1, 0] and seen["train"].classes[9] == "j"
+    assert (
+        seen["train"].labels is not None
+        and seen["train"].labels.tolist() == [0, 9, 1, 0]
+        and seen["train"].classes[9] == "j"
+    )
     assert np.array_equal(seen["pretrain"].image(5), images["unlabeled"][5])
     assert np.array_equal(seen["val"].image(0), images["test"][0])
 
@@ -524,17 +664,32 @@ def test_sets_that_are_missing(tmp_path):
     for part in (Cifar10, Cifar100, Stl10):
         with pytest.raises(DataError, match=r"--set data\.download=true"):
             part("pretrain", root=str(tmp_path))
-    with pytest.raises(DataError, match=r"^ImageNet is not below .*: put its folders train/ and val/ there"):
+    with pytest.raises(
+        DataError, match=r"^ImageNet is not below .*: put its folders train/ and val/ there"
+    ):
         ImageNet("pretrain", root=str(tmp_path))
 
 
 def test_imagenet(tmp_path):
-    root = lay(tmp_path, "train/n01440764/1.JPEG", "train/n01443537/2.JPEG", "val/n01440764/3.JPEG", "val/n01443537/4.JPEG")
+    root = lay(
+        tmp_path,
+        "train/n01440764/1.JPEG",
+        "train/n01443537/2.JPEG",
+        "val/n01440764/3.JPEG",
+        "val/n01443537/4.JPEG",
+    )
     train, val = (ImageNet(split, root=str(root)) for split in ("train", "val"))
-    assert train.classes == val.classes == ["n01440764", "n01443537"] and train.has_val and len(val) == 2
+    assert (
+        train.classes == val.classes == ["n01440764", "n01443537"]
+        and train.has_val
+        and len(val) == 2
+    )
 
 
-@pytest.mark.parametrize(("part", "images"), [(Cifar10, 50_000), (Cifar100, 50_000), (Stl10, 100_000), (ImageNet, 1_281_167)])
+@pytest.mark.parametrize(
+    ("part", "images"),
+    [(Cifar10, 50_000), (Cifar100, 50_000), (Stl10, 100_000), (ImageNet, 1_281_167)],
+)
 def test_nominal_sizes(part, images):
     assert part.nominal["pretrain"] == images and set(part.nominal) == {"pretrain", "train", "val"}
 
@@ -572,7 +727,9 @@ def test_shapes_of_other_sizes(side):
 def test_raw_pixels_do_not_tell_shapes_apart():
     """The nearest neighbour in raw pixels is of the same class hardly more often than by chance (10 %)."""
     train, val = Shapes("train", images=300), Shapes("val", val_images=100)
-    flat = [stack(made)[:, ::2, ::2].reshape(len(made), -1).astype(np.float32) for made in (train, val)]
+    flat = [
+        stack(made)[:, ::2, ::2].reshape(len(made), -1).astype(np.float32) for made in (train, val)
+    ]
     distance = (flat[0] ** 2).sum(1)[None] - 2 * flat[1] @ flat[0].T
     assert train.labels is not None and val.labels is not None
     assert (train.labels[distance.argmin(1)] == val.labels).mean() < 0.3

@@ -16,11 +16,13 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from typer.testing import CliRunner
 
-from sslkit import checkpoint, distributed, recipe
-from sslkit.build import build, pick_device
+from sslkit import distributed, recipe
 from sslkit.cli import app
+from sslkit.device import pick_device
 from sslkit.errors import DataError, RecipeError
-from sslkit.trainer import train
+from sslkit.runs import checkpoint
+from sslkit.training.build import build
+from sslkit.training.trainer import train
 
 WITHOUT_BATCH_NORM = "encoder.model=test_efficientnet_ln"
 """Batch norm sees half of the batch on each of two ranks; layer norm does not mind."""
@@ -45,31 +47,53 @@ def some_steps(path, folder, *more: str) -> None:
         losses.append(distributed.mean(step.loss))
         indices.append(step.index)
     gradients = {f"gradient.{name}": value.grad for name, value in made.method.named_parameters()}
-    found = {"picks": torch.cat(picks, 1), "losses": torch.stack(losses), "indices": torch.stack(indices)} | gradients
-    tensors = {name: value.contiguous() for name, value in (found | made.method.state_dict()).items()}
+    found = {
+        "picks": torch.cat(picks, 1),
+        "losses": torch.stack(losses),
+        "indices": torch.stack(indices),
+    } | gradients
+    tensors = {
+        name: value.contiguous() for name, value in (found | made.method.state_dict()).items()
+    }
     save_file(tensors, folder / f"{distributed.world()}-{distributed.rank()}.safetensors")
 
 
 @pytest.mark.parametrize(("count", "accumulate"), [(2, 1), (4, 1), (1, 4), (2, 2)])
-def test_ranks_and_accumulated_parts_train_as_one_process_with_the_joined_batch(ranks, tiny, tmp_path, count, accumulate):
+def test_ranks_and_accumulated_parts_train_as_one_process_with_the_joined_batch(
+    ranks, tiny, tmp_path, count, accumulate
+):
     some_steps(tiny, tmp_path)
     (tmp_path / "1-0.safetensors").rename(tmp_path / "one.safetensors")
-    assert ranks(lambda folder: some_steps(tiny, folder, f"train.accumulate={accumulate}"), count) == [0] * count
-    one, *all_ranks = (load_file(tmp_path / f"{name}.safetensors") for name in ("one", *(f"{count}-{n}" for n in range(count))))
+    assert (
+        ranks(lambda folder: some_steps(tiny, folder, f"train.accumulate={accumulate}"), count)
+        == [0] * count
+    )
+    one, *all_ranks = (
+        load_file(tmp_path / f"{name}.safetensors")
+        for name in ("one", *(f"{count}-{n}" for n in range(count)))
+    )
 
-    assert torch.equal(torch.cat([rank.pop("indices") for rank in all_ranks], 1), one.pop("indices"))
+    assert torch.equal(
+        torch.cat([rank.pop("indices") for rank in all_ranks], 1), one.pop("indices")
+    )
     picks = one.pop("picks")
     drawn = [rank.pop("picks") for rank in all_ranks]
     if accumulate == 1:
         by_step = [rank.unflatten(1, (3, -1)) for rank in drawn]
         assert not torch.equal(*by_step[:2]), "each rank draws negatives of its own"
-        assert torch.equal(torch.cat(by_step, 2).flatten(1, 2), picks), "and together they are those of one process"
+        assert torch.equal(torch.cat(by_step, 2).flatten(1, 2), picks), (
+            "and together they are those of one process"
+        )
 
     for number, rank in enumerate(all_ranks):
         assert rank.keys() == one.keys()
         for name, value in rank.items():
-            assert torch.equal(value, all_ranks[0][name]), f"{name} is one on all ranks, not another on {number}"
-            torch.testing.assert_close(value, one[name], rtol=1e-4, atol=1e-5 if name.startswith("gradient") else 1e-6)
+            assert torch.equal(value, all_ranks[0][name]), (
+                f"{name} is one on all ranks, not another on {number}"
+            )
+            torch.testing.assert_close(
+                value, one[name], rtol=1e-4, atol=1e-5 if name.startswith("gradient") else 1e-6
+            )
     first = all_ranks[0]
     torch.testing.assert_close(first["sampler.bank"].norm(dim=1), torch.ones(24))
     assert first["loss.frozen"]
@@ -86,7 +110,10 @@ def test_gather_with_gradient_gives_the_gradients_of_the_joined_batch(ranks, tmp
         rows = slice(3 * distributed.rank(), 3 * distributed.rank() + 3)
         query, key = left[rows].clone().requires_grad_(), right[rows].clone().requires_grad_()
         contrast(query, distributed.gather_with_gradient(key), torch.arange(6)[rows]).backward()
-        save_file({"query": query.grad / 2, "key": key.grad / 2}, folder / f"{distributed.rank()}.safetensors")
+        save_file(
+            {"query": query.grad / 2, "key": key.grad / 2},
+            folder / f"{distributed.rank()}.safetensors",
+        )
 
     assert ranks(work) == [0, 0]
     query, key = left.clone().requires_grad_(), right.clone().requires_grad_()
@@ -103,7 +130,11 @@ def test_what_ranks_tell_each_other(ranks):
         assert distributed.gather(torch.tensor([number, 5])).tolist() == [0, 5, 1, 5]
         assert distributed.mean(torch.tensor(float(number))) == 0.5
         assert distributed.share_text(f"from {number}") == "from 0"
-        assert [distributed.any_rank(flag, CPU) for flag in (False, number == 1, True)] == [False, True, True]
+        assert [distributed.any_rank(flag, CPU) for flag in (False, number == 1, True)] == [
+            False,
+            True,
+            True,
+        ]
         module = torch.nn.BatchNorm1d(2)
         module.running_mean += number
         module.weight.data += number
@@ -115,8 +146,17 @@ def test_what_ranks_tell_each_other(ranks):
 
 def test_one_process_is_a_world_of_one():
     value = torch.ones(2)
-    assert distributed.gather(value) is distributed.mean(value) is distributed.gather_with_gradient(value) is value
-    assert distributed.share_text("a") == "a" and distributed.any_rank(True, CPU) and not distributed.any_rank(False, CPU)
+    assert (
+        distributed.gather(value)
+        is distributed.mean(value)
+        is distributed.gather_with_gradient(value)
+        is value
+    )
+    assert (
+        distributed.share_text("a") == "a"
+        and distributed.any_rank(True, CPU)
+        and not distributed.any_rank(False, CPU)
+    )
     with distributed.joined(CPU):
         assert not dist.is_initialized()
 
@@ -144,9 +184,22 @@ def test_a_fault_that_all_ranks_meet_is_told_once(ranks, capfd):
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(tiny, tmp_path):
-    code, _, err = finish(start("train", tiny, "--devices", 2, "--set", "train.batch_size=7", "--runs", tmp_path / "runs"))
+    code, _, err = finish(
+        start(
+            "train",
+            tiny,
+            "--devices",
+            2,
+            "--set",
+            "train.batch_size=7",
+            "--runs",
+            tmp_path / "runs",
+        )
+    )
     assert code == 2
-    assert err == "train.batch_size  7 images cannot be shared by 2 processes; take a multiple of 2\n"
+    assert (
+        err == "train.batch_size  7 images cannot be shared by 2 processes; take a multiple of 2\n"
+    )
     assert not (tmp_path / "runs").exists()
 
 
@@ -158,16 +211,27 @@ def whole(folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(("shards", "resumed"), [("none", 2), ("auto", 4)])
-def test_two_devices_stopped_then_resumed_under_torchrun_end_as_one_process(images, tmp_path, shards, resumed):
+def test_two_devices_stopped_then_resumed_under_torchrun_end_as_one_process(
+    images, tmp_path, shards, resumed
+):
     """A memory that is spread over two processes goes on spread over four, and is then read by one."""
-    settings = ("--set", WITHOUT_BATCH_NORM, "--set", "train.save_minutes=0", "--set", "optimizer.lr=0.003")
+    settings = (
+        "--set",
+        WITHOUT_BATCH_NORM,
+        "--set",
+        "train.save_minutes=0",
+        "--set",
+        "optimizer.lr=0.003",
+    )
     settings += ("--set", f"sampler.shards={shards}")
     path, runs = tmp_path / "tiny.yaml", tmp_path / "runs"
     path.write_text(TINY.format(root=images))
 
     process = start("train", path, *settings, "--devices", 2, "--runs", runs)
     metrics = runs / "tiny" / "latest" / "metrics.jsonl"
-    while process.poll() is None and not (metrics.exists() and len(metrics.read_text().splitlines()) >= 2):
+    while process.poll() is None and not (
+        metrics.exists() and len(metrics.read_text().splitlines()) >= 2
+    ):
         time.sleep(0.001)
     process.send_signal(signal.SIGTERM)
     code, out, err = finish(process)
@@ -180,7 +244,9 @@ def test_two_devices_stopped_then_resumed_under_torchrun_end_as_one_process(imag
     newest = checkpoint.newest(folder)[0]
     assert len(list(newest.glob("rows-*.safetensors"))) == (0 if shards == "none" else resumed)
 
-    result = CliRunner().invoke(app, ["train", str(path), *settings, "--runs", str(tmp_path / "one")])
+    result = CliRunner().invoke(
+        app, ["train", str(path), *settings, "--runs", str(tmp_path / "one")]
+    )
     assert result.exit_code == 0, result.output
     one = (tmp_path / "one" / "tiny" / "latest").resolve()
     expected, found = (whole(path) for path in (one, folder))
@@ -191,7 +257,11 @@ def test_two_devices_stopped_then_resumed_under_torchrun_end_as_one_process(imag
     if shards == "auto":
         (newest / "rows-00002.safetensors").unlink()
         before, _, (note,) = checkpoint.newest(folder)
-        assert before.name == "step-00000005" and "rows-00002.safetensors" in note and note.endswith("taking the one before it")
+        assert (
+            before.name == "step-00000005"
+            and "rows-00002.safetensors" in note
+            and note.endswith("taking the one before it")
+        )
 
 
 def worker_pids(launcher: int) -> list[int]:
@@ -202,13 +272,29 @@ def worker_pids(launcher: int) -> list[int]:
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the processes below /proc")
 @pytest.mark.parametrize("launcher", ["devices", pytest.param("torchrun", marks=pytest.mark.slow)])
-def test_a_rank_that_is_killed_is_started_again_and_the_run_goes_on_from_its_checkpoint(images, tmp_path, launcher):
+def test_a_rank_that_is_killed_is_started_again_and_the_run_goes_on_from_its_checkpoint(
+    images, tmp_path, launcher
+):
     path, runs = tmp_path / "tiny.yaml", tmp_path / "runs"
     path.write_text(TINY.format(root=images))
-    arguments = ("train", path, "--set", "train.save_minutes=0", "--set", "train.epochs=4", "--runs")
-    process = start(*arguments, runs, "--devices", 2) if launcher == "devices" else start(*arguments, runs, torchrun=2, restarts=1)
+    arguments = (
+        "train",
+        path,
+        "--set",
+        "train.save_minutes=0",
+        "--set",
+        "train.epochs=4",
+        "--runs",
+    )
+    process = (
+        start(*arguments, runs, "--devices", 2)
+        if launcher == "devices"
+        else start(*arguments, runs, torchrun=2, restarts=1)
+    )
     metrics = runs / "tiny" / "latest" / "metrics.jsonl"
-    while process.poll() is None and not (metrics.exists() and len(metrics.read_text().splitlines()) >= 4):
+    while process.poll() is None and not (
+        metrics.exists() and len(metrics.read_text().splitlines()) >= 4
+    ):
         time.sleep(0.001)
     first = worker_pids(process.pid)
     assert len(first) == 2
@@ -241,9 +327,25 @@ def test_launchers_of_two_machines_start_all_again_where_one_has_lost_its_proces
         f"--rdzv-endpoint=127.0.0.1:{port}",
         "--rdzv-id=1",
     ]
-    words = [sys.executable, "-m", "torch.distributed.run", *meet, "-m", "sslkit", "train", path, "--runs", runs]
+    words = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        *meet,
+        "-m",
+        "sslkit",
+        "train",
+        path,
+        "--runs",
+        runs,
+    ]
     words += ["--set", "train.save_minutes=0", "--set", "train.epochs=5"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": os.environ | {"OMP_NUM_THREADS": "1"}}
+    pipes = {
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+        "text": True,
+        "env": os.environ | {"OMP_NUM_THREADS": "1"},
+    }
     launchers = [subprocess.Popen(list(map(str, words)), **pipes) for _ in range(2)]
     metrics = runs / "tiny" / "latest" / "metrics.jsonl"
     while not (metrics.exists() and len(metrics.read_text().splitlines()) >= 4):
@@ -260,7 +362,15 @@ def test_launchers_of_two_machines_start_all_again_where_one_has_lost_its_proces
 def test_a_signal_during_the_first_pass_ends_all_processes_at_once(tmp_path):
     settings = ("data.images=6000", "encoder.model=resnet50", "train.device=cpu")
     overrides = [word for setting in settings for word in ("--set", setting)]
-    process = start("train", ROOT / "recipes" / "pirl_jigsaw.yaml", *overrides, "--devices", 2, "--runs", tmp_path)
+    process = start(
+        "train",
+        ROOT / "recipes" / "pirl_jigsaw.yaml",
+        *overrides,
+        "--devices",
+        2,
+        "--runs",
+        tmp_path,
+    )
     while not list(tmp_path.glob("*/*/.lock")):
         assert process.poll() is None
         time.sleep(0.01)
@@ -271,9 +381,23 @@ def test_a_signal_during_the_first_pass_ends_all_processes_at_once(tmp_path):
 
 
 def test_a_fault_that_no_restart_mends_ends_all_processes_at_once(tiny, tmp_path):
-    code, _, err = finish(start("train", tiny, "--devices", 2, "--set", "transform.patch=30", "--runs", tmp_path / "runs"))
+    code, _, err = finish(
+        start(
+            "train",
+            tiny,
+            "--devices",
+            2,
+            "--set",
+            "transform.patch=30",
+            "--runs",
+            tmp_path / "runs",
+        )
+    )
     assert code == 2
-    assert err.startswith("transform.patch  30 pixels do not fit into a cell of 16") and len(err.splitlines()) == 1
+    assert (
+        err.startswith("transform.patch  30 pixels do not fit into a cell of 16")
+        and len(err.splitlines()) == 1
+    )
 
 
 def test_processes_whose_launcher_is_gone_save_and_stop(images, tmp_path):
@@ -281,7 +405,9 @@ def test_processes_whose_launcher_is_gone_save_and_stop(images, tmp_path):
     path.write_text(TINY.format(root=images))
     process = start("train", path, "--set", "train.epochs=1000", "--runs", runs, "--devices", 2)
     metrics = runs / "tiny" / "latest" / "metrics.jsonl"
-    while process.poll() is None and not (metrics.exists() and len(metrics.read_text().splitlines()) >= 2):
+    while process.poll() is None and not (
+        metrics.exists() and len(metrics.read_text().splitlines()) >= 2
+    ):
         time.sleep(0.001)
     workers = worker_pids(process.pid)
     process.kill()
@@ -294,8 +420,13 @@ def test_processes_whose_launcher_is_gone_save_and_stop(images, tmp_path):
 
 
 def test_synchronised_batch_norm_without_gpus_is_refused(ranks, tiny, capfd):
-    assert sorted(ranks(lambda folder: build(recipe.read(tiny, overrides=("train.sync_batchnorm=true",))))) == [1, 2]
-    assert "train.sync_batchnorm  PyTorch has it on GPUs alone, not on 'cpu'; set it to false" in capfd.readouterr().err
+    assert sorted(
+        ranks(lambda folder: build(recipe.read(tiny, overrides=("train.sync_batchnorm=true",))))
+    ) == [1, 2]
+    assert (
+        "train.sync_batchnorm  PyTorch has it on GPUs alone, not on 'cpu'; set it to false"
+        in capfd.readouterr().err
+    )
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch):
@@ -304,5 +435,8 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert pick_device("cuda") == torch.device("cuda", 1)
     monkeypatch.setenv("LOCAL_RANK", "2")
-    with pytest.raises(RecipeError, match="this machine has 2 GPUs, too few for one to each process; start at most 2"):
+    with pytest.raises(
+        RecipeError,
+        match="this machine has 2 GPUs, too few for one to each process; start at most 2",
+    ):
         pick_device("cuda")

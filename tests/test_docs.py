@@ -18,8 +18,17 @@ PAGES = sorted([*ROOT.glob("docs/*.md"), ROOT / "README.md", *ROOT.glob("recipes
 
 def test_there_are_recipes():
     names = {str(path.relative_to(ROOT / "recipes")) for path in RECIPES}
-    assert {"pirl_jigsaw.yaml", "pirl_rotation.yaml", "npid.yaml", "jigsaw.yaml", "rotnet.yaml"} <= names
-    assert {f"imagenet/pirl_{name}.yaml" for name in ("jigsaw", "rotation", "jigsaw_rotation", "jigsaw_mlp")} <= names
+    assert {
+        "pirl_jigsaw.yaml",
+        "pirl_rotation.yaml",
+        "npid.yaml",
+        "jigsaw.yaml",
+        "rotnet.yaml",
+    } <= names
+    assert {
+        f"imagenet/pirl_{name}.yaml"
+        for name in ("jigsaw", "rotation", "jigsaw_rotation", "jigsaw_mlp")
+    } <= names
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(ROOT / "recipes")))
@@ -38,13 +47,26 @@ def test_full_size_recipes_hold_the_papers_settings(name):
     assert made.encoder.options["model"] == "resnet50"
     assert made.sampler.options["negatives"] == 32_000 and made.sampler.options["momentum"] == 0.5
     assert made.loss.options == {"lambda": 0.5, "temperature": 0.07, "form": "official"}
-    assert (made.optimizer.use, made.optimizer.lr, made.optimizer.momentum, made.optimizer.nesterov) == ("sgd", 0.12, 0.9, False)
+    assert (
+        made.optimizer.use,
+        made.optimizer.lr,
+        made.optimizer.momentum,
+        made.optimizer.nesterov,
+    ) == ("sgd", 0.12, 0.9, False)
     assert made.optimizer.weight_decay == 1e-4 and made.optimizer.exempt_norms_and_biases
-    assert (made.schedule.use, made.schedule.final_lr, made.schedule.per) == ("cosine", 1.2e-4, "epoch")
+    assert (made.schedule.use, made.schedule.final_lr, made.schedule.per) == (
+        "cosine",
+        1.2e-4,
+        "epoch",
+    )
     assert (made.train.epochs, made.train.batch_size) == (800, 1024)
     assert made.transform.options["size"] == 224 and made.transform.options["colours"] == "official"
     if "jigsaw" in name:
-        assert (made.transform.options["resize"], made.transform.options["patch"], made.transform.options["grid"]) == (255, 64, 3)
+        assert (
+            made.transform.options["resize"],
+            made.transform.options["patch"],
+            made.transform.options["grid"],
+        ) == (255, 64, 3)
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("recipes/*.yaml")), ids=lambda path: path.name)
@@ -53,7 +75,9 @@ def test_small_recipes_are_evaluated_at_the_size_they_train_at(path):
 
 
 def test_reference_is_current():
-    ran = subprocess.run([sys.executable, ROOT / "scripts" / "reference.py", "--check"], check=False)
+    ran = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "reference.py", "--check"], check=False
+    )
     assert ran.returncode == 0, "run: python scripts/reference.py"
 
 

@@ -12,15 +12,17 @@ from PIL import Image
 from torch.nn import functional as F
 from typer.testing import CliRunner
 
-from sslkit import build, checkpoint, recipe
+from sslkit import recipe
 from sslkit.cli import app
-from sslkit.data import split_by_class
+from sslkit.data.splits import split_by_class
 from sslkit.errors import DataError
-from sslkit.evaluate import features as shared
-from sslkit.evaluate import linear
-from sslkit.evaluate.features import Features, Probe, pool, summary, topk
-from sslkit.evaluate.knn import Knn
-from sslkit.evaluate.linear import Linear, logistic_regression, standardise
+from sslkit.evaluation import probe as shared
+from sslkit.evaluation.probe import Features, Probe, pool, summary, topk
+from sslkit.runs import checkpoint
+from sslkit.training import build
+from sslkit_plugins.evaluations import linear
+from sslkit_plugins.evaluations.knn import Knn
+from sslkit_plugins.evaluations.linear import Linear, logistic_regression, standardise
 
 RECIPE = """\
 name: evaluated
@@ -44,7 +46,9 @@ def paint(folder: Path, count: int, seed: int = 0, colours=COLOURS) -> Path:
         (folder / name).mkdir(parents=True)
         for number in range(count):
             pixels = np.array(colour) + rng.integers(-15, 16, (36, 40, 3))
-            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / name / f"{number}.png")
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(
+                folder / name / f"{number}.png"
+            )
     return folder
 
 
@@ -82,7 +86,9 @@ def test_votes_weigh_exp_of_cosine_over_temperature():
     train, labels, query = at(10, 40, -40, 180), torch.tensor([0, 1, 1, 2]), at(0)
 
     def first(temperature: float, k: int) -> float:
-        return Knn(k=k, temperature=temperature).vote(Features(train, labels, query, torch.tensor([0])))[0]
+        return Knn(k=k, temperature=temperature).vote(
+            Features(train, labels, query, torch.tensor([0]))
+        )[0]
 
     near, far = math.cos(math.radians(10)), math.cos(math.radians(40))
     even = (near - far) / math.log(2)  # exp(near/τ) = 2·exp(far/τ)
@@ -95,7 +101,9 @@ def test_votes_weigh_exp_of_cosine_over_temperature():
 def test_votes_do_not_mind_the_length_of_features():
     train, labels, query = at(10, 40, 90), torch.tensor([0, 1, 2]), at(12, 39, 80)
     lengths = torch.tensor([[0.01], [5.0], [300.0]])
-    assert Knn(k=1).vote(Features(train * lengths, labels, query * lengths, torch.tensor([0, 1, 2]))) == (100, 100)
+    assert Knn(k=1).vote(
+        Features(train * lengths, labels, query * lengths, torch.tensor([0, 1, 2]))
+    ) == (100, 100)
 
 
 def test_separable_classes_are_told_apart_wholly():
@@ -112,7 +120,9 @@ def test_the_gradient_vanishes_at_the_optimum():
     weights = logistic_regression(rows, labels, 3, strength)
     chance = (rows @ weights[:-1] + weights[-1]).softmax(1) - F.one_hot(labels, 3)
     assert (rows.T @ chance / 80 + strength * weights[:-1]).abs().max() < 1e-4
-    assert chance.mean(0).abs().max() < 1e-4, "the bias is free: mean probabilities are the shares of the classes"
+    assert chance.mean(0).abs().max() < 1e-4, (
+        "the bias is free: mean probabilities are the shares of the classes"
+    )
 
 
 def test_a_boundless_regulariser_leaves_the_shares_of_the_classes():
@@ -120,7 +130,9 @@ def test_a_boundless_regulariser_leaves_the_shares_of_the_classes():
     labels = torch.tensor([0] * 6 + [1] * 3 + [2])
     weights = logistic_regression(torch.randn(10, 4), labels, 3, 1e3)
     assert weights[:-1].abs().max() < 1e-3
-    torch.testing.assert_close(weights[-1].softmax(0), torch.tensor([0.6, 0.3, 0.1]), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        weights[-1].softmax(0), torch.tensor([0.6, 0.3, 0.1]), rtol=1e-3, atol=1e-3
+    )
 
 
 def test_a_start_elsewhere_ends_at_the_same_place():
@@ -153,9 +165,13 @@ def test_validation_labels_never_choose_the_regulariser(monkeypatch):
     told = Linear().regress(given, seed=1)
     honest = list(strengths)
     strengths.clear()
-    wrong = Linear().regress(Features(given.train, given.train_labels, given.val, (given.val_labels + 1) % 3), seed=1)
+    wrong = Linear().regress(
+        Features(given.train, given.train_labels, given.val, (given.val_labels + 1) % 3), seed=1
+    )
     assert strengths == honest
-    assert [count for _, count in honest] == [31] * len(linear.STRENGTHS) + [40], "a fifth of every class held out, then all"
+    assert [count for _, count in honest] == [31] * len(linear.STRENGTHS) + [40], (
+        "a fifth of every class held out, then all"
+    )
     assert told[0] > wrong[0]
 
 
@@ -166,8 +182,16 @@ def test_topk_counts_the_right_places():
 
 
 def test_maps_of_resnet50_are_pooled_to_the_papers_sizes():
-    maps = {"conv1": (64, 112), "res2": (256, 56), "res3": (512, 28), "res4": (1024, 14), "res5": (2048, 7)}
-    sizes = [pool(torch.zeros(1, channels, side, side)).shape[1] for channels, side in maps.values()]
+    maps = {
+        "conv1": (64, 112),
+        "res2": (256, 56),
+        "res3": (512, 28),
+        "res4": (1024, 14),
+        "res5": (2048, 7),
+    }
+    sizes = [
+        pool(torch.zeros(1, channels, side, side)).shape[1] for channels, side in maps.values()
+    ]
     assert sizes == [9216, 9216, 8192, 9216, 8192]
 
 
@@ -195,7 +219,9 @@ def test_intervals_at_the_ends_stay_within(share, low, high):
     assert summary([(share, share)], 10)["interval_images"] == pytest.approx([low, high], abs=0.02)
 
 
-@pytest.mark.parametrize("freedom, t", [(1, 12.71), (2, 4.30), (9, 2.26), (10, 2.228), (20, 2.086), (60, 2.000)])
+@pytest.mark.parametrize(
+    "freedom, t", [(1, 12.71), (2, 4.30), (9, 2.26), (10, 2.228), (20, 2.086), (60, 2.000)]
+)
 def test_students_t(freedom, t):
     assert shared.t_95(freedom) == pytest.approx(t, abs=0.004)
 
@@ -208,19 +234,33 @@ def test_knn_on_a_run_writes_scores_floors_and_protocol(trained, painted):
     assert code == 0 and "chance" in out and "untrained" in out
     result = json.loads((trained / "eval" / "knn.json").read_text())
     protocol = result["protocol"]
-    assert (protocol["k"], protocol["temperature"], protocol["seeds"], protocol["layers"]) == (3, 0.07, 1, "last")
-    assert (protocol["train_images"], protocol["val_images"], protocol["classes"], protocol["size"]) == (24, 6, 3, 32)
+    assert (protocol["k"], protocol["temperature"], protocol["seeds"], protocol["layers"]) == (
+        3,
+        0.07,
+        1,
+        "last",
+    )
+    assert (
+        protocol["train_images"],
+        protocol["val_images"],
+        protocol["classes"],
+        protocol["size"],
+    ) == (24, 6, 3, 32)
     assert protocol["split"] == "a fifth of every class, split with seed 7"
     assert protocol["data"] == {"use": "image_folder", "root": str(painted), "follow_links": False}
     assert (protocol["step"], protocol["checkpoint"]) == (0, "step-00000000")
     assert result["floors"]["chance"] == pytest.approx(100 / 3)
     assert result["floors"]["raw pixels (32×32)"] == 100
     assert list(result["layers"]) == ["features"]
-    assert result["layers"]["features"]["top1"] == result["floors"]["the same encoder untrained"], "no step was taken"
+    assert result["layers"]["features"]["top1"] == result["floors"]["the same encoder untrained"], (
+        "no step was taken"
+    )
     assert (trained / "eval" / "knn.png").read_bytes()[:4] == b"\x89PNG"
 
 
-@pytest.mark.parametrize("words", [["--k", "3", "{run}"], ["--k=3", "{run}"], ["{run}", "--k=3", "--layers", "all"]])
+@pytest.mark.parametrize(
+    "words", [["--k", "3", "{run}"], ["--k=3", "{run}"], ["{run}", "--k=3", "--layers", "all"]]
+)
 def test_options_and_run_may_come_in_any_order(trained, words):
     code, _, err = sslkit("eval", "knn", *(word.format(run=trained) for word in words))
     assert code == 0, err
@@ -242,12 +282,27 @@ def test_linear_on_all_layers(trained):
     assert list(result["layers"]) == ["features", "conv1", "res2", "res3", "res4", "res5"]
     assert len(result["layers"]["res3"]["per_seed"]) == 2
     assert result["layers"]["conv1"]["top1"] == 100, "colours are plain to see"
-    assert result["protocol"]["strengths"] == linear.STRENGTHS and result["protocol"]["solver"] == "lbfgs"
+    assert (
+        result["protocol"]["strengths"] == linear.STRENGTHS
+        and result["protocol"]["solver"] == "lbfgs"
+    )
     assert "trained: res5" in out
 
 
 def test_linear_by_sgd(trained):
-    code, _, err = sslkit("eval", "linear", trained, "--solver", "sgd", "--epochs", "2", "--seeds", "1", "--layers", "all")
+    code, _, err = sslkit(
+        "eval",
+        "linear",
+        trained,
+        "--solver",
+        "sgd",
+        "--epochs",
+        "2",
+        "--seeds",
+        "1",
+        "--layers",
+        "all",
+    )
     assert code == 0, err
     result = json.loads((trained / "eval" / "linear.json").read_text())
     assert list(result["layers"]) == ["features", "conv1", "res2", "res3", "res4", "res5"]
@@ -267,8 +322,13 @@ def test_a_split_takes_a_fifth_of_every_class_and_depends_on_the_seed_alone(trai
     one, same, other = (Probe(trained, seed=seed, device="cpu") for seed in (0, 0, 1))
     assert list(one.val.names) == list(same.val.names) != list(other.val.names)
     assert not set(one.val.names) & set(one.train.names)
-    assert np.bincount(one.val.labels).tolist() == [2, 2, 2] and np.bincount(one.train.labels).tolist() == [8, 8, 8]
-    assert all(one.classes[label] == name.split("/")[0] for label, name in zip(one.val.labels, one.val.names, strict=True))
+    assert np.bincount(one.val.labels).tolist() == [2, 2, 2] and np.bincount(
+        one.train.labels
+    ).tolist() == [8, 8, 8]
+    assert all(
+        one.classes[label] == name.split("/")[0]
+        for label, name in zip(one.val.labels, one.val.names, strict=True)
+    )
 
 
 def test_split_by_class_leaves_an_image_on_either_side():
@@ -329,7 +389,9 @@ def test_a_run_whose_images_are_gone_is_evaluated_on_others(trained, tmp_path):
     assert code == 2 and "does not exist" in err and "--data DIR" in err
     code, _, err = sslkit("eval", "knn", folder, "--data", paint(tmp_path / "here", 5))
     assert code == 0, err
-    assert json.loads((folder / "eval" / "knn.json").read_text())["protocol"]["data"]["root"] == str(tmp_path / "here")
+    assert json.loads((folder / "eval" / "knn.json").read_text())["protocol"]["data"][
+        "root"
+    ] == str(tmp_path / "here")
 
 
 def test_no_run_is_told_in_a_sentence(tmp_path, monkeypatch):
@@ -354,12 +416,20 @@ def test_an_image_that_cannot_be_read_is_named(trained, tmp_path, monkeypatch, w
 def test_a_result_of_another_protocol_is_kept(tmp_path):
     def result(k, top1):
         layers = {"features": {"top1": top1, "interval_images": [0, 1]}}
-        return {"evaluation": "knn", "layers": layers, "floors": {"chance": 10.0}, "protocol": {"k": k, "val_images": 6}}
+        return {
+            "evaluation": "knn",
+            "layers": layers,
+            "floors": {"chance": 10.0},
+            "protocol": {"k": k, "val_images": 6},
+        }
 
     for k, top1 in ((20, 50.0), (20, 51.0), (200, 40.0)):
         shared.write(tmp_path, result(k, top1))
     held = {path.name: json.loads(path.read_text()) for path in (tmp_path / "eval").glob("*.json")}
-    assert {name: (found["protocol"]["k"], found["layers"]["features"]["top1"]) for name, found in held.items()} == {
+    assert {
+        name: (found["protocol"]["k"], found["layers"]["features"]["top1"])
+        for name, found in held.items()
+    } == {
         "knn.json": (200, 40.0),
         "knn.1.json": (20, 51.0),
     }

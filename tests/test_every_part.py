@@ -13,8 +13,7 @@ import yaml
 from PIL import Image
 from torch.nn import functional as F
 
-from sslkit import build, recipe, registry, trainer
-from sslkit.document import Document, Dumper
+from sslkit import parts, recipe
 from sslkit.errors import DataError
 from sslkit.interfaces import (
     Batch,
@@ -28,7 +27,10 @@ from sslkit.interfaces import (
     NegativeSampler,
     PretextTransform,
 )
-from sslkit.signature import REQUIRED, plain, read_class
+from sslkit.recipe import registry
+from sslkit.recipe.document import Document, Dumper
+from sslkit.recipe.signature import REQUIRED, plain, read_class
+from sslkit.training import build, trainer
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 
@@ -44,17 +46,30 @@ PROMISE = {
 }
 """Kind → (class, facts that it may ask for), as the table in interfaces.py has them."""
 
-SMALL = {"size": 32, "resize": 32, "grid": 2, "patch": 12, "permutations": 5, "model": "resnet18", "hidden_dim": 16, "negatives": 8}
+SMALL = {
+    "size": 32,
+    "resize": 32,
+    "grid": 2,
+    "patch": 12,
+    "permutations": 5,
+    "model": "resnet18",
+    "hidden_dim": 16,
+    "negatives": 8,
+}
 
 
 def every(kind):
-    return pytest.mark.parametrize("part", [pytest.param(part, id=part.name) for part in registry.parts(kind)])
+    return pytest.mark.parametrize(
+        "part", [pytest.param(part, id=part.name) for part in registry.parts(kind)]
+    )
 
 
 def small(part, *facts, **options):
     """The part with whatever makes it small, among the options that it has."""
     signature = part.signature()
-    chosen, faults = signature.validate(part.name, {n: v for n, v in (SMALL | options).items() if n in signature.options})
+    chosen, faults = signature.validate(
+        part.name, {n: v for n, v in (SMALL | options).items() if n in signature.options}
+    )
     assert not faults
     torch.manual_seed(0)
     return part.load()(*facts[: len(signature.facts)], **signature.arguments(chosen))
@@ -62,7 +77,9 @@ def small(part, *facts, **options):
 
 # --------------------------------------------------------------------------------------------------------------------- all kinds
 
-every_part = pytest.mark.parametrize("part", [pytest.param(p, id=f"{p.kind}-{p.name}") for p in registry.parts()])
+every_part = pytest.mark.parametrize(
+    "part", [pytest.param(p, id=f"{p.kind}-{p.name}") for p in registry.parts()]
+)
 
 
 def test_every_kind_has_a_part():
@@ -82,13 +99,20 @@ def test_its_docstring_says_what_it_is(part):
     assert len(summary) > 30, summary
     assert summary.endswith("."), "a whole sentence"
     if part.kind == "methods":
-        assert "arXiv" in part.signature().doc + (sys.modules[part.load().__module__].__doc__ or ""), "a method names its paper"
+        assert "arXiv" in part.signature().doc + (
+            sys.modules[part.load().__module__].__doc__ or ""
+        ), "a method names its paper"
 
 
 @every_part
 def test_its_constructor_takes_no_free_arguments(part):
-    kinds = {parameter.kind for parameter in inspect.signature(part.load().__init__).parameters.values()}
-    assert not kinds & {inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL} or "__init__" not in vars(part.load())
+    kinds = {
+        parameter.kind for parameter in inspect.signature(part.load().__init__).parameters.values()
+    }
+    assert not kinds & {
+        inspect.Parameter.VAR_KEYWORD,
+        inspect.Parameter.VAR_POSITIONAL,
+    } or "__init__" not in vars(part.load())
 
 
 @every_part
@@ -104,8 +128,12 @@ def test_its_source_says_the_same_as_the_imported_class(part):
 @every_part
 def test_its_options_are_typed_and_survive_yaml(part):
     signature = part.signature()
-    assert all(option.description not in ("", "anything") for option in signature.options.values()), "every option has a type"
-    given = {name: "text" for name, option in signature.options.items() if option.default is REQUIRED}
+    assert all(
+        option.description not in ("", "anything") for option in signature.options.values()
+    ), "every option has a type"
+    given = {
+        name: "text" for name, option in signature.options.items() if option.default is REQUIRED
+    }
     options, faults = signature.validate(part.name, given)
     assert not faults
     written = yaml.dump(plain(options), Dumper=Dumper)
@@ -127,7 +155,9 @@ def test_an_encoder_gives_one_vector_per_image_and_maps_from_shallow_to_deep(par
     areas = [rows.shape[-1] * rows.shape[-2] for rows in maps.values()]
     assert all(rows.dim() == 4 and len(rows) == 3 for rows in maps.values())
     assert areas == sorted(areas, reverse=True)
-    assert sum(value.numel() for value in encoder.weights().values()) == sum(v.numel() for v in encoder.state_dict().values())
+    assert sum(value.numel() for value in encoder.weights().values()) == sum(
+        v.numel() for v in encoder.state_dict().values()
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------------------- heads
@@ -196,14 +226,21 @@ def test_its_answers_bound_its_targets(part):
 def test_its_device_phase_normalises_with_draws_of_its_own(part):
     transform = small(part)
     samples = [transform(picture(50, 40, seed), np.random.default_rng(seed)) for seed in range(6)]
-    views = {name: torch.stack([sample.views[name] for sample in samples]) for name in transform.views}
-    targets = {name: torch.stack([sample.targets[name] for sample in samples]) for name in transform.answers}
+    views = {
+        name: torch.stack([sample.views[name] for sample in samples]) for name in transform.views
+    }
+    targets = {
+        name: torch.stack([sample.targets[name] for sample in samples])
+        for name in transform.answers
+    }
     given = {name: view.clone() for name, view in views.items()}
     batch = transform.on_device(Batch(views, targets, torch.arange(6)), Draws(1))
     assert equal(views, given), "what comes from the loader is left alone"
     assert equal(batch.targets, targets)
     torch.manual_seed(99)
-    assert equal(batch.views, transform.on_device(Batch(views, targets, torch.arange(6)), Draws(1)).views)
+    assert equal(
+        batch.views, transform.on_device(Batch(views, targets, torch.arange(6)), Draws(1)).views
+    )
     for name, view in batch.views.items():
         assert view.shape == views[name].shape
         assert view.dtype == torch.float32 and view.isfinite().all()
@@ -358,7 +395,13 @@ def photos(tmp_path_factory):
 
 @pytest.mark.parametrize("path", [pytest.param(path, id=path.stem) for path in SHIPPED])
 def test_every_shipped_recipe_trains_a_step(path, photos):
-    settings = ["train.batch_size=4", "train.epochs=1", "train.workers=0", "train.device=cpu", "train.precision=fp32"]
+    settings = [
+        "train.batch_size=4",
+        "train.epochs=1",
+        "train.workers=0",
+        "train.device=cpu",
+        "train.precision=fp32",
+    ]
     run = build.build(recipe.read(path, overrides=settings, data=str(photos)))
     before = {name: value.detach().clone() for name, value in run.method.encoder.named_parameters()}
     steps = trainer.train(run)
@@ -366,12 +409,20 @@ def test_every_shipped_recipe_trains_a_step(path, photos):
     for step in (first, second):
         assert step.loss.shape == () and step.loss.isfinite() and not step.loss.requires_grad
         assert step.metrics
-        assert all(v.shape == () and v.isfinite() and not v.requires_grad for v in step.metrics.values())
-    moved = [name for name, value in run.method.encoder.named_parameters() if not torch.equal(value, before[name])]
+        assert all(
+            v.shape == () and v.isfinite() and not v.requires_grad for v in step.metrics.values()
+        )
+    moved = [
+        name
+        for name, value in run.method.encoder.named_parameters()
+        if not torch.equal(value, before[name])
+    ]
     assert moved, "the encoder learns"
     expected = run.method.loss.at_start(
         dim=next(iter(run.method.heads.values())).out_dim,
-        negatives=run.method.sampler.draw(first.index, Draws(1)).count if run.method.sampler is not None else 1,
+        negatives=run.method.sampler.draw(first.index, Draws(1)).count
+        if run.method.sampler is not None
+        else 1,
     )
     if expected is not None:
         assert 0.2 * expected < first.loss.item() < 3 * expected + 2
@@ -389,9 +440,19 @@ def sets(photos, tmp_path_factory):
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, folder)
     pixels = np.random.default_rng(0).integers(0, 256, (8, 9, 9, 3), dtype=np.uint8)
-    np.savez(root / "a.npz", images=pixels[:6], labels=np.arange(6) % 2, images_val=pixels[6:], labels_val=np.arange(2))
+    np.savez(
+        root / "a.npz",
+        images=pixels[:6],
+        labels=np.arange(6) % 2,
+        images_val=pixels[6:],
+        labels_val=np.arange(2),
+    )
     registry.find("datasets", "packed").load().write(str(root / "folder"), str(root / "packed"))
-    return {"root": {"packed": str(root / "packed")}, "file": {"npz": str(root / "a.npz")}, "folder": str(root / "folder")}
+    return {
+        "root": {"packed": str(root / "packed")},
+        "file": {"npz": str(root / "a.npz")},
+        "folder": str(root / "folder"),
+    }
 
 
 @every("datasets")
@@ -426,7 +487,11 @@ def test_a_dataset_holds_named_images(part, sets, tmp_path, monkeypatch):
 def test_a_dataset_that_is_not_there_says_so(part, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     signature = part.signature()
-    options = {name: str(tmp_path / "nowhere") for name, o in signature.options.items() if o.default is REQUIRED}
+    options = {
+        name: str(tmp_path / "nowhere")
+        for name, o in signature.options.items()
+        if o.default is REQUIRED
+    }
     try:
         part.load()("pretrain", **signature.arguments(options))
     except DataError as error:
@@ -440,7 +505,9 @@ def test_a_dataset_that_is_not_there_says_so(part, tmp_path, monkeypatch):
 @every("evaluations")
 def test_an_evaluation_can_be_made_from_the_command_line(part):
     options = part.signature().options
-    words = [word for option in options.values() for word in (f"--{option.name}", str(option.default))]
+    words = [
+        word for option in options.values() for word in (f"--{option.name}", str(option.default))
+    ]
     choice = recipe.read_evaluation(part.name, words)
     assert choice.options == {name: option.default for name, option in options.items()}
-    assert isinstance(build.make(choice), Evaluation)
+    assert isinstance(parts.make(choice), Evaluation)

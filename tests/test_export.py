@@ -9,8 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from sslkit import build, checkpoint, recipe
+from sslkit import recipe
 from sslkit.cli import app
+from sslkit.runs import checkpoint
+from sslkit.training import build
 
 RECIPE = """\
 name: exported
@@ -74,7 +76,9 @@ def test_both_libraries_give_the_features_of_the_run(tmp_path, stem):
         assert sorted(path.name for path in home.iterdir()) == ["encoder.safetensors", "load.py"]
         lines = (home / "load.py").read_text()
         assert lines.strip() in out, "what is printed is what was checked"
-        assert str(home / "encoder.safetensors") in out and "sslkit" not in lines.replace(str(folder), "")
+        assert str(home / "encoder.safetensors") in out and "sslkit" not in lines.replace(
+            str(folder), ""
+        )
     subprocess.run([sys.executable, "-c", READER], check=True, cwd=folder)
     for features in load_file(folder / "features").values():
         assert (features - expected).abs().max() <= 1e-6 * expected.abs().max()
@@ -103,7 +107,11 @@ def test_features_that_differ_are_not_exported(tmp_path, monkeypatch):
 
     folder, _ = run_folder(tmp_path)
     loading = Timm.loading
-    monkeypatch.setattr(Timm, "loading", lambda self, *words: loading(self, *words) + "\nmodel.layer4[1].bn2.bias.data += 0.01")
+    monkeypatch.setattr(
+        Timm,
+        "loading",
+        lambda self, *words: loading(self, *words) + "\nmodel.layer4[1].bn2.bias.data += 0.01",
+    )
     code, _, err = sslkit("export", folder)
     assert code == 2
     assert "features through timm differ" in err and "nothing was exported" in err

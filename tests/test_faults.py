@@ -60,29 +60,84 @@ def test_the_valid_recipe_is_valid() -> None:
 
 REPLACED = [
     # (replace this, by this, the faults)
-    ("temperature:", "temprature:", ["mine.yaml:10 loss.temprature no such option of lambda_nce; did you mean 'temperature'?"]),
-    ("negatives: all", "zzz: 1", ["mine.yaml:9 sampler.zzz no such option of memory_bank; there are: negatives, momentum"]),
-    ("negatives: all", "negatives: 0", ["mine.yaml:9 sampler.negatives 0 is not a whole number ≥ 1 or 'all'"]),
-    ("negatives: all", "negatives: many", ["mine.yaml:9 sampler.negatives 'many' is not a whole number ≥ 1 or 'all'"]),
-    ("momentum: 0.5", "momentum: 1.5", ["mine.yaml:9 sampler.momentum 1.5 is not a number between 0 and 1"]),
-    ("lambda: 0.5", "lambda: true", ["mine.yaml:10 loss.lambda true is not a number between 0 and 1"]),
-    ("lambda: 0.5", "lambda: '0.5'", ["mine.yaml:10 loss.lambda '0.5' is not a number between 0 and 1"]),
-    ("out_dim: 128}\n  p", "out_dim: 12.5}\n  p", ["mine.yaml:7 heads.image.out_dim 12.5 is not a whole number ≥ 1"]),
+    (
+        "temperature:",
+        "temprature:",
+        ["mine.yaml:10 loss.temprature no such option of lambda_nce; did you mean 'temperature'?"],
+    ),
+    (
+        "negatives: all",
+        "zzz: 1",
+        ["mine.yaml:9 sampler.zzz no such option of memory_bank; there are: negatives, momentum"],
+    ),
+    (
+        "negatives: all",
+        "negatives: 0",
+        ["mine.yaml:9 sampler.negatives 0 is not a whole number ≥ 1 or 'all'"],
+    ),
+    (
+        "negatives: all",
+        "negatives: many",
+        ["mine.yaml:9 sampler.negatives 'many' is not a whole number ≥ 1 or 'all'"],
+    ),
+    (
+        "momentum: 0.5",
+        "momentum: 1.5",
+        ["mine.yaml:9 sampler.momentum 1.5 is not a number between 0 and 1"],
+    ),
+    (
+        "lambda: 0.5",
+        "lambda: true",
+        ["mine.yaml:10 loss.lambda true is not a number between 0 and 1"],
+    ),
+    (
+        "lambda: 0.5",
+        "lambda: '0.5'",
+        ["mine.yaml:10 loss.lambda '0.5' is not a number between 0 and 1"],
+    ),
+    (
+        "out_dim: 128}\n  p",
+        "out_dim: 12.5}\n  p",
+        ["mine.yaml:7 heads.image.out_dim 12.5 is not a whole number ≥ 1"],
+    ),
     (
         "use: lambda_nce",
         "use: lamda_nce",
         ["mine.yaml:10 loss.use no loss named 'lamda_nce' is installed; did you mean 'lambda_nce'"],
     ),
-    ("use: pirl", "use: nothing_like_it", ["mine.yaml:2 method.use no method named 'nothing_like_it' is installed; there are: "]),
-    ("{use: pirl}", "pirl", ["mine.yaml:2 method 'pirl' is not of the form {use: NAME, …}; there are: "]),
+    (
+        "use: pirl",
+        "use: nothing_like_it",
+        ["mine.yaml:2 method.use no method named 'nothing_like_it' is installed; there are: "],
+    ),
+    (
+        "{use: pirl}",
+        "pirl",
+        ["mine.yaml:2 method 'pirl' is not of the form {use: NAME, …}; there are: "],
+    ),
     ("use: timm, ", "", ["mine.yaml:5 encoder needs 'use', a name; there are: timm"]),
     ("use: timm", "use: [timm]", ["mine.yaml:5 encoder needs 'use', a name; there are: timm"]),
-    ("loss: ", "lose: ", ["mine.yaml loss a recipe needs this section", "mine.yaml:10 lose no such section; did you mean 'loss'?"]),
+    (
+        "loss: ",
+        "lose: ",
+        [
+            "mine.yaml loss a recipe needs this section",
+            "mine.yaml:10 lose no such section; did you mean 'loss'?",
+        ],
+    ),
     ("name: small\n", "", ["mine.yaml name a recipe needs a name"]),
-    ("name: small", "name: ../up", ["mine.yaml:1 name '../up' cannot name a folder; use letters, digits, '_', '-' and '.'"]),
+    (
+        "name: small",
+        "name: ../up",
+        ["mine.yaml:1 name '../up' cannot name a folder; use letters, digits, '_', '-' and '.'"],
+    ),
     ("name: small", "name: 17", ["mine.yaml:1 name 17 is not text; put it in quotes"]),
     ("name: small", "name: ..", ["mine.yaml:1 name '..' cannot name a folder"]),
-    ("  patches: {use: concat_patches, out_dim: 128}\n", "", ["mine.yaml:6 heads method 'pirl' needs a head named 'patches'"]),
+    (
+        "  patches: {use: concat_patches, out_dim: 128}\n",
+        "",
+        ["mine.yaml:6 heads method 'pirl' needs a head named 'patches'"],
+    ),
     (
         "  patches:",
         "  patchs:",
@@ -104,7 +159,13 @@ REPLACED = [
         "",
         ["mine.yaml sampler method 'pirl' remembers"],
     ),
-    ("use: sgd", "use: sdg", ["mine.yaml:11 optimizer.use no optimizer named 'sdg' in torch or timm; did you mean 'sgd'"]),
+    (
+        "use: sgd",
+        "use: sdg",
+        [
+            "mine.yaml:11 optimizer.use no optimizer named 'sdg' in torch or timm; did you mean 'sgd'"
+        ],
+    ),
     (", lr: 0.05", "", ["mine.yaml:11 optimizer.lr optimizer needs the option 'lr' (a number > 0"]),
     ("lr: 0.05", "lr: 0", ["mine.yaml:11 optimizer.lr 0 is not a number > 0"]),
     ("lr: 0.05", "lr: .nan", ["mine.yaml:11 optimizer.lr .nan is not a finite number"]),
@@ -112,34 +173,82 @@ REPLACED = [
     (
         "lr: 0.05",
         "lr: 5e-2, betas: [0.9]",
-        ["mine.yaml:11 optimizer.betas [0.9] is not a list of 2, each a number ≥ 0 and < 1 or null"],
+        [
+            "mine.yaml:11 optimizer.betas [0.9] is not a list of 2, each a number ≥ 0 and < 1 or null"
+        ],
     ),
-    ("use: cosine", "use: cosin", ["mine.yaml:12 schedule.use 'cosin' is not one of 'cosine', 'constant', 'step', 'multistep'"]),
+    (
+        "use: cosine",
+        "use: cosin",
+        [
+            "mine.yaml:12 schedule.use 'cosin' is not one of 'cosine', 'constant', 'step', 'multistep'"
+        ],
+    ),
     ("epochs: 2,", "epochs: 0,", ["mine.yaml:13 train.epochs 0 is not a whole number ≥ 1"]),
-    ("epochs: 2,", "epochs: 99999999999999999999,", ["mine.yaml:13 train.epochs 99999999999999999999… is too large a number"]),
-    ("{epochs: 2, batch_size: 8}", "[1]", ["mine.yaml:13 train [1] is not a mapping of options; there are: epochs, batch_size"]),
-    ("epochs: 2,", "epochs: 2, workers: -1,", ["mine.yaml:13 train.workers -1 is not a whole number ≥ 0 or 'auto'"]),
-    ("epochs: 2,", "epochs: 2, device: gpu,", ["mine.yaml:13 train.device 'gpu' is not one of 'auto', 'cpu', 'cuda', 'mps'"]),
-    ("epochs: 2,", "epochs: 2, epochs: 3,", ["mine.yaml:13 train.epochs is given twice; it is already on line 13"]),
-    ("epochs: 2,", "epochs: &two 2,", ["mine.yaml:13 train.epochs anchor &two is not allowed in a recipe"]),
+    (
+        "epochs: 2,",
+        "epochs: 99999999999999999999,",
+        ["mine.yaml:13 train.epochs 99999999999999999999… is too large a number"],
+    ),
+    (
+        "{epochs: 2, batch_size: 8}",
+        "[1]",
+        ["mine.yaml:13 train [1] is not a mapping of options; there are: epochs, batch_size"],
+    ),
+    (
+        "epochs: 2,",
+        "epochs: 2, workers: -1,",
+        ["mine.yaml:13 train.workers -1 is not a whole number ≥ 0 or 'auto'"],
+    ),
+    (
+        "epochs: 2,",
+        "epochs: 2, device: gpu,",
+        ["mine.yaml:13 train.device 'gpu' is not one of 'auto', 'cpu', 'cuda', 'mps'"],
+    ),
+    (
+        "epochs: 2,",
+        "epochs: 2, epochs: 3,",
+        ["mine.yaml:13 train.epochs is given twice; it is already on line 13"],
+    ),
+    (
+        "epochs: 2,",
+        "epochs: &two 2,",
+        ["mine.yaml:13 train.epochs anchor &two is not allowed in a recipe"],
+    ),
     (
         "epochs: 2,",
         "epochs: !!python/name:os.system 2,",
         ["mine.yaml:13 train.epochs tag tag:yaml.org,2002:python/name:os.system is not"],
     ),
     ("epochs: 2,", "epochs: 2, 3: 4,", ["mine.yaml:13 train the key 3 is not text; quote it"]),
-    ("epochs: 2,", f"epochs: {'[' * 30}{']' * 30},", ["mine.yaml:13 train.epochs is nested deeper than 20 levels"]),
+    (
+        "epochs: 2,",
+        f"epochs: {'[' * 30}{']' * 30},",
+        ["mine.yaml:13 train.epochs is nested deeper than 20 levels"],
+    ),
     (
         "{epochs: 2",
         "{epochs: 2]",
-        ["mine.yaml:13 is not valid YAML: while parsing a flow mapping expected ',' or '}', but got ']'"],
+        [
+            "mine.yaml:13 is not valid YAML: while parsing a flow mapping expected ',' or '}', but got ']'"
+        ],
     ),
-    ("  image:", "\timage:", ["mine.yaml:7 is not valid YAML: while scanning for the next token found character"]),
-    ("name: small", "name: sm\x07all", ["mine.yaml:1 is not valid YAML: special characters are not allowed"]),
+    (
+        "  image:",
+        "\timage:",
+        ["mine.yaml:7 is not valid YAML: while scanning for the next token found character"],
+    ),
+    (
+        "name: small",
+        "name: sm\x07all",
+        ["mine.yaml:1 is not valid YAML: special characters are not allowed"],
+    ),
 ]
 
 
-@pytest.mark.parametrize(("old", "new", "expected"), REPLACED, ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    ("old", "new", "expected"), REPLACED, ids=lambda value: value if isinstance(value, str) else ""
+)
 def test_a_broken_recipe(old: str, new: str, expected: list[str]) -> None:
     assert VALID.count(old) == 1
     faults = check(VALID.replace(old, new))
@@ -167,9 +276,19 @@ def test_a_file_that_is_no_recipe(content: bytes, sentence: str) -> None:
 
 
 def test_all_faults_come_at_once_in_the_order_of_lines() -> None:
-    broken = VALID.replace("temperature", "temprature").replace("use: pirl", "use: prl").replace("epochs: 2", "epochs: two")
+    broken = (
+        VALID.replace("temperature", "temprature")
+        .replace("use: pirl", "use: prl")
+        .replace("epochs: 2", "epochs: two")
+    )
     faults = check(broken, "--set", "sampler.momentum=2", "--set", "nothing")
-    assert [fault.split(" ")[0] for fault in faults] == ["mine.yaml:2", "mine.yaml:10", "mine.yaml:13", "--set", "--set"]
+    assert [fault.split(" ")[0] for fault in faults] == [
+        "mine.yaml:2",
+        "mine.yaml:10",
+        "mine.yaml:13",
+        "--set",
+        "--set",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -207,31 +326,57 @@ def test_data_that_is_not_there(data: str, sentence: str) -> None:
 
 
 def test_a_view_that_nobody_makes_and_a_sampler_that_nobody_reads() -> None:
-    faults = check(VALID.replace("use: pirl", "use: jigsaw").replace("{use: jigsaw}\nencoder", "{use: rotate}\nencoder"))
+    faults = check(
+        VALID.replace("use: pirl", "use: jigsaw").replace(
+            "{use: jigsaw}\nencoder", "{use: rotate}\nencoder"
+        )
+    )
     view, head, *_, sampler, loss = faults
     assert view.startswith(
         "mine.yaml:4 transform method 'jigsaw' reads the view 'patches', which transform 'rotate' does not make;"
     )
-    assert view.partition("transforms that do: ")[2].split(", ") == ["jigsaw", "jigsaw_rotation", "puzzle"]
+    assert view.partition("transforms that do: ")[2].split(", ") == [
+        "jigsaw",
+        "jigsaw_rotation",
+        "puzzle",
+    ]
     assert head == "mine.yaml:6 heads method 'jigsaw' needs a head named 'order'"
-    assert sampler == "mine.yaml:9 sampler method 'jigsaw' uses no sampler, this one would be ignored; remove the section"
-    assert loss == "mine.yaml:10 loss loss 'lambda_nce' needs the negatives of a sampler, and method 'jigsaw' has none"
+    assert (
+        sampler
+        == "mine.yaml:9 sampler method 'jigsaw' uses no sampler, this one would be ignored; remove the section"
+    )
+    assert (
+        loss
+        == "mine.yaml:10 loss loss 'lambda_nce' needs the negatives of a sampler, and method 'jigsaw' has none"
+    )
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
         (["check", "mien.yaml"], "mien.yaml  there is no such file; did you mean mine.yaml?"),
-        (["check", "absent/mine.yaml"], "absent/mine.yaml  there is no such file; there is no folder absent either"),
+        (
+            ["check", "absent/mine.yaml"],
+            "absent/mine.yaml  there is no such file; there is no folder absent either",
+        ),
         (["check", "."], ".  is a folder; name a recipe in it: mine.yaml"),
         (["check"], "Missing argument 'RECIPE'"),
         (["check", "mine.yaml", "--sett", "a=1"], "No such option: --sett"),
         (["plugin"], "No such command 'plugin'"),
         (["plugins", "head"], "there is no kind 'head' of parts; did you mean 'heads'?"),
         (["plugins", "show"], "name the part to show"),
-        (["plugins", "show", "memory_bnk"], "no part named 'memory_bnk' is installed; did you mean 'memory_bank'?"),
-        (["plugins", "show", "linear", "--kind", "loss"], "there is no kind 'loss' of parts; did you mean 'losses'?"),
-        (["plugins", "show", "linear", "--kind", "losses"], "no loss named 'linear' is installed; there are: "),
+        (
+            ["plugins", "show", "memory_bnk"],
+            "no part named 'memory_bnk' is installed; did you mean 'memory_bank'?",
+        ),
+        (
+            ["plugins", "show", "linear", "--kind", "loss"],
+            "there is no kind 'loss' of parts; did you mean 'losses'?",
+        ),
+        (
+            ["plugins", "show", "linear", "--kind", "losses"],
+            "no loss named 'linear' is installed; there are: ",
+        ),
         (["plugins", "heads", "linear"], "say `sslkit plugins KIND` or `sslkit plugins show NAME"),
     ],
 )
@@ -260,7 +405,9 @@ def test_the_real_command_needs_no_torch_and_shows_no_traceback() -> None:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == code, done.stderr
         imported = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
-        said = done.stdout + "".join(line + "\n" for line in done.stderr.splitlines() if line not in imported)
+        said = done.stdout + "".join(
+            line + "\n" for line in done.stderr.splitlines() if line not in imported
+        )
         assert words in said
         assert "Traceback" not in said
         loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in imported}

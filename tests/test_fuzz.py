@@ -17,14 +17,18 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from sslkit import checkpoint, recipe
-from sslkit.build import build
+from sslkit import recipe
 from sslkit.cli import app
-from sslkit.document import Dumper
 from sslkit.errors import CheckpointError, PluginError, RecipeError, printable
-from sslkit.trainer import train
+from sslkit.recipe.document import Dumper
+from sslkit.runs import checkpoint, folders
+from sslkit.training.build import build
+from sslkit.training.trainer import train
 
-RECIPES = [path.read_text(encoding="utf-8") for path in sorted((Path(__file__).parents[1] / "recipes").rglob("*.yaml"))]
+RECIPES = [
+    path.read_text(encoding="utf-8")
+    for path in sorted((Path(__file__).parents[1] / "recipes").rglob("*.yaml"))
+]
 DATA = [yaml.safe_load(text) for text in RECIPES]
 SECONDS = 2.0
 
@@ -79,7 +83,23 @@ SNIPPETS = [
         "'",
         '"',
     ),
-    *("\n", "\n  ", "\t", "\0", "\x1b[31m", "\r", "\u2028", "\ufeff", "%YAML 1.1\n", "---\n", "...\n", "<<: ", "~", "null", "true"),
+    *(
+        "\n",
+        "\n  ",
+        "\t",
+        "\0",
+        "\x1b[31m",
+        "\r",
+        "\u2028",
+        "\ufeff",
+        "%YAML 1.1\n",
+        "---\n",
+        "...\n",
+        "<<: ",
+        "~",
+        "null",
+        "true",
+    ),
     *(
         "1e999",
         ".nan",
@@ -144,12 +164,31 @@ SCALARS: st.SearchStrategy[Any] = (
     | st.integers(-2, 300)
     | st.floats(allow_nan=False, allow_infinity=False)
     | st.sampled_from(
-        ["pirl", "npid", "jigsaw", "linear", "all", "auto", "sgd", "adamw", "cosine", "", "..", "image", "patches", "timm"]
+        [
+            "pirl",
+            "npid",
+            "jigsaw",
+            "linear",
+            "all",
+            "auto",
+            "sgd",
+            "adamw",
+            "cosine",
+            "",
+            "..",
+            "image",
+            "patches",
+            "timm",
+        ]
     )
     | st.text(max_size=12)
 )
 VALUES = st.recursive(
-    SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4), max_leaves=8
+    SCALARS,
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4)
+    ),
+    max_leaves=8,
 )
 KEYS = st.sampled_from(
     [
@@ -173,7 +212,13 @@ KEYS = st.sampled_from(
 
 
 def places(value: Any, path: tuple = ()) -> list[tuple]:
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    inner = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
     return [path, *(place for key, item in inner for place in places(item, (*path, key)))]
 
 
@@ -182,7 +227,9 @@ def documents(draw: st.DrawFn) -> bytes:
     """A shipped recipe of which up to four values are replaced, removed, or joined by others."""
     data = yaml.safe_load(yaml.safe_dump(draw(st.sampled_from(DATA))))
     for _ in range(draw(st.integers(1, 4))):
-        *path, last = draw(st.sampled_from([place for place in places(data) if place] or [("name",)]))
+        *path, last = draw(
+            st.sampled_from([place for place in places(data) if place] or [("name",)])
+        )
         target = data
         for key in path:
             target = target[key]
@@ -199,7 +246,10 @@ def documents(draw: st.DrawFn) -> bytes:
 OVERRIDES = st.lists(
     st.builds(
         "{}={}".format,
-        st.sampled_from([".".join(map(str, place)) for data in DATA for place in places(data) if place]) | st.text(max_size=20),
+        st.sampled_from(
+            [".".join(map(str, place)) for data in DATA for place in places(data) if place]
+        )
+        | st.text(max_size=20),
         SCALARS.map(str) | st.sampled_from(SNIPPETS),
     ),
     max_size=3,
@@ -239,9 +289,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
         target = data / f"class {number % 2}" / image.name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(image, target)
-    (place / "tiny.yaml").write_text(TINY.format(root=data).replace("use: sgd", "use: adamw").replace(", momentum: 0.9", ""))
+    (place / "tiny.yaml").write_text(
+        TINY.format(root=data).replace("use: sgd", "use: adamw").replace(", momentum: 0.9", "")
+    )
     made = recipe.read(place / "tiny.yaml")
-    run, folder = build(made), checkpoint.new_folder(place / "runs", made)
+    run, folder = build(made), folders.new_folder(place / "runs", made)
     for _ in zip(range(2), train(run)):  # noqa: B905
         checkpoint.save(run, folder)
     return folder
@@ -251,11 +303,17 @@ def damage(content: bytes, chance: random.Random) -> bytes:
     """Up to four changes, of which half fall into the first 4 KiB, where headers are."""
     changed = bytearray(content)
     for _ in range(chance.randint(1, 4)):
-        place = chance.randrange(min(len(changed), 4096) if chance.random() < 0.5 else len(changed)) if changed else 0
+        place = (
+            chance.randrange(min(len(changed), 4096) if chance.random() < 0.5 else len(changed))
+            if changed
+            else 0
+        )
         length = chance.choice((1, 1, 2, 8, 100))
         match chance.randrange(5):
             case 0:
-                changed[place : place + 1] = bytes([changed[place] ^ 1 << chance.randrange(8)]) if changed else b"x"
+                changed[place : place + 1] = (
+                    bytes([changed[place] ^ 1 << chance.randrange(8)]) if changed else b"x"
+                )
             case 1:
                 del changed[place : place + length]
             case 2:
@@ -263,7 +321,9 @@ def damage(content: bytes, chance: random.Random) -> bytes:
             case 3:
                 changed[place : place + length] = chance.randbytes(length)
             case 4:
-                changed[place : place + 1] = chance.choice((b"9", b"0", b"-", b"[", b"}", b'"', b"\xff", b"e9"))
+                changed[place : place + 1] = chance.choice(
+                    (b"9", b"0", b"-", b"[", b"}", b'"', b"\xff", b"e9")
+                )
     return bytes(changed)
 
 
@@ -282,13 +342,20 @@ def test_checkpoints(trained: Path, tmp_path: Path, signed: bool, count: int) ->
         (newest / name).write_bytes(damage(whole[name], chance))
         changed = (newest / name).read_bytes() != whole[name]
         if signed:
-            lines = [f"{hashlib.sha256((newest / file).read_bytes()).hexdigest()}  {file}\n" for file in checkpoint.FILES]
+            lines = [
+                f"{hashlib.sha256((newest / file).read_bytes()).hexdigest()}  {file}\n"
+                for file in checkpoint.FILES
+            ]
             (newest / "SHA256SUMS").write_text("".join(lines))
         begun = time.process_time()
         try:
             notes = checkpoint.resume(run, folder)
             if changed and not signed:
-                assert run.step == 1 and len(notes) == 1 and notes[0].endswith("taking the one before it"), (case, name)
+                assert (
+                    run.step == 1
+                    and len(notes) == 1
+                    and notes[0].endswith("taking the one before it")
+                ), (case, name)
             assert all("\n" not in note for note in notes)
         except CheckpointError as error:
             assert signed, (case, name, error)
@@ -305,4 +372,8 @@ def test_damaged_checkpoints_on_the_command_line(trained: Path, tmp_path: Path, 
     file = folder / "checkpoints" / "step-00000002" / checkpoint.FILES[case]
     file.write_bytes(damage(file.read_bytes(), random.Random(case)))
     result = CliRunner().invoke(app, ["eval", "knn", str(folder), "--k", "2"])
-    assert result.exit_code == 0 and "step-00000002" in result.stderr and "taking the one before it" in result.stderr
+    assert (
+        result.exit_code == 0
+        and "step-00000002" in result.stderr
+        and "taking the one before it" in result.stderr
+    )

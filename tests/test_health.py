@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from sslkit.health import Health, expected_loss
-from sslkit.metrics import Row
+from sslkit.runs.metrics import Row
+from sslkit.training.health import Health, expected_loss
 
 
 def watched(*losses, expected=10.0, steps=100, first=1, filled=False, **metrics):
@@ -17,7 +17,13 @@ def watched(*losses, expected=10.0, steps=100, first=1, filled=False, **metrics)
 
 @pytest.mark.parametrize(
     ("loss", "sentence"),
-    [(10.2, "as it should be"), (15.1, "far too high"), (4.9, "far too low"), (14.9, "as it should be"), (5.1, "as it should be")],
+    [
+        (10.2, "as it should be"),
+        (15.1, "far too high"),
+        (4.9, "far too low"),
+        (14.9, "as it should be"),
+        (5.1, "as it should be"),
+    ],
 )
 def test_the_first_loss_is_held_against_that_of_random_outputs(loss, sentence):
     said = watched(loss).start()
@@ -43,7 +49,10 @@ def test_the_first_loss_against_a_filled_memory_is_not_judged():
 
 
 def test_a_loss_at_chance_is_not_learning_once_half_is_done():
-    assert watched(*[9.9] * 60).now() == "not learning: after 60 of 100 steps the loss is 9.90, at chance (10.00)"
+    assert (
+        watched(*[9.9] * 60).now()
+        == "not learning: after 60 of 100 steps the loss is 9.90, at chance (10.00)"
+    )
     assert watched(*[9.9] * 60, steps=120).now().startswith("healthy")
     assert watched(*[9.9] * 20).now() == "too early to judge: loss 9.90 over 20 steps"
 

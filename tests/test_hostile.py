@@ -24,11 +24,12 @@ from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from sslkit import checkpoint, recipe
-from sslkit.build import build
+from sslkit import recipe
 from sslkit.cli import app
 from sslkit.errors import CheckpointError, DataError, printable
-from sslkit.trainer import train
+from sslkit.runs import checkpoint, folders
+from sslkit.training.build import build
+from sslkit.training.trainer import train
 from sslkit_plugins import datasets
 from sslkit_plugins.datasets import ImageFolder, Npz, decode
 
@@ -59,7 +60,9 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(inside)
     yield inside
     assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "outside"]
-    assert [path.name for path in outside.rglob("*")] == ["secret"] and (outside / "secret").read_text() == "secret"
+    assert [path.name for path in outside.rglob("*")] == ["secret"] and (
+        outside / "secret"
+    ).read_text() == "secret"
     assert not list(tmp_path.rglob("pwned*"))
 
 
@@ -84,7 +87,8 @@ def refused(*arguments: object) -> str:
 VALID = TINY.format(root="images")
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
-    f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n"
+    for before, name in zip("abcdefgh", "bcdefghi", strict=True)
 )
 
 
@@ -92,8 +96,14 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     ("text", "sentence"),
     [
         (BOMB, "anchor &a is not allowed"),
-        (VALID + "more: !!python/object/apply:os.system ['touch pwned']\n", "tag tag:yaml.org,2002:python/object/apply:os.system"),
-        (VALID + "more: !<tag:yaml.org,2002:python/name:os.system> x\n", "tag tag:yaml.org,2002:python/name:os.system"),
+        (
+            VALID + "more: !!python/object/apply:os.system ['touch pwned']\n",
+            "tag tag:yaml.org,2002:python/object/apply:os.system",
+        ),
+        (
+            VALID + "more: !<tag:yaml.org,2002:python/name:os.system> x\n",
+            "tag tag:yaml.org,2002:python/name:os.system",
+        ),
         (VALID.replace("name: tiny", "name: &n tiny\nmore: *n"), "alias *n is not allowed"),
         (VALID + "more: {<<: {a: 1}}\n", "more  no such section"),
         (VALID + "more: " + "{a: " * 3000 + "}" * 3000, "is nested deeper than 20 levels"),
@@ -146,7 +156,16 @@ def test_a_head_cannot_have_any_name(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "use", ["trap", "trap:Loss", "trap.Loss", "../trap", "os.system", "sslkit_plugins.losses:LambdaNCE", "\\e[2J"]
+    "use",
+    [
+        "trap",
+        "trap:Loss",
+        "trap.Loss",
+        "../trap",
+        "os.system",
+        "sslkit_plugins.losses:LambdaNCE",
+        "\\e[2J",
+    ],
 )
 def test_a_part_is_found_by_entry_point_alone(use: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(".")
@@ -173,7 +192,9 @@ def test_a_part_is_found_by_entry_point_alone(use: str, monkeypatch: pytest.Monk
     ],
 )
 def test_a_model_is_one_that_timm_knows(model: str, images: Path) -> None:
-    Path("trap.yaml").write_text(TINY.format(root=images).replace("model: test_resnet", f'model: "{model}"'))
+    Path("trap.yaml").write_text(
+        TINY.format(root=images).replace("model: test_resnet", f'model: "{model}"')
+    )
     assert "encoder" in refused("plan", "trap.yaml")
 
 
@@ -183,12 +204,16 @@ def test_lines_that_load_an_encoder_quote_its_name() -> None:
     encoder = Timm(model="test_resnet")
     encoder.name = "x'); open('pwned', 'w') #"
     scope: dict[str, Any] = {}
-    line = next(line for line in encoder.loading("timm", "x").splitlines() if "create_model" in line)
+    line = next(
+        line for line in encoder.loading("timm", "x").splitlines() if "create_model" in line
+    )
     with pytest.raises(RuntimeError, match="Unknown model"):
         exec("import timm\n" + line, scope)
 
 
-@pytest.mark.parametrize("place", ["a\0b", "x" * 5000, "~nosuchuser/x", "\ud800", "no\nsuch", "no\x1b[31msuch"])
+@pytest.mark.parametrize(
+    "place", ["a\0b", "x" * 5000, "~nosuchuser/x", "\ud800", "no\nsuch", "no\x1b[31msuch"]
+)
 def test_places_that_are_none(place: str) -> None:
     Path("good.yaml").write_text(VALID)
     refused("check", place)
@@ -197,7 +222,9 @@ def test_places_that_are_none(place: str) -> None:
     refused("eval", "knn", place)
     refused("export", place)
     refused("train", "good.yaml", "--set", f"data.root={place}")
-    Path("good.yaml").write_text(VALID.replace("use: image_folder, root: 'images'", "use: npz, file: 'images'"))
+    Path("good.yaml").write_text(
+        VALID.replace("use: image_folder, root: 'images'", "use: npz, file: 'images'")
+    )
     refused("train", "good.yaml", "--set", f"data.file={place}")
 
 
@@ -224,7 +251,12 @@ class Trap:
         return open, ("pwned", "w")
 
 
-def header(shape: object = (2, 4, 4, 3), dtype: object = "|u1", text: str | None = None, version: bytes = b"\x01\x00") -> bytes:
+def header(
+    shape: object = (2, 4, 4, 3),
+    dtype: object = "|u1",
+    text: str | None = None,
+    version: bytes = b"\x01\x00",
+) -> bytes:
     """The head of a .npy file that claims this."""
     said = (text or repr({"descr": dtype, "fortran_order": False, "shape": shape})).encode("latin1")
     said += b" " * (-(len(said) + 11) % 64) + b"\n"
@@ -258,7 +290,8 @@ PIXELS = bytes(96)
         header(dtype="<U99999999") + PIXELS,
         header(text="__import__('os').system('touch pwned')") + PIXELS,
         header(text="{'descr': " + "[" * 2000 + "]" * 2000 + "}") + PIXELS,
-        header(text="{'descr': '|u1', 'fortran_order': False, 'shape': (" + "9" * 5000 + ",)}") + PIXELS,
+        header(text="{'descr': '|u1', 'fortran_order': False, 'shape': (" + "9" * 5000 + ",)}")
+        + PIXELS,
         header(text="{}") + PIXELS,
         header(version=b"\x09\x09") + PIXELS,
         header()[:20],
@@ -267,13 +300,18 @@ PIXELS = bytes(96)
     ids=range(19),
 )
 def test_an_array_that_lies(content: bytes) -> None:
-    with pytest.raises(DataError, match=r"trap\.npz is not a NumPy archive|images in .*trap\.npz must be uint8"):
+    with pytest.raises(
+        DataError, match=r"trap\.npz is not a NumPy archive|images in .*trap\.npz must be uint8"
+    ):
         Npz("train", file=str(archive(images=content)))
 
 
 def test_pickled_arrays_under_any_name() -> None:
     np.savez(
-        "trap.npz", images=np.zeros((2, 4, 4, 3), np.uint8), other=np.array([Trap()], object), labels=np.array([Trap()], object)
+        "trap.npz",
+        images=np.zeros((2, 4, 4, 3), np.uint8),
+        other=np.array([Trap()], object),
+        labels=np.array([Trap()], object),
     )
     with pytest.raises(DataError, match=r"labels\.npy holds pickled objects"):
         Npz("train", file="trap.npz")
@@ -285,7 +323,9 @@ def test_archives_that_explode(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets, "GENEROUS", 1 << 20)
     bomb = archive(zipfile.ZIP_DEFLATED, images=header(shape=(1000, 40, 50, 3)) + bytes(6_000_000))
     assert bomb.stat().st_size < 10_000
-    with pytest.raises(DataError, match=r"trap\.npz has .* bytes and would unpack to 6,0.* of images"):
+    with pytest.raises(
+        DataError, match=r"trap\.npz has .* bytes and would unpack to 6,0.* of images"
+    ):
         Npz("train", file="trap.npz")
     monkeypatch.setattr(datasets, "GENEROUS", 1 << 24)
     assert len(Npz("train", file="trap.npz")) == 1000
@@ -343,9 +383,18 @@ def png(width: int, height: int, data: bytes = b"x") -> bytes:
     def chunk(kind: bytes, content: bytes) -> bytes:
         import zlib
 
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        return (
+            struct.pack(">I", len(content))
+            + kind
+            + content
+            + struct.pack(">I", zlib.crc32(kind + content))
+        )
 
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)) + chunk(b"IDAT", data)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+        + chunk(b"IDAT", data)
+    )
 
 
 POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(pwned) (w) file closefile\nshowpage\n%%EOF\n"
@@ -386,7 +435,15 @@ def test_images_that_cannot_be_read_raise(content: bytes, monkeypatch: pytest.Mo
     monkeypatch.setattr("subprocess.Popen", None)
     Path("x.jpg").write_bytes(content)
     for file in (Path("x.jpg"), io.BytesIO(content)):
-        with pytest.raises((OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning)):
+        with pytest.raises(
+            (
+                OSError,
+                ValueError,
+                SyntaxError,
+                Image.DecompressionBombError,
+                Image.DecompressionBombWarning,
+            )
+        ):
             decode(file)
 
 
@@ -397,7 +454,9 @@ def test_odd_images_that_can() -> None:
         frames[0].save(file, kind, save_all=True, append_images=frames[1:])
         assert decode(file).size == (40, 40), "of many frames the first"
     assert decode(io.BytesIO(coded("MPO"))).size == (40, 40)
-    assert decode(io.BytesIO(coded("JPEG") + b"PK\x03\x04" + POSTSCRIPT + pickle.dumps(Trap()))).size == (40, 40), "a polyglot"
+    assert decode(
+        io.BytesIO(coded("JPEG") + b"PK\x03\x04" + POSTSCRIPT + pickle.dumps(Trap()))
+    ).size == (40, 40), "a polyglot"
 
 
 @pytest.fixture
@@ -407,7 +466,9 @@ def folder(images: Path) -> Path:
         place = Path("data", f"class {number % 2}", image.name)
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(image, place)
-    Path("good.yaml").write_text(TINY.format(root="data").replace("epochs: 2", "epochs: 1, unreadable: 100"))
+    Path("good.yaml").write_text(
+        TINY.format(root="data").replace("epochs: 2", "epochs: 1, unreadable: 100")
+    )
     return Path("data")
 
 
@@ -475,7 +536,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
         shutil.copy(image, target)
     (place / "tiny.yaml").write_text(TINY.format(root=data))
     made = recipe.read(place / "tiny.yaml")
-    run, folder = build(made), checkpoint.new_folder(place / "runs", made)
+    run, folder = build(made), folders.new_folder(place / "runs", made)
     for _ in zip(range(3), train(run)):  # noqa: B905
         checkpoint.save(run, folder)
     return folder
@@ -494,7 +555,9 @@ def newest(folder: Path) -> Path:
 def sign(path: Path) -> None:
     """SHA256SUMS over whatever is there, as an attacker would write it."""
     names = ("method.safetensors", "optimizer.safetensors", "state.json")
-    lines = [f"{hashlib.sha256((path / name).read_bytes()).hexdigest()}  {name}\n" for name in names]
+    lines = [
+        f"{hashlib.sha256((path / name).read_bytes()).hexdigest()}  {name}\n" for name in names
+    ]
     (path / "SHA256SUMS").write_text("".join(lines))
 
 
@@ -522,18 +585,37 @@ LIES: dict[str, Callable[[bytes], bytes]] = {
     "a_list": lambda content: struct.pack("<Q", 2) + b"[]",
     "nothing_in_it": lambda content: struct.pack("<Q", 2) + b"{}",
     "nested": lambda content: struct.pack("<Q", 20_000) + b"[" * 20_000,
-    "offsets_beyond": lambda content: rename(content, lambda said: first(said).update(data_offsets=[0, 2**40])),
-    "offsets_negative": lambda content: rename(content, lambda said: first(said).update(data_offsets=[-8, 8])),
-    "offsets_backwards": lambda content: rename(content, lambda said: first(said).update(data_offsets=[8, 0])),
-    "offsets_overlap": lambda content: rename(
-        content, lambda said: [value.update(data_offsets=[0, 64]) for name, value in said.items() if name != "__metadata__"]
+    "offsets_beyond": lambda content: rename(
+        content, lambda said: first(said).update(data_offsets=[0, 2**40])
     ),
-    "shape_huge": lambda content: rename(content, lambda said: first(said).update(shape=[2**62, 2**62])),
+    "offsets_negative": lambda content: rename(
+        content, lambda said: first(said).update(data_offsets=[-8, 8])
+    ),
+    "offsets_backwards": lambda content: rename(
+        content, lambda said: first(said).update(data_offsets=[8, 0])
+    ),
+    "offsets_overlap": lambda content: rename(
+        content,
+        lambda said: [
+            value.update(data_offsets=[0, 64])
+            for name, value in said.items()
+            if name != "__metadata__"
+        ],
+    ),
+    "shape_huge": lambda content: rename(
+        content, lambda said: first(said).update(shape=[2**62, 2**62])
+    ),
     "shape_negative": lambda content: rename(content, lambda said: first(said).update(shape=[-1])),
-    "shape_empty": lambda content: rename(content, lambda said: first(said).update(shape=[0, 2**60], data_offsets=[0, 0])),
+    "shape_empty": lambda content: rename(
+        content, lambda said: first(said).update(shape=[0, 2**60], data_offsets=[0, 0])
+    ),
     "dtype": lambda content: rename(content, lambda said: first(said).update(dtype="F64")),
-    "dtype_unknown": lambda content: rename(content, lambda said: first(said).update(dtype="PICKLE")),
-    "name": lambda content: rename(content, lambda said: said.update({"../../x": said.pop(next(iter(said)))})),
+    "dtype_unknown": lambda content: rename(
+        content, lambda said: first(said).update(dtype="PICKLE")
+    ),
+    "name": lambda content: rename(
+        content, lambda said: said.update({"../../x": said.pop(next(iter(said)))})
+    ),
     "cut": lambda content: content[:-1],
     "longer": lambda content: content + b"x",
 }
@@ -547,7 +629,9 @@ def torch_saved() -> bytes:
 
 @pytest.mark.parametrize("file", ["method.safetensors", "optimizer.safetensors"])
 @pytest.mark.parametrize("lie", LIES.values(), ids=LIES)
-def test_tensors_that_lie_under_a_sum_that_is_right(run_folder: Path, file: str, lie: Callable[[bytes], bytes]) -> None:
+def test_tensors_that_lie_under_a_sum_that_is_right(
+    run_folder: Path, file: str, lie: Callable[[bytes], bytes]
+) -> None:
     path = newest(run_folder)
     (path / file).write_bytes(lie((path / file).read_bytes()))
     sign(path)
@@ -555,16 +639,24 @@ def test_tensors_that_lie_under_a_sum_that_is_right(run_folder: Path, file: str,
     if lie is LIES["nothing_in_it"] and file == "optimizer.safetensors":
         assert checkpoint.resume(run, run_folder) == [], "as that of an optimizer without memory"
         return
-    with pytest.raises(CheckpointError, match=r"step-00000003 does not fit the recipe beside it \(.*\); was recipe"):
+    with pytest.raises(
+        CheckpointError, match=r"step-00000003 does not fit the recipe beside it \(.*\); was recipe"
+    ):
         checkpoint.resume(run, run_folder)
 
 
-@pytest.mark.parametrize("lie", ["pickle", "header_beyond_the_file", "shape_huge", "dtype_unknown", "name", "cut"])
+@pytest.mark.parametrize(
+    "lie", ["pickle", "header_beyond_the_file", "shape_huge", "dtype_unknown", "name", "cut"]
+)
 def test_evaluations_and_export_meet_the_same_sentence(run_folder: Path, lie: str) -> None:
     path = newest(run_folder)
     (path / "method.safetensors").write_bytes(LIES[lie]((path / "method.safetensors").read_bytes()))
     sign(path)
-    for command in (("eval", "knn", run_folder), ("eval", "linear", run_folder, "--epochs", 1), ("export", run_folder)):
+    for command in (
+        ("eval", "knn", run_folder),
+        ("eval", "linear", run_folder, "--epochs", 1),
+        ("export", run_folder),
+    ):
         assert "does not fit the recipe beside it" in refused(*command)
     assert not (run_folder / "export").exists()
 
@@ -618,20 +710,33 @@ def test_a_state_that_lies(run_folder: Path, change: Any) -> None:
         assert "does not fit the recipe beside it" in str(error)
 
 
-@pytest.mark.parametrize("text", ["[" * 100_000, "{" * 3, '{"step": 3', "\xff", "NaN", '{"step":' + "9" * 10_000 + "}"])
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, "{" * 3, '{"step": 3', "\xff", "NaN", '{"step":' + "9" * 10_000 + "}"]
+)
 def test_a_state_that_is_no_json(run_folder: Path, text: str) -> None:
     path = newest(run_folder)
     (path / "state.json").write_bytes(text.encode("latin1"))
     sign(path)
     _, state, notes = checkpoint.newest(run_folder)
-    assert state["step"] == 2 and len(notes) == 1 and "step-00000003 is damaged" in notes[0] and "\n" not in notes[0]
+    assert (
+        state["step"] == 2
+        and len(notes) == 1
+        and "step-00000003 is damaged" in notes[0]
+        and "\n" not in notes[0]
+    )
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "lamb"])
-def test_an_optimizer_state_that_would_fail_in_the_next_step(images: Path, home: Path, optimizer: str) -> None:
-    Path("tiny.yaml").write_text(TINY.format(root=images).replace("use: sgd", f"use: {optimizer}").replace(", momentum: 0.9", ""))
+def test_an_optimizer_state_that_would_fail_in_the_next_step(
+    images: Path, home: Path, optimizer: str
+) -> None:
+    Path("tiny.yaml").write_text(
+        TINY.format(root=images)
+        .replace("use: sgd", f"use: {optimizer}")
+        .replace(", momentum: 0.9", "")
+    )
     made = recipe.read("tiny.yaml")
-    run, folder = build(made), checkpoint.new_folder(home / "runs", made)
+    run, folder = build(made), folders.new_folder(home / "runs", made)
     next(train(run))
     path = checkpoint.save(run, folder)
     content = (path / "optimizer.safetensors").read_bytes()
@@ -650,29 +755,57 @@ def test_folders_that_are_no_checkpoints_are_passed_over(run_folder: Path) -> No
     (home / "step-99999998").symlink_to("step-00000002")
     code, out, errors = sslkit("train", "--resume", run_folder)
     assert code == 0 and "resumed at step 3" in out
-    assert "step-99999999 is damaged (ValueError: state.json is that of step 3); taking the one before it" in errors
+    assert (
+        "step-99999999 is damaged (ValueError: state.json is that of step 3); taking the one before it"
+        in errors
+    )
 
 
 @pytest.mark.parametrize(
-    "name", ["checkpoints", "checkpoints/step-00000003", "eval", "export", "tensorboard", ".curves.png", "metrics.jsonl"]
+    "name",
+    [
+        "checkpoints",
+        "checkpoints/step-00000003",
+        "eval",
+        "export",
+        "tensorboard",
+        ".curves.png",
+        "metrics.jsonl",
+    ],
 )
 @pytest.mark.parametrize("target", ["../../../outside", "/dev/zero"])
-def test_nothing_is_read_or_written_through_links_that_lead_out(run_folder: Path, name: str, target: str) -> None:
+def test_nothing_is_read_or_written_through_links_that_lead_out(
+    run_folder: Path, name: str, target: str
+) -> None:
     path = run_folder / name
     if path.is_dir():
         shutil.rmtree(path)
     path.symlink_to(target)
-    for command in (("train", "--resume", run_folder), ("eval", "knn", run_folder), ("export", run_folder)):
+    for command in (
+        ("train", "--resume", run_folder),
+        ("eval", "knn", run_folder),
+        ("export", run_folder),
+    ):
         assert f"{name} is a link that leads out of the run folder" in refused(*command)
 
 
 @pytest.mark.parametrize(
-    "name", ["recipe.yaml", "metrics.jsonl", "checkpoints/step-00000003/state.json", "checkpoints/step-00000003/SHA256SUMS"]
+    "name",
+    [
+        "recipe.yaml",
+        "metrics.jsonl",
+        "checkpoints/step-00000003/state.json",
+        "checkpoints/step-00000003/SHA256SUMS",
+    ],
 )
 def test_pipes_in_a_run_folder(run_folder: Path, name: str) -> None:
     (run_folder / name).unlink(missing_ok=True)
     os.mkfifo(run_folder / name)
-    for command in (("train", "--resume", run_folder), ("eval", "knn", run_folder), ("export", run_folder)):
+    for command in (
+        ("train", "--resume", run_folder),
+        ("eval", "knn", run_folder),
+        ("export", run_folder),
+    ):
         errors = refused(*command)
         assert "neither a file nor a folder" in errors or "is not a run folder" in errors
 
@@ -688,17 +821,25 @@ LINES = [
     b'{"step": 1, "loss": {}}',
     b'{"step": 1, "loss": null}',
 ]
-LINES += [b'{"step": 1, "loss": ' + b"9" * 400 + b"}", b'{"step": NaN, "loss": 1}', b'{"step": 1, "$x_{$\\u001b[31m": 1}']
+LINES += [
+    b'{"step": 1, "loss": ' + b"9" * 400 + b"}",
+    b'{"step": NaN, "loss": 1}',
+    b'{"step": 1, "$x_{$\\u001b[31m": 1}',
+]
 
 
 def test_metrics_that_are_none_are_dropped(run_folder: Path) -> None:
     (run_folder / "metrics.jsonl").write_bytes(b"\n".join(LINES))
     assert sslkit("train", "--resume", run_folder)[0] == 0
-    steps = [json.loads(line)["step"] for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
+    steps = [
+        json.loads(line)["step"] for line in (run_folder / "metrics.jsonl").read_text().splitlines()
+    ]
     assert steps == [1, 4, 5, 6]
 
 
-@pytest.mark.parametrize("content", [b"[]", b"[" * 100_000, b"\xff", b'{"protocol": 1}', b"null", b'"' * 3])
+@pytest.mark.parametrize(
+    "content", [b"[]", b"[" * 100_000, b"\xff", b'{"protocol": 1}', b"null", b'"' * 3]
+)
 def test_an_old_result_that_is_none_is_kept_aside(run_folder: Path, content: bytes) -> None:
     (run_folder / "eval").mkdir()
     (run_folder / "eval" / "knn.json").write_bytes(content)
@@ -707,12 +848,23 @@ def test_an_old_result_that_is_none_is_kept_aside(run_folder: Path, content: byt
 
 
 @pytest.mark.parametrize(
-    "text", [BOMB, VALID.replace("name: tiny", "name: ../../outside/x"), "", "\0", VALID.replace("out_dim: 16", "out_dim: 8")]
+    "text",
+    [
+        BOMB,
+        VALID.replace("name: tiny", "name: ../../outside/x"),
+        "",
+        "\0",
+        VALID.replace("out_dim: 16", "out_dim: 8"),
+    ],
 )
 def test_a_run_folder_with_another_recipe(run_folder: Path, text: str) -> None:
     root = recipe.read(run_folder / "recipe.yaml").data.options["root"]
     (run_folder / "recipe.yaml").write_text(text.replace("'images'", f"'{root}'"))
-    for command in (("train", "--resume", run_folder), ("eval", "knn", run_folder), ("export", run_folder)):
+    for command in (
+        ("train", "--resume", run_folder),
+        ("eval", "knn", run_folder),
+        ("export", run_folder),
+    ):
         refused(*command)
 
 
@@ -737,8 +889,12 @@ def test_the_checkpoints_of_a_run_that_goes_on_are_those_of_one_that_nobody_touc
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks /proc for the workers")
-def test_a_loader_worker_that_the_system_kills_ends_the_run_with_a_sentence(images: Path, home: Path) -> None:
-    Path("tiny.yaml").write_text(TINY.format(root=images).replace("epochs: 2", "epochs: 500, save_minutes: 0.005"))
+def test_a_loader_worker_that_the_system_kills_ends_the_run_with_a_sentence(
+    images: Path, home: Path
+) -> None:
+    Path("tiny.yaml").write_text(
+        TINY.format(root=images).replace("epochs: 2", "epochs: 500, save_minutes: 0.005")
+    )
     process = start("train", "tiny.yaml", "--set", "train.workers=2")
     try:
         while not list(home.glob("runs/tiny/latest/checkpoints/step-*")):
@@ -749,11 +905,16 @@ def test_a_loader_worker_that_the_system_kills_ends_the_run_with_a_sentence(imag
     finally:
         code, _, errors = finish(process)
     assert code == 2 and len(errors.splitlines()) == 1, errors
-    assert errors.startswith("a loader process was ended by the system") and "--set train.workers=0" in errors
+    assert (
+        errors.startswith("a loader process was ended by the system")
+        and "--set train.workers=0" in errors
+    )
     assert checkpoint.newest(home / "runs" / "tiny" / "latest")[2] == []
 
 
-def test_a_clock_that_is_set_back_gives_every_run_a_folder_of_its_own(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_clock_that_is_set_back_gives_every_run_a_folder_of_its_own(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     Path("good.yaml").write_text(VALID)
     made, folders = recipe.read("good.yaml"), []
     for hour in (12, 11, 11, 12):
@@ -764,6 +925,6 @@ def test_a_clock_that_is_set_back_gives_every_run_a_folder_of_its_own(home: Path
                 return datetime(2026, 10, 25, hour, 30)  # noqa: B023
 
         monkeypatch.setattr(checkpoint, "datetime", Clock)
-        folders.append(checkpoint.new_folder(home / "runs", made))
+        folders.append(folders.new_folder(home / "runs", made))
         assert (home / "runs" / "tiny" / "latest").resolve() == folders[-1]
     assert len(set(folders)) == 4

@@ -13,7 +13,9 @@ RECIPE = Path(__file__).parent.parent / "recipes" / "pirl_jigsaw.yaml"
 @pytest.mark.slow
 def test_the_embedded_run_learns(tmp_path):
     def sslkit(*arguments):
-        subprocess.run([sys.executable, "-m", "sslkit", *map(str, arguments)], check=True, cwd=tmp_path)
+        subprocess.run(
+            [sys.executable, "-m", "sslkit", *map(str, arguments)], check=True, cwd=tmp_path
+        )
 
     sslkit("train", RECIPE, "--set", "train.epochs=15")
     sslkit("eval", "linear", "--seeds", 1)

@@ -27,7 +27,9 @@ def problem():
 
 def exps(problem):
     """e [T,B,1+M] in float64, the positive first."""
-    bank, index, prediction, picks = (x.double().numpy() if x.is_floating_point() else x.numpy() for x in problem)
+    bank, index, prediction, picks = (
+        x.double().numpy() if x.is_floating_point() else x.numpy() for x in problem
+    )
     unit = prediction / np.linalg.norm(prediction, axis=-1, keepdims=True)
     rows = np.concatenate([np.broadcast_to(index[None, :, None], (T, B, 1)), picks], axis=2)
     return np.exp(np.einsum("tbd,tbkd->tbk", unit, bank[rows]) / TAU)
@@ -72,7 +74,9 @@ def test_the_official_constant_is_frozen_by_the_first_batch(problem):
     bank, index, prediction, picks = problem
     later = (bank, index, prediction.flip(-1) * 2, picks)
     e = exps(later)
-    assert value(loss, later)[0] == pytest.approx(closed_form("official", e, first).mean(), rel=1e-5)
+    assert value(loss, later)[0] == pytest.approx(
+        closed_form("official", e, first).mean(), rel=1e-5
+    )
     assert loss.log_mean_exp.item() == pytest.approx(math.log(first), rel=1e-5)
 
 
@@ -83,7 +87,9 @@ def test_the_constant_of_a_batch_in_parts_is_that_of_the_whole_batch():
     picks = torch.randint(N, (T, 8, M), generator=generator)
 
     def show(loss, rows):
-        return loss(prediction[:, rows], bank[index[rows]], BankNegatives(bank, picks[:, rows], index[rows]))
+        return loss(
+            prediction[:, rows], bank[index[rows]], BankNegatives(bank, picks[:, rows], index[rows])
+        )
 
     whole, parts = LambdaNCE(), LambdaNCE()
     show(whole, slice(0, 8))
@@ -137,7 +143,9 @@ def test_the_terms_are_left_by_themselves(problem, loss):
     value = loss(prediction.requires_grad_(), bank[index], BankNegatives(bank, picks, index))
     share = getattr(loss, "lambda_", 0.5)
     assert loss.terms.shape == (T,) and not loss.terms.requires_grad
-    assert value.item() == pytest.approx((share * loss.terms[0] + (1 - share) * loss.terms[1]).item(), rel=1e-6)
+    assert value.item() == pytest.approx(
+        (share * loss.terms[0] + (1 - share) * loss.terms[1]).item(), rel=1e-6
+    )
 
 
 def test_a_resumed_loss_keeps_its_constant(problem):
@@ -165,7 +173,9 @@ def test_gradients_are_the_closed_form(problem, form):
     weight = torch.as_tensor(h).clone()
     weight[..., 0] -= 1
     along = 0.5 * torch.einsum("tbk,tbkd->tbd", weight, bank.double()[rows]) / (TAU * B)
-    expected = (along - (along * unit).sum(-1, keepdim=True) * unit) / prediction.double().norm(dim=-1, keepdim=True)
+    expected = (along - (along * unit).sum(-1, keepdim=True) * unit) / prediction.double().norm(
+        dim=-1, keepdim=True
+    )
     _, gradient = value(LambdaNCE(temperature=TAU, form=form), problem)
     torch.testing.assert_close(gradient.double(), expected, rtol=1e-4, atol=1e-6)
 
@@ -182,7 +192,9 @@ def test_gradients_of_the_paper_form_by_finite_differences(problem):
         assert (up - down) / 2e-2 == pytest.approx(gradient[place].item(), abs=2e-3)
 
 
-@pytest.mark.parametrize(("negatives", "info", "nce"), [(32_000, 11.17, 12.17), (4_096, 9.11, 10.11)])
+@pytest.mark.parametrize(
+    ("negatives", "info", "nce"), [(32_000, 11.17, 12.17), (4_096, 9.11, 10.11)]
+)
 def test_first_loss_of_random_vectors(negatives, info, nce):
     """log N + 1/(2·128·0.07²), and 1 more for NCE. The spec's 12.25 and 11.25 are one measurement of few rows of these."""
     images, rows, dim = 40_000, 256, 128
@@ -193,12 +205,19 @@ def test_first_loss_of_random_vectors(negatives, info, nce):
     drawn = bank.draw(index, Draws(0))
     for form, expected in (("info_nce", info), ("official", nce), ("paper", nce)):
         loss = LambdaNCE(form=form)
-        assert loss(prediction, bank.recall(index), drawn).item() == pytest.approx(expected, abs=0.2)
+        assert loss(prediction, bank.recall(index), drawn).item() == pytest.approx(
+            expected, abs=0.2
+        )
         assert loss.at_start(dim=dim, negatives=negatives) == pytest.approx(expected, abs=0.01)
 
 
 @pytest.mark.parametrize(
-    ("form", "sizes"), [("official", (0.05, 0.3, 1.0, 5.0)), ("info_nce", (0.05, 0.3, 1.0, 5.0)), ("paper", (1.0, 5.0))]
+    ("form", "sizes"),
+    [
+        ("official", (0.05, 0.3, 1.0, 5.0)),
+        ("info_nce", (0.05, 0.3, 1.0, 5.0)),
+        ("paper", (1.0, 5.0)),
+    ],
 )
 def test_a_perfect_solution_has_the_smallest_loss(form, sizes):
     """Every image at its own memory, all memories orthogonal: no perturbation does better, and another image's memory is far worse.
@@ -222,15 +241,21 @@ def test_own_image_among_all_negatives_counts_nothing():
     """Three images, two numbers: by hand, with τ = 1. cos of the query with memories: 1 (own), 0, -1."""
     bank = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
     index = torch.tensor([0])
-    loss = InfoNCE(temperature=1.0)(torch.tensor([[2.0, 0.0]]), bank[index], BankNegatives(bank, None, index))
+    loss = InfoNCE(temperature=1.0)(
+        torch.tensor([[2.0, 0.0]]), bank[index], BankNegatives(bank, None, index)
+    )
     assert loss.item() == pytest.approx(-math.log(math.e / (math.e + 1 + math.exp(-1))), rel=1e-6)
 
 
 def test_info_nce_in_the_batch_by_hand():
     """Two rows at right angles, τ = 1: -log(e / (e + 1)) each."""
     rows = torch.eye(2)
-    assert InfoNCE(temperature=1.0)(rows, rows).item() == pytest.approx(math.log(1 + 1 / math.e), rel=1e-6)
-    assert InfoNCE(temperature=1.0)(torch.stack([rows, rows]), rows).item() == pytest.approx(math.log(1 + 1 / math.e), rel=1e-6)
+    assert InfoNCE(temperature=1.0)(rows, rows).item() == pytest.approx(
+        math.log(1 + 1 / math.e), rel=1e-6
+    )
+    assert InfoNCE(temperature=1.0)(torch.stack([rows, rows]), rows).item() == pytest.approx(
+        math.log(1 + 1 / math.e), rel=1e-6
+    )
 
 
 def test_losses_stay_in_float32_under_autocast(problem):
@@ -238,7 +263,9 @@ def test_losses_stay_in_float32_under_autocast(problem):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         low = LambdaNCE()(prediction, bank[index], BankNegatives(bank, picks, index))
     assert low.dtype == torch.float32
-    assert low.item() == pytest.approx(LambdaNCE()(prediction, bank[index], BankNegatives(bank, picks, index)).item(), rel=1e-6)
+    assert low.item() == pytest.approx(
+        LambdaNCE()(prediction, bank[index], BankNegatives(bank, picks, index)).item(), rel=1e-6
+    )
 
 
 def test_cross_entropy_of_indifferent_logits_is_log_c():

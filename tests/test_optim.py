@@ -7,16 +7,20 @@ import torch
 from torch import nn
 
 from sslkit.errors import RecipeError
-from sslkit.optim import make_optimizer, make_schedule
 from sslkit.recipe import Optimizer, Schedule
+from sslkit.training.optim import make_optimizer, make_schedule
 
 
 def network():
-    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.LayerNorm(4), nn.Linear(4, 2))
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.LayerNorm(4), nn.Linear(4, 2)
+    )
 
 
 def rates(steps, epochs=10, steps_per_epoch=10, lr=1.0, **options):
-    set_rate = make_schedule(torch.optim.SGD(network().parameters(), lr=lr), Schedule(**options), epochs, steps_per_epoch)
+    set_rate = make_schedule(
+        torch.optim.SGD(network().parameters(), lr=lr), Schedule(**options), epochs, steps_per_epoch
+    )
     return [set_rate(step) for step in steps]
 
 
@@ -26,25 +30,40 @@ def test_biases_and_norms_do_not_decay_unless_asked():
     assert decaying["weight_decay"] == 0.5 and exempt["weight_decay"] == 0
     assert {id(p) for p in decaying["params"]} == {id(module[0].weight), id(module[4].weight)}
     assert len(exempt["params"]) == 6
-    (all_decay,) = make_optimizer(module, Optimizer(lr=0.1, weight_decay=0.5, exempt_norms_and_biases=False)).param_groups
+    (all_decay,) = make_optimizer(
+        module, Optimizer(lr=0.1, weight_decay=0.5, exempt_norms_and_biases=False)
+    ).param_groups
     assert len(all_decay["params"]) == 8 and all_decay["weight_decay"] == 0.5
 
 
 def test_frozen_parameters_are_left_out():
     module = network()
     module[0].requires_grad_(False)
-    assert sum(len(group["params"]) for group in make_optimizer(module, Optimizer(lr=0.1)).param_groups) == 6
+    assert (
+        sum(
+            len(group["params"]) for group in make_optimizer(module, Optimizer(lr=0.1)).param_groups
+        )
+        == 6
+    )
 
 
 def test_options_reach_the_optimizer_and_nesterov_is_off_by_default():
     sgd = make_optimizer(network(), Optimizer(lr=0.1, momentum=0.8))
     assert type(sgd) is torch.optim.SGD
     assert sgd.defaults["momentum"] == 0.8 and sgd.defaults["nesterov"] is False
-    assert make_optimizer(network(), Optimizer(lr=0.1, momentum=0.8, nesterov=True)).defaults["nesterov"] is True
+    assert (
+        make_optimizer(network(), Optimizer(lr=0.1, momentum=0.8, nesterov=True)).defaults[
+            "nesterov"
+        ]
+        is True
+    )
     adamw = make_optimizer(network(), Optimizer(use="adamw", lr=0.1, betas=(0.8, 0.9), eps=1e-3))
     assert type(adamw) is torch.optim.AdamW
     assert adamw.defaults["betas"] == (0.8, 0.9) and adamw.defaults["eps"] == 1e-3
-    assert make_optimizer(network(), Optimizer(use="adamw", lr=0.1)).defaults["betas"] == (0.9, 0.999)
+    assert make_optimizer(network(), Optimizer(use="adamw", lr=0.1)).defaults["betas"] == (
+        0.9,
+        0.999,
+    )
 
 
 @pytest.mark.parametrize(
@@ -80,8 +99,12 @@ def test_per_epoch_holds_the_rate_of_the_first_step():
 
 
 def test_drops():
-    assert rates([29, 30, 59, 60, 99], use="step", step_epochs=3) == pytest.approx([1, 0.1, 0.1, 0.01, 0.001])
-    assert rates([49, 50, 79, 80], use="multistep", milestones=(5, 8), factor=0.5) == pytest.approx([1, 0.5, 0.5, 0.25])
+    assert rates([29, 30, 59, 60, 99], use="step", step_epochs=3) == pytest.approx(
+        [1, 0.1, 0.1, 0.01, 0.001]
+    )
+    assert rates([49, 50, 79, 80], use="multistep", milestones=(5, 8), factor=0.5) == pytest.approx(
+        [1, 0.5, 0.5, 0.25]
+    )
     assert rates([0, 99], use="constant") == [1, 1]
 
 

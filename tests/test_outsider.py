@@ -15,9 +15,10 @@ import pytest
 import torch
 from PIL import Image
 
-from sslkit import build, recipe, registry, source
+from sslkit import parts, recipe
 from sslkit.errors import RecipeError
 from sslkit.interfaces import Negatives
+from sslkit.recipe import registry, source
 
 HERE = Path(__file__).parent
 OUTSIDER = HERE / "outsider"
@@ -30,10 +31,27 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the outsider installed into it, as pip does it, without network."""
     for needed in ("pip", "hatchling"):
         if importlib.util.find_spec(needed) is None:
-            pytest.skip(f"{needed} is not installed, so the outsider cannot be built; pip install -e '.[dev]'")
+            pytest.skip(
+                f"{needed} is not installed, so the outsider cannot be built; pip install -e '.[dev]'"
+            )
     folder = tmp_path_factory.mktemp("installed")
-    offline = ["--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check", "--quiet"]
-    command = [sys.executable, "-m", "pip", "install", *offline, "--target", str(folder / "site"), str(OUTSIDER)]
+    offline = [
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-index",
+        "--disable-pip-version-check",
+        "--quiet",
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        *offline,
+        "--target",
+        str(folder / "site"),
+        str(OUTSIDER),
+    ]
     made = subprocess.run(command, capture_output=True, text=True, check=False)
     assert made.returncode == 0, made.stderr
     return folder / "site"
@@ -45,15 +63,31 @@ def images(tmp_path: Path) -> Path:
     folder.mkdir()
     rng = np.random.default_rng(0)
     for number in range(16):
-        Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(folder / f"{number:02}.png")
+        Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(
+            folder / f"{number:02}.png"
+        )
     return folder
 
 
-def sslkit(folder: Path, *arguments: str | Path, site: Path, also: tuple[Path, ...] = ()) -> subprocess.CompletedProcess[str]:
+def sslkit(
+    folder: Path, *arguments: str | Path, site: Path, also: tuple[Path, ...] = ()
+) -> subprocess.CompletedProcess[str]:
     """The real command line in a process of its own, run in `folder`."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (site, *also))), "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(map(str, (site, *also))),
+        "OMP_NUM_THREADS": "1",
+    }
     command = [sys.executable, "-m", "sslkit", *map(str, arguments)]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
     assert "Traceback" not in done.stderr, done.stderr
     return done
 
@@ -76,9 +110,17 @@ def variant(site: Path, folder: Path, old: str, new: str) -> Path:
 
 
 def test_the_documentation_shows_the_files() -> None:
-    shown = dict(re.findall(r"^`tests/outsider/(\S+)`\n\n```\w+\n(.*?)^```$", DOC, re.MULTILINE | re.DOTALL))
-    files = {path.relative_to(OUTSIDER).as_posix(): path for path in OUTSIDER.rglob("*") if path.is_file()}
-    assert shown == {name: path.read_text("utf-8") for name, path in files.items() if "__pycache__" not in name}
+    shown = dict(
+        re.findall(r"^`tests/outsider/(\S+)`\n\n```\w+\n(.*?)^```$", DOC, re.MULTILINE | re.DOTALL)
+    )
+    files = {
+        path.relative_to(OUTSIDER).as_posix(): path
+        for path in OUTSIDER.rglob("*")
+        if path.is_file()
+    }
+    assert shown == {
+        name: path.read_text("utf-8") for name, path in files.items() if "__pycache__" not in name
+    }
 
 
 def test_its_parts_are_listed_and_shown(site: Path, tmp_path: Path) -> None:
@@ -96,11 +138,15 @@ def test_its_parts_are_listed_and_shown(site: Path, tmp_path: Path) -> None:
     assert "\n".join(map(str.rstrip, shown.stdout.rstrip().splitlines())) in DOC
 
 
-def test_its_recipe_trains_though_another_part_is_broken(site: Path, images: Path, tmp_path: Path) -> None:
+def test_its_recipe_trains_though_another_part_is_broken(
+    site: Path, images: Path, tmp_path: Path
+) -> None:
     small: list[str | Path] = ["--data", images, "--runs", tmp_path / "runs"]
     for setting in ("epochs=1", "batch_size=8", "workers=0", "device=cpu"):
         small += ["--set", f"train.{setting}"]
-    broken = sslkit(tmp_path, "train", RECIPE, *small, "--set", "heads.image.use=hyperbolic", site=site)
+    broken = sslkit(
+        tmp_path, "train", RECIPE, *small, "--set", "heads.image.use=hyperbolic", site=site
+    )
     told(
         broken,
         "head 'hyperbolic' of outsider 1.0 cannot be imported from outsider.hyperbolic: ModuleNotFoundError: "
@@ -119,14 +165,19 @@ def test_its_recipe_trains_though_another_part_is_broken(site: Path, images: Pat
 @pytest.mark.parametrize(
     ("setting", "sentence"),
     [
-        ("transform.use=chanel_order", "no transform named 'chanel_order' is installed; did you mean 'channel_order'?"),
+        (
+            "transform.use=chanel_order",
+            "no transform named 'chanel_order' is installed; did you mean 'channel_order'?",
+        ),
         ("loss.margn=1", "no such option of hinge; did you mean 'margin'?"),
         ("loss.margin=-1", "-1 is not a number ≥ 0"),
         ("heads={image: {use: cosine}}", "method 'pirl' needs a head named 'permuted'"),
     ],
     ids=["name", "option", "bound", "head"],
 )
-def test_faults_are_told_as_for_our_own_parts(site: Path, tmp_path: Path, setting: str, sentence: str) -> None:
+def test_faults_are_told_as_for_our_own_parts(
+    site: Path, tmp_path: Path, setting: str, sentence: str
+) -> None:
     told(sslkit(tmp_path, "check", RECIPE, "--set", setting, site=site), sentence)
 
 
@@ -138,7 +189,11 @@ def test_faults_are_told_as_for_our_own_parts(site: Path, tmp_path: Path, settin
             "in_dim: int, out_dim",
             "parameter 'in_dim' of head 'cosine' of outsider 1.0 must stand before '/', as a fact, or after '*', as an option",
         ),
-        ("class Cosine(Head)", "Cosine = lambda: None\nclass Renamed(Head)", "head 'cosine' of outsider 1.0 is no class"),
+        (
+            "class Cosine(Head)",
+            "Cosine = lambda: None\nclass Renamed(Head)",
+            "head 'cosine' of outsider 1.0 is no class",
+        ),
     ],
     ids=["option-before-star", "no-class"],
 )
@@ -173,12 +228,14 @@ def here(site: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyP
         del sys.modules[name]
 
 
-def test_a_fact_that_heads_are_not_told(site: Path, here: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_fact_that_heads_are_not_told(
+    site: Path, here: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     here.syspath_prepend(variant(site, tmp_path, "in_dim: int, /, *", "dim: int, /, *"))
     head = recipe.read(RECIPE).heads["image"]
     sentence = "cosine asks for 'dim', which heads are not told; they may ask for in_dim, crops"
     with pytest.raises(RecipeError, match=sentence):
-        build.make(head, in_dim=4, crops=1)
+        parts.make(head, in_dim=4, crops=1)
     assert sentence in DOC
 
 
@@ -194,7 +251,7 @@ class Fixed(Negatives):
 def test_its_parts_do_what_they_say(site: Path, here: pytest.MonkeyPatch) -> None:
     here.syspath_prepend(site)
     made = recipe.read(RECIPE)
-    loss = build.make(made.loss)
+    loss = parts.make(made.loss)
     target = torch.tensor([[1.0, 0.0]])
     # margin 0.5 - cos⁺ + 0.4: cos⁺ = 1 leaves nothing, cos⁺ = 0.6 leaves 0.3.
     assert loss(5 * target, target, Fixed()) == 0
@@ -205,12 +262,12 @@ def test_its_parts_do_what_they_say(site: Path, here: pytest.MonkeyPatch) -> Non
     loss.margin = 0.0
     assert loss.at_start(dim=8, negatives=5) == pytest.approx(0.5 / math.sqrt(2 * math.pi))
 
-    head = build.make(made.heads["image"], in_dim=3, crops=1)
+    head = parts.make(made.heads["image"], in_dim=3, crops=1)
     cosines = head(torch.eye(3))
     assert cosines.shape == (3, 128)
     torch.testing.assert_close(cosines.square().sum(0), torch.ones(128))
 
-    transform = build.make_transform(made)
+    transform = parts.make_transform(made)
     sample = transform(Image.new("RGB", (40, 40), (10, 20, 30)), np.random.default_rng(0))
     order = importlib.import_module("outsider.channels").ORDERS[int(sample.targets["order"])]
     assert sample.views["image"][:, 0, 0].tolist() == [10, 20, 30]

@@ -16,18 +16,21 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from sslkit import checkpoint, recipe
-from sslkit.data import Loader, fingerprint
+from sslkit import recipe
+from sslkit.data.loader import Loader, fingerprint
 from sslkit.errors import DataError
-from sslkit.trainer import train
+from sslkit.runs import checkpoint
+from sslkit.training.trainer import train
 from sslkit_plugins import packed
 from sslkit_plugins.datasets import ImageFolder, Npz
+from sslkit_plugins.methods.pirl import Jigsaw
 from sslkit_plugins.packed import Packed
-from sslkit_plugins.pirl import Jigsaw
 
 
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+    return Image.fromarray(
+        np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    )
 
 
 def save(image: Image.Image, file: Path, **options) -> None:
@@ -69,13 +72,18 @@ def test_names_labels_classes_and_hash_are_those_of_the_folder(folder, tmp_path,
     assert list(ours.names) == list(theirs.names) and list(ours.classes) == list(theirs.classes)
     assert ours.labels.tolist() == theirs.labels.tolist() and ours.labels.dtype == np.int64
     assert ours.has_val and fingerprint(ours) == fingerprint(theirs)
-    told = json.loads((tmp_path / "set" / "packed.json").read_text())["halves"]["val" if split == "val" else "train"]
+    told = json.loads((tmp_path / "set" / "packed.json").read_text())["halves"][
+        "val" if split == "val" else "train"
+    ]
     assert told["sha256"] == fingerprint(theirs) and told["images"] == len(theirs)
 
 
 def test_small_jpegs_keep_their_bytes_and_others_are_reduced_and_coded(folder, tmp_path):
     index = Packed.write(str(folder), str(tmp_path / "set"), short_side=32)
-    ours, theirs = Packed("train", root=str(tmp_path / "set")), ImageFolder("train", root=str(folder))
+    ours, theirs = (
+        Packed("train", root=str(tmp_path / "set")),
+        ImageFolder("train", root=str(folder)),
+    )
     assert (index.kept, index.coded) == (8, 3)
     for number, name in enumerate(ours.names):
         image, original = ours.image(number), theirs.image(number)
@@ -90,12 +98,22 @@ def test_small_jpegs_keep_their_bytes_and_others_are_reduced_and_coded(folder, t
 
 
 def test_a_smooth_picture_is_hardly_changed(tmp_path):
-    ramp = np.linspace(0, 255, 512)[None, :, None] * np.linspace(0.3, 1, 300)[:, None, None] * np.array([1, 0.5, 0.2])
+    ramp = (
+        np.linspace(0, 255, 512)[None, :, None]
+        * np.linspace(0.3, 1, 300)[:, None, None]
+        * np.array([1, 0.5, 0.2])
+    )
     save(Image.fromarray(ramp.astype(np.uint8)), tmp_path / "folder" / "ramp.png")
     Packed.write(str(tmp_path / "folder"), str(tmp_path / "set"))
     image = Packed("train", root=str(tmp_path / "set")).image(0)
     assert image.size == (437, 256)
-    assert difference(image, Image.fromarray(ramp.astype(np.uint8)).resize((437, 256), Image.Resampling.LANCZOS)) < 1
+    assert (
+        difference(
+            image,
+            Image.fromarray(ramp.astype(np.uint8)).resize((437, 256), Image.Resampling.LANCZOS),
+        )
+        < 1
+    )
 
 
 def test_a_photograph_is_reduced_as_it_is_decoded_and_looks_the_same(tmp_path):
@@ -109,7 +127,12 @@ def test_a_photograph_is_reduced_as_it_is_decoded_and_looks_the_same(tmp_path):
 
 def test_the_bytes_depend_on_images_and_options_alone(folder, tmp_path):
     for name, workers in (("one", 0), ("two", 2), ("other", 0)):
-        Packed.write(str(folder), str(tmp_path / name), short_side=31 if name == "other" else 32, workers=workers)
+        Packed.write(
+            str(folder),
+            str(tmp_path / name),
+            short_side=31 if name == "other" else 32,
+            workers=workers,
+        )
     assert files(tmp_path / "one") == files(tmp_path / "two") != files(tmp_path / "other")
 
 
@@ -119,7 +142,10 @@ def test_many_shards_are_one_list(folder, tmp_path, monkeypatch):
     Packed.write(str(folder), str(tmp_path / "many"))
     one, many = (Packed("train", root=str(tmp_path / name)) for name in ("one", "many"))
     shards = sorted((tmp_path / "many").glob("train-*"))
-    assert len(shards) > 3 and [path.name for path in shards][:2] == ["train-00000.safetensors", "train-00001.safetensors"]
+    assert len(shards) > 3 and [path.name for path in shards][:2] == [
+        "train-00000.safetensors",
+        "train-00001.safetensors",
+    ]
     assert one.names == many.names and one.labels.tolist() == many.labels.tolist()
     for number in reversed(range(len(one))):
         assert one.image(number).tobytes() == many.image(number).tobytes()
@@ -145,7 +171,12 @@ def test_a_flat_folder_has_no_labels_and_no_val(tmp_path):
 
 def test_an_archive_and_a_packed_set_can_be_packed(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (3, 40, 50, 3), dtype=np.uint8)
-    np.savez(tmp_path / "a.npz", images=pixels, labels=np.array([1, 0, 1]), classes=np.array(["cat", "dog"]))
+    np.savez(
+        tmp_path / "a.npz",
+        images=pixels,
+        labels=np.array([1, 0, 1]),
+        classes=np.array(["cat", "dog"]),
+    )
     index = Packed.write(str(tmp_path / "a.npz"), str(tmp_path / "set"))
     made = Packed("train", root=str(tmp_path / "set"))
     assert fingerprint(made) == fingerprint(Npz("train", file=str(tmp_path / "a.npz")))
@@ -165,7 +196,9 @@ def test_names_that_are_no_text(tmp_path):
         pytest.skip("this file system refuses such names")
     Packed.write(str(root), str(tmp_path / "set"))
     made, theirs = Packed("train", root=str(tmp_path / "set")), ImageFolder("train", root=str(root))
-    assert fingerprint(made) == fingerprint(theirs) and made.labels.tolist() == theirs.labels.tolist()
+    assert (
+        fingerprint(made) == fingerprint(theirs) and made.labels.tolist() == theirs.labels.tolist()
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------- used like any
@@ -180,7 +213,12 @@ def test_it_is_shared_by_workers_and_sent_to_spawned_ones_without_its_pixels(ima
     assert pickle.loads(sent).image(5).tobytes() == source.image(5).tobytes()
     transform = Jigsaw(size=32, grid=2, resize=32, patch=12)
     batches = [
-        [batch.views["image"] for batch in Loader(source, transform, batch_size=8, seed=1, workers=workers).batches(0, 4)]
+        [
+            batch.views["image"]
+            for batch in Loader(source, transform, batch_size=8, seed=1, workers=workers).batches(
+                0, 4
+            )
+        ]
         for workers in (0, 2)
     ]
     assert all((one == two).all() for one, two in zip(*batches, strict=True))
@@ -216,14 +254,19 @@ def test_data_on_the_command_line_is_recognised(tiny, folder, tmp_path, monkeypa
 
 
 def test_the_command(folder, tmp_path):
-    code, out, err = finish(start("pack", folder, tmp_path / "set", "--short-side", 32, "--workers", 1))
+    code, out, err = finish(
+        start("pack", folder, tmp_path / "set", "--short-side", 32, "--workers", 1)
+    )
     assert (code, err) == (0, "")
     assert out == (
         f"9 images (train) and 2 images (val): 8 kept their bytes, 3 were coded anew, 0 left out\n"
         f"written: {tmp_path / 'set'}\nnext: sslkit train RECIPE --data {tmp_path / 'set'}\n"
     )
     code, out, err = finish(start("pack", folder, tmp_path / "set"))
-    assert (code, out) == (2, "") and err == f"{tmp_path / 'set'} is there already; name a new folder, or remove it\n"
+    assert (code, out) == (
+        2,
+        "",
+    ) and err == f"{tmp_path / 'set'} is there already; name a new folder, or remove it\n"
 
 
 # ---------------------------------------------------------------------------------------------------------- all or nothing
@@ -244,7 +287,10 @@ def test_unreadable_images_are_left_out_when_asked(folder, tmp_path):
     code, out, err = finish(start("pack", folder, tmp_path / "set", "--skip-unreadable"))
     assert code == 0 and "8 images (train)" in out and "1 left out" in out
     assert err == "left out, it cannot be read: a/0.jpg\n"
-    ours, theirs = Packed("train", root=str(tmp_path / "set")), ImageFolder("train", root=str(folder))
+    ours, theirs = (
+        Packed("train", root=str(tmp_path / "set")),
+        ImageFolder("train", root=str(folder)),
+    )
     assert list(ours.names) == [name for name in theirs.names if name != "a/0.jpg"]
     assert ours.labels.tolist() == theirs.labels[1:].tolist()
     assert fingerprint(ours) != fingerprint(theirs)
@@ -259,10 +305,15 @@ def test_no_image_can_be_read(tmp_path):
 
 
 def test_places_that_cannot_be_written(folder, tmp_path):
-    with pytest.raises(DataError, match=r"^cannot make the folder .*set\.writing \(No such file or directory\)$"):
+    with pytest.raises(
+        DataError, match=r"^cannot make the folder .*set\.writing \(No such file or directory\)$"
+    ):
         Packed.write(str(folder), str(tmp_path / "nowhere" / "set"))
     (tmp_path / "set.writing").mkdir()
-    with pytest.raises(DataError, match=r"set\.writing is there: another `sslkit pack` writes it, or was killed; .* remove it$"):
+    with pytest.raises(
+        DataError,
+        match=r"set\.writing is there: another `sslkit pack` writes it, or was killed; .* remove it$",
+    ):
         Packed.write(str(folder), str(tmp_path / "set"))
     assert (tmp_path / "set.writing").is_dir(), "it may be another's"
     with pytest.raises(DataError, match=r"nowhere does not exist"):
@@ -296,7 +347,9 @@ def test_an_interruption_leaves_nothing(folder, tmp_path):
 
 def test_a_worker_that_the_system_ends(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(packed._Coded, "_coded", lambda self, index: os._exit(9))
-    with pytest.raises(DataError, match=r"^a worker was ended by the system, .*; take fewer: --workers 0 \("):
+    with pytest.raises(
+        DataError, match=r"^a worker was ended by the system, .*; take fewer: --workers 0 \("
+    ):
         Packed.write(str(folder), str(tmp_path / "set"), workers=1)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder"]
 
@@ -311,7 +364,10 @@ def made(folder, tmp_path) -> Path:
 
 
 def test_no_packed_set(tmp_path, folder):
-    with pytest.raises(DataError, match=r"is no packed set, it holds no packed\.json; make one: sslkit pack FOLDER "):
+    with pytest.raises(
+        DataError,
+        match=r"is no packed set, it holds no packed\.json; make one: sslkit pack FOLDER ",
+    ):
         Packed("train", root=str(folder))
     with pytest.raises(DataError, match=r"is no packed set"):
         Packed("train", root=str(tmp_path / "nowhere"))
@@ -333,7 +389,10 @@ def test_no_packed_set(tmp_path, folder):
 )
 def test_an_index_that_is_none(made, content):
     (made / "packed.json").write_text(content)
-    with pytest.raises(DataError, match=r"packed\.json is not what `sslkit pack` wrote \(.*\); pack the images again$") as told:
+    with pytest.raises(
+        DataError,
+        match=r"packed\.json is not what `sslkit pack` wrote \(.*\); pack the images again$",
+    ) as told:
         Packed("train", root=str(made))
     assert "\n" not in str(told.value)
 
@@ -353,7 +412,11 @@ def lie(**changed):
 def header(text: bytes):
     def change(path: Path) -> None:
         content = path.read_bytes()
-        path.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + int.from_bytes(content[:8], "little") :])
+        path.write_bytes(
+            len(text).to_bytes(8, "little")
+            + text
+            + content[8 + int.from_bytes(content[:8], "little") :]
+        )
 
     return change
 
@@ -363,9 +426,13 @@ DAMAGE = {
     "gone": lambda path: path.unlink(),
     "cut": lambda path: path.write_bytes(path.read_bytes()[:-100]),
     "longer": lambda path: path.write_bytes(path.read_bytes() + b"x"),
-    "another's": lambda path: path.write_bytes(path.with_name("val-00000.safetensors").read_bytes()),
+    "another's": lambda path: path.write_bytes(
+        path.with_name("val-00000.safetensors").read_bytes()
+    ),
     "header too long": lambda path: path.write_bytes(b"\xff" * 8 + path.read_bytes()[8:]),
-    "header lies of length": header(b'{"bytes":{"dtype":"U8","shape":[99999999999],"data_offsets":[0,99999999999]}}'),
+    "header lies of length": header(
+        b'{"bytes":{"dtype":"U8","shape":[99999999999],"data_offsets":[0,99999999999]}}'
+    ),
     "header lies of shape": header(b'{"bytes":{"dtype":"U8","shape":[7],"data_offsets":[0,5]}}'),
     "header is no JSON": header(b"{{{{"),
     "no offset": lie(offset=lambda array: None),
@@ -385,7 +452,9 @@ DAMAGE = {
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
 def test_a_damaged_shard_is_one_sentence(made, damage):
     damage(made / "train-00000.safetensors")
-    with pytest.raises(DataError, match=r"is not what `sslkit pack` wrote \(.*\); pack the images again$") as told:
+    with pytest.raises(
+        DataError, match=r"is not what `sslkit pack` wrote \(.*\); pack the images again$"
+    ) as told:
         Packed("train", root=str(made))
     assert "\n" not in str(told.value)
 
@@ -399,5 +468,7 @@ def test_flipped_bytes_of_an_image_are_noticed(made):
     path.write_bytes(content)
     again = Packed("train", root=str(made))
     assert zlib.crc32(again.stored(0).getvalue())
-    with pytest.raises(DataError, match=r"its bytes in train-00000\.safetensors are not those that were packed"):
+    with pytest.raises(
+        DataError, match=r"its bytes in train-00000\.safetensors are not those that were packed"
+    ):
         again.image(1)

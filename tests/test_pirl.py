@@ -14,13 +14,15 @@ from sslkit.errors import RecipeError
 from sslkit.interfaces import Batch, Draws, Encoder, Loss, NegativeSampler, Parts, Progress
 from sslkit_plugins.heads import ConcatPatches, Linear
 from sslkit_plugins.losses import LambdaNCE
-from sslkit_plugins.npid import Augment, Npid
-from sslkit_plugins.pirl import Jigsaw, JigsawRotation, Pirl, Rotation, spread
+from sslkit_plugins.methods.npid import Augment, Npid
+from sslkit_plugins.methods.pirl import Jigsaw, JigsawRotation, Pirl, Rotation, spread
 from sslkit_plugins.samplers import MemoryBank
 
 
 def photo(width=120, height=90, seed=0):
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+    return Image.fromarray(
+        np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    )
 
 
 def coordinates(side):
@@ -34,17 +36,27 @@ def coordinates(side):
 
 def test_ten_images_of_the_papers_sizes():
     sample = Jigsaw()(photo(400, 300), np.random.default_rng(0))
-    assert {name: tuple(view.shape) for name, view in sample.views.items()} == {"image": (3, 224, 224), "patches": (9, 3, 64, 64)}
+    assert {name: tuple(view.shape) for name, view in sample.views.items()} == {
+        "image": (3, 224, 224),
+        "patches": (9, 3, 64, 64),
+    }
     assert all(view.dtype == torch.uint8 for view in sample.views.values()) and sample.targets == {}
 
 
 @pytest.mark.parametrize(
-    "transform", [Jigsaw(size=24, resize=48, patch=12), JigsawRotation(size=24, resize=48, patch=12), Rotation(size=24)]
+    "transform",
+    [
+        Jigsaw(size=24, resize=48, patch=12),
+        JigsawRotation(size=24, resize=48, patch=12),
+        Rotation(size=24),
+    ],
 )
 def test_a_sample_is_a_function_of_image_and_generator(transform):
     first, again, other = (transform(photo(), np.random.default_rng(seed)) for seed in (0, 0, 1))
     for name in transform.views:
-        assert torch.equal(first.views[name], again.views[name]) and not torch.equal(first.views[name], other.views[name])
+        assert torch.equal(first.views[name], again.views[name]) and not torch.equal(
+            first.views[name], other.views[name]
+        )
         assert tuple(first.views[name].shape) == transform.shapes[name]
 
 
@@ -58,7 +70,9 @@ class Fixed(Jigsaw):
 def cut_positions(transform, side, count):
     """[count,K,2]: column and row of the upper left pixel of each patch, in the order shown."""
     rng = np.random.default_rng(0)
-    patches = [transform(coordinates(side), rng).views["patches"][:, :2, 0, 0] for _ in range(count)]
+    patches = [
+        transform(coordinates(side), rng).views["patches"][:, :2, 0, 0] for _ in range(count)
+    ]
     return torch.stack(patches).long()
 
 
@@ -71,7 +85,9 @@ def test_patches_lie_anywhere_in_their_cells():
         counts = torch.bincount(offset[..., axis].flatten(), minlength=22) / (9 * 1500)
         assert (counts - 1 / 22).abs().max() < 0.01
     assert abs(np.corrcoef(offset[..., 0].flatten(), offset[..., 1].flatten())[0, 1]) < 0.05
-    assert (cell[..., 0] + 3 * cell[..., 1]).sort(1).values.eq(torch.arange(9)).all(), "one patch from each cell"
+    assert (cell[..., 0] + 3 * cell[..., 1]).sort(1).values.eq(torch.arange(9)).all(), (
+        "one patch from each cell"
+    )
 
 
 def orders(transform, side, count):
@@ -108,7 +124,9 @@ def test_a_limited_set_of_orders_is_told():
 
 def test_image_and_puzzle_are_cropped_independently():
     """A ramp tells where a crop lies by its mean."""
-    ramp = Image.fromarray(np.repeat(np.linspace(0, 255, 200)[None, :, None], 100, 0).repeat(3, 2).astype(np.uint8))
+    ramp = Image.fromarray(
+        np.repeat(np.linspace(0, 255, 200)[None, :, None], 100, 0).repeat(3, 2).astype(np.uint8)
+    )
     transform, rng = Jigsaw(size=16, resize=24, patch=8), np.random.default_rng(0)
     samples = [transform(ramp, rng).views for _ in range(600)]
     image = np.array([s["image"].float().mean() for s in samples])
@@ -118,7 +136,9 @@ def test_image_and_puzzle_are_cropped_independently():
 
 
 def test_patch_larger_than_cell_is_a_sentence():
-    with pytest.raises(RecipeError, match=r"transform\.patch  30 pixels do not fit into a cell of 21"):
+    with pytest.raises(
+        RecipeError, match=r"transform\.patch  30 pixels do not fit into a cell of 21"
+    ):
         Jigsaw(resize=64, patch=30)
 
 
@@ -145,8 +165,15 @@ def test_jigsaw_rotation_turns_the_puzzle_before_it_is_cut():
     kinds = []
     for seed in range(120):
         whole = torch.from_numpy(picture).permute(2, 0, 1)
-        puzzle = JigsawRotation(size=8, resize=48, patch=8).turned(whole, np.random.default_rng(seed)).float()[0]
-        across, down = puzzle[:, -1].mean() - puzzle[:, 0].mean(), puzzle[-1].mean() - puzzle[0].mean()
+        puzzle = (
+            JigsawRotation(size=8, resize=48, patch=8)
+            .turned(whole, np.random.default_rng(seed))
+            .float()[0]
+        )
+        across, down = (
+            puzzle[:, -1].mean() - puzzle[:, 0].mean(),
+            puzzle[-1].mean() - puzzle[0].mean(),
+        )
         kinds.append((bool(abs(across) > abs(down)), bool(across + down > 0)))
     assert len(set(kinds)) == 4 and min(kinds.count(kind) for kind in set(kinds)) > 15
 
@@ -199,7 +226,11 @@ class Seen(Loss):
 
 def batch(rows=3):
     torch.manual_seed(1)
-    return Batch({"image": torch.randn(rows, 3, 8, 8), "patches": torch.randn(rows, 9, 3, 4, 4)}, {}, torch.arange(rows) + 2)
+    return Batch(
+        {"image": torch.randn(rows, 3, 8, 8), "patches": torch.randn(rows, 9, 3, 4, 4)},
+        {},
+        torch.arange(rows) + 2,
+    )
 
 
 PROGRESS = Progress(0, 10, 0, 1, Draws(0))
@@ -224,17 +255,25 @@ def test_pretext_view_goes_first_and_both_terms_meet_the_memory():
     sampler, loss = Ledger(), Seen()
     method = pirl(sampler, loss)
     output = method(batch(), PROGRESS)
-    assert method.encoder.shown == [(27, 3, 4, 4), (3, 3, 8, 8)], "nine patches of each image in one pass, then the images"
-    assert sampler.calls == [("recall", [2, 3, 4]), ("draw", 2)], "nothing is written in the forward pass"
+    assert method.encoder.shown == [(27, 3, 4, 4), (3, 3, 8, 8)], (
+        "nine patches of each image in one pass, then the images"
+    )
+    assert sampler.calls == [("recall", [2, 3, 4]), ("draw", 2)], (
+        "nothing is written in the forward pass"
+    )
     prediction, target, negatives = loss.got
     features = method.encode(batch().views["image"])
     torch.testing.assert_close(prediction[1], method.heads["image"](features))
-    torch.testing.assert_close(prediction[0], method.heads["patches"](method.encode(batch().views["patches"])))
+    torch.testing.assert_close(
+        prediction[0], method.heads["patches"](method.encode(batch().views["patches"]))
+    )
     assert negatives == ("negatives", 2) and target.shape == (3, 4)
     torch.testing.assert_close(output.keys, prediction[1].detach())
     assert not output.keys.requires_grad
     assert set(output.metrics) == {"std_patches", "std_image", "match"}
-    assert output.metrics["match"] == pytest.approx(F.cosine_similarity(prediction[1], target).mean().item(), abs=1e-6)
+    assert output.metrics["match"] == pytest.approx(
+        F.cosine_similarity(prediction[1], target).mean().item(), abs=1e-6
+    )
     assert not any(value.requires_grad for value in output.metrics.values())
 
 
@@ -277,7 +316,9 @@ def test_npid_is_the_image_term_of_pirl():
     both = pirl(MemoryBank(4, 20, **common), LambdaNCE(lambda_=0, form="info_nce"))
     alone = pirl(MemoryBank(4, 20, **common), LambdaNCE(form="info_nce"), Npid)
     alone.encoder.load_state_dict(both.encoder.state_dict())
-    alone.heads.load_state_dict({k: v for k, v in both.heads.state_dict().items() if k.startswith("image")})
+    alone.heads.load_state_dict(
+        {k: v for k, v in both.heads.state_dict().items() if k.startswith("image")}
+    )
     alone.sampler.load_state_dict(both.sampler.state_dict())
     images = replace(batch(), views={"image": batch().views["image"]})
     first = both(batch(), replace(PROGRESS, draws=Draws(5)))
@@ -300,7 +341,11 @@ def test_spread():
 
 def test_augment_feeds_npid():
     transform = Augment(size=8, colours="npid")
-    views = {"image": torch.stack([transform(photo(seed=i), np.random.default_rng(i)).views["image"] for i in range(3)])}
+    views = {
+        "image": torch.stack(
+            [transform(photo(seed=i), np.random.default_rng(i)).views["image"] for i in range(3)]
+        )
+    }
     done = transform.on_device(Batch(views, {}, torch.arange(3)), Draws(0))
     output = pirl(MemoryBank(4, 20, negatives=6), LambdaNCE(), Npid)(done, PROGRESS)
     assert math.isfinite(output.loss.item())

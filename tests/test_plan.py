@@ -6,16 +6,27 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from sslkit import plan, recipe
+from sslkit import recipe
 from sslkit.cli import app
 from sslkit.errors import RecipeError
+from sslkit.training import plan
 
 IMAGENET = Path(__file__).parents[1] / "recipes" / "imagenet" / "pirl_jigsaw.yaml"
-QUICK = ["encoder.model=test_resnet", "transform.size=64", "transform.resize=66", "transform.patch=16", "sampler.negatives=64"]
+QUICK = [
+    "encoder.model=test_resnet",
+    "transform.size=64",
+    "transform.resize=66",
+    "transform.patch=16",
+    "sampler.negatives=64",
+]
 
 
 def settings(*more: str) -> list[str]:
-    return [word for setting in (*QUICK, "train.device=cpu", "train.precision=fp32", *more) for word in ("--set", setting)]
+    return [
+        word
+        for setting in (*QUICK, "train.device=cpu", "train.precision=fp32", *more)
+        for word in ("--set", setting)
+    ]
 
 
 def sslkit(*words: object) -> tuple[int, str, str]:
@@ -54,7 +65,13 @@ def test_devices_share_the_batch():
 
 
 def test_devices_share_a_bank_that_is_spread():
-    code, out, err = sslkit("plan", IMAGENET, *settings("sampler.shards=auto", "sampler.dtype=bfloat16"), "--devices", 32)
+    code, out, err = sslkit(
+        "plan",
+        IMAGENET,
+        *settings("sampler.shards=auto", "sampler.dtype=bfloat16"),
+        "--devices",
+        32,
+    )
     assert code == 0, err
     assert "10,249,336 bytes (9.8 MiB) on every device" in out, "1,281,167 · 128 · 2 / 32"
 
@@ -67,14 +84,18 @@ def test_images_may_be_told():
 
 
 def test_images_at_hand_are_counted():
-    code, out, err = sslkit("plan", IMAGENET, *settings("data.use=shapes", "data.images=130", "train.batch_size=64"))
+    code, out, err = sslkit(
+        "plan", IMAGENET, *settings("data.use=shapes", "data.images=130", "train.batch_size=64")
+    )
     assert code == 0, err
     assert "130 (counted)" in out and "2 an epoch" in out
 
 
 def test_warm_up_shows_in_the_rates():
     code, out, err = sslkit(
-        "plan", IMAGENET, *settings("schedule.warmup_epochs=10", "schedule.warmup_lr=0.001", "schedule.per=step")
+        "plan",
+        IMAGENET,
+        *settings("schedule.warmup_epochs=10", "schedule.warmup_lr=0.001", "schedule.per=step"),
     )
     assert code == 0, err
     assert "0.001 at step 0, 0.12 at step 12,510" in out
@@ -86,7 +107,10 @@ def test_warm_up_shows_in_the_rates():
         (["--devices", "3"], "cannot be shared by 3 processes; take a multiple of 3"),
         (["--images", "1000"], "1024 is more than the 1000 images there are"),
         (["--set", "train.device=mps"], "this machine has no 'mps' device"),
-        (["--set", "data.use=image_folder", "--set", "data.root=gone"], "the folder of images gone does not exist"),
+        (
+            ["--set", "data.use=image_folder", "--set", "data.root=gone"],
+            "the folder of images gone does not exist",
+        ),
         (["--set", "data.use=image_folder", "--set", "data.root=gone"], "--images N"),
     ],
 )
@@ -98,8 +122,16 @@ def test_what_cannot_be_planned_is_told_in_a_sentence(words, sentence):
 
 def test_a_method_without_a_sampler_is_planned():
     path = IMAGENET.parents[1] / "rotnet.yaml"
-    words = ["encoder.model=test_resnet", "transform.size=32", "train.device=cpu", "train.batch_size=16", "data.images=200"]
-    code, out, err = sslkit("plan", path, *(word for setting in words for word in ("--set", setting)))
+    words = [
+        "encoder.model=test_resnet",
+        "transform.size=32",
+        "train.device=cpu",
+        "train.batch_size=16",
+        "data.images=200",
+    ]
+    code, out, err = sslkit(
+        "plan", path, *(word for setting in words for word in ("--set", setting))
+    )
     assert code == 0, err
     assert "view rotated uint8 [16, 3, 32, 32]" in out
     assert "sampler" not in out and "memory bank 0.0 MiB" in out
@@ -119,7 +151,13 @@ def test_memory_counts_what_the_optimizer_keeps():
 
 @pytest.mark.parametrize(
     "seconds, words",
-    [(0.5, "0.5 seconds"), (119, "119.0 seconds"), (120, "2.0 minutes"), (8000, "2.2 hours"), (864000, "10.0 days")],
+    [
+        (0.5, "0.5 seconds"),
+        (119, "119.0 seconds"),
+        (120, "2.0 minutes"),
+        (8000, "2.2 hours"),
+        (864000, "10.0 days"),
+    ],
 )
 def test_durations_read_well(seconds, words):
     assert plan.duration(seconds) == words

@@ -9,12 +9,12 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from sslkit import plot
 from sslkit.cli import app
 from sslkit.errors import DataError, SslkitError
 from sslkit.interfaces import Batch, Draws
-from sslkit_plugins import jigsaw, npid, pirl, rotnet
+from sslkit.report import figures as drawing
 from sslkit_plugins.datasets import ImageFolder
+from sslkit_plugins.methods import jigsaw, npid, pirl, rotnet
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 SMALL = {"size": 32, "resize": 32, "grid": 2, "patch": 12}
@@ -26,7 +26,9 @@ def photos(tmp_path) -> Path:
     folder = tmp_path / "photos"
     folder.mkdir()
     for number, size in enumerate([(40, 60), (90, 30), (50, 50), (64, 64)]):
-        Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+        Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(
+            folder / f"{number}.png"
+        )
     return folder
 
 
@@ -34,8 +36,10 @@ def photos(tmp_path) -> Path:
 def figures(monkeypatch) -> list:
     """The figures that were saved."""
     kept = []
-    save = plot._save
-    monkeypatch.setattr(plot, "_save", lambda figure, path: (kept.append(figure), save(figure, path))[1])
+    save = drawing._save
+    monkeypatch.setattr(
+        figures, "_save", lambda figure, path: (kept.append(figure), save(figure, path))[1]
+    )
     return kept
 
 
@@ -51,7 +55,8 @@ def overlaps(figure) -> list[tuple[int, int]]:
         (i, j)
         for i, one in enumerate(boxes)
         for j, other in enumerate(boxes[:i])
-        if min(one.x1, other.x1) - max(one.x0, other.x0) > 1e-6 and min(one.y1, other.y1) - max(one.y0, other.y0) > 1e-6
+        if min(one.x1, other.x1) - max(one.x0, other.x0) > 1e-6
+        and min(one.y1, other.y1) - max(one.y0, other.y0) > 1e-6
     ]
 
 
@@ -61,13 +66,24 @@ def overlaps(figure) -> list[tuple[int, int]]:
         (npid.Augment(size=32), ["image"]),
         (pirl.Jigsaw(**SMALL), ["image", "patches 1", "patches 2", "patches 3", "patches 4"]),
         (pirl.Rotation(size=32), ["image", "rotated"]),
-        (jigsaw.Puzzle(**SMALL, permutations=3), ["patches 1", "patches 2", "patches 3", "patches 4"]),
+        (
+            jigsaw.Puzzle(**SMALL, permutations=3),
+            ["patches 1", "patches 2", "patches 3", "patches 4"],
+        ),
         (rotnet.Rotate(size=32), ["rotated 1", "rotated 2", "rotated 3", "rotated 4"]),
     ],
     ids=lambda value: type(value).__name__ if not isinstance(value, list) else "",
 )
-def test_views_show_originals_and_every_view_of_every_draw(photos, figures, tmp_path, transform, columns):
-    path = plot.views(ImageFolder("pretrain", root=str(photos)), transform, tmp_path / "views.png", images=3, draws=2)
+def test_views_show_originals_and_every_view_of_every_draw(
+    photos, figures, tmp_path, transform, columns
+):
+    path = drawing.views(
+        ImageFolder("pretrain", root=str(photos)),
+        transform,
+        tmp_path / "views.png",
+        images=3,
+        draws=2,
+    )
     (figure,) = figures
     assert titles(figure) == ["original", *columns]
     assert len(figure.axes) == 3 * (1 + 2 * len(columns))
@@ -78,13 +94,18 @@ def test_views_show_originals_and_every_view_of_every_draw(photos, figures, tmp_
 
 
 def test_views_are_in_the_order_that_the_model_gets_them(photos, figures, tmp_path):
-    source, transform = ImageFolder("pretrain", root=str(photos)), pirl.Jigsaw(**SMALL, colours="none")
-    plot.views(source, transform, tmp_path / "views.png", images=1, draws=1, seed=5)
+    source, transform = (
+        ImageFolder("pretrain", root=str(photos)),
+        pirl.Jigsaw(**SMALL, colours="none"),
+    )
+    drawing.views(source, transform, tmp_path / "views.png", images=1, draws=1, seed=5)
     shown = [axes.get_images()[0].get_array() for axes in figures[0].axes]
-    index, image = plot._some(source, 1, 5)[0]
+    index, image = drawing._some(source, 1, 5)[0]
     assert np.array_equal(shown[0], np.asarray(image))
     sample = transform(image, np.random.default_rng((5, 0)))
-    batch = Batch({name: view[None] for name, view in sample.views.items()}, {}, torch.tensor([index]))
+    batch = Batch(
+        {name: view[None] for name, view in sample.views.items()}, {}, torch.tensor([index])
+    )
     views = transform.on_device(batch, Draws(5, 0)).views
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     for picture, view in zip(shown[1:], [views["image"][0], *views["patches"][0]], strict=True):
@@ -93,7 +114,13 @@ def test_views_are_in_the_order_that_the_model_gets_them(photos, figures, tmp_pa
 
 
 def test_views_name_the_answers(photos, figures, tmp_path):
-    plot.views(ImageFolder("pretrain", root=str(photos)), rotnet.Rotate(size=32), tmp_path / "views.png", images=1, draws=1)
+    drawing.views(
+        ImageFolder("pretrain", root=str(photos)),
+        rotnet.Rotate(size=32),
+        tmp_path / "views.png",
+        images=1,
+        draws=1,
+    )
     assert "rotation 0, 1, 2, 3" in [text.get_text() for text in figures[0].texts]
 
 
@@ -101,12 +128,12 @@ def test_views_pass_over_images_that_cannot_be_read(photos, figures, tmp_path):
     for name in ("0.png", "2.png"):
         (photos / name).write_bytes(b"torn")
     source = ImageFolder("pretrain", root=str(photos))
-    plot.views(source, npid.Augment(size=32), tmp_path / "views.png", images=3, draws=1)
+    drawing.views(source, npid.Augment(size=32), tmp_path / "views.png", images=3, draws=1)
     assert len(figures[0].axes) == 4, "two originals with a view each"
     for file in photos.iterdir():
         file.write_bytes(b"torn")
     with pytest.raises(DataError, match="can be read"):
-        plot.views(source, npid.Augment(size=32), tmp_path / "none.png")
+        drawing.views(source, npid.Augment(size=32), tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()
 
 
@@ -118,7 +145,18 @@ def sslkit(*words: object) -> tuple[int, str, str]:
 
 def test_views_from_the_command_line(photos, tmp_path, figures):
     out = tmp_path / "out.png"
-    code, said, err = sslkit("views", RECIPES / "pirl_jigsaw.yaml", "--data", photos, "--out", out, "--images", 2, "--draws", 1)
+    code, said, err = sslkit(
+        "views",
+        RECIPES / "pirl_jigsaw.yaml",
+        "--data",
+        photos,
+        "--out",
+        out,
+        "--images",
+        2,
+        "--draws",
+        1,
+    )
     assert code == 0, err
     assert f"written: {out}" in said
     assert len(figures[0].axes) == 2 * (1 + 1 + 9)
@@ -127,7 +165,9 @@ def test_views_from_the_command_line(photos, tmp_path, figures):
 
 @pytest.mark.parametrize("where", ["gone/out.png", "photos"])
 def test_a_picture_that_cannot_be_written_is_told_in_a_sentence(photos, tmp_path, where):
-    code, _, err = sslkit("views", RECIPES / "npid.yaml", "--data", photos, "--out", tmp_path / where, "--images", 1)
+    code, _, err = sslkit(
+        "views", RECIPES / "npid.yaml", "--data", photos, "--out", tmp_path / where, "--images", 1
+    )
     assert code == 2 and "cannot write" in err and "Traceback" not in err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["photos"]
 
@@ -139,9 +179,14 @@ def metrics(folder: Path, *rows: dict) -> Path:
 
 
 def test_curves_have_a_panel_for_every_number(tmp_path, figures):
-    rows = [{"step": i, "epoch": 0, "lr": 0.1, "loss": 5 - i / 50, "match": i / 100, "accuracy": 0.5} for i in range(1, 101)]
-    path = plot.curves(metrics(tmp_path / "pirl" / "today", *rows))
-    assert path == tmp_path / "pirl" / "today" / "curves.png" and path.read_bytes()[:4] == b"\x89PNG"
+    rows = [
+        {"step": i, "epoch": 0, "lr": 0.1, "loss": 5 - i / 50, "match": i / 100, "accuracy": 0.5}
+        for i in range(1, 101)
+    ]
+    path = drawing.curves(metrics(tmp_path / "pirl" / "today", *rows))
+    assert (
+        path == tmp_path / "pirl" / "today" / "curves.png" and path.read_bytes()[:4] == b"\x89PNG"
+    )
     names = [axes.get_title(loc="left").split()[0] for axes in figures[0].axes]
     assert names == ["loss", "lr", "match", "accuracy"]
     measured, mean = figures[0].axes[0].get_lines()
@@ -151,12 +196,16 @@ def test_curves_have_a_panel_for_every_number(tmp_path, figures):
 
 
 def test_curves_bear_numbers_that_are_missing_or_not_finite(tmp_path):
-    plot.curves(
-        metrics(tmp_path / "a" / "b", {"step": 1, "epoch": 0, "loss": 2.0}, {"step": 2, "epoch": 0, "loss": 1.0, "late": 3.0})
+    drawing.curves(
+        metrics(
+            tmp_path / "a" / "b",
+            {"step": 1, "epoch": 0, "loss": 2.0},
+            {"step": 2, "epoch": 0, "loss": 1.0, "late": 3.0},
+        )
     )
-    plot.curves(metrics(tmp_path / "a" / "c"))
-    assert np.isnan(plot._smooth(np.array([np.nan, 1.0]))[0])
-    assert plot._smooth(np.array([1.0, np.nan, 3.0] * 50))[149] == pytest.approx(2)
+    drawing.curves(metrics(tmp_path / "a" / "c"))
+    assert np.isnan(drawing._smooth(np.array([np.nan, 1.0]))[0])
+    assert drawing._smooth(np.array([1.0, np.nan, 3.0] * 50))[149] == pytest.approx(2)
 
 
 def result(**layers: float) -> dict:
@@ -164,14 +213,15 @@ def result(**layers: float) -> dict:
         "evaluation": "linear",
         "floors": {"chance": 10.0, "raw pixels (32×32)": 31.2, "the same encoder untrained": 40.0},
         "layers": {
-            name: {"top1": top1, "interval_images": [max(0, top1 - 4), min(100, top1 + 4)]} for name, top1 in layers.items()
+            name: {"top1": top1, "interval_images": [max(0, top1 - 4), min(100, top1 + 4)]}
+            for name, top1 in layers.items()
         },
         "protocol": {"val_images": 500},
     }
 
 
 def test_scores_show_floors_and_layers(tmp_path, figures):
-    plot.scores(result(features=62.5, conv1=100.0, res2=0.0), tmp_path / "linear.png")
+    drawing.scores(result(features=62.5, conv1=100.0, res2=0.0), tmp_path / "linear.png")
     (axes,) = figures[0].axes
     assert [label.get_text() for label in axes.get_yticklabels()] == [
         "chance",
@@ -181,12 +231,19 @@ def test_scores_show_floors_and_layers(tmp_path, figures):
         "trained: conv1",
         "trained: res2",
     ]
-    assert [text.get_text() for text in axes.texts] == ["10.0", "31.2", "40.0", "62.5", "100.0", "0.0"]
+    assert [text.get_text() for text in axes.texts] == [
+        "10.0",
+        "31.2",
+        "40.0",
+        "62.5",
+        "100.0",
+        "0.0",
+    ]
     assert "linear" in axes.get_title(loc="left")
 
 
 def test_a_folder_in_the_way_leaves_nothing_behind(tmp_path):
     (tmp_path / "linear.png").mkdir()
     with pytest.raises(SslkitError, match="cannot write"):
-        plot.scores(result(features=1.0), tmp_path / "linear.png")
+        drawing.scores(result(features=1.0), tmp_path / "linear.png")
     assert [path.name for path in tmp_path.iterdir()] == ["linear.png"]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import finish, start
 
-from sslkit.profile import SECTIONS, WAITING, Profile, Stopwatch, measure
+from sslkit.training.profile import SECTIONS, WAITING, Profile, Stopwatch, measure
 
 CPU = torch.device("cpu")
 
@@ -37,8 +37,16 @@ def test_but_for_waiting_nothing_is_counted_until_it_is_exact(monkeypatch):
 
 
 def found(**seconds: float) -> Profile:
-    rest = {"the rest": 0.01, "encoder": 1.0} | {name.replace("_", " "): value for name, value in seconds.items()}
-    return Profile(images=8, step=1.0, waiting=rest.pop("waiting", 0.0), busy=rest.pop("busy", None), seconds=rest)
+    rest = {"the rest": 0.01, "encoder": 1.0} | {
+        name.replace("_", " "): value for name, value in seconds.items()
+    }
+    return Profile(
+        images=8,
+        step=1.0,
+        waiting=rest.pop("waiting", 0.0),
+        busy=rest.pop("busy", None),
+        seconds=rest,
+    )
 
 
 @pytest.mark.parametrize(
@@ -46,7 +54,11 @@ def found(**seconds: float) -> Profile:
     [
         (found(waiting=0.2), "data-bound: 20 %", "train.workers"),
         (found(busy=0.5), "overhead-bound: the GPU computes in 50 %", "train.compile=true"),
-        (found(the_rest=0.5), "overhead-bound: 33 % of a step is the loop itself", "train.batch_size"),
+        (
+            found(the_rest=0.5),
+            "overhead-bound: 33 % of a step is the loop itself",
+            "train.batch_size",
+        ),
         (found(backward=3.0), "compute-bound: the largest part is backward, 75 %", "--devices"),
         (found(busy=0.9), "compute-bound: the largest part is encoder", "bf16"),
     ],
@@ -65,14 +77,23 @@ def test_every_section_is_found_and_the_parts_are_as_they_were(make):
 
 
 @pytest.mark.parametrize("devices", [1, 2])
-def test_the_command_prints_a_table_with_a_verdict_and_writes_a_trace_and_no_run(tiny, tmp_path, devices):
-    code, out, err = finish(start("train", tiny, "--profile", "--devices", devices, "--runs", tmp_path / "runs"))
+def test_the_command_prints_a_table_with_a_verdict_and_writes_a_trace_and_no_run(
+    tiny, tmp_path, devices
+):
+    code, out, err = finish(
+        start("train", tiny, "--profile", "--devices", devices, "--runs", tmp_path / "runs")
+    )
     assert (code, err) == (0, "")
-    assert out.count("images/s") == 1 and all(name in out for name in SECTIONS) and "-bound: " in out
+    assert (
+        out.count("images/s") == 1 and all(name in out for name in SECTIONS) and "-bound: " in out
+    )
     (folder,) = (tmp_path / "runs" / "tiny").iterdir()
     assert sorted(path.name for path in folder.iterdir()) == ["profile.json", "trace.json"]
     numbers = json.loads((folder / "profile.json").read_text())
-    assert numbers["images_per_second"] > 0 and numbers["sections"].keys() == {*SECTIONS, "the rest"}
+    assert numbers["images_per_second"] > 0 and numbers["sections"].keys() == {
+        *SECTIONS,
+        "the rest",
+    }
     assert json.loads((folder / "trace.json").read_text())["traceEvents"]
 
 

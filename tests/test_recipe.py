@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sslkit import recipe, registry
-from sslkit.document import Document, Dumper
+from sslkit import recipe
 from sslkit.errors import RecipeError
+from sslkit.recipe import registry
+from sslkit.recipe.document import Document, Dumper
 
 VALID = """\
 # PIRL on generated images.
@@ -48,7 +49,11 @@ def test_defaults_are_filled_in(path: Path) -> None:
     assert small.loss.options["lambda"] == 0.5
     assert small.loss.arguments["lambda_"] == 0.5
     assert list(small.heads) == ["image", "patches"]
-    assert (small.optimizer.lr, small.optimizer.betas, small.optimizer.nesterov) == (0.01, (0.9, 0.99), False)
+    assert (small.optimizer.lr, small.optimizer.betas, small.optimizer.nesterov) == (
+        0.01,
+        (0.9, 0.99),
+        False,
+    )
     assert (small.schedule.use, small.train.seed, small.train.workers) == ("cosine", 0, "auto")
 
 
@@ -79,7 +84,14 @@ def test_every_recipe_that_is_shipped_is_valid() -> None:
 
 
 def test_set_replaces_one_value_at_a_time(path: Path) -> None:
-    changed = read(path, "loss.lambda=0.7", "train.epochs=20", "heads.patches.out_dim=64", "train.workers=0", "name=other")
+    changed = read(
+        path,
+        "loss.lambda=0.7",
+        "train.epochs=20",
+        "heads.patches.out_dim=64",
+        "train.workers=0",
+        "name=other",
+    )
     assert changed.loss.options["lambda"] == 0.7
     assert changed.heads["patches"].options["out_dim"] == 64
     assert (changed.train.epochs, changed.train.workers, changed.name) == (20, 0, "other")
@@ -87,14 +99,20 @@ def test_set_replaces_one_value_at_a_time(path: Path) -> None:
 
 
 def test_set_use_drops_the_options_of_the_replaced_part(path: Path) -> None:
-    changed = read(path, "loss.temperature=0.2", "loss.use=info_nce", "loss={use: info_nce, temperature: 0.3}")
+    changed = read(
+        path, "loss.temperature=0.2", "loss.use=info_nce", "loss={use: info_nce, temperature: 0.3}"
+    )
     assert (changed.loss.use, changed.loss.options["temperature"]) == ("info_nce", 0.3)
-    assert read(path, "loss.temperature=0.2", "loss.use=info_nce").loss.options["temperature"] == 0.2
+    assert (
+        read(path, "loss.temperature=0.2", "loss.use=info_nce").loss.options["temperature"] == 0.2
+    )
     assert "lambda" not in read(path, "loss.use=info_nce").loss.options
     assert read(path, "optimizer.use=adamw").optimizer.lr == 0.01
 
 
-def test_data_replaces_the_data_section(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_replaces_the_data_section(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "photos"
     folder.mkdir()
     (tmp_path / "images.npz").touch()
@@ -104,8 +122,12 @@ def test_data_replaces_the_data_section(path: Path, tmp_path: Path, monkeypatch:
     monkeypatch.setenv("HOME", str(tmp_path))
     assert str(read(path, data="~/photos").data.options["root"]) == str(folder)
     for use in ("cifar10", "imagenet", "nonsense"):
-        assert read(path, f"data.use={use}", data=str(folder)).data.use == "image_folder", "any folder can be swapped in"
-    linked = read(path, "data.use=image_folder", "data.follow_links=true", data=str(folder)).data.options
+        assert read(path, f"data.use={use}", data=str(folder)).data.use == "image_folder", (
+            "any folder can be swapped in"
+        )
+    linked = read(
+        path, "data.use=image_folder", "data.follow_links=true", data=str(folder)
+    ).data.options
     assert linked == {"root": str(folder), "follow_links": True}
 
 
@@ -170,7 +192,9 @@ def test_lines_are_those_of_the_file(path: Path) -> None:
         ("--set", "loss.lambda", None),
         ("--set", "train.epochs", None),
     ]
-    path.write_text(VALID.replace("negatives: all", "negatives: none").replace("epochs: 2", "epochs: 2.5"))
+    path.write_text(
+        VALID.replace("negatives: all", "negatives: none").replace("epochs: 2", "epochs: 2.5")
+    )
     with pytest.raises(RecipeError) as caught:
         read(path)
     assert [(fault.file, fault.key, fault.line) for fault in caught.value.faults] == [
@@ -190,11 +214,23 @@ def test_schema_names_every_part_and_option() -> None:
     schema = recipe.json_schema()
     json.dumps(schema, allow_nan=False)
     sections = schema["properties"]
-    assert set(schema["required"]) == {"name", "method", "data", "transform", "encoder", "loss", "optimizer", "train"}
-    assert {choice["properties"]["use"]["const"] for choice in sections["heads"]["additionalProperties"]["oneOf"]} == {
-        part.name for part in registry.parts("heads")
+    assert set(schema["required"]) == {
+        "name",
+        "method",
+        "data",
+        "transform",
+        "encoder",
+        "loss",
+        "optimizer",
+        "train",
     }
-    bank = next(choice for choice in sections["sampler"]["oneOf"] if choice["title"] == "memory_bank")
+    assert {
+        choice["properties"]["use"]["const"]
+        for choice in sections["heads"]["additionalProperties"]["oneOf"]
+    } == {part.name for part in registry.parts("heads")}
+    bank = next(
+        choice for choice in sections["sampler"]["oneOf"] if choice["title"] == "memory_bank"
+    )
     assert bank["properties"]["momentum"] == {
         "type": "number",
         "minimum": 0,

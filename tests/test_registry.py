@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
-from sslkit import registry, source
 from sslkit.errors import PluginError
-from sslkit.signature import REQUIRED, Signature, describe, read_class
+from sslkit.recipe import registry, source
+from sslkit.recipe.signature import REQUIRED, Signature, describe, read_class
 
 Install = Callable[..., None]
 
@@ -39,7 +39,10 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def comparable(signature: Signature) -> Any:
     """pydantic's FieldInfo has no equality, hence types by what they print."""
-    options = [(o.name, o.parameter, repr(o.annotation), o.default, o.description) for o in signature.options.values()]
+    options = [
+        (o.name, o.parameter, repr(o.annotation), o.default, o.description)
+        for o in signature.options.values()
+    ]
     return signature.facts, options, signature.doc, signature.attributes
 
 
@@ -77,7 +80,8 @@ def test_the_built_in_parts_come_by_entry_point() -> None:
 
 def test_unknown_names_and_kinds() -> None:
     with pytest.raises(
-        PluginError, match=r"no sampler named 'memory_bnak' is installed; did you mean 'memory_bank'.*reinstall that package"
+        PluginError,
+        match=r"no sampler named 'memory_bnak' is installed; did you mean 'memory_bank'.*reinstall that package",
     ):
         registry.find("samplers", "memory_bnak")
     with pytest.raises(PluginError, match="no kind 'head' of parts; did you mean 'heads'"):
@@ -88,7 +92,10 @@ def test_two_claims_harm_only_their_name(install: Install) -> None:
     install("first", "[sslkit.heads]\nshared = alpha:Head\n")
     install("second", "[sslkit.heads]\nshared = beta:Head\n")
     assert registry.find("heads", "linear").distribution == "sslkit"
-    with pytest.raises(PluginError, match=r"head 'shared' is claimed by first \(alpha:Head\) and second \(beta:Head\)"):
+    with pytest.raises(
+        PluginError,
+        match=r"head 'shared' is claimed by first \(alpha:Head\) and second \(beta:Head\)",
+    ):
         registry.find("heads", "shared")
 
 
@@ -96,7 +103,9 @@ def test_one_distribution_seen_twice_is_no_clash(install: Install) -> None:
     install("twice", "[sslkit.heads]\nsame = alpha:Head\n")
     older = Path(sys.path[0]) / "more"
     (older / "Twice-0.9.dist-info").mkdir(parents=True)
-    (older / "Twice-0.9.dist-info" / "entry_points.txt").write_text("[sslkit.heads]\nsame = alpha:Head\n")
+    (older / "Twice-0.9.dist-info" / "entry_points.txt").write_text(
+        "[sslkit.heads]\nsame = alpha:Head\n"
+    )
     sys.path.append(str(older))
     registry.discover.cache_clear()
     assert registry.find("heads", "same").version == "1.0"
@@ -112,13 +121,19 @@ def test_one_distribution_seen_twice_is_no_clash(install: Install) -> None:
         ),
         ("broken:Head", "def f(:", "cannot be imported from broken: SyntaxError"),
         ("broken:Head", "raise SystemExit(3)", "cannot be imported from broken: SystemExit: 3"),
-        ("broken:Head", "value = 1", "cannot be imported from broken: AttributeError: .*has no attribute 'Head'"),
+        (
+            "broken:Head",
+            "value = 1",
+            "cannot be imported from broken: AttributeError: .*has no attribute 'Head'",
+        ),
         ("broken:Head", "Head = 3", "is no class: broken:Head is 3"),
         ("absent_module:Head", "", "cannot be imported from absent_module: ModuleNotFoundError"),
         ("broken", "", "cannot be imported from broken"),
     ],
 )
-def test_a_broken_part_says_what_is_broken(install: Install, target: str, source: str, sentence: str) -> None:
+def test_a_broken_part_says_what_is_broken(
+    install: Install, target: str, source: str, sentence: str
+) -> None:
     sys.modules.pop("broken", None)
     install("outside", f"[sslkit.heads]\nx = {target}\n", broken=source)
     part = registry.find("heads", "x")
@@ -195,8 +210,15 @@ def test_what_cannot_be_read_is_imported(install: Install) -> None:
 
 
 def test_a_parameter_must_be_a_fact_or_an_option(install: Install) -> None:
-    install("outside", "[sslkit.heads]\nx = vague:Head\n", vague="class Head:\n    def __init__(self, size: int = 1): ...\n")
-    with pytest.raises(PluginError, match=r"parameter 'size' of head 'x' of outside 1\.0 must stand before '/', as a fact"):
+    install(
+        "outside",
+        "[sslkit.heads]\nx = vague:Head\n",
+        vague="class Head:\n    def __init__(self, size: int = 1): ...\n",
+    )
+    with pytest.raises(
+        PluginError,
+        match=r"parameter 'size' of head 'x' of outside 1\.0 must stand before '/', as a fact",
+    ):
         registry.find("heads", "x").signature()
 
 
@@ -212,7 +234,10 @@ def test_a_parameter_must_be_a_fact_or_an_option(install: Install) -> None:
         (tuple[float, float] | None, "a list of 2, each a number or null"),
         (tuple[int, str], "a list of 2: a whole number, text"),
         (tuple[PositiveInt, ...], "a list, each a whole number ≥ 1"),
-        (Annotated[list[str], Field(min_length=1, max_length=3)], "a list of at least 1 and at most 3, each text"),
+        (
+            Annotated[list[str], Field(min_length=1, max_length=3)],
+            "a list of at least 1 and at most 3, each text",
+        ),
         (bool, "true or false"),
         (Path | None, "a path or null"),
         (dict[str, int], "a mapping"),
@@ -237,7 +262,9 @@ class Tunable:
 
 
 def test_validation_fills_defaults_and_takes_lists_for_tuples() -> None:
-    options, faults = read_class(Tunable, "t").validate("t", {"count": 3, "pair": [3, 4], "root": "a/b"})
+    options, faults = read_class(Tunable, "t").validate(
+        "t", {"count": 3, "pair": [3, 4], "root": "a/b"}
+    )
     assert not faults
     assert options == {"count": 3, "rate": 1.0, "pair": (3, 4), "root": Path("a/b"), "lambda": True}
     assert isinstance(options["rate"], float)
@@ -248,7 +275,10 @@ def test_validation_fills_defaults_and_takes_lists_for_tuples() -> None:
     [
         ({}, ("count", "t needs the option 'count' (a whole number ≥ 1)")),
         ({"count": 1, "cuont": 2}, ("cuont", "no such option of t; did you mean 'count'?")),
-        ({"count": 1, "zzz": 2}, ("zzz", "no such option of t; there are: count, rate, pair, root, lambda")),
+        (
+            {"count": 1, "zzz": 2},
+            ("zzz", "no such option of t; there are: count, rate, pair, root, lambda"),
+        ),
         ({"count": True}, ("count", "true is not a whole number ≥ 1")),
         ({"count": 1.0}, ("count", "1.0 is not a whole number ≥ 1")),
         ({"count": "abc"}, ("count", "'abc' is not a whole number ≥ 1")),

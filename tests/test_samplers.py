@@ -70,9 +70,14 @@ def test_drawing_changes_nothing_and_repeats_for_the_same_key():
 def test_two_ranks_draw_what_one_process_draws():
     index = torch.arange(6)
     whole = bank(negatives=9).draw(index, Draws(5), terms=2).picks
-    halves = [bank(negatives=9).draw(index[3 * r : 3 * r + 3], Draws(5, rank=r, world=2), terms=2).picks for r in range(2)]
+    halves = [
+        bank(negatives=9).draw(index[3 * r : 3 * r + 3], Draws(5, rank=r, world=2), terms=2).picks
+        for r in range(2)
+    ]
     assert torch.equal(whole, torch.cat(halves, dim=1))
-    assert not torch.equal(halves[0] - index[:3].view(1, -1, 1), halves[1] - index[3:].view(1, -1, 1))
+    assert not torch.equal(
+        halves[0] - index[:3].view(1, -1, 1), halves[1] - index[3:].view(1, -1, 1)
+    )
 
 
 def test_update_by_hand():
@@ -80,7 +85,9 @@ def test_update_by_hand():
     memory = MemoryBank(2, 3)
     memory.bank.copy_(torch.tensor([[1.0, 0.0], [0.0, -1.0], [0.6, 0.8]]))
     memory.update(torch.tensor([0]), torch.tensor([[0.0, 7.0]]))
-    torch.testing.assert_close(memory.bank, torch.tensor([[0.5**0.5, 0.5**0.5], [0.0, -1.0], [0.6, 0.8]]))
+    torch.testing.assert_close(
+        memory.bank, torch.tensor([[0.5**0.5, 0.5**0.5], [0.0, -1.0], [0.6, 0.8]])
+    )
 
 
 def test_rows_have_unit_norm_after_every_write():
@@ -99,10 +106,14 @@ CHEAPEST = {"gathered": 0.0, "products": 1e9}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("shape", [(2, 7, 3), (1, 7, 3), (3,), None], ids=["term", "image", "batch", "all"])
+@pytest.mark.parametrize(
+    "shape", [(2, 7, 3), (1, 7, 3), (3,), None], ids=["term", "image", "batch", "all"]
+)
 @pytest.mark.parametrize("chunk", [1, 100, 2**24])
 @pytest.mark.parametrize("way", CHEAPEST)
-def test_both_ways_in_chunks_equal_the_naive_gather_with_its_gradient(way, chunk, shape, dtype, monkeypatch):
+def test_both_ways_in_chunks_equal_the_naive_gather_with_its_gradient(
+    way, chunk, shape, dtype, monkeypatch
+):
     monkeypatch.setitem(samplers.COSTS, "cpu", samplers.Costs(chunk, chunk, CHEAPEST[way]))
     generator = torch.Generator().manual_seed(0)
     rows = F.normalize(torch.randn(400, DIM, generator=generator), dim=1).to(dtype)
@@ -139,14 +150,22 @@ def test_what_a_bank_in_half_precision_costs(dtype, step):
             memory.update(index, 1 + torch.randn(32, 128, generator=generator))
         prediction = torch.randn(2, 32, 128, generator=generator).requires_grad_()
         values[kind] = [
-            LambdaNCE(form=form)(prediction, memory.recall(index), memory.draw(index, Draws(1), terms=2))
+            LambdaNCE(form=form)(
+                prediction, memory.recall(index), memory.draw(index, Draws(1), terms=2)
+            )
             for form in ("official", "paper", "info_nce")
         ]
-        slopes[kind] = torch.stack([torch.autograd.grad(value, prediction)[0] for value in values[kind]])
+        slopes[kind] = torch.stack(
+            [torch.autograd.grad(value, prediction)[0] for value in values[kind]]
+        )
         kept[kind] = memory.bank
-    assert kept[dtype].dtype == getattr(torch, dtype) and memory.recall(index).dtype == torch.float32
+    assert (
+        kept[dtype].dtype == getattr(torch, dtype) and memory.recall(index).dtype == torch.float32
+    )
     torch.testing.assert_close(kept[dtype].float(), kept["float32"], rtol=step, atol=step / 8)
-    torch.testing.assert_close(kept[dtype].float().norm(dim=1), torch.ones(4000), rtol=0, atol=step / 4)
+    torch.testing.assert_close(
+        kept[dtype].float().norm(dim=1), torch.ones(4000), rtol=0, atol=step / 4
+    )
     assert (slopes[dtype] - slopes["float32"]).norm() < step * slopes["float32"].norm()
     for value, exact in zip(values[dtype], values["float32"], strict=True):
         assert value.item() == pytest.approx(exact.item(), rel=step / 20)

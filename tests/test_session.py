@@ -18,10 +18,12 @@ from conftest import assert_same, everything, finish, start
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from sslkit import checkpoint, recipe, session, trainer
+from sslkit import recipe
 from sslkit.cli import app
 from sslkit.errors import TrainingError
-from sslkit.metrics import Metrics, Row
+from sslkit.runs import checkpoint, folders
+from sslkit.runs.metrics import Metrics, Row
+from sslkit.training import session, trainer
 
 LONG = ("--set", "train.save_minutes=0", "--set", "train.epochs=5")
 """15 steps, a checkpoint after each."""
@@ -68,10 +70,14 @@ def steps_done(runs: Path, steps: int):
 
 
 def is_writing(runs: Path):
-    return lambda: any((runs / "tiny" / "latest" / "checkpoints").glob(".writing-*/method.safetensors"))
+    return lambda: any(
+        (runs / "tiny" / "latest" / "checkpoints").glob(".writing-*/method.safetensors")
+    )
 
 
-def test_a_run_that_is_killed_and_signalled_again_and_again_ends_as_one_that_was_not(tiny, unbroken, tmp_path):
+def test_a_run_that_is_killed_and_signalled_again_and_again_ends_as_one_that_was_not(
+    tiny, unbroken, tmp_path
+):
     runs = tmp_path / "runs"
 
     def resume():
@@ -103,7 +109,10 @@ def test_a_run_that_is_killed_and_signalled_again_and_again_ends_as_one_that_was
         assert (ended, err) == (code, "")
         state = checkpoint.newest(folder)[1]
         (last,) = [line for line in out.splitlines() if "stopped by" in line]
-        assert last == f"stopped by {number.name} after step {state['step']}, saved; go on with: sslkit train --resume {folder}"
+        assert (
+            last
+            == f"stopped by {number.name} after step {state['step']}, saved; go on with: sslkit train --resume {folder}"
+        )
         assert rows(folder)[-1]["step"] == state["step"]
 
     process = resume()
@@ -164,9 +173,22 @@ def test_what_is_in_a_run_folder(unbroken):
     }
     assert [row["step"] for row in rows(unbroken)] == list(range(1, 16))
     assert rows(unbroken)[0].keys() == {
-        *("step", "epoch", "lr", "loss", "loss_image", "loss_patches", "std_image", "std_patches", "match", "gradient_norm")
+        *(
+            "step",
+            "epoch",
+            "lr",
+            "loss",
+            "loss_image",
+            "loss_patches",
+            "std_image",
+            "std_patches",
+            "match",
+            "gradient_norm",
+        )
     }
-    assert [row["epoch"] for row in rows(unbroken)] == [epoch for epoch in range(5) for _ in range(3)]
+    assert [row["epoch"] for row in rows(unbroken)] == [
+        epoch for epoch in range(5) for _ in range(3)
+    ]
     assert sorted(os.listdir(unbroken / "checkpoints")) == ["step-00000014", "step-00000015"]
     assert {path.suffix for path in unbroken.rglob("*") if path.is_file()} <= {
         ".yaml",
@@ -176,19 +198,37 @@ def test_what_is_in_a_run_folder(unbroken):
         ".safetensors",
         "",
     }
-    assert {path.stat().st_mode & 0o777 for path in unbroken.rglob("*.safetensors")} == {unbroken.stat().st_mode & 0o666}
+    assert {path.stat().st_mode & 0o777 for path in unbroken.rglob("*.safetensors")} == {
+        unbroken.stat().st_mode & 0o666
+    }
     environment = json.loads((unbroken / "environment.json").read_text())
-    assert environment["processes"] == 1 and environment["precision"] == "float32" and "torch" in environment["packages"]
+    assert (
+        environment["processes"] == 1
+        and environment["precision"] == "float32"
+        and "torch" in environment["packages"]
+    )
     encoder = load_file(unbroken / "encoder.safetensors")
     method = load_file(checkpoint.newest(unbroken)[0] / "method.safetensors")
     assert_same(encoder, {name: method[f"method.encoder.model.{name}"] for name in encoder})
 
 
 def test_the_recipe_in_the_folder_trains_the_same_again(unbroken, tmp_path):
-    assert sslkit("train", unbroken / "recipe.yaml", "--set", "train.save_minutes=5", "--runs", tmp_path / "runs")[0] == 0
+    assert (
+        sslkit(
+            "train",
+            unbroken / "recipe.yaml",
+            "--set",
+            "train.save_minutes=5",
+            "--runs",
+            tmp_path / "runs",
+        )[0]
+        == 0
+    )
     again = latest(tmp_path / "runs")
     assert (again / "metrics.jsonl").read_bytes() == (unbroken / "metrics.jsonl").read_bytes()
-    assert (again / "encoder.safetensors").read_bytes() == (unbroken / "encoder.safetensors").read_bytes()
+    assert (again / "encoder.safetensors").read_bytes() == (
+        unbroken / "encoder.safetensors"
+    ).read_bytes()
 
 
 def break_loss(monkeypatch, *numbers: int) -> None:
@@ -217,7 +257,9 @@ def test_steps_that_are_not_finite_are_skipped_where_asked(tiny, tmp_path, monke
     assert [row["step"] for row in rows(folder)] == [2, *range(5, 16)]
     newest, state, _ = checkpoint.newest(folder)
     assert state["step"] == 15 and state["skipped"] == 3
-    assert all(value.isfinite().all() for value in load_file(newest / "method.safetensors").values())
+    assert all(
+        value.isfinite().all() for value in load_file(newest / "method.safetensors").values()
+    )
 
 
 def test_a_skipped_step_leaves_no_trace(make, monkeypatch):
@@ -244,7 +286,7 @@ def test_two_runs_in_one_folder_are_refused(tiny, tmp_path):
     process.kill()
     finish(process)
     checkpoint.newest(latest(runs))
-    with checkpoint.held(latest(runs)):
+    with folders.held(latest(runs)):
         pass
 
 
@@ -255,14 +297,24 @@ def test_a_folder_that_is_removed_ends_the_run_with_a_sentence(tiny, tmp_path):
     shutil.rmtree(runs, ignore_errors=True)
     shutil.rmtree(runs, ignore_errors=True)
     code, _, err = finish(process)
-    assert code == 2 and err.startswith("cannot write") and "No such file" in err and len(err.splitlines()) == 1
+    assert (
+        code == 2
+        and err.startswith("cannot write")
+        and "No such file" in err
+        and len(err.splitlines()) == 1
+    )
 
 
-def test_a_loss_that_is_not_finite_stops_with_its_step_and_keeps_the_last_good_checkpoint(tiny, tmp_path, monkeypatch):
+def test_a_loss_that_is_not_finite_stops_with_its_step_and_keeps_the_last_good_checkpoint(
+    tiny, tmp_path, monkeypatch
+):
     break_loss(monkeypatch, 3)
     code, _, err = sslkit("train", tiny, *LONG, "--runs", tmp_path)
     assert code == 2
-    assert err.startswith("step 3: loss, gradient_norm not finite (learning rate 0.0") and "resume" in err
+    assert (
+        err.startswith("step 3: loss, gradient_norm not finite (learning rate 0.0")
+        and "resume" in err
+    )
     assert len(err.splitlines()) == 1 and "8 images" not in err
     folder = latest(tmp_path)
     known = json.loads((folder / "not_finite.json").read_text())
@@ -270,7 +322,9 @@ def test_a_loss_that_is_not_finite_stops_with_its_step_and_keeps_the_last_good_c
     assert [row["step"] for row in rows(folder)] == [1, 2]
     newest, state, notes = checkpoint.newest(folder)
     assert state["step"] == 2 and notes == []
-    assert all(value.isfinite().all() for value in load_file(newest / "method.safetensors").values())
+    assert all(
+        value.isfinite().all() for value in load_file(newest / "method.safetensors").values()
+    )
 
 
 def test_a_rate_that_is_far_too_high_ends_with_a_sentence(tiny, tmp_path):
@@ -282,10 +336,21 @@ def test_a_rate_that_is_far_too_high_ends_with_a_sentence(tiny, tmp_path):
 
 
 def test_a_last_step_that_spoils_the_weights_is_not_saved(tiny, tmp_path):
-    code, _, err = sslkit("train", tiny, "--set", "train.epochs=1", "--set", "optimizer.lr=1.0e+38", "--runs", tmp_path)
+    code, _, err = sslkit(
+        "train",
+        tiny,
+        "--set",
+        "train.epochs=1",
+        "--set",
+        "optimizer.lr=1.0e+38",
+        "--runs",
+        tmp_path,
+    )
     assert code == 2
     assert "not finite" in err and "--set optimizer.lr=" in err and len(err.splitlines()) == 1
-    assert not list(tmp_path.glob("*/*/encoder.safetensors")) and not list(tmp_path.glob("*/*/checkpoints/step-*"))
+    assert not list(tmp_path.glob("*/*/encoder.safetensors")) and not list(
+        tmp_path.glob("*/*/checkpoints/step-*")
+    )
 
 
 def test_resume_with_settings_is_refused(unbroken):
@@ -303,7 +368,7 @@ def test_places_that_cannot_be_written_or_found(tiny, tmp_path):
 
 
 def test_a_run_that_ended_before_its_first_checkpoint_begins_anew(tiny, unbroken, tmp_path):
-    folder = checkpoint.new_folder(tmp_path, recipe.read(unbroken / "recipe.yaml"))
+    folder = folders.new_folder(tmp_path, recipe.read(unbroken / "recipe.yaml"))
     (folder / "metrics.jsonl").write_text('{"step": 1, "loss": 5.0}\n')
     code, _, err = sslkit("train", "--resume", folder)
     assert code == 0 and err == f"{folder} holds no checkpoint yet: it begins anew\n"
@@ -315,11 +380,20 @@ def test_a_disk_that_fills_up_ends_with_a_sentence(tiny, tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    for place in ("sslkit.checkpoint.save_file", "sslkit.plot._save", "sslkit.metrics.Row.line"):
+    for place in (
+        "sslkit.runs.files.save_file",
+        "sslkit.report.figures._save",
+        "sslkit.runs.metrics.Row.line",
+    ):
         with monkeypatch.context() as patch:
             patch.setattr(place, full)
             code, _, err = sslkit("train", tiny, *LONG, "--runs", tmp_path / place)
-        assert code == 2 and err.startswith("cannot write") and "No space left" in err and len(err.splitlines()) == 1
+        assert (
+            code == 2
+            and err.startswith("cannot write")
+            and "No space left" in err
+            and len(err.splitlines()) == 1
+        )
 
 
 def test_a_broken_image_does_not_stop_a_run_before_it_began(tiny, images, tmp_path):
@@ -327,8 +401,13 @@ def test_a_broken_image_does_not_stop_a_run_before_it_began(tiny, images, tmp_pa
     shutil.copytree(images, folder)
     for file in sorted(folder.iterdir())[::3]:
         file.write_bytes(b"no image")
-    code, out, err = sslkit("train", tiny, "--data", folder, "--runs", tmp_path / "runs", "--set", "train.epochs=1")
-    assert (code, err) == (0, "") and "8 images could not be read and were replaced: 00.png, 03.png" in out
+    code, out, err = sslkit(
+        "train", tiny, "--data", folder, "--runs", tmp_path / "runs", "--set", "train.epochs=1"
+    )
+    assert (code, err) == (
+        0,
+        "",
+    ) and "8 images could not be read and were replaced: 00.png, 03.png" in out
 
 
 def test_metrics_drop_what_will_be_done_again(tmp_path):
@@ -338,16 +417,30 @@ def test_metrics_drop_what_will_be_done_again(tmp_path):
     metrics = Metrics(path, 2)
     assert path.read_text().splitlines() == lines[:2]
     metrics.add([Row(3, 0, 0.1, 2.0, {"match": 0.5})])
-    assert json.loads(path.read_text().splitlines()[2]) == {"step": 3, "epoch": 0, "lr": 0.1, "loss": 2.0, "match": 0.5}
+    assert json.loads(path.read_text().splitlines()[2]) == {
+        "step": 3,
+        "epoch": 0,
+        "lr": 0.1,
+        "loss": 2.0,
+        "match": 0.5,
+    }
 
 
 def test_a_metric_that_is_not_finite_is_named(tiny, make, tmp_path):
     run = make()
     step = trainer.Step(7, 0, 0.1, torch.tensor(1.0), {}, torch.tensor([0, 1]))
     row = Row(7, 0, 0.1, 1.0, {"match": float("inf"), "std_image": 1.0})
-    with pytest.raises(TrainingError, match=r"step 7: match not finite .*images 00.png, 01.jpg, see not_finite.json"):
+    with pytest.raises(
+        TrainingError,
+        match=r"step 7: match not finite .*images 00.png, 01.jpg, see not_finite.json",
+    ):
         session.check_finite([row], [step], run, tmp_path)
-    known = {"step": 7, "lr": 0.1, "values": {"loss": "1.0", "match": "inf", "std_image": "1.0"}, "images": ["00.png", "01.jpg"]}
+    known = {
+        "step": 7,
+        "lr": 0.1,
+        "values": {"loss": "1.0", "match": "inf", "std_image": "1.0"},
+        "images": ["00.png", "01.jpg"],
+    }
     assert json.loads((tmp_path / "not_finite.json").read_text()) == known
     assert session.check_finite([row], [replace(step, skipped=True)], run, tmp_path)[0].startswith(
         "skipped step 7: match not finite"

@@ -7,10 +7,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sslkit import distributed, recipe
-from sslkit.build import build
 from sslkit.errors import RecipeError
 from sslkit.interfaces import Draws
-from sslkit.trainer import train
+from sslkit.training.build import build
+from sslkit.training.trainer import train
 from sslkit_plugins import samplers
 from sslkit_plugins.losses import InfoNCE, LambdaNCE
 from sslkit_plugins.samplers import BLOCK, MemoryBank
@@ -48,7 +48,10 @@ def some_steps(folder, loss, **options):
         sampler.update(distributed.gather(index), distributed.gather(prediction[1].detach()))
     spread = sampler.spread().get("bank", (0, IMAGES, IMAGES))
     found |= {"bank": sampler.bank, "spread": torch.tensor(spread)}
-    save_file({name: value.detach().contiguous() for name, value in found.items()}, folder / f"{world}-{rank}.safetensors")
+    save_file(
+        {name: value.detach().contiguous() for name, value in found.items()},
+        folder / f"{world}-{rank}.safetensors",
+    )
 
 
 SETTINGS = [
@@ -68,7 +71,12 @@ def test_a_spread_bank_gives_what_one_bank_gives(ranks, tmp_path, world, options
     """Loss, gradients and rows after three steps; in the official form, whose constant is one for all."""
     some_steps(tmp_path, LambdaNCE(lambda_=0.3, temperature=0.2), **options)
     assert (
-        ranks(lambda folder: some_steps(folder, LambdaNCE(lambda_=0.3, temperature=0.2), shards="auto", **options), world)
+        ranks(
+            lambda folder: some_steps(
+                folder, LambdaNCE(lambda_=0.3, temperature=0.2), shards="auto", **options
+            ),
+            world,
+        )
         == [0] * world
     )
     one = load_file(tmp_path / "1-0.safetensors")
@@ -85,10 +93,15 @@ def test_a_spread_bank_gives_what_one_bank_gives(ranks, tmp_path, world, options
 
 
 @pytest.mark.parametrize("costs", [samplers.Costs(1, 1, 0), samplers.Costs(1, 1, 1e9)])
-def test_gathered_rows_and_whole_products_agree_across_processes(ranks, tmp_path, costs, monkeypatch):
+def test_gathered_rows_and_whole_products_agree_across_processes(
+    ranks, tmp_path, costs, monkeypatch
+):
     some_steps(tmp_path, InfoNCE(), negatives=20)
     monkeypatch.setitem(samplers.COSTS, "cpu", costs)
-    assert ranks(lambda folder: some_steps(folder, InfoNCE(), shards="auto", negatives=20), 2) == [0, 0]
+    assert ranks(lambda folder: some_steps(folder, InfoNCE(), shards="auto", negatives=20), 2) == [
+        0,
+        0,
+    ]
     one, two = (load_file(tmp_path / f"{name}.safetensors") for name in ("1-0", "2-1"))
     for name in one.keys() - {"bank", "spread"}:
         torch.testing.assert_close(one[name], two[name], rtol=1e-4, atol=1e-6)
@@ -100,12 +113,17 @@ def test_rows_begin_alike_however_they_are_spread(ranks, tmp_path):
 
     def work(folder):
         torch.manual_seed(7)
-        save_file({"bank": MemoryBank(2, images, shards="auto").bank}, folder / f"{distributed.rank()}.safetensors")
+        save_file(
+            {"bank": MemoryBank(2, images, shards="auto").bank},
+            folder / f"{distributed.rank()}.safetensors",
+        )
 
     assert ranks(work, 4) == [0] * 4
     torch.manual_seed(7)
     whole = MemoryBank(2, images).bank
-    assert torch.equal(torch.cat([load_file(tmp_path / f"{rank}.safetensors")["bank"] for rank in range(4)]), whole)
+    assert torch.equal(
+        torch.cat([load_file(tmp_path / f"{rank}.safetensors")["bank"] for rank in range(4)]), whole
+    )
 
 
 def test_one_process_holds_all_rows(tmp_path):
@@ -122,7 +140,10 @@ def test_one_process_holds_all_rows(tmp_path):
 def test_fewer_images_than_processes_are_refused(monkeypatch):
     monkeypatch.setattr(distributed, "world", lambda: 4)
     monkeypatch.setattr(distributed, "rank", lambda: 3)
-    with pytest.raises(RecipeError, match=r"sampler.shards.*5 images are too few to spread over 4 processes; set it to none"):
+    with pytest.raises(
+        RecipeError,
+        match=r"sampler.shards.*5 images are too few to spread over 4 processes; set it to none",
+    ):
         MemoryBank(DIM, 5, shards="auto")
 
 
@@ -133,7 +154,9 @@ def test_what_is_exchanged_comes_from_each_rank_and_its_gradient_goes_back(ranks
         received = distributed.exchange(rows)
         assert received.flatten().tolist() == [rank, 10 + rank, 20 + rank]
         (received * torch.tensor([[1.0], [2.0], [3.0]])).sum().backward()
-        assert rows.grad.flatten().tolist() == [rank + 1] * 3, "the weight that every receiver gave to what came from this rank"
+        assert rows.grad.flatten().tolist() == [rank + 1] * 3, (
+            "the weight that every receiver gave to what came from this rank"
+        )
         assert distributed.largest(torch.tensor(rank)) == 2
 
     assert ranks(work, 3) == [0] * 3
@@ -143,7 +166,9 @@ WITHOUT_BATCH_NORM = "encoder.model=test_efficientnet_ln"
 
 
 @pytest.mark.parametrize(
-    "more", [(), ("sampler.init=forward", "sampler.negatives=all", "train.accumulate=2")], ids=["drawn", "all"]
+    "more",
+    [(), ("sampler.init=forward", "sampler.negatives=all", "train.accumulate=2")],
+    ids=["drawn", "all"],
 )
 def test_training_with_a_spread_bank_is_training_with_one_bank(ranks, tiny, tmp_path, more):
     def work(folder, *settings):
@@ -155,7 +180,9 @@ def test_training_with_a_spread_bank_is_training_with_one_bank(ranks, tiny, tmp_
 
     work(tmp_path)
     assert ranks(lambda folder: work(folder, "sampler.shards=auto"), 2) == [0, 0]
-    one, first, second = (load_file(tmp_path / f"{name}.safetensors") for name in ("1-0", "2-0", "2-1"))
+    one, first, second = (
+        load_file(tmp_path / f"{name}.safetensors") for name in ("1-0", "2-0", "2-1")
+    )
     assert len(first["sampler.bank"]) == len(second["sampler.bank"]) == 12
     first["sampler.bank"] = torch.cat([first["sampler.bank"], second["sampler.bank"]])
     for name, value in one.items():

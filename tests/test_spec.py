@@ -11,17 +11,18 @@ from torch import nn
 from torch.nn import functional as F
 
 from sslkit import recipe
-from sslkit.build import make
 from sslkit.errors import RecipeError
 from sslkit.interfaces import Batch, Draws, Encoder, Parts, Progress
-from sslkit.optim import make_schedule
-from sslkit_plugins import pirl, views
+from sslkit.parts import make
+from sslkit.training.optim import make_schedule
 from sslkit_plugins.encoders import Timm
 from sslkit_plugins.heads import ConcatPatches, Linear, Mlp
 from sslkit_plugins.losses import LambdaNCE
-from sslkit_plugins.pirl import Jigsaw, Pirl, Rotation
+from sslkit_plugins.methods import pirl
+from sslkit_plugins.methods.pirl import Jigsaw, Pirl, Rotation
 from sslkit_plugins.samplers import BankNegatives, MemoryBank
-from sslkit_plugins.views import COLOURS
+from sslkit_plugins.views import photometric as views
+from sslkit_plugins.views.photometric import COLOURS
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 IMAGENET = 1_281_167
@@ -39,11 +40,15 @@ def naive(form, prediction, own, others, mean_exp, share):
     if form == "info_nce":
         terms = -torch.log(positive / (positive + total))
     else:
-        constant = total if form == "paper" else torch.full_like(total, negative.shape[-1] * mean_exp)
+        constant = (
+            total if form == "paper" else torch.full_like(total, negative.shape[-1] * mean_exp)
+        )
         terms = -torch.log(positive / (positive + constant))
         terms = terms - torch.log(1 - negative / (negative + constant.unsqueeze(-1))).sum(-1)
     patches, image = terms.mean(-1)
-    return share * patches + (1 - share) * image, torch.cat([positive[0].unsqueeze(-1), negative[0]], -1).mean().item()
+    return share * patches + (1 - share) * image, torch.cat(
+        [positive[0].unsqueeze(-1), negative[0]], -1
+    ).mean().item()
 
 
 @pytest.mark.parametrize("form", ["official", "paper", "info_nce"])
@@ -59,9 +64,13 @@ def test_values_and_gradients_of_the_first_call_and_of_later_ones(form):
         value = loss(prediction, sampler.recall(index), negatives)
         (gradient,) = torch.autograd.grad(value, prediction)
         exact = prediction.detach().double().requires_grad_()
-        _, mean_exp = naive(form, exact, sampler.bank[index], sampler.bank[negatives.picks], 1.0, share)
+        _, mean_exp = naive(
+            form, exact, sampler.bank[index], sampler.bank[negatives.picks], 1.0, share
+        )
         frozen = mean_exp if frozen is None else frozen
-        expected, _ = naive(form, exact, sampler.bank[index], sampler.bank[negatives.picks], frozen, share)
+        expected, _ = naive(
+            form, exact, sampler.bank[index], sampler.bank[negatives.picks], frozen, share
+        )
         (slope,) = torch.autograd.grad(expected, exact)
         assert value.item() == pytest.approx(expected.item(), rel=1e-5)
         torch.testing.assert_close(gradient.double(), slope, rtol=1e-4, atol=1e-5)
@@ -78,7 +87,9 @@ def test_all_others_as_negatives_are_the_closed_form_over_all_other_rows(form):
     assert negatives.count == 6
     value = LambdaNCE(form=form)(prediction, sampler.recall(index), negatives)
     (gradient,) = torch.autograd.grad(value, prediction)
-    others = torch.stack([sampler.bank[[row for row in range(7) if row != own]] for own in index.tolist()]).expand(2, -1, -1, -1)
+    others = torch.stack(
+        [sampler.bank[[row for row in range(7) if row != own]] for own in index.tolist()]
+    ).expand(2, -1, -1, -1)
     exact = prediction.detach().double().requires_grad_()
     _, mean_exp = naive(form, exact, sampler.bank[index], others, 1.0, 0.5)
     expected, _ = naive(form, exact, sampler.bank[index], others, mean_exp, 0.5)
@@ -112,7 +123,9 @@ def test_a_batch_of_one_image():
     for negatives in (5, "all"):
         sampler = MemoryBank(4, 9, negatives=negatives)
         index = torch.tensor([3])
-        assert LambdaNCE()(torch.randn(2, 1, 4), sampler.recall(index), sampler.draw(index, Draws(0), terms=2)).isfinite()
+        assert LambdaNCE()(
+            torch.randn(2, 1, 4), sampler.recall(index), sampler.draw(index, Draws(0), terms=2)
+        ).isfinite()
         sampler.update(index, torch.randn(1, 4))
 
 
@@ -133,8 +146,12 @@ def test_how_often_the_official_draw_holds_the_own_row():
     torch.manual_seed(0)
     index = torch.arange(500)
     for exclude, share in ((False, 0.56), (True, 0.0)):
-        picks = MemoryBank(2, 5000, negatives=4096, exclude_own=exclude).draw(index, Draws(0)).picks[0]
-        assert (picks == index.unsqueeze(1)).any(1).float().mean().item() == pytest.approx(share, abs=0.07 * (not exclude))
+        picks = (
+            MemoryBank(2, 5000, negatives=4096, exclude_own=exclude).draw(index, Draws(0)).picks[0]
+        )
+        assert (picks == index.unsqueeze(1)).any(1).float().mean().item() == pytest.approx(
+            share, abs=0.07 * (not exclude)
+        )
 
 
 # --------------------------------------------------------------------------------------------------------------------- network
@@ -160,7 +177,11 @@ def test_batch_norm_sees_the_patches_first_and_then_the_images_each_alone():
     """Patches of value 1, images of 2, PyTorch's 0.1: running mean 0.9·(0.1·1) + 0.1·2 = 0.29, after two updates a step."""
     heads = {"image": Linear(3, out_dim=4), "patches": ConcatPatches(3, 9, patch_dim=4, out_dim=4)}
     method = Pirl(Parts(Normed(), heads, MemoryBank(4, 9, negatives=5), LambdaNCE()))
-    batch = Batch({"image": torch.full((2, 3, 6, 6), 2.0), "patches": torch.ones(2, 9, 3, 4, 4)}, {}, torch.arange(2))
+    batch = Batch(
+        {"image": torch.full((2, 3, 6, 6), 2.0), "patches": torch.ones(2, 9, 3, 4, 4)},
+        {},
+        torch.arange(2),
+    )
     method(batch, Progress(0, 1, 0, 1, Draws(0)))
     torch.testing.assert_close(method.encoder.norm.running_mean, torch.full((3,), 0.29))
     assert method.encoder.norm.num_batches_tracked == 2
@@ -173,11 +194,15 @@ def test_the_released_models_initialisation():
     assert model.conv1.weight.std().item() == pytest.approx(0.0476, rel=0.02)
     assert model.layer1[0].conv1.weight.std().item() == pytest.approx(0.0241, rel=0.02)
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    assert len(norms) == 20 and all((norm.weight == 1).all() and (norm.bias == 0).all() for norm in norms)
+    assert len(norms) == 20 and all(
+        (norm.weight == 1).all() and (norm.bias == 0).all() for norm in norms
+    )
 
 
 def test_pretrained_weights_are_not_overwritten():
-    with pytest.raises(RecipeError, match=r"encoder\.conv_init  'uniform' would overwrite the pretrained weights"):
+    with pytest.raises(
+        RecipeError, match=r"encoder\.conv_init  'uniform' would overwrite the pretrained weights"
+    ):
         Timm(model="resnet18", pretrained=True, conv_init="uniform")
 
 
@@ -197,20 +222,29 @@ def test_heads_are_linear_with_biases_and_the_patches_share_one():
         g.join.bias.fill_(0.5)
     features = torch.zeros(1, 9, 2048)
     features[0, :, 0] = torch.arange(2, 11)
-    assert g(features)[0, 0].item() == pytest.approx(987_654_321.5), "patch k in place k, and no ReLU: nothing is lost below 0"
+    assert g(features)[0, 0].item() == pytest.approx(987_654_321.5), (
+        "patch k in place k, and no ReLU: nothing is lost below 0"
+    )
     assert g(-features)[0, 0].item() < 0
 
 
 def test_heads_of_the_mlp_models():
     """f ends linear; g has a ReLU after the patch projection too. Three hidden units, all first weights 1, no biases."""
-    f, g = Mlp(1, hidden_dim=3, out_dim=1), ConcatPatches(1, 2, patch_dim=1, out_dim=1, hidden_dim=3)
+    f, g = (
+        Mlp(1, hidden_dim=3, out_dim=1),
+        ConcatPatches(1, 2, patch_dim=1, out_dim=1, hidden_dim=3),
+    )
     with torch.no_grad():
         for name, value in [*f.named_parameters(), *g.named_parameters()]:
             value.fill_(float(name.endswith("weight")))
         for last in (f.project[2], g.patch[2]):
             last.weight.fill_(-1)
-    assert f(torch.tensor([[2.0], [-2.0]])).flatten().tolist() == [-6, 0], "-(2 + 2 + 2), and nothing of what is below 0"
-    assert g(torch.tensor([[2.0], [5.0]])).item() == 0, "-6 and -15 end in the ReLU before they are joined"
+    assert f(torch.tensor([[2.0], [-2.0]])).flatten().tolist() == [-6, 0], (
+        "-(2 + 2 + 2), and nothing of what is below 0"
+    )
+    assert g(torch.tensor([[2.0], [5.0]])).item() == 0, (
+        "-6 and -15 end in the ReLU before they are joined"
+    )
     with torch.no_grad():
         g.patch[2].weight.fill_(1)
     assert g(torch.tensor([[2.0], [5.0]])).item() == 21
@@ -234,7 +268,9 @@ def test_image_and_rotated_view_are_different_crops():
     ramp = np.repeat(np.linspace(0, 255, 200)[None, :, None], 100, 0).repeat(3, 2).astype(np.uint8)
     rng, transform = np.random.default_rng(0), Rotation(size=16)
     samples = [transform(Image.fromarray(ramp), rng).views for _ in range(600)]
-    image, rotated = (np.array([views[name].float().mean() for views in samples]) for name in ("image", "rotated"))
+    image, rotated = (
+        np.array([views[name].float().mean() for views in samples]) for name in ("image", "rotated")
+    )
     assert image.std() > 20 and rotated.std() > 20
     assert abs(np.corrcoef(image, rotated)[0, 1]) < 0.13
 
@@ -246,7 +282,10 @@ def drawn(rows, colours):
 @pytest.mark.parametrize(
     ("colours", "chances"),
     [
-        ("official", {"jitter": 1, "photometric": 0.66, "gray": 0.2, "gaussian_blur": 0, "flip": 0.5}),
+        (
+            "official",
+            {"jitter": 1, "photometric": 0.66, "gray": 0.2, "gaussian_blur": 0, "flip": 0.5},
+        ),
         ("blur", {"jitter": 0.8, "photometric": 0, "gray": 0.2, "gaussian_blur": 0.5, "flip": 0.5}),
         ("npid", {"jitter": 1, "photometric": 0, "gray": 0.2, "gaussian_blur": 0, "flip": 0.5}),
         ("gray", {"jitter": 0, "photometric": 0, "gray": 0.66, "gaussian_blur": 0, "flip": 0.5}),
@@ -254,7 +293,11 @@ def drawn(rows, colours):
 )
 def test_colours_come_in_their_order_as_often_as_they_should(colours, chances):
     steps = drawn(9000, colours)
-    jitter, photometric, last = steps[:16], steps[16:20], dict(zip(("gray", "gaussian_blur", "flip"), steps[20:], strict=True))
+    jitter, photometric, last = (
+        steps[:16],
+        steps[16:20],
+        dict(zip(("gray", "gaussian_blur", "flip"), steps[20:], strict=True)),
+    )
     for place in range(0, 16, 4):
         assert [step.operation for step in jitter[place : place + 4]] == list(views.JITTER)
     times = torch.stack([step.chosen for step in jitter]).sum(0)
@@ -263,19 +306,35 @@ def test_colours_come_in_their_order_as_often_as_they_should(colours, chances):
     assert [step.operation.__name__ for step in photometric] == listed
     assert all(torch.equal(step.chosen, photometric[0].chosen) for step in photometric), "one coin"
     assert last["gray"].operation is views.adjust_saturation and not last["gray"].parameter.any()
-    assert last["gaussian_blur"].operation is views.gaussian_blur and last["flip"].operation is views.flip
-    seen = {"jitter": times > 0, "photometric": photometric[0].chosen, **{name: step.chosen for name, step in last.items()}}
-    assert {name: rows.float().mean().item() for name, rows in seen.items()} == pytest.approx(chances, abs=0.02)
+    assert (
+        last["gaussian_blur"].operation is views.gaussian_blur
+        and last["flip"].operation is views.flip
+    )
+    seen = {
+        "jitter": times > 0,
+        "photometric": photometric[0].chosen,
+        **{name: step.chosen for name, step in last.items()},
+    }
+    assert {name: rows.float().mean().item() for name, rows in seen.items()} == pytest.approx(
+        chances, abs=0.02
+    )
     together = (seen["gray"] & seen["flip"]).float().mean().item()
-    assert together == pytest.approx(chances["gray"] * chances["flip"], abs=0.02), "coins of their own"
+    assert together == pytest.approx(chances["gray"] * chances["flip"], abs=0.02), (
+        "coins of their own"
+    )
     sigma = last["gaussian_blur"].parameter
     assert sigma.min() == pytest.approx(0.1, abs=0.01) and sigma.max() == pytest.approx(2, abs=0.01)
 
 
-@pytest.mark.parametrize(("colours", "strengths"), [("blur", (0.8, 0.8, 0.8, 0.2)), ("npid", (0.4, 0.4, 0.4, 0.4))])
+@pytest.mark.parametrize(
+    ("colours", "strengths"), [("blur", (0.8, 0.8, 0.8, 0.2)), ("npid", (0.4, 0.4, 0.4, 0.4))]
+)
 def test_jitter_is_as_strong_as_it_should_be(colours, strengths):
     middle = (1, 1, 1, 0)
-    reach = [(step.parameter - m).abs().max().item() for step, m in zip(drawn(4000, colours)[:4], middle, strict=True)]
+    reach = [
+        (step.parameter - m).abs().max().item()
+        for step, m in zip(drawn(4000, colours)[:4], middle, strict=True)
+    ]
     assert reach == pytest.approx(strengths, abs=0.01)
 
 
@@ -307,22 +366,35 @@ def test_the_papers_recipes_hold_the_papers_numbers(path):
     read = recipe.read(path)
     chosen = read.optimizer
     assert (chosen.use, chosen.lr, chosen.momentum, chosen.nesterov) == ("sgd", 0.12, 0.9, False)
-    assert (chosen.weight_decay, chosen.exempt_norms_and_biases, read.train.sync_batchnorm) == (1e-4, True, False)
+    assert (chosen.weight_decay, chosen.exempt_norms_and_biases, read.train.sync_batchnorm) == (
+        1e-4,
+        True,
+        False,
+    )
     assert (read.train.batch_size, read.train.epochs) == (1024, 800)
     assert (read.sampler.options["negatives"], read.sampler.options["momentum"]) == (32_000, 0.5)
     assert (read.sampler.options["init"], read.sampler.options["draws"]) == ("random", "term")
-    assert (read.encoder.options["model"], read.encoder.options["conv_init"]) == ("resnet50", "uniform")
+    assert (read.encoder.options["model"], read.encoder.options["conv_init"]) == (
+        "resnet50",
+        "uniform",
+    )
     tau, form = (0.1, "info_nce") if path.stem == "pirl_jigsaw_mlp" else (0.07, "official")
     assert read.loss.options == {"lambda": 0.5, "temperature": tau, "form": form}
-    assert read.transform.options["colours"] == ("blur" if path.stem == "pirl_jigsaw_mlp" else "official")
+    assert read.transform.options["colours"] == (
+        "blur" if path.stem == "pirl_jigsaw_mlp" else "official"
+    )
     heads = {name: make(choice, in_dim=2048, crops=9) for name, choice in read.heads.items()}
     assert all(head.out_dim == 128 and head.norm is None for head in heads.values())
 
     steps = IMAGENET // 1024
-    rate = make_schedule(torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=chosen.lr), read.schedule, 800, steps)
+    rate = make_schedule(
+        torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=chosen.lr), read.schedule, 800, steps
+    )
     assert rate(0) == rate(steps - 1) == pytest.approx(0.12)
     assert rate(400 * steps) == pytest.approx((0.12 + 1.2e-4) / 2)
-    assert rate(799 * steps) == pytest.approx(1.2e-4 + (0.12 - 1.2e-4) * (1 + math.cos(math.pi * 799 / 800)) / 2)
+    assert rate(799 * steps) == pytest.approx(
+        1.2e-4 + (0.12 - 1.2e-4) * (1 + math.cos(math.pi * 799 / 800)) / 2
+    )
 
 
 def test_no_patch_is_standardised_by_itself():
@@ -330,15 +402,28 @@ def test_no_patch_is_standardised_by_itself():
     transform = Jigsaw(size=24, resize=48, patch=12, colours="none")
     sample = transform(Image.new("RGB", (60, 50), (10, 20, 30)), np.random.default_rng(0))
     batch = Batch({name: view[None] for name, view in sample.views.items()}, {}, torch.arange(1))
-    expected = (torch.tensor([10.0, 20.0, 30.0]) / 255 - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225])
+    expected = (
+        torch.tensor([10.0, 20.0, 30.0]) / 255 - torch.tensor([0.485, 0.456, 0.406])
+    ) / torch.tensor([0.229, 0.224, 0.225])
     for view in transform.on_device(batch, Draws(0)).views.values():
-        torch.testing.assert_close(view.flatten(-2).mean(-1), expected.expand(*view.shape[:-2]), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            view.flatten(-2).mean(-1), expected.expand(*view.shape[:-2]), rtol=1e-4, atol=1e-4
+        )
 
 
 def test_cosines_not_lengths_are_compared():
     """Ten times the output, the same loss."""
     torch.manual_seed(0)
-    sampler, prediction, index = MemoryBank(4, 20, negatives=8), torch.randn(2, 3, 4), torch.arange(3)
-    values = [LambdaNCE()(scale * prediction, sampler.recall(index), sampler.draw(index, Draws(0), 2)).item() for scale in (1, 10)]
+    sampler, prediction, index = (
+        MemoryBank(4, 20, negatives=8),
+        torch.randn(2, 3, 4),
+        torch.arange(3),
+    )
+    values = [
+        LambdaNCE()(
+            scale * prediction, sampler.recall(index), sampler.draw(index, Draws(0), 2)
+        ).item()
+        for scale in (1, 10)
+    ]
     assert values[0] == pytest.approx(values[1], rel=1e-6)
     assert F.normalize(sampler.bank).allclose(sampler.bank)

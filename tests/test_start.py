@@ -7,7 +7,16 @@ from pathlib import Path
 import pytest
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "pirl_jigsaw.yaml"
-HEAVY = ("torch", "torchvision", "timm", "numpy", "PIL", "matplotlib", "safetensors", "sslkit_plugins")
+HEAVY = (
+    "torch",
+    "torchvision",
+    "timm",
+    "numpy",
+    "PIL",
+    "matplotlib",
+    "safetensors",
+    "sslkit_plugins",
+)
 
 
 def imported(*arguments: object) -> set[str]:
@@ -19,7 +28,11 @@ def imported(*arguments: object) -> set[str]:
         "print('\\n' + ' '.join({name.partition('.')[0] for name in sys.modules}))"
     )
     words = [sys.executable, "-c", code, *map(str, arguments)]
-    return set(subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()[-1].split())
+    return set(
+        subprocess.run(words, capture_output=True, text=True, check=True)
+        .stdout.splitlines()[-1]
+        .split()
+    )
 
 
 @pytest.mark.parametrize(
@@ -46,4 +59,9 @@ def test_help_and_a_check_that_finds_nothing_import_no_rich():
 
 def test_a_session_imports_matplotlib_only_when_it_draws():
     code = "import sys; from sslkit import session; print('matplotlib' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout
+        == "False\n"
+    )

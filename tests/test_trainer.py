@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sslkit.errors import DataError
-from sslkit.trainer import fill_memory, train
+from sslkit.training.trainer import fill_memory, train
 
 
 def trained(run):
@@ -25,7 +25,9 @@ def test_the_same_seed_gives_the_same_weights_bit_for_bit_whatever_the_workers(m
     assert_same(weights, same)
     assert [step.loss.item() for step in steps] == [step.loss.item() for step in again]
     other = trained(make("train.seed=1"))[1]
-    assert not torch.equal(weights["encoder.model.conv1.0.weight"], other["encoder.model.conv1.0.weight"])
+    assert not torch.equal(
+        weights["encoder.model.conv1.0.weight"], other["encoder.model.conv1.0.weight"]
+    )
 
 
 def test_steps_are_counted_from_1_and_name_epoch_rate_and_images(make):
@@ -34,7 +36,9 @@ def test_steps_are_counted_from_1_and_name_epoch_rate_and_images(make):
     assert [step.epoch for step in steps] == [0, 0, 0, 1, 1, 1]
     assert {step.lr for step in steps} == {0.03}
     for epoch in (steps[:3], steps[3:]):
-        assert sorted(torch.cat([step.index for step in epoch]).tolist()) == list(range(24)), "every image once an epoch"
+        assert sorted(torch.cat([step.index for step in epoch]).tolist()) == list(range(24)), (
+            "every image once an epoch"
+        )
 
 
 def test_it_neither_prints_nor_saves(make, tmp_path: Path, monkeypatch, capsys):
@@ -46,7 +50,9 @@ def test_it_neither_prints_nor_saves(make, tmp_path: Path, monkeypatch, capsys):
     assert list(empty.iterdir()) == []
 
 
-def test_memory_is_written_once_a_step_with_f_alone_after_both_terms_have_read_it(make, monkeypatch):
+def test_memory_is_written_once_a_step_with_f_alone_after_both_terms_have_read_it(
+    make, monkeypatch
+):
     run = make()
     method, events, outputs = run.method, [], {}
     before = method.sampler.bank.clone()
@@ -65,7 +71,9 @@ def test_memory_is_written_once_a_step_with_f_alone_after_both_terms_have_read_i
 
     monkeypatch.setattr(method.loss, "forward", noted_loss)
     monkeypatch.setattr(method.sampler, "update", noted_update)
-    method.heads["image"].register_forward_hook(lambda module, given, output: outputs.update(f=output.detach()))
+    method.heads["image"].register_forward_hook(
+        lambda module, given, output: outputs.update(f=output.detach())
+    )
     step = next(train(run))
     assert events == ["loss", "update"]
     assert torch.equal(outputs["index"], step.index) and torch.equal(outputs["keys"], outputs["f"])
@@ -75,7 +83,9 @@ def test_memory_is_written_once_a_step_with_f_alone_after_both_terms_have_read_i
     assert torch.equal(method.sampler.bank[others], before[others])
 
 
-@pytest.mark.parametrize(("weight", "idle", "busy"), [(0, "patches", "image"), (1, "image", "patches")])
+@pytest.mark.parametrize(
+    ("weight", "idle", "busy"), [(0, "patches", "image"), (1, "image", "patches")]
+)
 def test_lambda_weighs_the_terms(make, weight, idle, busy):
     """λ multiplies the pretext term, 1-λ the image term."""
     run = make(f"loss.lambda={weight}")
@@ -95,7 +105,9 @@ def test_the_first_pass_fills_every_row_and_only_where_the_sampler_asks(make):
         assert all(map(torch.equal, weights, run.method.parameters())), "nothing is learnt in it"
 
 
-def test_unreadable_images_are_replaced_and_counted_up_to_the_limit(make, images: Path, tmp_path: Path):
+def test_unreadable_images_are_replaced_and_counted_up_to_the_limit(
+    make, images: Path, tmp_path: Path
+):
     folder = tmp_path / "broken"
     shutil.copytree(images, folder)
     (folder / "03.png").write_bytes(b"no image")
@@ -104,7 +116,10 @@ def test_unreadable_images_are_replaced_and_counted_up_to_the_limit(make, images
     for step in train(run):
         assert len(set(step.index.tolist())) == 8 and not {3, 10} & set(step.index.tolist())
     assert set(run.unreadable) == {"03.png", "10.jpg"}
-    with pytest.raises(DataError, match=r"(?s)2 images cannot be read.*train.unreadable = 1.*03.png: Unidentified.*10.jpg: "):
+    with pytest.raises(
+        DataError,
+        match=r"(?s)2 images cannot be read.*train.unreadable = 1.*03.png: Unidentified.*10.jpg: ",
+    ):
         list(train(make("train.unreadable=1", data=folder)))
 
 
@@ -113,7 +128,11 @@ def test_begin_epoch_is_called_at_each_epoch_and_where_a_run_resumes(make, monke
     for first in (0, 4):
         run = make("train.epochs=3", "schedule.use=constant")
         run.step = first
-        monkeypatch.setattr(run.method, "begin_epoch", lambda progress: calls.append((progress.step, progress.epoch)))
+        monkeypatch.setattr(
+            run.method,
+            "begin_epoch",
+            lambda progress: calls.append((progress.step, progress.epoch)),
+        )
         list(train(run))
     assert calls == [(0, 0), (3, 1), (6, 2), (4, 1), (6, 2)]
 
@@ -122,14 +141,20 @@ def test_gradients_are_clipped_and_their_norm_told(make):
     run = make("train.clip_grad=0.01")
     step = next(train(run))
     assert step.metrics["gradient_norm"] > 0.01
-    norm = torch.stack([p.grad.norm() for p in run.method.parameters() if p.grad is not None]).norm()
+    norm = torch.stack(
+        [p.grad.norm() for p in run.method.parameters() if p.grad is not None]
+    ).norm()
     torch.testing.assert_close(norm, torch.tensor(0.01), rtol=1e-3, atol=0)
 
 
 class NothingRead(TorchDispatchMode):
     """Fails where a number is brought from a tensor to Python, which on a GPU waits for all that was asked of it before."""
 
-    reads = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default, torch.ops.aten.equal.default)
+    reads = (
+        torch.ops.aten._local_scalar_dense.default,
+        torch.ops.aten.nonzero.default,
+        torch.ops.aten.equal.default,
+    )
 
     def __torch_dispatch__(self, operation, types, given=(), options=None):
         assert operation not in self.reads, operation
@@ -137,7 +162,13 @@ class NothingRead(TorchDispatchMode):
 
 
 @pytest.mark.parametrize(
-    "settings", [(), ("train.clip_grad=1.0",), ("sampler.negatives=all",), ("train.accumulate=2", "loss.form=info_nce")]
+    "settings",
+    [
+        (),
+        ("train.clip_grad=1.0",),
+        ("sampler.negatives=all",),
+        ("train.accumulate=2", "loss.form=info_nce"),
+    ],
 )
 def test_a_step_reads_no_number_from_the_device(make, monkeypatch, settings):
     """Views are left out: they draw on the host, by design."""

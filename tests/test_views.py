@@ -11,10 +11,19 @@ from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as reference
 
 from sslkit.interfaces import Batch, Draws, Pixels
-from sslkit_plugins import views
-from sslkit_plugins.npid import Augment
-from sslkit_plugins.pirl import Jigsaw
-from sslkit_plugins.views import COLOURS, MEAN, STD, Colours, crop, crop_box, finish, flip_or_not
+from sslkit_plugins.methods.npid import Augment
+from sslkit_plugins.methods.pirl import Jigsaw
+from sslkit_plugins.views import photometric as views
+from sslkit_plugins.views.photometric import (
+    COLOURS,
+    MEAN,
+    STD,
+    Colours,
+    crop,
+    crop_box,
+    finish,
+    flip_or_not,
+)
 
 
 def bytes_like(*shape, seed=0):
@@ -49,7 +58,12 @@ FACTORS = torch.tensor([0.0, 0.6, 1.0, 1.4, 1.8])
 def after(operation, images, parameters=None):
     """What an operation makes of each row, with the parameter of the row."""
     pixels = images.float()
-    operation(pixels, torch.zeros(len(images), 1, 1, 1) if parameters is None else torch.as_tensor(parameters).view(-1, 1, 1, 1))
+    operation(
+        pixels,
+        torch.zeros(len(images), 1, 1, 1)
+        if parameters is None
+        else torch.as_tensor(parameters).view(-1, 1, 1, 1),
+    )
     return pixels
 
 
@@ -93,8 +107,18 @@ def test_sharpness():
 
 @pytest.mark.parametrize("side", [1, 2, 3])
 def test_tiny_patches_survive_every_operation(side):
-    every = Colours(jitter=(0.4, 0.4, 0.4, 0.2), jitter_chance=1, photometric_chance=1, gray_chance=0.5, blur_chance=1)
-    assert finish(bytes_like(4, 3, side, side), Draws(0), every, flips=True, shared=False).isfinite().all()
+    every = Colours(
+        jitter=(0.4, 0.4, 0.4, 0.2),
+        jitter_chance=1,
+        photometric_chance=1,
+        gray_chance=0.5,
+        blur_chance=1,
+    )
+    assert (
+        finish(bytes_like(4, 3, side, side), Draws(0), every, flips=True, shared=False)
+        .isfinite()
+        .all()
+    )
 
 
 def test_solarize_inverts_from_the_threshold_on():
@@ -132,7 +156,9 @@ def test_jitter_follows_each_rows_order():
     image = bytes_like(3, 16, 16)
     uniform = torch.full((24, views.NUMBERS), 0.9)
     uniform[:, 1] = (torch.randperm(24, generator=torch.Generator().manual_seed(0)) + 0.5) / 24
-    steps = views.draw_steps(uniform, Colours(jitter=(0.4, 0.5, 0.3, 0.2), jitter_chance=1), flips=False)
+    steps = views.draw_steps(
+        uniform, Colours(jitter=(0.4, 0.5, 0.3, 0.2), jitter_chance=1), flips=False
+    )
     ours = back(views.apply(steps, image.repeat(24, 1, 1, 1)))
     parameters = [1 + 0.8 * 0.4, 1 + 0.8 * 0.5, 1 + 0.8 * 0.3, 0.8 * 0.2]
     names = ["adjust_brightness", "adjust_contrast", "adjust_saturation", "adjust_hue"]
@@ -157,7 +183,10 @@ def test_rows_draw_independently():
     """The same picture ten times over: every result differs, in the image and in each patch."""
     transform = Jigsaw(size=24, resize=48, patch=12)
     batch = Batch(
-        {"image": bytes_like(1, 3, 24, 24).repeat(4, 1, 1, 1), "patches": bytes_like(1, 1, 3, 12, 12).repeat(4, 9, 1, 1, 1)},
+        {
+            "image": bytes_like(1, 3, 24, 24).repeat(4, 1, 1, 1),
+            "patches": bytes_like(1, 1, 3, 12, 12).repeat(4, 9, 1, 1, 1),
+        },
         {},
         torch.arange(4),
     )
@@ -170,7 +199,9 @@ def test_rows_draw_independently():
 
 def test_the_same_draws_give_the_same_pixels():
     view = bytes_like(3, 9, 3, 12, 12)
-    first, second, other = (finish(view, Draws(key), COLOURS["official"], flips=True, shared=False) for key in (1, 1, 2))
+    first, second, other = (
+        finish(view, Draws(key), COLOURS["official"], flips=True, shared=False) for key in (1, 1, 2)
+    )
     assert torch.equal(first, second) and not torch.equal(first, other)
 
 
@@ -180,7 +211,13 @@ def test_two_processes_draw_what_one_draws(colours, shape):
     view = bytes_like(*shape)
     whole = finish(view, Draws(7), COLOURS[colours], flips=True, shared=False)
     halves = [
-        finish(view[2 * rank : 2 * rank + 2], Draws(7, rank=rank, world=2), COLOURS[colours], flips=True, shared=False)
+        finish(
+            view[2 * rank : 2 * rank + 2],
+            Draws(7, rank=rank, world=2),
+            COLOURS[colours],
+            flips=True,
+            shared=False,
+        )
         for rank in (0, 1)
     ]
     torch.testing.assert_close(torch.cat(halves), whole, atol=1e-4, rtol=1e-4)
@@ -195,11 +232,19 @@ def test_crops_of_an_image_may_share_their_draws():
 
 def test_flips_fall_per_patch():
     view = bytes_like(1, 1, 3, 6, 6).repeat(400, 9, 1, 1, 1)
-    done = back(finish(view, Draws(0), COLOURS["none"], flips=True, shared=False)).round().to(torch.uint8)
+    done = (
+        back(finish(view, Draws(0), COLOURS["none"], flips=True, shared=False))
+        .round()
+        .to(torch.uint8)
+    )
     flipped = (done == view.flip(-1)).flatten(2).all(2)
-    assert torch.equal(~flipped, (done == view).flatten(2).all(2)), "flipped or untouched, nothing else"
+    assert torch.equal(~flipped, (done == view).flatten(2).all(2)), (
+        "flipped or untouched, nothing else"
+    )
     assert abs(flipped.float().mean() - 0.5) < 0.03
-    assert ((flipped.sum(1) > 0) & (flipped.sum(1) < 9)).float().mean() > 0.98, "not one coin for the nine"
+    assert ((flipped.sum(1) > 0) & (flipped.sum(1) < 9)).float().mean() > 0.98, (
+        "not one coin for the nine"
+    )
 
 
 def test_gray_and_blur_fall_as_often_as_they_should():
@@ -208,7 +253,9 @@ def test_gray_and_blur_fall_as_often_as_they_should():
     share = ((gray - gray[:, :1]).abs().amax((1, 2, 3)) < 0.1).float().mean()
     assert abs(share - 0.66) < 0.03
     blur = back(finish(view, Draws(0), Colours(blur_chance=0.5), flips=False, shared=False))
-    assert abs((far_rows(blur, view) < 0.1).float().mean() - 0.5 * (1 + 0.07)) < 0.05, "a radius near 0.1 is seen as no blur"
+    assert abs((far_rows(blur, view) < 0.1).float().mean() - 0.5 * (1 + 0.07)) < 0.05, (
+        "a radius near 0.1 is seen as no blur"
+    )
 
 
 def far_rows(ours, theirs):
@@ -227,8 +274,13 @@ def test_the_photometric_coin_is_one_coin():
 def test_parameters_of_the_official_list():
     """Ranges and means; every whole number and each of the 4! orders equally often; nothing goes with anything else."""
     count = 54_000
-    steps = views.draw_steps(Draws(0).uniform(count, views.NUMBERS), COLOURS["official"], flips=True)
-    factors, listed = [step.parameter for step in steps[:4]], [step.parameter for step in steps[16:19]]
+    steps = views.draw_steps(
+        Draws(0).uniform(count, views.NUMBERS), COLOURS["official"], flips=True
+    )
+    factors, listed = (
+        [step.parameter for step in steps[:4]],
+        [step.parameter for step in steps[16:19]],
+    )
     spans = [(0.6, 1.4)] * 3 + [(-0.2, 0.2), (4, 8), (0.1, 1.9), (0, 256)]
     for numbers, (low, high) in zip(factors + listed, spans, strict=True):
         assert (numbers.min(), numbers.max()) == pytest.approx((low, high), abs=1e-3)
@@ -238,7 +290,9 @@ def test_parameters_of_the_official_list():
     codes = sum(step.chosen.long() << number for number, step in enumerate(steps[:16]))
     counts = codes.unique(return_counts=True)[1]
     assert len(counts) == 24 and counts.min() > 0.9 * count / 24
-    together = np.corrcoef(torch.stack([*factors, *listed, *(step.chosen.float() for step in steps[19:21]), codes]))
+    together = np.corrcoef(
+        torch.stack([*factors, *listed, *(step.chosen.float() for step in steps[19:21]), codes])
+    )
     assert (np.abs(together - np.eye(len(together))) < 0.02).all()
 
 
@@ -246,7 +300,9 @@ def test_parameters_of_the_official_list():
 
 
 def photo(width, height, seed=0):
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+    return Image.fromarray(
+        np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    )
 
 
 @pytest.mark.parametrize(("width", "height"), [(100, 60), (40, 300), (500, 40)])
@@ -259,7 +315,9 @@ def test_boxes_fall_like_torchvisions(width, height, min_area):
     ours[:, 2:] -= ours[:, :2]
     picture = torch.zeros(3, height, width)
     torch.manual_seed(0)
-    theirs = np.array([RandomResizedCrop.get_params(picture, [min_area, 1], [3 / 4, 4 / 3]) for _ in range(3000)])[:, [1, 0, 3, 2]]
+    theirs = np.array(
+        [RandomResizedCrop.get_params(picture, [min_area, 1], [3 / 4, 4 / 3]) for _ in range(3000)]
+    )[:, [1, 0, 3, 2]]
     error = np.sqrt((ours.var(0) + theirs.var(0)) / 3000)
     assert (np.abs(ours.mean(0) - theirs.mean(0)) <= 5 * error + 1e-9).all()
 
@@ -270,12 +328,22 @@ def test_crop_is_a_bilinear_resize_of_the_box():
     for box in (crop_box(90, 70, np.random.default_rng(5), 0.6), (0, 0, 90, 70)):
         ours = crop(Pixels.of(image), box, 32)
         assert ours.shape == (3, 32, 32) and ours.dtype == torch.uint8 and ours.is_contiguous()
-        assert far(ours.float(), reference.pil_to_tensor(image.crop(box).resize((32, 32), Image.Resampling.BILINEAR))) <= 1
+        assert (
+            far(
+                ours.float(),
+                reference.pil_to_tensor(
+                    image.crop(box).resize((32, 32), Image.Resampling.BILINEAR)
+                ),
+            )
+            <= 1
+        )
 
 
 def test_a_crop_of_a_reduced_image_is_the_same_place():
     """A ramp tells where; the box is counted in pixels of the whole image."""
-    ramp = Image.fromarray(np.linspace(0, 255, 400).astype(np.uint8)[None, :, None].repeat(300, 0).repeat(3, 2))
+    ramp = Image.fromarray(
+        np.linspace(0, 255, 400).astype(np.uint8)[None, :, None].repeat(300, 0).repeat(3, 2)
+    )
     whole, half = Pixels.of(ramp), Pixels(Pixels.of(ramp.reduce(2)).values, 400, 300)
     for box in ((0, 0, 400, 300), (101, 33, 301, 233), (0, 0, 1, 1), (399, 299, 400, 300)):
         assert far(crop(whole, box, 16).float(), crop(half, box, 16)) <= 2
@@ -290,16 +358,28 @@ def test_half_of_all_views_are_flipped():
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 700), (700, 2)])
 def test_odd_pictures_can_be_cut(size):
-    assert Augment(size=24)(photo(*size), np.random.default_rng(0)).views["image"].shape == (3, 24, 24)
+    assert Augment(size=24)(photo(*size), np.random.default_rng(0)).views["image"].shape == (
+        3,
+        24,
+        24,
+    )
 
 
 def test_augment():
     transform = Augment(size=24)
-    image, again, other = (transform(photo(60, 50), np.random.default_rng(seed)).views["image"] for seed in (0, 0, 1))
+    image, again, other = (
+        transform(photo(60, 50), np.random.default_rng(seed)).views["image"] for seed in (0, 0, 1)
+    )
     assert torch.equal(image, again) and not torch.equal(image, other)
-    assert tuple(image.shape) == transform.shapes["image"] and transform.answers == {} and transform.state() == {}
+    assert (
+        tuple(image.shape) == transform.shapes["image"]
+        and transform.answers == {}
+        and transform.state() == {}
+    )
 
 
 def test_expected_ranges_after_normalisation():
-    done = back(finish(bytes_like(200, 3, 16, 16), Draws(0), COLOURS["official"], flips=True, shared=False))
+    done = back(
+        finish(bytes_like(200, 3, 16, 16), Draws(0), COLOURS["official"], flips=True, shared=False)
+    )
     assert done.min() > -0.01 and done.max() < 255.01 and math.isfinite(done.sum())

@@ -44,7 +44,10 @@ def _faster_decoders() -> dict[str, Callable[[Tensor], Tensor]]:
         with contextlib.suppress(ImportError, AttributeError, RuntimeError, OSError):
             module = importlib.import_module(library)
             mode = module.ImageReadMode.RGB
-            return {"JPEG": partial(module.decode_jpeg, mode=mode), "WEBP": partial(module.decode_webp, mode=mode)}
+            return {
+                "JPEG": partial(module.decode_jpeg, mode=mode),
+                "WEBP": partial(module.decode_webp, mode=mode),
+            }
     return {}
 
 
@@ -75,7 +78,12 @@ def decode_pixels(file: Path | io.BytesIO, reduction: Callable[[int, int], float
         divisor = max(divisor for divisor in (1, 2, 4, 8) if divisor <= allowed)
         if divisor > 1 and opened.format == "JPEG":
             opened.draft(None, (opened.width // divisor, opened.height // divisor))
-        elif opened.format in FASTER and opened.mode == "RGB" and turn == 1 and not getattr(opened, "is_animated", False):
+        elif (
+            opened.format in FASTER
+            and opened.mode == "RGB"
+            and turn == 1
+            and not getattr(opened, "is_animated", False)
+        ):
             with contextlib.suppress(RuntimeError):  # Pillow then says what is wrong with the file.
                 data = torch.frombuffer(stream.getbuffer(), dtype=torch.uint8)
                 return Pixels(FASTER[opened.format](data), width, height)
@@ -99,7 +107,9 @@ def _shown(opened: ImageFile) -> Image.Image:
         image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
     elif image.mode == "F":
         values = np.nan_to_num(np.asarray(image))
-        image = Image.fromarray((values * (255 if values.max() <= 1 else 1)).clip(0, 255).round().astype(np.uint8))
+        image = Image.fromarray(
+            (values * (255 if values.max() <= 1 else 1)).clip(0, 255).round().astype(np.uint8)
+        )
     if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
         solid = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", solid.size, "white"), solid).convert("RGB")
@@ -123,7 +133,9 @@ class ImageFolder(ImageSource):
         top = Path(os.path.expanduser(root))
         if not os.path.isdir(top):
             state = "is a file" if os.path.exists(top) else "does not exist"
-            raise DataError(f"the folder of images {root} {state}; name one that holds images: --data DIR")
+            raise DataError(
+                f"the folder of images {root} {state}; name one that holds images: --data DIR"
+            )
         self.follow_links = follow_links
         others: Counter[str] = Counter()
         try:
@@ -131,10 +143,19 @@ class ImageFolder(ImageSource):
             self._inside = os.path.realpath(self.root)
             self.names = sorted(self._walk(self.root, "", frozenset(), others))
         except OSError as error:
-            raise DataError(f"the folder {error.filename} cannot be read ({error.strerror})") from error
+            raise DataError(
+                f"the folder {error.filename} cannot be read ({error.strerror})"
+            ) from error
         if not self.names:
-            seen = ", ".join(f"{count} × {ending or 'no ending'}" for ending, count in others.most_common(5)) or "no files"
-            raise DataError(f"no image below {self.root} ({seen}); files that end in {', '.join(sorted(ENDINGS))} count as images")
+            seen = (
+                ", ".join(
+                    f"{count} × {ending or 'no ending'}" for ending, count in others.most_common(5)
+                )
+                or "no files"
+            )
+            raise DataError(
+                f"no image below {self.root} ({seen}); files that end in {', '.join(sorted(ENDINGS))} count as images"
+            )
         tops = [name.split("/", 1)[0] if "/" in name else "" for name in self.names]
         classes = sorted(set(tops))
         if "" not in classes and len(classes) > 1:
@@ -144,32 +165,48 @@ class ImageFolder(ImageSource):
     @staticmethod
     def _half(top: Path, split: str) -> tuple[Path, bool]:
         """The folder of a split, and whether there are validation images of their own."""
-        folders = {entry.name for entry in top.iterdir() if entry.is_dir() and not _passed_over(entry.name)}
+        folders = {
+            entry.name for entry in top.iterdir() if entry.is_dir() and not _passed_over(entry.name)
+        }
         val = next((name for name in ("val", "test") if name in folders), None)
         halves = "train" in folders and (val is not None or folders == {"train"})
         if split == "val" and not (halves and val):
-            raise DataError(f"{top} has no validation images of its own: there are no folders train/ and val/ below it")
-        return (top / (val if split == "val" and val else "train") if halves else top), halves and val is not None
+            raise DataError(
+                f"{top} has no validation images of its own: there are no folders train/ and val/ below it"
+            )
+        return (
+            top / (val if split == "val" and val else "train") if halves else top
+        ), halves and val is not None
 
-    def _walk(self, folder: Path, prefix: str, above: frozenset[str], others: Counter[str]) -> Iterator[str]:
+    def _walk(
+        self, folder: Path, prefix: str, above: frozenset[str], others: Counter[str]
+    ) -> Iterator[str]:
         """Names of images below `folder`; counts the endings of other files. A folder that is its own ancestor, by a link, ends there."""
         real = os.path.realpath(folder)
         if real in above:
             return
         with os.scandir(folder) as entries:
             for entry in entries:
-                if _passed_over(entry.name) or (entry.is_symlink() and not self._leads_to_something(entry.path)):
+                if _passed_over(entry.name) or (
+                    entry.is_symlink() and not self._leads_to_something(entry.path)
+                ):
                     continue
                 if entry.is_dir():
-                    yield from self._walk(Path(entry.path), f"{prefix}{entry.name}/", above | {real}, others)
-                elif (ending := os.path.splitext(entry.name)[1].lower()) in ENDINGS and entry.is_file():
+                    yield from self._walk(
+                        Path(entry.path), f"{prefix}{entry.name}/", above | {real}, others
+                    )
+                elif (
+                    ending := os.path.splitext(entry.name)[1].lower()
+                ) in ENDINGS and entry.is_file():
                     yield prefix + entry.name
                 else:
                     others[ending] += 1
 
     def _leads_to_something(self, link: str) -> bool:
         """That may be read: inside the half, or anywhere where `follow_links`."""
-        return os.path.exists(link) and (self.follow_links or Path(os.path.realpath(link)).is_relative_to(self._inside))
+        return os.path.exists(link) and (
+            self.follow_links or Path(os.path.realpath(link)).is_relative_to(self._inside)
+        )
 
     def stored(self, index: int) -> Path:
         """The image as it is stored."""
@@ -194,7 +231,11 @@ class Npz(ImageSource):
 
     def __init__(self, split: str, /, *, file: str, val_file: str = "") -> None:
         train = self._open(file)
-        val = self._open(val_file) if val_file else {k.removesuffix("_val"): v for k, v in train.items() if k.endswith("_val")}
+        val = (
+            self._open(val_file)
+            if val_file
+            else {k.removesuffix("_val"): v for k, v in train.items() if k.endswith("_val")}
+        )
         self.has_val = bool(val_file) or "images" in val
         if split == "val" and not self.has_val:
             raise DataError(f"{file} has no array images_val, and no data.val_file is named")
@@ -204,17 +245,29 @@ class Npz(ImageSource):
         labels = _labels(self.arrays)
         if labels is None:
             return
-        if labels.shape != (count,) or not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
+        if (
+            labels.shape != (count,)
+            or not np.issubdtype(labels.dtype, np.integer)
+            or labels.min() < 0
+        ):
             raise DataError(
                 f"labels in {self.file} must be {count} whole numbers from 0 up, one an image; they are {labels.dtype} {list(labels.shape)}"
             )
-        most = max(int(known.max(initial=0)) for half in (train, val) if (known := _labels(half)) is not None)
+        most = max(
+            int(known.max(initial=0))
+            for half in (train, val)
+            if (known := _labels(half)) is not None
+        )
         if most >= MOST_CLASSES:
-            raise DataError(f"{file} has the label {most}; labels count classes from 0, of which there may be {MOST_CLASSES:,}")
+            raise DataError(
+                f"{file} has the label {most}; labels count classes from 0, of which there may be {MOST_CLASSES:,}"
+            )
         self.labels = labels.astype(np.int64)
         self.classes = [str(name) for name in train.get("classes", np.arange(most + 1))]
         if len(self.classes) <= most:
-            raise DataError(f"{file} has the label {most} but names only {len(self.classes)} classes")
+            raise DataError(
+                f"{file} has the label {most} but names only {len(self.classes)} classes"
+            )
 
     @staticmethod
     def _open(file: str) -> dict[str, np.ndarray]:
@@ -223,12 +276,22 @@ class Npz(ImageSource):
             raise DataError(f"there is no file {file}; name a NumPy archive: --data FILE.npz")
         try:
             with open(path, "rb") as stream, zipfile.ZipFile(stream) as archive:
-                members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
-                found = {name: member for name, member in members.items() if name.removesuffix("_val") in ARRAYS}
+                members = {
+                    member.filename.removesuffix(".npy"): member for member in archive.infolist()
+                }
+                found = {
+                    name: member
+                    for name, member in members.items()
+                    if name.removesuffix("_val") in ARRAYS
+                }
                 if not found:
                     held = ", ".join(map(printable, sorted(members)[:10])) or "nothing"
-                    raise DataError(f"{file} holds {held}, but neither 'images' nor 'jpeg' and 'offset'")
-                _refuse_bomb(file, os.path.getsize(path), sum(member.file_size for member in found.values()))
+                    raise DataError(
+                        f"{file} holds {held}, but neither 'images' nor 'jpeg' and 'offset'"
+                    )
+                _refuse_bomb(
+                    file, os.path.getsize(path), sum(member.file_size for member in found.values())
+                )
                 return {name: _read_array(archive, member) for name, member in found.items()}
         except DataError:
             raise
@@ -253,7 +316,12 @@ class Npz(ImageSource):
             return len(images)
         if {"jpeg", "offset"} <= self.arrays.keys():
             offset, stream = self.arrays["offset"], self.arrays["jpeg"]
-            whole = stream.dtype == np.uint8 and stream.ndim == 1 and offset.ndim == 1 and len(offset) > 1
+            whole = (
+                stream.dtype == np.uint8
+                and stream.ndim == 1
+                and offset.ndim == 1
+                and len(offset) > 1
+            )
             if (
                 not whole
                 or not np.issubdtype(offset.dtype, np.integer)
@@ -279,16 +347,26 @@ class Npz(ImageSource):
     def image(self, index: int) -> Image.Image:
         """RGB."""
         file = self.stored(index)
-        return decode(file) if file is not None else Image.fromarray(self.arrays["images"][index]).convert("RGB")
+        return (
+            decode(file)
+            if file is not None
+            else Image.fromarray(self.arrays["images"][index]).convert("RGB")
+        )
 
     def pixels(self, index: int, reduction: Callable[[int, int], float]) -> Pixels:
         """The same as pixels."""
         file = self.stored(index)
-        return decode_pixels(file, reduction) if file is not None else super().pixels(index, reduction)
+        return (
+            decode_pixels(file, reduction) if file is not None else super().pixels(index, reduction)
+        )
 
 
 def _refuse_bomb(file: str, stored: int, unpacked: int) -> None:
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else math.inf
+    memory = (
+        os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        if hasattr(os, "sysconf")
+        else math.inf
+    )
     if unpacked > memory or unpacked > max(GENEROUS, RATIO * stored):
         raise DataError(
             f"{file} has {stored:,} bytes and would unpack to {unpacked:,}, which is more than this machine's memory or than images "
@@ -300,12 +378,18 @@ def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray
     """An array that is as large as its header says. ValueError where it is another, or one of pickled objects."""
     with archive.open(member) as stream:
         version = np.lib.format.read_magic(stream)
-        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        read_header = (
+            np.lib.format.read_array_header_1_0
+            if version == (1, 0)
+            else np.lib.format.read_array_header_2_0
+        )
         shape, _, dtype = read_header(stream)
         if dtype.hasobject:
             raise ValueError(f"{member.filename} holds pickled objects")
         if stream.tell() + math.prod(shape) * dtype.itemsize != member.file_size:
-            raise ValueError(f"{member.filename} is not as large as its header says: {list(shape)} of {dtype}")
+            raise ValueError(
+                f"{member.filename} is not as large as its header says: {list(shape)} of {dtype}"
+            )
     with archive.open(member) as stream:
         return np.lib.format.read_array(stream, allow_pickle=False)
 
@@ -319,14 +403,26 @@ class _Torchvision(ImageSource):
 
     has_val = True
 
-    def __init__(self, set_name: str, half: str, root: str, download: bool, chosen: dict[str, Any], /) -> None:
+    def __init__(
+        self, set_name: str, half: str, root: str, download: bool, chosen: dict[str, Any], /
+    ) -> None:
         try:
-            self.set = getattr(torchvision.datasets, set_name)(os.path.expanduser(root), download=download, **chosen)
+            self.set = getattr(torchvision.datasets, set_name)(
+                os.path.expanduser(root), download=download, **chosen
+            )
         except (RuntimeError, OSError) as error:
-            how = "it could not be fetched" if download else "fetch it once with --set data.download=true"
-            raise DataError(f"{set_name} is not below {root}: {how}, or put torchvision's files there ({error})") from error
+            how = (
+                "it could not be fetched"
+                if download
+                else "fetch it once with --set data.download=true"
+            )
+            raise DataError(
+                f"{set_name} is not below {root}: {how}, or put torchvision's files there ({error})"
+            ) from error
         self.names = [f"{half}/{number}" for number in range(len(self.set))]
-        labels = np.asarray(self.set.labels if hasattr(self.set, "labels") else self.set.targets, dtype=np.int64)
+        labels = np.asarray(
+            self.set.labels if hasattr(self.set, "labels") else self.set.targets, dtype=np.int64
+        )
         if labels.min() >= 0:
             self.labels, self.classes = labels, list(self.set.classes)
 
@@ -360,7 +456,11 @@ class Stl10(_Torchvision):
 
     def __init__(self, split: str, /, *, root: str = "data", download: bool = False) -> None:
         super().__init__(
-            "STL10", split, root, download, {"split": {"pretrain": "unlabeled", "train": "train", "val": "test"}[split]}
+            "STL10",
+            split,
+            root,
+            download,
+            {"split": {"pretrain": "unlabeled", "train": "train", "val": "test"}[split]},
         )
 
 
@@ -370,7 +470,9 @@ class ImageNet(ImageFolder):
 
     nominal: ClassVar[dict[str, int]] = {"pretrain": 1_281_167, "train": 1_281_167, "val": 50_000}
 
-    def __init__(self, split: str, /, *, root: str = "data/imagenet", follow_links: bool = False) -> None:
+    def __init__(
+        self, split: str, /, *, root: str = "data/imagenet", follow_links: bool = False
+    ) -> None:
         if not os.path.isdir(Path(os.path.expanduser(root), "train")):
             raise DataError(
                 f"ImageNet is not below {root}: put its folders train/ and val/ there, with one folder a class, or name theirs: --data DIR"

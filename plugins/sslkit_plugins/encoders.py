@@ -32,7 +32,12 @@ class Timm(Encoder):
             near = ", ".join(timm.list_models(f"*{model}*")[:3]) or "see `timm.list_models()`"
             raise RecipeError(Fault("encoder.model", f"timm has no model '{model}'; near: {near}"))
         if pretrained and conv_init != "timm":
-            raise RecipeError(Fault("encoder.conv_init", f"'{conv_init}' would overwrite the pretrained weights; leave 'timm'"))
+            raise RecipeError(
+                Fault(
+                    "encoder.conv_init",
+                    f"'{conv_init}' would overwrite the pretrained weights; leave 'timm'",
+                )
+            )
         self.model: Any
         try:
             self.model = timm.create_model(model, pretrained=pretrained, num_classes=0)
@@ -41,7 +46,10 @@ class Timm(Encoder):
         if stem == "cifar":
             if not self._is_plain_resnet():
                 raise RecipeError(
-                    Fault("encoder.stem", f"'cifar' is a stem for timm's ResNets; '{model}' is none, so leave 'imagenet'")
+                    Fault(
+                        "encoder.stem",
+                        f"'cifar' is a stem for timm's ResNets; '{model}' is none, so leave 'imagenet'",
+                    )
                 )
             self.model.conv1 = nn.Conv2d(3, self.model.conv1.out_channels, 3, padding=1, bias=False)
             nn.init.kaiming_normal_(self.model.conv1.weight, mode="fan_out", nonlinearity="relu")
@@ -54,7 +62,9 @@ class Timm(Encoder):
         self.name, self.stem = model, stem
 
     def _is_plain_resnet(self) -> bool:
-        return isinstance(self.model, timm.models.ResNet) and isinstance(self.model.conv1, nn.Conv2d)
+        return isinstance(self.model, timm.models.ResNet) and isinstance(
+            self.model.conv1, nn.Conv2d
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         """float [N,3,H,W] → [N,dim]."""
@@ -64,7 +74,11 @@ class Timm(Encoder):
         """float [N,3,H,W] → {layer: [N,c,h,w]}; for ResNets conv1 (after its ReLU), res2 … res5, as the paper names them."""
         layers: list[Tensor] = self.model.forward_intermediates(images, intermediates_only=True)
         of_resnets = ["conv1", "res2", "res3", "res4", "res5"]
-        names = of_resnets if isinstance(self.model, timm.models.ResNet) else [f"stage{i + 1}" for i in range(len(layers))]
+        names = (
+            of_resnets
+            if isinstance(self.model, timm.models.ResNet)
+            else [f"stage{i + 1}" for i in range(len(layers))]
+        )
         return dict(zip(names, layers, strict=True))
 
     def weights(self) -> dict[str, Tensor]:
@@ -77,13 +91,22 @@ class Timm(Encoder):
             make = ["import timm", f"model = timm.create_model({self.name!r}, num_classes=0)"]
         elif library == "torchvision":
             if not self._is_torchvision():
-                raise SslkitError(f"torchvision has no model '{self.name}' with these parameters; export --to timm instead")
-            make = ["import torchvision", f"model = torchvision.models.{self.name}()", "model.fc = torch.nn.Identity()"]
+                raise SslkitError(
+                    f"torchvision has no model '{self.name}' with these parameters; export --to timm instead"
+                )
+            make = [
+                "import torchvision",
+                f"model = torchvision.models.{self.name}()",
+                "model.fc = torch.nn.Identity()",
+            ]
         else:
             raise SslkitError(f"cannot export to '{library}'; choose timm or torchvision")
         if self.stem == "cifar":
             width = self.model.conv1.out_channels
-            make += [f"model.conv1 = torch.nn.Conv2d(3, {width}, 3, padding=1, bias=False)", "model.maxpool = torch.nn.Identity()"]
+            make += [
+                f"model.conv1 = torch.nn.Conv2d(3, {width}, 3, padding=1, bias=False)",
+                "model.maxpool = torch.nn.Identity()",
+            ]
         return "\n".join(
             [
                 "import torch",

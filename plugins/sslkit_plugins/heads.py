@@ -8,7 +8,11 @@ from sslkit.interfaces import Head
 
 def flat_batch_norm(norm: nn.BatchNorm1d | None, features: Tensor) -> Tensor:
     """[…,D] → […,D], the statistics taken over all leading dimensions; unchanged where there is no `norm`."""
-    return features if norm is None else norm(features.flatten(0, -2)).unflatten(0, features.shape[:-1])
+    return (
+        features
+        if norm is None
+        else norm(features.flatten(0, -2)).unflatten(0, features.shape[:-1])
+    )
 
 
 class Linear(Head):
@@ -17,7 +21,9 @@ class Linear(Head):
     `batch_norm` normalises the outputs over the batch, without scale and shift: not the paper's, but it learns sooner on small sets.
     """
 
-    def __init__(self, in_dim: int, /, *, out_dim: PositiveInt = 128, batch_norm: bool = False) -> None:
+    def __init__(
+        self, in_dim: int, /, *, out_dim: PositiveInt = 128, batch_norm: bool = False
+    ) -> None:
         super().__init__()
         self.out_dim = out_dim
         self.project = nn.Linear(in_dim, out_dim)
@@ -35,11 +41,19 @@ class Mlp(Head):
     """
 
     def __init__(
-        self, in_dim: int, /, *, hidden_dim: PositiveInt = 2048, out_dim: PositiveInt = 128, batch_norm: bool = False
+        self,
+        in_dim: int,
+        /,
+        *,
+        hidden_dim: PositiveInt = 2048,
+        out_dim: PositiveInt = 128,
+        batch_norm: bool = False,
     ) -> None:
         super().__init__()
         self.out_dim = out_dim
-        self.project = nn.Sequential(nn.Linear(in_dim, hidden_dim), nn.ReLU(inplace=True), nn.Linear(hidden_dim, out_dim))
+        self.project = nn.Sequential(
+            nn.Linear(in_dim, hidden_dim), nn.ReLU(inplace=True), nn.Linear(hidden_dim, out_dim)
+        )
         self.norm = nn.BatchNorm1d(out_dim, affine=False) if batch_norm else None
 
     def forward(self, features: Tensor) -> Tensor:
@@ -70,7 +84,10 @@ class ConcatPatches(Head):
         self.patch: nn.Module = nn.Linear(in_dim, patch_dim)
         if hidden_dim is not None:
             self.patch = nn.Sequential(
-                nn.Linear(in_dim, hidden_dim), nn.ReLU(inplace=True), nn.Linear(hidden_dim, patch_dim), nn.ReLU(inplace=True)
+                nn.Linear(in_dim, hidden_dim),
+                nn.ReLU(inplace=True),
+                nn.Linear(hidden_dim, patch_dim),
+                nn.ReLU(inplace=True),
             )
         self.join = nn.Linear(crops * patch_dim, out_dim)
         self.norm = nn.BatchNorm1d(out_dim, affine=False) if batch_norm else None

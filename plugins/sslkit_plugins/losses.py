@@ -16,7 +16,9 @@ from sslkit.interfaces import Loss, Negatives
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
-def contrast(prediction: Tensor, target: Tensor, negatives: Negatives, temperature: float) -> tuple[Tensor, Tensor]:
+def contrast(
+    prediction: Tensor, target: Tensor, negatives: Negatives, temperature: float
+) -> tuple[Tensor, Tensor]:
     """prediction [T,N,D], target [N,D] of unit norm → logits of the positive [T,N] and of the negatives [T,N,M], float32.
 
     float32 because exp(1/τ) overflows half precision for the customary τ = 0.07.
@@ -64,11 +66,17 @@ class LambdaNCE(Loss):
         self._seen: list[Tensor] | None = None
         self._is_frozen = False
 
-    def forward(self, prediction: Tensor, target: Tensor, negatives: Negatives | None = None) -> Tensor:
+    def forward(
+        self, prediction: Tensor, target: Tensor, negatives: Negatives | None = None
+    ) -> Tensor:
         """prediction [T,N,D] (T = 2: pretext view, image; T = 1: image), target [N,D] memory of the images → scalar."""
         assert negatives is not None, "lambda_nce needs the negatives of a sampler"
         positive, others = contrast(prediction, target, negatives, self.temperature)
-        terms = info_nce_terms(positive, others) if self.form == "info_nce" else self._nce(positive, others, negatives.count)
+        terms = (
+            info_nce_terms(positive, others)
+            if self.form == "info_nce"
+            else self._nce(positive, others, negatives.count)
+        )
         self.terms = terms.detach()
         if len(terms) == 1:
             return terms[0]
@@ -77,12 +85,16 @@ class LambdaNCE(Loss):
     def _nce(self, positive: Tensor, others: Tensor, count: int) -> Tensor:
         """[T,N], [T,N,M] logits → [T], written with softplus: -log(e/(e+K)) = softplus(log K - s/τ)."""
         if self.form == "official":
-            constant = self._frozen_at(positive[0].detach(), others[0].detach(), count) + math.log(count)
+            constant = self._frozen_at(positive[0].detach(), others[0].detach(), count) + math.log(
+                count
+            )
         else:
             # A row all of whose shared candidates are its own image has no negatives: K is 0, and so is the term.
             constant = others.logsumexp(-1).clamp(min=torch.finfo(torch.float32).min)
         pull = F.softplus(constant - positive)
-        push = F.softplus(others - (constant if constant.dim() == 0 else constant.unsqueeze(-1))).sum(-1)
+        push = F.softplus(
+            others - (constant if constant.dim() == 0 else constant.unsqueeze(-1))
+        ).sum(-1)
         return (pull + push).mean(-1)
 
     @contextmanager
@@ -107,7 +119,9 @@ class LambdaNCE(Loss):
             with self.observe():
                 self._frozen_at(positive, others, count)
             return self.log_mean_exp
-        seen = torch.logaddexp(positive, others.logsumexp(-1)).logsumexp(0) - math.log(len(positive) * (1 + count))
+        seen = torch.logaddexp(positive, others.logsumexp(-1)).logsumexp(0) - math.log(
+            len(positive) * (1 + count)
+        )
         self._seen.append(seen)
         return seen
 
@@ -127,16 +141,24 @@ class InfoNCE(Loss):
         super().__init__()
         self.temperature = temperature
 
-    def forward(self, prediction: Tensor, target: Tensor, negatives: Negatives | None = None) -> Tensor:
+    def forward(
+        self, prediction: Tensor, target: Tensor, negatives: Negatives | None = None
+    ) -> Tensor:
         """prediction [N,D] or [T,N,D], target [N,D] → scalar."""
         prediction = prediction if prediction.dim() == 3 else prediction.unsqueeze(0)
         target = F.normalize(target.float(), dim=-1)
         if negatives is not None:
             terms = info_nce_terms(*contrast(prediction, target, negatives, self.temperature))
         else:
-            logits = F.normalize(prediction.float(), dim=-1) @ distributed.gather_with_gradient(target).T / self.temperature
+            logits = (
+                F.normalize(prediction.float(), dim=-1)
+                @ distributed.gather_with_gradient(target).T
+                / self.temperature
+            )
             own = torch.arange(len(target), device=logits.device) + distributed.rank() * len(target)
-            terms = F.cross_entropy(logits.mT, own.expand(len(logits), -1), reduction="none").mean(-1)
+            terms = F.cross_entropy(logits.mT, own.expand(len(logits), -1), reduction="none").mean(
+                -1
+            )
         self.terms = terms.detach()
         return terms.mean()
 
@@ -152,7 +174,9 @@ class CrossEntropy(Loss):
         super().__init__()
         self.label_smoothing = label_smoothing
 
-    def forward(self, prediction: Tensor, target: Tensor, negatives: Negatives | None = None) -> Tensor:
+    def forward(
+        self, prediction: Tensor, target: Tensor, negatives: Negatives | None = None
+    ) -> Tensor:
         """prediction [N,C] logits, target int64 [N] → scalar."""
         return F.cross_entropy(prediction.float(), target, label_smoothing=self.label_smoothing)
 

@@ -67,7 +67,9 @@ class Index:
 
 def list_hash(names: list[str]) -> str:
     """SHA-256 of a list of names, each ended by a zero, as checkpoints keep it."""
-    return hashlib.sha256("".join(f"{name}\0" for name in names).encode("utf-8", "surrogateescape")).hexdigest()
+    return hashlib.sha256(
+        "".join(f"{name}\0" for name in names).encode("utf-8", "surrogateescape")
+    ).hexdigest()
 
 
 class Packed(ImageSource):
@@ -83,11 +85,15 @@ class Packed(ImageSource):
         index = self._index()
         self.has_val = "val" in index.halves
         if half not in index.halves:
-            raise DataError(f"{root} has no {half} images of its own: what was packed had no folders train/ and val/")
+            raise DataError(
+                f"{root} has no {half} images of its own: what was packed had no folders train/ and val/"
+            )
         told = index.halves[half]
         self.names: list[str] = []
         self.classes = told.classes
-        self._files = [self.root / f"{half}-{number:05}.safetensors" for number in range(told.shards)]
+        self._files = [
+            self.root / f"{half}-{number:05}.safetensors" for number in range(told.shards)
+        ]
         self._maps: dict[int, dict[str, np.ndarray]] = {}
         self._first: list[int] = []
         labels = []
@@ -116,7 +122,9 @@ class Packed(ImageSource):
             raise DataError(f"{path} cannot be read ({error.strerror})") from error
         except pydantic.ValidationError as error:
             first = error.errors()[0]
-            raise self._damaged(path, f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": ")) from error
+            raise self._damaged(
+                path, f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": ")
+            ) from error
 
     @staticmethod
     def _damaged(path: Path, why: str) -> DataError:
@@ -136,15 +144,27 @@ class Packed(ImageSource):
         return self._maps[number]
 
     def _check(self, path: Path, tensors: dict[str, torch.Tensor]) -> None:
-        types = {"bytes": torch.uint8, "offset": torch.int64, "checksum": torch.int64, "names": torch.uint8, "labels": torch.int64}
+        types = {
+            "bytes": torch.uint8,
+            "offset": torch.int64,
+            "checksum": torch.int64,
+            "names": torch.uint8,
+            "labels": torch.int64,
+        }
         for name, dtype in types.items():
             if name not in tensors and name != "labels":
                 raise self._damaged(path, f"it has no '{name}'")
             if name in tensors and (tensors[name].dtype != dtype or tensors[name].dim() != 1):
-                raise self._damaged(path, f"'{name}' is {tensors[name].dtype} {list(tensors[name].shape)}")
+                raise self._damaged(
+                    path, f"'{name}' is {tensors[name].dtype} {list(tensors[name].shape)}"
+                )
         offset, count = tensors["offset"], len(tensors["checksum"])
         names = int((tensors["names"] == 0).sum()) + 1
-        if len(offset) != count + 1 or names != count or len(tensors.get("labels", offset[1:])) != count:
+        if (
+            len(offset) != count + 1
+            or names != count
+            or len(tensors.get("labels", offset[1:])) != count
+        ):
             raise self._damaged(path, "its arrays are of different lengths")
         if offset[0] != 0 or offset[-1] != len(tensors["bytes"]) or bool((offset.diff() < 0).any()):
             raise self._damaged(path, "'offset' does not rise from 0 to the length of 'bytes'")
@@ -160,7 +180,9 @@ class Packed(ImageSource):
         first, last = shard["offset"][row : row + 2].tolist()
         file = shard["bytes"][first:last].tobytes()
         if zlib.crc32(file) != shard["checksum"][row]:
-            raise DataError(f"its bytes in {self._files[number].name} are not those that were packed (their checksum differs)")
+            raise DataError(
+                f"its bytes in {self._files[number].name} are not those that were packed (their checksum differs)"
+            )
         return io.BytesIO(file)
 
     def image(self, index: int) -> Image.Image:
@@ -198,15 +220,28 @@ class Packed(ImageSource):
         try:
             beside.mkdir()
         except FileExistsError as error:
-            raise DataError(f"{beside} is there: another `sslkit pack` writes it, or was killed; in that case remove it") from error
+            raise DataError(
+                f"{beside} is there: another `sslkit pack` writes it, or was killed; in that case remove it"
+            ) from error
         except OSError as error:
             raise DataError(f"cannot make the folder {beside} ({error.strerror})") from error
-        packing = _Packing(beside, short_side, quality, workers, sum(map(len, sources.values())), advance)
+        packing = _Packing(
+            beside, short_side, quality, workers, sum(map(len, sources.values())), advance
+        )
         try:
             halves = {half: packing.half(half, images) for half, images in sources.items()}
             if packing.unreadable and not skip_unreadable:
-                raise DataError(f"{_told(packing.unreadable)}; mend or remove them, or leave them out with --skip-unreadable")
-            index = Index(short_side, quality, halves, [_text(name) for name, _ in packing.unreadable], packing.kept, packing.coded)
+                raise DataError(
+                    f"{_told(packing.unreadable)}; mend or remove them, or leave them out with --skip-unreadable"
+                )
+            index = Index(
+                short_side,
+                quality,
+                halves,
+                [_text(name) for name, _ in packing.unreadable],
+                packing.kept,
+                packing.coded,
+            )
             (beside / INDEX).write_text(json.dumps(asdict(index), indent=1), encoding="utf-8")
             _flush(beside / INDEX)
             beside.rename(to)
@@ -264,7 +299,9 @@ class _Coded(Dataset):
     def _coded(self, index: int) -> tuple[bytes, bool] | str:
         try:
             stored = self.source.stored(index)
-            pixels = self.source.pixels(index, lambda width, height: min(width, height) / (2 * self.short_side))
+            pixels = self.source.pixels(
+                index, lambda width, height: min(width, height) / (2 * self.short_side)
+            )
             scale = self.short_side / min(pixels.width, pixels.height)
             if stored is not None and scale >= 1:
                 file = stored.read_bytes() if isinstance(stored, Path) else stored.getvalue()
@@ -273,7 +310,9 @@ class _Coded(Dataset):
                         return file, True
             image = Image.fromarray(pixels.values.permute(1, 2, 0).contiguous().numpy())
             if scale < 1:
-                width, height = (max(1, round(side * scale)) for side in (pixels.width, pixels.height))
+                width, height = (
+                    max(1, round(side * scale)) for side in (pixels.width, pixels.height)
+                )
                 image = image.resize((width, height), Image.Resampling.LANCZOS)
             out = io.BytesIO()
             image.save(out, "JPEG", quality=self.quality, subsampling=0)
@@ -291,9 +330,20 @@ class _Packing:
     """One packing under way: where to, how, and what has come of it so far."""
 
     def __init__(
-        self, folder: Path, short_side: int, quality: int, workers: int, total: int, advance: Callable[[int, int], None]
+        self,
+        folder: Path,
+        short_side: int,
+        quality: int,
+        workers: int,
+        total: int,
+        advance: Callable[[int, int], None],
     ) -> None:
-        self.folder, self.short_side, self.quality, self.workers = folder, short_side, quality, workers
+        self.folder, self.short_side, self.quality, self.workers = (
+            folder,
+            short_side,
+            quality,
+            workers,
+        )
         self.total, self.advance = total, advance
         self.unreadable: list[tuple[str, str]] = []
         self.kept = self.coded = 0

@@ -69,7 +69,11 @@ class _Scores(torch.autograd.Function):
         bank, picks = ctx.saved_tensors
         queries = gradient.shape[1]
         if picks is None:
-            return _mixture(gradient.flatten(0, 1), bank).unflatten(0, gradient.shape[:2]), None, None
+            return (
+                _mixture(gradient.flatten(0, 1), bank).unflatten(0, gradient.shape[:2]),
+                None,
+                None,
+            )
         total = gradient.new_zeros(len(gradient), queries, bank.shape[1])
         if _whole(bank, picks, queries):
             for sets in _parts(len(gradient), queries * len(bank), _costs(bank).products):
@@ -78,7 +82,9 @@ class _Scores(torch.autograd.Function):
                 total[sets] = _mixture(weights.flatten(0, 1), bank).unflatten(0, (-1, queries))
         elif queries == 1 and bank.dtype == torch.float32:
             # A weighted sum of rows of which no copy is made, in less than half of the time.
-            total = F.embedding_bag(picks, bank, per_sample_weights=gradient[:, 0], mode="sum").unsqueeze(1)
+            total = F.embedding_bag(
+                picks, bank, per_sample_weights=gradient[:, 0], mode="sum"
+            ).unsqueeze(1)
         else:
             for sets, some in _tiles(picks, bank):
                 total[sets] += gradient[sets, :, some] @ _rows(bank, picks[sets, some])
@@ -99,7 +105,11 @@ def _parts(count: int, numbers: int, budget: int) -> list[slice]:
 def _tiles(picks: Tensor, bank: Tensor) -> list[tuple[slice, slice]]:
     """Slices of sets and of candidates that cover `picks` [G,M], whose rows are within the budget."""
     (sets, candidates), dim, budget = picks.shape, bank.shape[1], _costs(bank).rows
-    return [(some, part) for some in _parts(sets, candidates * dim, budget) for part in _parts(candidates, dim, budget)]
+    return [
+        (some, part)
+        for some in _parts(sets, candidates * dim, budget)
+        for part in _parts(candidates, dim, budget)
+    ]
 
 
 def _rows(bank: Tensor, picks: Tensor) -> Tensor:
@@ -134,7 +144,9 @@ class BankNegatives(Negatives):
     drew them; None where they may stand among the candidates. `blocks` says of which rows `bank` is this process's part; None: of all.
     """
 
-    def __init__(self, bank: Tensor, picks: Tensor | None, own: Tensor | None, blocks: "Blocks | None" = None) -> None:
+    def __init__(
+        self, bank: Tensor, picks: Tensor | None, own: Tensor | None, blocks: "Blocks | None" = None
+    ) -> None:
         self.bank, self.picks, self.own, self.blocks = bank, picks, own, blocks
         rows = len(bank) if blocks is None else blocks.count
         self.count = rows - (own is not None) if picks is None else picks.shape[-1]
@@ -144,13 +156,19 @@ class BankNegatives(Negatives):
         with torch.autocast(query.device.type, enabled=False):
             query = query.float()
             if self.picks is not None and self.picks.dim() == 3:
-                return self._of_each_image(query.view(-1, *query.shape[-2:]), self.picks).view(*query.shape[:-1], -1)
+                return self._of_each_image(query.view(-1, *query.shape[-2:]), self.picks).view(
+                    *query.shape[:-1], -1
+                )
             picks = None if self.picks is None else self.picks.unsqueeze(0)
-            scores = self._scores(query.reshape(1, -1, query.shape[-1]), picks).reshape(*query.shape[:-1], -1)
+            scores = self._scores(query.reshape(1, -1, query.shape[-1]), picks).reshape(
+                *query.shape[:-1], -1
+            )
             if self.own is None:
                 return scores
             if self.picks is None:
-                return scores.scatter_(-1, self.own.unsqueeze(-1).expand(*query.shape[:-1], 1), -math.inf)
+                return scores.scatter_(
+                    -1, self.own.unsqueeze(-1).expand(*query.shape[:-1], 1), -math.inf
+                )
             return scores.masked_fill_(self.picks == self.own.unsqueeze(1), -math.inf)
 
     def _of_each_image(self, query: Tensor, picks: Tensor) -> Tensor:
@@ -166,11 +184,19 @@ class BankNegatives(Negatives):
             return _Scores.apply(query, self.bank, picks)
         queries = distributed.gather_with_gradient(query)
         if picks is None:
-            scores = _Scores.apply(queries.reshape(1, -1, query.shape[-1]), self.bank, None).unflatten(1, (-1, query.shape[1]))
+            scores = _Scores.apply(
+                queries.reshape(1, -1, query.shape[-1]), self.bank, None
+            ).unflatten(1, (-1, query.shape[1]))
             scores = F.pad(scores[0], (0, self.blocks.size - len(self.bank)))
-            return distributed.exchange(scores).transpose(0, 1).flatten(1)[None, :, : self.blocks.count]
+            return (
+                distributed.exchange(scores)
+                .transpose(0, 1)
+                .flatten(1)[None, :, : self.blocks.count]
+            )
         asked, place = self.blocks.route(picks)
-        answers = distributed.exchange(_Scores.apply(queries, self.bank, asked)).unflatten(0, (-1, len(query)))
+        answers = distributed.exchange(_Scores.apply(queries, self.bank, asked)).unflatten(
+            0, (-1, len(query))
+        )
         return answers.permute(1, 2, 0, 3).flatten(2).gather(-1, _each(place, query.shape[1]))
 
 
@@ -189,11 +215,15 @@ class Blocks:
         order = owner.argsort(dim=-1, stable=True)
         counts = owner.new_zeros(len(picks), world).scatter_add_(1, owner, torch.ones_like(owner))
         width = distributed.largest(counts.max())
-        slot = torch.empty_like(owner).scatter_(1, order, torch.arange(picks.shape[1], device=picks.device).expand_as(order))
+        slot = torch.empty_like(owner).scatter_(
+            1, order, torch.arange(picks.shape[1], device=picks.device).expand_as(order)
+        )
         place = slot - (counts.cumsum(1) - counts).gather(1, owner) + owner * width
         asked = torch.zeros(len(picks), world * width, dtype=torch.int32, device=picks.device)
         asked.scatter_(1, place, (picks - owner * self.size).int())
-        return distributed.exchange(asked.unflatten(1, (world, width)).transpose(0, 1).flatten(0, 1)), place
+        return distributed.exchange(
+            asked.unflatten(1, (world, width)).transpose(0, 1).flatten(0, 1)
+        ), place
 
 
 class MemoryBank(NegativeSampler):
@@ -227,8 +257,18 @@ class MemoryBank(NegativeSampler):
     ) -> None:
         super().__init__()
         if num_images < 2:
-            raise RecipeError(Fault("sampler", f"a memory bank needs at least 2 images, the data set has {num_images}"))
-        self.negatives, self.momentum, self.draws, self.exclude_own = negatives, momentum, draws, exclude_own
+            raise RecipeError(
+                Fault(
+                    "sampler",
+                    f"a memory bank needs at least 2 images, the data set has {num_images}",
+                )
+            )
+        self.negatives, self.momentum, self.draws, self.exclude_own = (
+            negatives,
+            momentum,
+            draws,
+            exclude_own,
+        )
         self.needs_fill = init == "forward"
         self.rows, self.shards, blocks = num_images, shards, Blocks(num_images)
         self.blocks = blocks if shards == "auto" and distributed.world() > 1 else None
@@ -246,7 +286,9 @@ class MemoryBank(NegativeSampler):
             source = torch.Generator().manual_seed(Draws(torch.initial_seed(), block).seed)
             drawn = F.normalize(torch.rand(BLOCK, dim, generator=source) * 2 - 1)
             begin, end = max(first, block * BLOCK), min(last, (block + 1) * BLOCK)
-            self.bank[begin - first : end - first] = drawn[begin - block * BLOCK : end - block * BLOCK]
+            self.bank[begin - first : end - first] = drawn[
+                begin - block * BLOCK : end - block * BLOCK
+            ]
 
     def spread(self) -> dict[str, tuple[int, int, int]]:
         """Of `bank`, this process's block of rows with `shards: auto`."""
@@ -261,7 +303,9 @@ class MemoryBank(NegativeSampler):
             picks = draws.shared_integers(self.negatives, high=self.rows, device=index.device)
         elif self.negatives != "all":
             sets, high = terms if self.draws == "term" else 1, self.rows - self.exclude_own
-            picks = draws.integers(len(index), sets, self.negatives, high=high, device=index.device).transpose(0, 1)
+            picks = draws.integers(
+                len(index), sets, self.negatives, high=high, device=index.device
+            ).transpose(0, 1)
             if self.exclude_own:
                 picks += picks >= index.view(1, -1, 1)
         return BankNegatives(self.bank, picks, own, self.blocks)
@@ -277,7 +321,11 @@ class MemoryBank(NegativeSampler):
     def update(self, index: Tensor, keys: Tensor) -> None:
         """Move the rows `index` [B], each named once, towards `keys` [B,D]."""
         index, keys = self._held(index, keys)
-        self._write(index, self.momentum * self.bank[index].float() + (1 - self.momentum) * F.normalize(keys.float(), dim=-1))
+        self._write(
+            index,
+            self.momentum * self.bank[index].float()
+            + (1 - self.momentum) * F.normalize(keys.float(), dim=-1),
+        )
 
     @torch.no_grad()
     def fill(self, index: Tensor, keys: Tensor) -> None:

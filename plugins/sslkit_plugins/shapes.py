@@ -27,7 +27,9 @@ OUTLINES: dict[str, Callable[[Plane, Plane], Plane]] = {
     "triangle": lambda x, y: np.minimum(y + 0.55, 0.5 - 0.5 * y - 0.87 * abs(x)),
     "star": lambda x, y: 1 - 1.2 * near(np.arctan2(y, x) * 5 / (2 * np.pi)) - radius(x, y),
     "ring": lambda x, y: 0.27 - abs(radius(x, y) - 0.68),
-    "cross": lambda x, y: np.maximum(np.minimum(0.3 - abs(x), 0.95 - abs(y)), np.minimum(0.3 - abs(y), 0.95 - abs(x))),
+    "cross": lambda x, y: np.maximum(
+        np.minimum(0.3 - abs(x), 0.95 - abs(y)), np.minimum(0.3 - abs(y), 0.95 - abs(x))
+    ),
     "crescent": lambda x, y: np.minimum(0.95 - radius(x, y), radius(x - 0.45, y) - 0.6),
     "bar": lambda x, y: np.minimum(0.36 - abs(y), 1 - abs(x)),
     "flower": lambda x, y: 0.66 + 0.24 * np.cos(6 * np.arctan2(y, x)) - radius(x, y),
@@ -45,7 +47,9 @@ TEXTURES: dict[str, Callable[[Plane, Plane], Plane]] = {
     "circles": lambda x, y: 0.25 - near(1.2 * radius(x % 3 - 1.5, y % 3 - 1.5)),
     "zigzag": lambda x, y: 0.25 - near(x + 1.6 * near(y / 2.4)),
     "weave": lambda x, y: 0.25 - near(np.where((np.floor(x / 2) + np.floor(y / 2)) % 2 == 0, x, y)),
-    "crosses": lambda x, y: np.maximum(np.minimum(0.12 - near(x), 0.36 - near(y)), np.minimum(0.12 - near(y), 0.36 - near(x))),
+    "crosses": lambda x, y: np.maximum(
+        np.minimum(0.12 - near(x), 0.36 - near(y)), np.minimum(0.12 - near(y), 0.36 - near(x))
+    ),
 }
 """Positive where the second of an object's two colours shows; x and y count periods."""
 
@@ -72,7 +76,9 @@ def draw(label: int, side: int, rng: np.random.Generator) -> np.ndarray:
     x, y = np.meshgrid(grid, grid)
 
     ground = [tinted(rng.uniform(0.35, 0.65), rng) for _ in range(2)]
-    mix = 0.7 * clouds(rng, full, int(rng.integers(2, 7))) + 0.3 * clouds(rng, full, int(rng.integers(8, 33)))
+    mix = 0.7 * clouds(rng, full, int(rng.integers(2, 7))) + 0.3 * clouds(
+        rng, full, int(rng.integers(8, 33))
+    )
     picture = ground[0] + (ground[1] - ground[0]) * mix[..., None]
 
     reach = rng.uniform(0.26, 0.4)
@@ -85,11 +91,17 @@ def draw(label: int, side: int, rng: np.random.Generator) -> np.ndarray:
     s, t = turned(x / period, y / period, rng.uniform(0, 2 * np.pi))
     pattern = list(TEXTURES.values())[label](s + shift[0], t + shift[1]) > 0
 
-    first, second = rng.permutation([tinted(rng.uniform(0.0, 0.3), rng), tinted(rng.uniform(0.7, 1.0), rng)])
-    picture = np.where((inside & pattern)[..., None], second, np.where(inside[..., None], first, picture))
+    first, second = rng.permutation(
+        [tinted(rng.uniform(0.0, 0.3), rng), tinted(rng.uniform(0.7, 1.0), rng)]
+    )
+    picture = np.where(
+        (inside & pattern)[..., None], second, np.where(inside[..., None], first, picture)
+    )
 
     direction = rng.uniform(0, 2 * np.pi)
-    light = 1 + rng.uniform(0, 0.4) * (np.cos(direction) * (x - 0.5) + np.sin(direction) * (y - 0.5))
+    light = 1 + rng.uniform(0, 0.4) * (
+        np.cos(direction) * (x - 0.5) + np.sin(direction) * (y - 0.5)
+    )
     picture = 255 * picture * light[..., None] + rng.normal(0, 8, picture.shape)
     whole = Image.fromarray(picture.clip(0, 255).astype(np.uint8))
     return np.asarray(whole.reduce(OVERSAMPLING))
@@ -122,7 +134,9 @@ class Shapes(ImageSource):
         self.side, self.key = side, (seed, int(split == "val"))
         self.classes, self.has_val = CLASSES, True
         self.labels = np.arange(count) % len(CLASSES)
-        self.names = [f"{'val' if split == 'val' else 'train'}/{number:06d}" for number in range(count)]
+        self.names = [
+            f"{'val' if split == 'val' else 'train'}/{number:06d}" for number in range(count)
+        ]
         self._drawn: dict[int, Image.Image] = {}
 
     def image(self, index: int) -> Image.Image:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from sslkit.errors import Fault, RecipeError
 from sslkit.interfaces import Head, Loss, Negatives, Pixels, Sample
-from sslkit_plugins.views import Area, ColourList, Photometric
+from sslkit_plugins.views.photometric import Area, ColourList, Photometric
 
 ORDERS = list(permutations(range(3)))
 
@@ -26,7 +26,9 @@ class ChannelOrder(Photometric):
 
     views = ("image", "permuted")
 
-    def __init__(self, *, size: PositiveInt = 224, min_area: Area = 0.2, colours: ColourList = "none") -> None:
+    def __init__(
+        self, *, size: PositiveInt = 224, min_area: Area = 0.2, colours: ColourList = "none"
+    ) -> None:
         self.size, self.colours, self.crops = size, colours, ((size, min_area),) * 2
         self.shapes = {"image": (3, size, size), "permuted": (3, size, size)}
         self.answers = {"order": len(ORDERS)}
@@ -35,7 +37,10 @@ class ChannelOrder(Photometric):
         """image and permuted uint8 [3,size,size]; order [], a number of ORDERS."""
         whole, other = self.cut(image, rng)
         number = int(rng.integers(len(ORDERS)))
-        return Sample({"image": whole, "permuted": other[list(ORDERS[number])]}, {"order": torch.tensor(number)})
+        return Sample(
+            {"image": whole, "permuted": other[list(ORDERS[number])]},
+            {"order": torch.tensor(number)},
+        )
 
 
 class Cosine(Head):
@@ -59,10 +64,17 @@ class Hinge(Loss):
         super().__init__()
         self.margin = margin
 
-    def forward(self, prediction: Tensor, target: Tensor, negatives: Negatives | None = None) -> Tensor:
+    def forward(
+        self, prediction: Tensor, target: Tensor, negatives: Negatives | None = None
+    ) -> Tensor:
         """prediction [N,D] or [T,N,D], target [N,D] of unit norm → scalar."""
         if negatives is None:
-            raise RecipeError(Fault("loss", "'hinge' needs the negatives of a sampler; take a method that has one, such as pirl"))
+            raise RecipeError(
+                Fault(
+                    "loss",
+                    "'hinge' needs the negatives of a sampler; take a method that has one, such as pirl",
+                )
+            )
         query = F.normalize(prediction.float(), dim=-1)
         positive = (query * target.float()).sum(-1, keepdim=True)
         gaps = F.relu(self.margin - positive + negatives.similarity(query))

@@ -1,0 +1,138 @@
+"""Jigsaw puzzles: Noroozi & Favaro 2016, "Unsupervised Learning of Visual Representations by Solving Jigsaw Puzzles",
+arXiv:1603.09246. The covariant task that PIRL's jigsaw view is compared with. Letters: K patches, B images."""
+
+import functools
+import itertools
+import math
+from typing import Annotated, ClassVar
+
+import numpy as np
+import torch
+from PIL import Image
+from pydantic import Field, PositiveInt
+from torch import Tensor
+
+from sslkit.errors import Fault, RecipeError
+from sslkit.interfaces import Batch, Method, Output, Pixels, Progress, Sample
+from sslkit_plugins.views.photometric import Area, ColourList, Photometric, flip_or_not
+
+Grid = Annotated[int, Field(ge=2)]
+AtLeastTwo = Annotated[int, Field(ge=2)]
+
+POOL = 300_000
+"""How many random orders are searched where all are too many (K > 9)."""
+
+
+@functools.cache
+def hamming_permutations(patches: int, count: int, seed: int = 0) -> np.ndarray:
+    """uint8 [min(count, patches!), patches]: orders that differ in many places (the paper's algorithm 1).
+
+    Greedy: the first is random, each next one has the largest smallest Hamming distance to those before, ties falling at random.
+    """
+    rng = np.random.default_rng(seed)
+    if patches <= 9:
+        every = itertools.chain.from_iterable(itertools.permutations(range(patches)))
+        candidates = np.fromiter(every, np.uint8, patches * math.factorial(patches)).reshape(
+            -1, patches
+        )
+        candidates = rng.permutation(candidates)
+    else:
+        candidates = np.unique(
+            rng.permuted(np.tile(np.arange(patches, dtype=np.uint8), (POOL, 1)), axis=1), axis=0
+        )
+        candidates = rng.permutation(candidates)
+    if count >= len(candidates):
+        return candidates
+    places = np.ascontiguousarray(candidates.T)
+    nearest = np.full(len(candidates), patches, np.uint8)
+    chosen = np.empty(count, np.int64)
+    for number in range(count):
+        chosen[number] = nearest.argmax()
+        distance = np.zeros_like(nearest)
+        for place, patch in zip(places, candidates[chosen[number]], strict=True):
+            distance += place != patch
+        np.minimum(nearest, distance, out=nearest)
+    return candidates[chosen]
+
+
+class Cutter:
+    """Cuts a puzzle of `resize` pixels a side into grid² patches of `patch` pixels, one from each cell, at a random place in it.
+
+    The place is uniform in 0 … cell-patch on each axis; VISSL's code never draws the last one.
+    """
+
+    def __init__(self, grid: int, resize: int, patch: int) -> None:
+        self.grid, self.cell, self.patch = grid, resize // grid, patch
+        if patch > self.cell:
+            fault = f"{patch} pixels do not fit into a cell of {self.cell}: a puzzle of {resize} has {grid} cells a side; take at most {self.cell}"
+            raise RecipeError(Fault("transform.patch", fault))
+
+    def __call__(self, puzzle: Tensor, rng: np.random.Generator) -> list[Tensor]:
+        """uint8 [3,resize,resize] → K of [3,patch,patch], row by row."""
+        offsets = rng.integers(0, self.cell - self.patch + 1, (self.grid, self.grid, 2)).tolist()
+        patches = []
+        for row, column in itertools.product(range(self.grid), repeat=2):
+            top, left = (
+                self.cell * row + offsets[row][column][0],
+                self.cell * column + offsets[row][column][1],
+            )
+            patches.append(puzzle[:, top : top + self.patch, left : left + self.patch])
+        return patches
+
+
+class Puzzle(Photometric):
+    """Shuffled patches of one crop, and which of a set of orders they are in.
+
+    Flips and colours are drawn for the whole crop, as in VISSL's `jigsaw_8gpu_resnet.yaml` (grayscale for 66 % of the images keeps
+    colour fringes from betraying positions). The crop is a random resized one of at least `min_area`. `size` is the side at which
+    evaluations show images.
+    """
+
+    views = ("patches",)
+    flips = False
+    shared = True
+
+    def __init__(
+        self,
+        *,
+        size: PositiveInt = 224,
+        grid: Grid = 3,
+        resize: PositiveInt = 255,
+        patch: PositiveInt = 64,
+        min_area: Area = 0.6,
+        colours: ColourList = "gray",
+        permutations: AtLeastTwo = 2000,
+    ) -> None:
+        self.size, self.colours, self.crops = size, colours, ((resize, min_area),)
+        self.cutter = Cutter(grid, resize, patch)
+        self.permutations = hamming_permutations(grid**2, permutations)
+        self.shapes = {"patches": (grid**2, 3, patch, patch)}
+        self.answers = {"order": len(self.permutations)}
+
+    def __call__(self, image: Image.Image | Pixels, rng: np.random.Generator) -> Sample:
+        """patches uint8 [K,3,patch,patch]; order, the number of their order in the set."""
+        (puzzle,) = self.cut(image, rng)
+        patches = self.cutter(flip_or_not(puzzle, rng), rng)
+        order = int(rng.integers(len(self.permutations)))
+        return Sample(
+            {"patches": torch.stack([patches[i] for i in self.permutations[order]])},
+            {"order": torch.tensor(order)},
+        )
+
+    def state(self) -> dict[str, Tensor]:
+        return {"permutations": torch.from_numpy(self.permutations)}
+
+
+class Jigsaw(Method):
+    """Predict the order of the patches from their features, concatenated in the order given (the context-free network)."""
+
+    reads: ClassVar = {"order": "patches"}
+    answers: ClassVar = {"order": "order"}
+
+    def forward(self, batch: Batch, progress: Progress) -> Output:
+        logits = self.heads["order"](self.encode(batch.views["patches"]))
+        order = batch.targets["order"]
+        return Output(
+            self.loss(logits, order),
+            {"accuracy": (logits.detach().argmax(1) == order).float().mean()},
+        )

@@ -1,0 +1,162 @@
+"""PIRL: Misra & van der Maaten 2020, "Self-Supervised Learning of Pretext-Invariant Representations", arXiv:1912.01991.
+
+Letters: B images, K patches, D features. "Official" is facebookresearch/vissl.
+"""
+
+import math
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from pydantic import PositiveInt
+from torch import Tensor
+from torch.nn import functional as F
+
+from sslkit.errors import Fault, RecipeError
+from sslkit.interfaces import Batch, Method, Output, Parts, Pixels, Progress, Sample
+from sslkit_plugins.methods.jigsaw import Cutter, Grid, hamming_permutations
+from sslkit_plugins.views.photometric import Area, ColourList, Photometric, flip_or_not
+
+
+class Jigsaw(Photometric):
+    """An image, and the shuffled patches of another crop of it (supplement A.1).
+
+    Image and puzzle are cropped independently, and every patch has its own colours and flip. `permutations` limits the orders to a
+    set that differs in many places, as in the paper's figure 7, and tells which was drawn; `all` draws any of the K! orders.
+    `size` is the image's side; `resize` the puzzle's, cut into `grid`² cells with one patch in each.
+    """
+
+    views = ("image", "patches")
+
+    def __init__(
+        self,
+        *,
+        size: PositiveInt = 224,
+        grid: Grid = 3,
+        resize: PositiveInt = 255,
+        patch: PositiveInt = 64,
+        min_area: Area = 0.6,
+        image_min_area: Area = 0.08,
+        colours: ColourList = "official",
+        permutations: PositiveInt | Literal["all"] = "all",
+    ) -> None:
+        self.size, self.colours = size, colours
+        self.crops = ((size, image_min_area), (resize, min_area))
+        self.cutter = Cutter(grid, resize, patch)
+        self.permutations = (
+            None if permutations == "all" else hamming_permutations(grid**2, permutations)
+        )
+        self.shapes = {"image": (3, size, size), "patches": (grid**2, 3, patch, patch)}
+        self.answers = {} if self.permutations is None else {"order": len(self.permutations)}
+
+    def __call__(self, image: Image.Image | Pixels, rng: np.random.Generator) -> Sample:
+        """image uint8 [3,size,size], patches uint8 [K,3,patch,patch]."""
+        whole, puzzle = self.cut(image, rng)
+        patches = self.cutter(self.turned(puzzle, rng), rng)
+        if self.permutations is None:
+            order, targets = rng.permutation(len(patches)), {}
+        else:
+            number = int(rng.integers(len(self.permutations)))
+            order, targets = self.permutations[number], {"order": torch.tensor(number)}
+        return Sample(
+            {"image": whole, "patches": torch.stack([patches[i] for i in order])}, targets
+        )
+
+    def turned(self, puzzle: Tensor, rng: np.random.Generator) -> Tensor:
+        """uint8 [3,resize,resize] → the same, as it is cut into patches."""
+        return puzzle
+
+    def state(self) -> dict[str, Tensor]:
+        return (
+            {}
+            if self.permutations is None
+            else {"permutations": torch.from_numpy(self.permutations)}
+        )
+
+
+class JigsawRotation(Jigsaw):
+    """Like `jigsaw`, the puzzle turned by 0, 90, 180 or 270 degrees before it is cut (table 5)."""
+
+    def turned(self, puzzle: Tensor, rng: np.random.Generator) -> Tensor:
+        """uint8 [3,resize,resize] → the same, turned."""
+        return torch.rot90(puzzle, int(rng.integers(4)), (1, 2))
+
+
+class Rotation(Photometric):
+    """An image, and another crop of it, augmented in the same way and then turned by 0, 90, 180 or 270 degrees (supplement A.2).
+
+    Both are flipped as they are cut, hence before the turn; colours do not mind which comes first.
+    """
+
+    views = ("image", "rotated")
+    flips = False
+
+    def __init__(
+        self, *, size: PositiveInt = 224, min_area: Area = 0.08, colours: ColourList = "official"
+    ) -> None:
+        self.size, self.colours, self.crops = size, colours, ((size, min_area),) * 2
+        self.shapes = {"image": (3, size, size), "rotated": (3, size, size)}
+        self.answers = {"rotation": 4}
+
+    def __call__(self, image: Image.Image | Pixels, rng: np.random.Generator) -> Sample:
+        """image and rotated, uint8 [3,size,size]; rotation, counter-clockwise quarter turns."""
+        whole, other = (flip_or_not(view, rng) for view in self.cut(image, rng))
+        turns = int(rng.integers(4))
+        return Sample(
+            {"image": whole, "rotated": torch.rot90(other, turns, (1, 2)).contiguous()},
+            {"rotation": torch.tensor(turns)},
+        )
+
+
+class Pirl(Method):
+    """Bring the image (head f) and its pretext view (head g) each to the memory of the image, away from other images'.
+
+    The heads are named like the views that they read: `image`, and the pretext view of the transform.
+    """
+
+    stores = "image"
+
+    def __init__(self, parts: Parts, /) -> None:
+        super().__init__(parts)
+        if "image" not in self.heads or len(self.heads) > 2:
+            views = ", ".join(self.heads)
+            raise RecipeError(
+                Fault(
+                    "transform",
+                    f"method 'pirl' needs a view 'image' and one pretext view, but the heads read: {views}",
+                )
+            )
+        # The pretext view passes the encoder first, as in the official code: batch norm's running statistics end with the image.
+        self.order = sorted(self.heads, key=lambda name: name == "image")
+
+    def forward(self, batch: Batch, progress: Progress) -> Output:
+        assert self.sampler is not None
+        outputs = {name: self.heads[name](self.encode(batch.views[name])) for name in self.order}
+        memory = self.sampler.recall(batch.index)
+        negatives = self.sampler.draw(batch.index, progress.draws, terms=len(outputs))
+        loss = self.loss(torch.stack(list(outputs.values())), memory, negatives)
+        unit = {
+            name: F.normalize(output.detach().float(), dim=-1) for name, output in outputs.items()
+        }
+        metrics = {f"std_{name}": spread(rows) for name, rows in unit.items()}
+        metrics["match"] = (unit["image"] * memory).sum(-1).mean()
+        if self.loss.terms is not None and len(self.loss.terms) > 1:
+            metrics |= {
+                f"loss_{name}": term for name, term in zip(self.order, self.loss.terms, strict=True)
+            }
+        return Output(loss, metrics, outputs["image"].detach())
+
+    def keys(self, batch: Batch) -> Tensor:
+        """[B,D]: f of the images."""
+        return self.heads["image"](self.encode(batch.views["image"]))
+
+    def after_step(self, index: Tensor, keys: Tensor, progress: Progress) -> None:
+        """The paper's paragraph on the memory bank: an image's row moves towards f of the image, never g, once a step, both terms scored."""
+        assert self.sampler is not None
+        self.sampler.update(index, keys)
+
+
+def spread(unit: Tensor) -> Tensor:
+    """[B,D] of unit norm → scalar: the standard deviation over B, averaged over D, times √D. 1 is spread evenly, 0 collapsed."""
+    return unit.std(0, correction=0).mean() * math.sqrt(unit.shape[1])

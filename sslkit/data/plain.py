@@ -1,0 +1,50 @@
+"""Images as evaluations show them: resized, cropped in the centre, not augmented."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from sslkit.data.workers import deliver, read
+from sslkit.errors import DataError, printable
+from sslkit.interfaces import ImageSource
+
+
+class _Plain(Dataset):
+    """Indices [N] → uint8 [N,3,size,size], un-augmented, and the indices."""
+
+    def __init__(self, source: ImageSource, size: int) -> None:
+        self.source, self.size = source, size
+
+    def __getitem__(self, indices: np.ndarray) -> tuple[Tensor, Tensor] | DataError:
+        pixels = np.empty((len(indices), self.size, self.size, 3), np.uint8)
+        for row, index in enumerate(indices.tolist()):
+            if isinstance(image := read(self.source.image, index), str):
+                return DataError(
+                    f"{printable(str(self.source.names[index]))} cannot be read, and an evaluation replaces no image: mend or remove it ({image})"
+                )
+            pixels[row] = np.asarray(plain_view(image, self.size))
+        return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(indices)
+
+
+def plain_view(image: Image.Image, size: int) -> Image.Image:
+    """The short side resized to 256/224 · `size`, then the central square of `size`; an image whose short side is at most 1.15 · `size`
+    is resized to `size` straight, so that little of a small picture is cut away."""
+    short = min(image.size)
+    target = size if short <= 1.15 * size else round(size * 256 / 224)
+    width, height = (max(target, round(side * target / short)) for side in image.size)
+    left, top = (width - size) / 2, (height - size) / 2
+    scale_x, scale_y = image.width / width, image.height / height
+    box = (left * scale_x, top * scale_y, (left + size) * scale_x, (top + size) * scale_y)
+    return image.resize((size, size), Image.Resampling.BILINEAR, box=box)
+
+
+def plain_batches(
+    source: ImageSource, size: int, batch_size: int, workers: int = 0
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """uint8 [N,3,size,size] and index [N] of every image in order, as evaluations show them (`plain_view`)."""
+    orders = np.split(np.arange(len(source)), range(batch_size, len(source), batch_size))
+    return deliver(_Plain(source, size), orders, workers)

@@ -1,0 +1,95 @@
+"""Loader processes: what they build, in order, and what happens when one is lost."""
+
+import os
+import re
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from sslkit.errors import DataError, SslkitError, printable
+
+PREFETCH = 4
+"""Batches that each worker holds ready."""
+
+
+def read(read: Callable[..., Any], *what: Any) -> Any:
+    """The image, or the reason why there is none. What goes wrong in cutting it is no fault of an image, so that it is not caught here."""
+    try:
+        return read(*what)
+    except Exception as error:
+        return printable(f"{type(error).__name__}: {error}")
+
+
+def _begin_worker(_: int) -> None:
+    """One thread; signals are left to the process that trains, for terminals and schedulers send them to all."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """End when `parent` sends SIGTERM: at its exit it waits for its workers, and for ever if they ignored that too."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
+
+
+def _whole(item: object) -> object:
+    return item
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Keep SIGCHLD as it is: PyTorch would raise at a lost worker wherever this process happens to be, in the middle of a save for one.
+    Its queue tells as well, within seconds."""
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGCHLD"):
+        yield
+        return
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
+
+
+def deliver(
+    builder: Dataset, orders: Iterable[Any], workers: int, pin: bool = False
+) -> Iterator[Any]:
+    """What `builder` makes of each order, in their sequence, made ahead by `workers` processes. Raises the error for the user that it returns.
+
+    An error that a worker *raised* would reach the user with the worker's traceback in its text.
+    """
+    made: Iterable[Any] = map(builder.__getitem__, orders)
+    if workers:
+        made = DataLoader(
+            builder,
+            batch_size=None,
+            sampler=orders,
+            num_workers=workers,
+            collate_fn=_whole,
+            prefetch_factor=PREFETCH,
+            worker_init_fn=_begin_worker,
+            multiprocessing_context="fork" if sys.platform == "linux" else "spawn",
+            pin_memory=pin,
+        )
+    with _undisturbed():
+        made = iter(made)
+    try:
+        for item in made:
+            if isinstance(item, SslkitError):
+                raise item
+            yield item
+    except RuntimeError as error:
+        if not re.match(r"DataLoader worker \(pid", str(error)):
+            raise
+        raise DataError(
+            f"a loader process was ended by the system, for lack of memory perhaps; --set train.workers=0 needs least ({error})"
+        ) from error

@@ -1,0 +1,87 @@
+"""A recipe that has been read: the parts it names, with every option filled in."""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sslkit.recipe.document import Dumper
+from sslkit.recipe.registry import Part
+from sslkit.recipe.settings import SETTINGS, Optimizer, Schedule, Train
+from sslkit.recipe.signature import (
+    plain,
+)
+
+PARTS = {
+    "method": "methods",
+    "data": "datasets",
+    "transform": "transforms",
+    "encoder": "encoders",
+    "heads": "heads",
+    "sampler": "samplers",
+    "loss": "losses",
+}
+"""Each section that names parts, and their kind."""
+SECTIONS = ("name", *PARTS, *SETTINGS)
+OPTIONAL = ("heads", "sampler", "schedule")
+NAME = "[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}"
+HEAD = "[A-Za-z_][A-Za-z0-9_]{0,99}"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A part that a recipe names, with every option filled in, by its name in recipes."""
+
+    kind: str
+    use: str
+    options: dict[str, Any]
+    part: Part
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The options as keyword arguments of the part's constructor."""
+        return self.part.signature().arguments(self.options)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"use": self.use, **plain(self.options)}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A method, whole: which parts, which options, how it is trained."""
+
+    name: str
+    path: Path = field(compare=False)
+    method: Choice
+    data: Choice
+    transform: Choice
+    encoder: Choice
+    heads: dict[str, Choice]
+    sampler: Choice | None
+    loss: Choice
+    optimizer: Optimizer
+    schedule: Schedule
+    train: Train
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, every default filled in."""
+        sections: dict[str, Any] = {"name": self.name}
+        for section in PARTS:
+            chosen = getattr(self, section)
+            if section == "heads":
+                sections[section] = {name: head.as_dict() for name, head in chosen.items()}
+            elif chosen is not None:
+                sections[section] = chosen.as_dict()
+        return sections | {section: plain(asdict(getattr(self, section))) for section in SETTINGS}
+
+    def as_yaml(self) -> str:
+        """A recipe file, every default filled in; `read` makes an equal recipe of it."""
+        return yaml.dump(
+            self.as_dict(),
+            Dumper=Dumper,
+            sort_keys=False,
+            default_flow_style=None,
+            allow_unicode=True,
+            width=132,
+        )

@@ -1,0 +1,181 @@
+"""One YAML text ↔ plain data, with the line of every key. Tags, anchors, aliases and what no option can hold are faults."""
+
+import math
+import re
+from typing import Any
+
+import yaml
+
+from sslkit.recipe.signature import written
+
+MAX_BYTES = 1 << 16
+"""Of a whole text: PyYAML reads about 100 KiB a second."""
+MAX_DEPTH = 20
+
+_INT = re.compile(r"[-+]?(0|[1-9][0-9]*)")
+_FLOAT = re.compile(r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?")
+_NOT_FINITE = re.compile(r"[-+]?\.inf|\.nan", re.IGNORECASE)
+
+Key = tuple[str, ...]
+
+
+def whole(text: str) -> str:
+    """The same text. ValueError for halves of surrogate pairs, which no file can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{written(text)} is no Unicode text") from error
+    return text
+
+
+def resolve(text: str) -> Any:
+    """A plain scalar → null, true, false, a decimal number, or text. ValueError for numbers that no option can hold."""
+    if text in ("", "~", "null"):
+        return None
+    if text in ("true", "false"):
+        return text == "true"
+    if _INT.fullmatch(text):
+        if len(text.lstrip("+-")) > 18:
+            raise ValueError(f"{text[:20]}… is too large a number")
+        return int(text)
+    if _NOT_FINITE.fullmatch(text) or (_FLOAT.fullmatch(text) and not math.isfinite(float(text))):
+        raise ValueError(f"{text} is not a finite number")
+    return float(text) if _FLOAT.fullmatch(text) else whole(text)
+
+
+class Dumper(yaml.SafeDumper):
+    """Quotes whatever `resolve` would not take for the same text."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+    try:
+        style = None if resolve(text) == text else "'"
+    except ValueError:
+        style = "'"
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+Dumper.add_representer(str, _represent_text)
+
+
+class TooDeepError(Exception):
+    """Reading stops here: PyYAML's time grows with the square of the depth."""
+
+
+class Document:
+    """Plain data of one YAML text, the line of every key, and what is not allowed in it."""
+
+    def __init__(self, text: str, when_empty: str = "is empty") -> None:
+        self.lines: dict[Key, int] = {}
+        self.faults: list[tuple[Key, int, str]] = []
+        self.value: Any = None
+        try:
+            self._events = yaml.SafeLoader(text)
+            self._open(when_empty)
+        except yaml.reader.ReaderError as error:
+            self._refuse(
+                (), text[: error.position].count("\n") + 1, f"is not valid YAML: {error.reason}"
+            )
+        except (ValueError, OverflowError):
+            self._refuse(
+                (), 1, "is not valid YAML: an escape stands for a character that does not exist"
+            )
+        except yaml.MarkedYAMLError as error:
+            mark = error.problem_mark or error.context_mark
+            self._refuse(
+                (),
+                mark.line + 1 if mark else 1,
+                f"is not valid YAML: {' '.join(filter(None, (error.context, error.problem)))}",
+            )
+        except TooDeepError:
+            pass
+
+    def _open(self, when_empty: str) -> None:
+        events = self._events
+        events.get_event()
+        if events.check_event(yaml.StreamEndEvent):
+            self._refuse((), 1, when_empty)
+            return
+        events.get_event()
+        self.value = self._node(())
+        events.get_event()
+        if not events.check_event(yaml.StreamEndEvent):
+            self._refuse(
+                (),
+                self._events.peek_event().start_mark.line + 1,
+                "holds a second document; a recipe is one",
+            )
+
+    def _refuse(self, key: Key, line: int, message: str) -> None:
+        self.faults.append((key, line, message))
+
+    def _node(self, key: Key, depth: int = 0) -> Any:
+        event = self._events.get_event()
+        line = event.start_mark.line + 1
+        if isinstance(event, yaml.AliasEvent):
+            self._refuse(
+                key, line, f"alias *{event.anchor} is not allowed in a recipe; write the value out"
+            )
+            return None
+        if event.anchor is not None:
+            self._refuse(
+                key,
+                line,
+                f"anchor &{event.anchor} is not allowed in a recipe; write the value out where it is used",
+            )
+        if event.tag is not None:
+            self._refuse(
+                key, line, f"tag {event.tag} is not allowed in a recipe; write the plain value"
+            )
+        if isinstance(event, yaml.ScalarEvent):
+            try:
+                return resolve(event.value) if event.implicit[0] else whole(event.value)
+            except ValueError as error:
+                self._refuse(key, line, str(error))
+                return None
+        if depth == MAX_DEPTH:
+            self._refuse(key, line, f"is nested deeper than {MAX_DEPTH} levels")
+            raise TooDeepError
+        return (
+            self._sequence(key, depth)
+            if isinstance(event, yaml.SequenceStartEvent)
+            else self._mapping(key, depth)
+        )
+
+    def _sequence(self, key: Key, depth: int) -> list[Any]:
+        items = []
+        while not self._events.check_event(yaml.SequenceEndEvent):
+            items.append(self._node(key, depth + 1))
+        self._events.get_event()
+        return items
+
+    def _mapping(self, key: Key, depth: int) -> dict[str, Any]:
+        items: dict[str, Any] = {}
+        while not self._events.check_event(yaml.MappingEndEvent):
+            line = self._events.peek_event().start_mark.line + 1
+            before = len(self.faults)
+            name = self._node(key, depth + 1)
+            if not isinstance(name, str):
+                if len(self.faults) == before:
+                    self._refuse(
+                        key,
+                        line,
+                        f"the key {written(name)} is not text; quote it if it is meant as a name",
+                    )
+                self._node(key, depth + 1)
+                continue
+            if name in items:
+                self._refuse(
+                    (*key, name),
+                    line,
+                    f"is given twice; it is already on line {self.lines[(*key, name)]}",
+                )
+                self._node((*key, name), depth + 1)
+                continue
+            self.lines[(*key, name)] = line
+            items[name] = self._node((*key, name), depth + 1)
+        self._events.get_event()
+        return items

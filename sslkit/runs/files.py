@@ -1,0 +1,61 @@
+"""Files that are written completely or not at all."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import safetensors
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sslkit.errors import CheckpointError
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """A CheckpointError that names `path` where the system refuses."""
+    try:
+        yield
+    except (OSError, safetensors.SafetensorError) as error:
+        raise CheckpointError(
+            f"cannot write {path}: {getattr(error, 'strerror', None) or error}"
+        ) from error
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path to write to, which takes the place of `path` when all is written: the whole file or none of it."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    with writing(path):
+        try:
+            yield beside
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """The whole text or none of it."""
+    with replacing(path) as beside, beside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def save_tensors(
+    tensors: dict[str, Tensor], path: Path, notes: dict[str, str] | None = None
+) -> None:
+    """Write, for whom the folder is open, and flush to the disk."""
+    save_file(
+        {name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path, notes
+    )
+    path.chmod(path.parent.stat().st_mode & 0o666)
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,111 @@
+"""Run folders: made, found, and locked while a process trains in them."""
+
+import os
+import platform
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+from sslkit.errors import CheckpointError
+from sslkit.recipe import Recipe
+from sslkit.runs.files import write_text, writing
+
+
+def new_folder(root: Path, recipe: Recipe) -> Path:
+    """runs/<recipe>/<time>, not there before, and `latest` beside it; the recipe and the environment written into it."""
+    parent = root / recipe.name
+    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    for attempt in range(1000):
+        folder = parent / (stamp if attempt == 0 else f"{stamp}_{attempt}")
+        try:
+            folder.mkdir(parents=True)
+            break
+        except FileExistsError:
+            continue
+        except (OSError, ValueError) as error:
+            why = getattr(error, "strerror", None) or error
+            raise CheckpointError(
+                f"cannot make the run folder {folder}: {why}; choose another place with --runs"
+            ) from error
+    write_text(folder / "recipe.yaml", recipe.as_yaml())
+    point_latest(folder)
+    return folder
+
+
+def point_latest(folder: Path) -> None:
+    """Make `latest` beside `folder` point to it; a file system without links goes without."""
+    link = folder.parent / f".latest-{os.getpid()}"
+    try:
+        link.symlink_to(folder.name)
+        link.replace(folder.parent / "latest")
+    except OSError:
+        link.unlink(missing_ok=True)
+
+
+def find_folder(where: Path | None, root: Path = Path("runs")) -> Path:
+    """A run folder: the one named, or that of the newest checkpoint below `root`. Raises CheckpointError where there is none."""
+    if where is not None:
+        folder = Path(os.path.expanduser(where))
+        if not os.path.isfile(folder / "recipe.yaml"):
+            raise CheckpointError(
+                f"{where} is not a run folder: it holds no recipe.yaml; name a folder such as runs/pirl_jigsaw/latest"
+            )
+        return _inspected(folder.resolve())
+    states = [
+        path
+        for path in root.glob("*/*/checkpoints/step-*/state.json")
+        if not path.parents[2].is_symlink()
+    ]
+    if not states:
+        raise CheckpointError(
+            f"there is no trained run below {root}/; train one first: sslkit train recipes/pirl_jigsaw.yaml"
+        )
+    return _inspected(max(states, key=lambda path: path.stat().st_mtime).parents[2].resolve())
+
+
+def _inspected(folder: Path) -> Path:
+    """The same folder. CheckpointError where a link in it leads out, through which a stranger's folder would be written elsewhere, or
+    where something is neither a file nor a folder, such as a pipe, at which reading would wait for ever."""
+    for base, folders, files in os.walk(folder):
+        for path in (Path(base, name) for name in (*folders, *files)):
+            mode = path.lstat().st_mode
+            if stat.S_ISLNK(mode) and not Path(os.path.realpath(path)).is_relative_to(folder):
+                raise CheckpointError(
+                    f"{path} is a link that leads out of the run folder; put a copy in its place: cp -rL"
+                )
+            if not (stat.S_ISLNK(mode) or stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                raise CheckpointError(f"{path} is neither a file nor a folder; remove it")
+    return folder
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """The run folder for this process alone, until it ends or is killed. CheckpointError where another one trains in it."""
+    path = folder / ".lock"
+    with writing(path):
+        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        _take(lock, folder)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _take(lock: int, folder: Path) -> None:
+    """Lock an open file; a system without such locks goes without."""
+    try:
+        import fcntl
+
+        # A record lock: loader workers, which may outlive a process that was killed, do not inherit it.
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.ftruncate(lock, 0)
+        os.write(lock, f"process {os.getpid()} on {platform.node()}".encode())
+    except (BlockingIOError, PermissionError):
+        holder = os.pread(lock, 200, 0).decode(errors="replace") or "another process"
+        raise CheckpointError(
+            f"{folder} is in use: {holder} trains in it; wait for it, stop it, or start a new run"
+        ) from None
+    except (ImportError, OSError):
+        pass

@@ -1,0 +1,1 @@
+"""Recipe → trained encoder: build, rehearse, train, watch, plan."""
