@@ -211,7 +211,7 @@ def remembered() -> str | None:
         if rank() == 0 and _store.check(["sslkit/remembered"])
         else ""
     )
-    return share_text(text) or None
+    return broadcast_text(text) or None
 
 
 def gather(rows: Tensor) -> Tensor:
@@ -255,14 +255,14 @@ def mean(value: Tensor) -> Tensor:
     return total / world()
 
 
-def share(tensors: Iterable[Tensor]) -> None:
+def broadcast(tensors: Iterable[Tensor]) -> None:
     """Give every rank rank 0's values (a memory bank averaged over ranks would lose its unit norms)."""
     if world() > 1:
         for tensor in tensors:
             dist.broadcast(tensor.data, src=0)
 
 
-def share_text(text: str) -> str:
+def broadcast_text(text: str) -> str:
     """Rank 0's text on every rank."""
     if world() == 1:
         return text
@@ -302,7 +302,11 @@ def any_rank(flag: bool, device: torch.device) -> bool:
 
 
 def parallel(
-    method: torch.nn.Module, *, sync_batchnorm: bool, device: torch.device
+    method: torch.nn.Module,
+    *,
+    sync_batchnorm: bool,
+    device: torch.device,
+    uses_every_parameter: bool = True,
 ) -> torch.nn.Module:
     """`method` as it is in one process; wrapped so that gradients are the mean over ranks in many.
 
@@ -317,7 +321,11 @@ def parallel(
     with warnings.catch_warnings():
         # The option's new name is not in the oldest PyTorch that we support.
         warnings.simplefilter("ignore", FutureWarning)
-        return torch.nn.parallel.DistributedDataParallel(method, broadcast_buffers=False)
+        return torch.nn.parallel.DistributedDataParallel(
+            method,
+            broadcast_buffers=False,
+            find_unused_parameters=not uses_every_parameter,
+        )
 
 
 def largest(number: Tensor) -> int:

@@ -1,72 +1,235 @@
-"""Recipe → parts: every part made with its runtime arguments, and checked against the others."""
+"""Recipe → parts: each made with its runtime arguments, and checked against the others."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 
+from sslkit.draws import Draws
 from sslkit.errors import Fault, RecipeError
-from sslkit.interfaces import Head, ImageSource, Method, Parts, PretextTransform
+from sslkit.interfaces import (
+    Encoder,
+    Head,
+    ImageSource,
+    Method,
+    NegativeSampler,
+    Parts,
+    PretextTransform,
+)
 from sslkit.recipe import Choice, Recipe
 
 
-def make(choice: Choice, **facts: object):
-    """The part that a recipe chose, given the facts that its constructor asks for."""
+@dataclass(frozen=True)
+class DataFormat:
+    """What parts must know of a data set: number of images, channels, bits, classes."""
+
+    images: int
+    channels: int = 3
+    bits: Literal[8, 16] = 8
+    classes: int | None = None
+    """None where the images have no labels, or the data set is not at hand."""
+
+    @classmethod
+    def of(cls, source: ImageSource) -> "DataFormat":
+        """Read the format of `source`."""
+        classes = None
+        if source.labels is not None and len(source.labels):
+            classes = max(len(source.classes), int(source.labels.max()) + 1)
+        return cls(len(source), source.channels, source.bits, classes)
+
+
+def make(choice: Choice, **known: object):
+    """Make the part that a recipe chose, with the runtime arguments that its constructor requires.
+
+    Raises RecipeError for a runtime argument that is not in `known`.
+    """
     signature = choice.part.signature()
-    unknown = [name for name in signature.facts if name not in facts]
-    if unknown:
-        raise RecipeError(
-            Fault(
-                choice.kind,
-                f"{choice.use} asks for '{unknown[0]}', which {choice.kind} are not told; they may ask for {', '.join(facts)}",
+    for name in signature.runtime:
+        if name not in known:
+            allowed = ", ".join(known) or "none"
+            raise RecipeError(
+                Fault(
+                    choice.kind,
+                    f"{choice.use} requires the runtime argument '{name}', which {choice.kind} "
+                    f"do not get; allowed: {allowed}",
+                )
             )
-        )
-    return choice.part.load()(*(facts[name] for name in signature.facts), **choice.arguments)
+    arguments = [known[name] for name in signature.runtime]
+    return choice.part.load()(*arguments, **choice.arguments)
 
 
 def make_source(recipe: Recipe, split: str) -> ImageSource:
-    """The recipe's data set: `pretrain`, `train` or `val`."""
+    """Open the recipe's data set: split `pretrain`, `train` or `val`."""
     return make(recipe.data, split=split)
 
 
-def make_transform(recipe: Recipe) -> PretextTransform:
-    return make(recipe.transform)
+def make_transform(recipe: Recipe, data: DataFormat | None = None) -> PretextTransform:
+    """Make the recipe's transform for images of that format, RGB by default."""
+    return make(recipe.transform, channels=3 if data is None else data.channels)
 
 
-def make_method(recipe: Recipe, transform: PretextTransform, num_images: int) -> Method:
-    """Encoder, heads, sampler, loss and their wiring, initialised from the recipe's seed: the encoder first, so that it begins the
-    same whatever stands behind it."""
+def read_by(cls: type[Method], transform: PretextTransform) -> dict[str, str]:
+    """Return what each head reads: a view, a `view.segment`, or another head."""
+    return cls.reads if cls.reads is not None else {view: view for view in transform.views}
+
+
+def sides(transform: PretextTransform) -> tuple[int, ...]:
+    """Return the sides of all images that the encoder will get, in px, largest first."""
+    found = {transform.size}
+    for shape in transform.shapes.values():
+        found |= set(shape[-2:])
+    return tuple(sorted(found, reverse=True))
+
+
+def make_method(
+    recipe: Recipe, transform: PretextTransform, data: DataFormat, *, images: int | None = None
+) -> Method:
+    """Make encoder, heads, samplers, loss and their wiring, initialised from the recipe's seed.
+
+    The encoder is made first, so that it starts the same whatever stands behind it. `images`
+    replaces the number of images that samplers are made for. Sets the normalisation of `transform`
+    to that of the encoder. Raises RecipeError where parts do not fit each other.
+    """
     torch.manual_seed(recipe.train.seed)
     cls: type[Method] = recipe.method.part.load()
-    reads = cls.reads if cls.reads is not None else {view: view for view in transform.views}
-    encoder = make(recipe.encoder)
+    images = data.images if images is None else images
+    encoder = make(recipe.encoder, sizes=sides(transform), channels=data.channels)
+    transform.normalisation = encoder.normalisation
+    reads = read_by(cls, transform)
     heads: dict[str, Head] = {}
-    for name, choice in recipe.heads.items():
-        shape = transform.shapes[reads[name]]
-        heads[name] = make(choice, in_dim=encoder.dim, crops=shape[0] if len(shape) == 4 else 1)
-    for name, target in cls.answers.items():
-        wanted = transform.answers.get(target)
-        if wanted is None:
+    for name in _in_order({name: reads[name] for name in recipe.heads}):
+        heads[name] = _make_head(recipe, cls, transform, data, reads, heads, encoder, name)
+    _check_compared(cls, heads)
+    samplers = {}
+    for number, name in enumerate(cls.stores):
+        with torch.random.fork_rng(enabled=number > 0):
+            if number:  # Memories of several heads start with different rows.
+                torch.manual_seed(Draws(recipe.train.seed, number).seed)
+            assert recipe.sampler is not None, "the recipe's reader refuses this"
+            samplers[name] = make(recipe.sampler, dim=heads[name].out_dim, num_images=images)
+    parts = Parts(encoder, heads, samplers, make(recipe.loss), images)
+    return make(recipe.method, parts=parts)
+
+
+def _in_order(reads: dict[str, str]) -> list[str]:
+    """Return the heads, each after the head that it reads. RecipeError for a circle."""
+    ordered: list[str] = []
+    waiting = dict(reads)
+    while waiting:
+        ready = [
+            name for name, source in waiting.items() if source == name or source not in waiting
+        ]
+        if not ready:
+            raise RecipeError(Fault("heads", f"these heads read each other: {', '.join(waiting)}"))
+        ordered += ready
+        waiting = {name: source for name, source in waiting.items() if name not in ready}
+    return ordered
+
+
+def _make_head(
+    recipe: Recipe,
+    cls: type[Method],
+    transform: PretextTransform,
+    data: DataFormat,
+    reads: dict[str, str],
+    made: dict[str, Head],
+    encoder: Encoder,
+    name: str,
+) -> Head:
+    """Make one head; `made` holds those that it may read."""
+    source = reads[name]
+    if source in made and source != name:
+        in_dim = made[source].out_dim
+    else:
+        in_dim = _length(recipe, encoder, source.partition(".")[2])
+    shape = transform.shapes[_view(reads, name)]
+    crops = shape[0] if len(shape) == 4 else 1
+    choice = recipe.heads[name]
+    wanted = None
+    if name in cls.predicts:
+        wanted = _targets(recipe, transform, data, cls.predicts[name])
+        if choice.options.get("out_dim") == "auto":
+            choice = replace(choice, options={**choice.options, "out_dim": wanted})
+    head: Head = make(choice, in_dim=in_dim, crops=crops, shape=shape[-3:])
+    if wanted is not None and head.out_dim != wanted:
+        raise RecipeError(
+            Fault(
+                f"heads.{name}.out_dim",
+                f"is {head.out_dim}, but target '{cls.predicts[name]}' has {wanted} classes; "
+                "set it to auto",
+            )
+        )
+    return head
+
+
+def _length(recipe: Recipe, encoder: Encoder, segment: str) -> int:
+    """Return the length of a segment of the features, of all of them for no name."""
+    if not segment:
+        return encoder.dim
+    if segment not in encoder.dims:
+        known = ", ".join(encoder.dims) or "none"
+        raise RecipeError(
+            Fault(
+                "encoder",
+                f"method '{recipe.method.use}' reads the segment '{segment}' of the features, "
+                f"which '{recipe.encoder.use}' does not have; it has: {known}",
+            )
+        )
+    return encoder.dims[segment]
+
+
+def _view(reads: dict[str, str], name: str) -> str:
+    """Return the view at the end of a head's chain."""
+    source = reads[name]
+    while source in reads and source != name:
+        name, source = source, reads[source]
+    return source.partition(".")[0]
+
+
+def _targets(recipe: Recipe, transform: PretextTransform, data: DataFormat, target: str) -> int:
+    """Return the number of classes of a target. RecipeError where nothing provides it."""
+    if target == "label":
+        if data.classes is None:
             raise RecipeError(
                 Fault(
-                    "transform",
-                    f"'{recipe.transform.use}' asks no question '{target}' for method '{recipe.method.use}' to answer",
+                    "data",
+                    f"method '{recipe.method.use}' predicts labels, and the images of "
+                    f"'{recipe.data.use}' have none; name a folder with one subfolder per class: "
+                    "--data DIR",
                 )
             )
-        if heads[name].out_dim != wanted:
-            raise RecipeError(
-                Fault(
-                    f"heads.{name}.out_dim",
-                    f"is {heads[name].out_dim}, but transform '{recipe.transform.use}' has {wanted} answers: set it to {wanted}",
-                )
+        return data.classes
+    if target not in transform.num_targets:
+        raise RecipeError(
+            Fault(
+                "transform",
+                f"'{recipe.transform.use}' provides no target '{target}', which method "
+                f"'{recipe.method.use}' predicts",
             )
-    sampler = None
-    if recipe.sampler is not None:
-        dims = {name: head.out_dim for name, head in heads.items()}
-        if len(set(dims.values())) > 1:
-            raise RecipeError(
-                Fault(
-                    "heads",
-                    f"all heads must give vectors of one length to be compared, but out_dim is {dims}",
-                )
-            )
-        assert cls.stores is not None, "recipe.py refuses a sampler that nobody reads"
-        sampler = make(recipe.sampler, dim=dims[cls.stores], num_images=num_images)
-    return make(recipe.method, parts=Parts(encoder, heads, sampler, make(recipe.loss)))
+        )
+    return transform.num_targets[target]
+
+
+def _check_compared(cls: type[Method], heads: dict[str, Head]) -> None:
+    """RecipeError where heads that are compared give vectors of several lengths."""
+    compared = cls.compares
+    if compared is None:
+        compared = tuple(name for name in heads if name not in cls.predicts)
+    dims = {name: heads[name].out_dim for name in compared}
+    if len(set(dims.values())) > 1:
+        lengths = ", ".join(f"{name} {length}" for name, length in dims.items())
+        message = f"these heads are compared and must share one out_dim: {lengths}"
+        raise RecipeError(Fault("heads", message))
+
+
+def sharded_rows(method: Method) -> dict[str, tuple[int, int, int]]:
+    """Return the buffers of which this rank holds only rows: name in `method` → first, last, count.
+
+    Looks at every NegativeSampler of the method.
+    """
+    found = {}
+    for place, module in method.named_modules():
+        if isinstance(module, NegativeSampler):
+            for name, rows in module.shard().items():
+                found[f"{place}.{name}"] = rows
+    return found

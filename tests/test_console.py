@@ -32,7 +32,7 @@ def screen(steps=200, warmup=0.0, epochs=4):
 
 def follow(shown, health, spreads):
     for step, spread in enumerate(spreads, 1):
-        row = Row(step, 0, 0.1, 5.0, {"std_image": spread})
+        row = Row(step, 0, 0.1, 5.0, {"feature_std/image": spread})
         health.add(row)
         shown.show([row], [], health)
 

@@ -78,7 +78,7 @@ def test_puzzle_tells_the_order():
             "the whole crop was flipped, or nothing"
         )
         seen.add(int(sample.targets["order"]))
-    assert seen == set(range(6)) and transform.answers == {"order": 6}
+    assert seen == set(range(6)) and transform.num_targets == {"order": 6}
     assert transform.shapes == {"patches": (9, 3, 8, 8)}
 
 

@@ -38,7 +38,7 @@ class Noted(PretextTransform):
     views = ("image",)
 
     def __init__(self) -> None:
-        self.size, self.shapes, self.answers = 4, {"image": (3, 4, 4)}, {"drawn": 2**31}
+        self.size, self.shapes, self.num_targets = 4, {"image": (3, 4, 4)}, {"drawn": 2**31}
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> Sample:
         pixels = torch.from_numpy(np.array(image).transpose(2, 0, 1).copy())

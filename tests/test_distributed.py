@@ -129,7 +129,7 @@ def test_what_ranks_tell_each_other(ranks):
         assert distributed.world() == 2
         assert distributed.gather(torch.tensor([number, 5])).tolist() == [0, 5, 1, 5]
         assert distributed.mean(torch.tensor(float(number))) == 0.5
-        assert distributed.share_text(f"from {number}") == "from 0"
+        assert distributed.broadcast_text(f"from {number}") == "from 0"
         assert [distributed.any_rank(flag, CPU) for flag in (False, number == 1, True)] == [
             False,
             True,
@@ -138,7 +138,7 @@ def test_what_ranks_tell_each_other(ranks):
         module = torch.nn.BatchNorm1d(2)
         module.running_mean += number
         module.weight.data += number
-        distributed.share([*module.parameters(), *module.buffers()])
+        distributed.broadcast([*module.parameters(), *module.buffers()])
         assert module.running_mean.tolist() == [0, 0] and module.weight.tolist() == [1, 1]
 
     assert ranks(work) == [0, 0]
@@ -153,7 +153,7 @@ def test_one_process_is_a_world_of_one():
         is value
     )
     assert (
-        distributed.share_text("a") == "a"
+        distributed.broadcast_text("a") == "a"
         and distributed.any_rank(True, CPU)
         and not distributed.any_rank(False, CPU)
     )

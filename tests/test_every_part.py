@@ -72,7 +72,7 @@ def small(part, *facts, **options):
     )
     assert not faults
     torch.manual_seed(0)
-    return part.load()(*facts[: len(signature.facts)], **signature.arguments(chosen))
+    return part.load()(*facts[: len(signature.runtime)], **signature.arguments(chosen))
 
 
 # --------------------------------------------------------------------------------------------------------------------- all kinds
@@ -90,7 +90,7 @@ def test_every_kind_has_a_part():
 def test_it_is_of_its_kind_and_asks_only_for_facts_of_its_kind(part):
     kind, facts = PROMISE[part.kind]
     assert issubclass(part.load(), kind)
-    assert set(part.signature().facts) <= facts
+    assert set(part.signature().runtime) <= facts
 
 
 @every_part
@@ -118,7 +118,7 @@ def test_its_constructor_takes_no_free_arguments(part):
 @every_part
 def test_its_source_says_the_same_as_the_imported_class(part):
     read, imported = part.signature(), read_class(part.load(), part.name)
-    assert read.facts == imported.facts
+    assert read.runtime == imported.runtime
     assert read.doc == imported.doc
     assert [(o.name, o.default, o.description) for o in read.options.values()] == [
         (o.name, o.default, o.description) for o in imported.options.values()
@@ -166,7 +166,7 @@ def test_an_encoder_gives_one_vector_per_image_and_maps_from_shallow_to_deep(par
 @every("heads")
 def test_a_head_leaves_leading_dimensions_free(part):
     head = small(part, 10, 4, out_dim=6).eval()
-    over_crops = "crops" in part.signature().facts
+    over_crops = "crops" in part.signature().runtime
     rows = torch.randn(2, 5, 4, 10) if over_crops else torch.randn(2, 5, 10)
     with torch.no_grad():
         together = head(rows)
@@ -195,7 +195,7 @@ def test_a_transform_cuts_fixed_views_from_an_image_of_any_size(part, width, hei
     sample = transform(picture(width, height), np.random.default_rng(1))
     assert {name: tuple(view.shape) for name, view in sample.views.items()} == transform.shapes
     assert all(view.dtype == torch.uint8 for view in sample.views.values())
-    assert sample.targets.keys() == transform.answers.keys()
+    assert sample.targets.keys() == transform.num_targets.keys()
 
 
 @every("transforms")
@@ -214,12 +214,12 @@ def test_a_transform_is_a_function_of_image_and_generator(part):
 @every("transforms")
 def test_its_answers_bound_its_targets(part):
     transform, image = small(part), picture(50, 40)
-    seen = {name: set() for name in transform.answers}
+    seen = {name: set() for name in transform.num_targets}
     for seed in range(100):
         for name, target in transform(image, np.random.default_rng(seed)).targets.items():
             assert target.dtype == torch.int64
             seen[name] |= set(target.flatten().tolist())
-    assert seen == {name: set(range(count)) for name, count in transform.answers.items()}
+    assert seen == {name: set(range(count)) for name, count in transform.num_targets.items()}
 
 
 @every("transforms")
@@ -231,7 +231,7 @@ def test_its_device_phase_normalises_with_draws_of_its_own(part):
     }
     targets = {
         name: torch.stack([sample.targets[name] for sample in samples])
-        for name in transform.answers
+        for name in transform.num_targets
     }
     given = {name: view.clone() for name, view in views.items()}
     batch = transform.on_device(Batch(views, targets, torch.arange(6)), Draws(1))

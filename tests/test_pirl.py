@@ -15,7 +15,7 @@ from sslkit.interfaces import Batch, Draws, Encoder, Loss, NegativeSampler, Part
 from sslkit_plugins.heads import ConcatPatches, Linear
 from sslkit_plugins.losses import LambdaNCE
 from sslkit_plugins.methods.npid import Augment, Npid
-from sslkit_plugins.methods.pirl import Jigsaw, JigsawRotation, Pirl, Rotation, spread
+from sslkit_plugins.methods.pirl import Jigsaw, JigsawRotation, Pirl, Rotation, feature_std
 from sslkit_plugins.samplers import MemoryBank
 
 
@@ -111,7 +111,7 @@ def test_orders_of_nine_patches_are_uniform():
 def test_a_limited_set_of_orders_is_told():
     transform = Fixed(size=8, resize=24, patch=6, permutations=5)
     allowed = transform.state()["permutations"].long()
-    assert transform.answers == {"order": 5} and allowed.shape == (5, 9)
+    assert transform.num_targets == {"order": 5} and allowed.shape == (5, 9)
     rng, seen = np.random.default_rng(0), set()
     for _ in range(60):
         sample = transform(coordinates(24), rng)
@@ -119,7 +119,7 @@ def test_a_limited_set_of_orders_is_told():
         assert torch.equal(cells[:, 0] + 3 * cells[:, 1], allowed[sample.targets["order"]])
         seen.add(int(sample.targets["order"]))
     assert seen == set(range(5))
-    assert Jigsaw().answers == {} and Jigsaw().state() == {}
+    assert Jigsaw().num_targets == {} and Jigsaw().state() == {}
 
 
 def test_image_and_puzzle_are_cropped_independently():
@@ -155,7 +155,7 @@ def test_rotation_turns_after_the_flip():
             undone = torch.rot90(turned, -seen[-1])
             assert undone[0].mean() > undone[-1].mean()
     assert all(8 < seen.count(turn) < 36 for turn in range(4))
-    assert transform.answers == {"rotation": 4} and not transform.flips
+    assert transform.num_targets == {"rotation": 4} and not transform.flips
 
 
 def test_jigsaw_rotation_turns_the_puzzle_before_it_is_cut():
@@ -334,9 +334,9 @@ def test_pirl_without_an_image_is_a_sentence():
 
 
 def test_spread():
-    assert spread(F.normalize(torch.ones(50, 8), dim=1)) == 0
+    assert feature_std(F.normalize(torch.ones(50, 8), dim=1)) == 0
     torch.manual_seed(0)
-    assert spread(F.normalize(torch.randn(5000, 64), dim=1)) == pytest.approx(1, abs=0.02)
+    assert feature_std(F.normalize(torch.randn(5000, 64), dim=1)) == pytest.approx(1, abs=0.02)
 
 
 def test_augment_feeds_npid():

@@ -43,7 +43,7 @@ def comparable(signature: Signature) -> Any:
         (o.name, o.parameter, repr(o.annotation), o.default, o.description)
         for o in signature.options.values()
     ]
-    return signature.facts, options, signature.doc, signature.attributes
+    return signature.runtime, options, signature.doc, signature.attributes
 
 
 @pytest.mark.parametrize("part", registry.parts(), ids=lambda part: f"{part.kind}-{part.name}")
@@ -142,7 +142,7 @@ def test_a_broken_part_says_what_is_broken(
     assert "\n" not in str(caught.value)
     with pytest.raises(PluginError):
         part.signature()
-    assert registry.find("heads", "linear").signature().facts[0] == "in_dim"
+    assert registry.find("heads", "linear").signature().runtime[0] == "in_dim"
 
 
 PLAIN = '''
@@ -181,7 +181,7 @@ NAMES = """
 def test_reading_follows_names_and_bases_without_importing(install: Install) -> None:
     install("outside", "[sslkit.heads]\nx = stranger:Child\n", stranger=PLAIN, shared_names=NAMES)
     signature = registry.find("heads", "x").signature()
-    assert signature.facts == ("in_dim", "crops")
+    assert signature.runtime == ("in_dim", "crops")
     assert {name: option.default for name, option in signature.options.items()} == {
         "side": "left",
         "low": -3,

@@ -46,7 +46,7 @@ def some_steps(folder, loss, **options):
         with torch.no_grad():
             weight -= 0.1 * distributed.mean(weight.grad)
         sampler.update(distributed.gather(index), distributed.gather(prediction[1].detach()))
-    spread = sampler.spread().get("bank", (0, IMAGES, IMAGES))
+    spread = sampler.shard().get("bank", (0, IMAGES, IMAGES))
     found |= {"bank": sampler.bank, "spread": torch.tensor(spread)}
     save_file(
         {name: value.detach().contiguous() for name, value in found.items()},
@@ -131,8 +131,8 @@ def test_one_process_holds_all_rows(tmp_path):
     one = load_file(tmp_path / "1-0.safetensors")
     some_steps(tmp_path, LambdaNCE(), negatives=30, shards="auto")
     other = load_file(tmp_path / "1-0.safetensors")
-    assert MemoryBank(DIM, IMAGES, shards="auto").spread() == {"bank": (0, IMAGES, IMAGES)}
-    assert MemoryBank(DIM, IMAGES).spread() == {}
+    assert MemoryBank(DIM, IMAGES, shards="auto").shard() == {"bank": (0, IMAGES, IMAGES)}
+    assert MemoryBank(DIM, IMAGES).shard() == {}
     for name, value in one.items():
         torch.testing.assert_close(other[name], value)
 

@@ -351,7 +351,10 @@ def test_photometric_operations_in_their_order():
 def test_one_fixed_order_is_a_set_of_orders():
     """The paper's figure 7 begins with a single permutation."""
     transform = Jigsaw(size=8, grid=2, resize=16, patch=6, permutations=1)
-    assert transform.answers == {"order": 1} and transform.state()["permutations"].shape == (1, 4)
+    assert transform.num_targets == {"order": 1} and transform.state()["permutations"].shape == (
+        1,
+        4,
+    )
     assert transform(Image.new("RGB", (20, 20)), np.random.default_rng(0)).targets["order"] == 0
 
 

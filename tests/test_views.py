@@ -373,7 +373,7 @@ def test_augment():
     assert torch.equal(image, again) and not torch.equal(image, other)
     assert (
         tuple(image.shape) == transform.shapes["image"]
-        and transform.answers == {}
+        and transform.num_targets == {}
         and transform.state() == {}
     )
 

@@ -1,9 +1,20 @@
 """Heads: what stands between the encoder and the loss while training, and is thrown away afterwards."""
 
+from typing import Literal
+
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from sslkit.interfaces import Head
+
+OutDim = PositiveInt | Literal["auto"]
+"""`auto`: the number of classes of the target that the head predicts; resolved by the toolkit."""
+
+
+def resolved(out_dim: OutDim) -> int:
+    """Return `out_dim`, which the toolkit has replaced where the recipe says `auto`."""
+    assert out_dim != "auto", "the toolkit resolves auto"
+    return out_dim
 
 
 def flat_batch_norm(norm: nn.BatchNorm1d | None, features: Tensor) -> Tensor:
@@ -21,13 +32,11 @@ class Linear(Head):
     `batch_norm` normalises the outputs over the batch, without scale and shift: not the paper's, but it learns sooner on small sets.
     """
 
-    def __init__(
-        self, in_dim: int, /, *, out_dim: PositiveInt = 128, batch_norm: bool = False
-    ) -> None:
+    def __init__(self, in_dim: int, /, *, out_dim: OutDim = 128, batch_norm: bool = False) -> None:
         super().__init__()
-        self.out_dim = out_dim
-        self.project = nn.Linear(in_dim, out_dim)
-        self.norm = nn.BatchNorm1d(out_dim, affine=False) if batch_norm else None
+        self.out_dim = resolved(out_dim)
+        self.project = nn.Linear(in_dim, self.out_dim)
+        self.norm = nn.BatchNorm1d(self.out_dim, affine=False) if batch_norm else None
 
     def forward(self, features: Tensor) -> Tensor:
         """[…,in_dim] → […,out_dim]."""
@@ -46,15 +55,17 @@ class Mlp(Head):
         /,
         *,
         hidden_dim: PositiveInt = 2048,
-        out_dim: PositiveInt = 128,
+        out_dim: OutDim = 128,
         batch_norm: bool = False,
     ) -> None:
         super().__init__()
-        self.out_dim = out_dim
+        self.out_dim = resolved(out_dim)
         self.project = nn.Sequential(
-            nn.Linear(in_dim, hidden_dim), nn.ReLU(inplace=True), nn.Linear(hidden_dim, out_dim)
+            nn.Linear(in_dim, hidden_dim),
+            nn.ReLU(inplace=True),
+            nn.Linear(hidden_dim, self.out_dim),
         )
-        self.norm = nn.BatchNorm1d(out_dim, affine=False) if batch_norm else None
+        self.norm = nn.BatchNorm1d(self.out_dim, affine=False) if batch_norm else None
 
     def forward(self, features: Tensor) -> Tensor:
         """[…,in_dim] → […,out_dim]."""
@@ -75,12 +86,12 @@ class ConcatPatches(Head):
         /,
         *,
         patch_dim: PositiveInt = 128,
-        out_dim: PositiveInt = 128,
+        out_dim: OutDim = 128,
         hidden_dim: PositiveInt | None = None,
         batch_norm: bool = False,
     ) -> None:
         super().__init__()
-        self.out_dim = out_dim
+        self.out_dim = resolved(out_dim)
         self.patch: nn.Module = nn.Linear(in_dim, patch_dim)
         if hidden_dim is not None:
             self.patch = nn.Sequential(
@@ -89,8 +100,8 @@ class ConcatPatches(Head):
                 nn.Linear(hidden_dim, patch_dim),
                 nn.ReLU(inplace=True),
             )
-        self.join = nn.Linear(crops * patch_dim, out_dim)
-        self.norm = nn.BatchNorm1d(out_dim, affine=False) if batch_norm else None
+        self.join = nn.Linear(crops * patch_dim, self.out_dim)
+        self.norm = nn.BatchNorm1d(self.out_dim, affine=False) if batch_norm else None
 
     def forward(self, features: Tensor) -> Tensor:
         """[…,K,in_dim] → […,out_dim]."""

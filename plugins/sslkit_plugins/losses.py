@@ -63,6 +63,7 @@ class LambdaNCE(Loss):
         self.frozen: Tensor
         self.register_buffer("log_mean_exp", torch.zeros(()))
         self.register_buffer("frozen", torch.tensor(False))
+        self.terms: Tensor | None = None
         self._seen: list[Tensor] | None = None
         self._is_frozen = False
 
@@ -132,33 +133,27 @@ class LambdaNCE(Loss):
 
 
 class InfoNCE(Loss):
-    """-log( e₀ / (e₀ + Σⱼ eⱼ) ), eₖ = exp(cos/τ), averaged over rows and terms (van den Oord et al. 2018, arXiv:1807.03748, equation 4).
+    """-log( e₀ / (e₀ + Σⱼ eⱼ) ), eₖ = exp(cos/τ), averaged over rows and terms.
 
-    Negatives come from the sampler; without one, from the targets of the other rows of the batch, over all ranks.
+    van den Oord et al. 2018, arXiv:1807.03748, equation 4; with the other images of the batch as
+    negatives (`samplers.in_batch`) it is NT-Xent (Chen et al. 2020, arXiv:2002.05709, equation 1).
     """
+
+    needs_negatives = True
 
     def __init__(self, *, temperature: PositiveFloat = 0.07) -> None:
         super().__init__()
         self.temperature = temperature
+        self.terms: Tensor | None = None
 
     def forward(
         self, prediction: Tensor, target: Tensor, negatives: Negatives | None = None
     ) -> Tensor:
         """prediction [N,D] or [T,N,D], target [N,D] → scalar."""
+        assert negatives is not None, "info_nce needs negatives"
         prediction = prediction if prediction.dim() == 3 else prediction.unsqueeze(0)
         target = F.normalize(target.float(), dim=-1)
-        if negatives is not None:
-            terms = info_nce_terms(*contrast(prediction, target, negatives, self.temperature))
-        else:
-            logits = (
-                F.normalize(prediction.float(), dim=-1)
-                @ distributed.gather_with_gradient(target).T
-                / self.temperature
-            )
-            own = torch.arange(len(target), device=logits.device) + distributed.rank() * len(target)
-            terms = F.cross_entropy(logits.mT, own.expand(len(logits), -1), reduction="none").mean(
-                -1
-            )
+        terms = info_nce_terms(*contrast(prediction, target, negatives, self.temperature))
         self.terms = terms.detach()
         return terms.mean()
 

@@ -241,6 +241,8 @@ class MemoryBank(NegativeSampler):
     queries of all.
     """
 
+    recalls = True
+
     def __init__(
         self,
         dim: int,
@@ -270,6 +272,7 @@ class MemoryBank(NegativeSampler):
             exclude_own,
         )
         self.needs_fill = init == "forward"
+        self.candidates = num_images - exclude_own if negatives == "all" else negatives
         self.rows, self.shards, blocks = num_images, shards, Blocks(num_images)
         self.blocks = blocks if shards == "auto" and distributed.world() > 1 else None
         first, last = (0, num_images) if self.blocks is None else (blocks.first, blocks.last)
@@ -290,7 +293,7 @@ class MemoryBank(NegativeSampler):
                 begin - block * BLOCK : end - block * BLOCK
             ]
 
-    def spread(self) -> dict[str, tuple[int, int, int]]:
+    def shard(self) -> dict[str, tuple[int, int, int]]:
         """Of `bank`, this process's block of rows with `shards: auto`."""
         first = 0 if self.blocks is None else self.blocks.first
         return {} if self.shards == "none" else {"bank": (first, first + len(self.bank), self.rows)}
@@ -342,3 +345,33 @@ class MemoryBank(NegativeSampler):
 
     def _write(self, index: Tensor, rows: Tensor) -> None:
         self.bank.index_copy_(0, index, F.normalize(rows, dim=-1).to(self.bank.dtype))
+
+
+class KeyNegatives(Negatives):
+    """Vectors [M,D] that every query is compared with.
+
+    `own` bool [N,M] marks those of the query's own image, which give -inf; None marks none.
+    """
+
+    def __init__(self, vectors: Tensor, own: Tensor | None = None, *, count: int | None = None):
+        self.vectors, self.own = vectors, own
+        self.count = len(vectors) if count is None else count
+
+    def similarity(self, query: Tensor) -> Tensor:
+        """[T,N,D] or [N,D] unit-norm queries → float32 [T,N,M] or [N,M]."""
+        with torch.autocast(query.device.type, enabled=False):
+            scores = query.float() @ self.vectors.float().T
+        return scores if self.own is None else scores.masked_fill(self.own, -math.inf)
+
+
+def in_batch(rows: Tensor, copies: int = 2) -> KeyNegatives:
+    """Take the rows of all other images of the global batch as negatives.
+
+    `rows` [B·copies,D] of unit norm are image-major: `copies` rows of one image stand together.
+    Every row of another image, on any rank, is a negative of each query, 2B-2 for two copies.
+    """
+    every = distributed.gather_with_gradient(rows)
+    images = torch.arange(len(every), device=rows.device) // copies
+    first = distributed.rank() * len(rows)
+    own = images[first : first + len(rows)].unsqueeze(1) == images
+    return KeyNegatives(every, own, count=len(every) - copies)

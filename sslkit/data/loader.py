@@ -12,13 +12,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
+from sslkit.data.plain import Plain
 from sslkit.data.workers import deliver, read
 from sslkit.errors import DataError, PluginError, SslkitError, printable
-from sslkit.interfaces import Batch, ImageSource, PretextTransform
+from sslkit.interfaces import Batch, ImageSource, PretextTransform, Sample
 
-ORDER, VIEWS, FIRST_PASS, REPLACEMENT = range(4)
+ORDER, VIEWS, FULL_PASS, REPLACEMENT = range(4)
 """Streams of random numbers: the order of an epoch, an image's views, its views in the first pass, what replaces it."""
 
 
@@ -40,7 +42,10 @@ def auto_workers(device_type: str) -> int:
 
 
 class Ticket(NamedTuple):
-    """What a worker needs to build a batch: all `indices` of the global batch, of which `first` … `last`-1 are to be built."""
+    """The order for one micro-batch.
+
+    `indices` are those of the global batch, of which places `first` … `last`-1 are to be built.
+    """
 
     stream: int
     epoch: int
@@ -50,68 +55,94 @@ class Ticket(NamedTuple):
 
 
 class _Builder(Dataset):
-    """Ticket → the fields of a Batch. They become one in the process that trains: pinning looks into tuples and dictionaries only."""
+    """Builds the fields of a Batch from a Ticket.
 
-    def __init__(self, source: ImageSource, transform: PretextTransform, seed: int) -> None:
-        self.source, self.transform, self.seed = source, transform, seed
+    They become a Batch in the training process: pinning looks into tuples and dictionaries only.
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        transform: PretextTransform,
+        seed: int,
+        labels: np.ndarray | None = None,
+    ) -> None:
+        self.source, self.transform, self.seed, self.labels = source, transform, seed, labels
 
     def __getitem__(self, ticket: Ticket) -> tuple[Any, ...] | SslkitError:
         taken = set(ticket.indices.tolist())
-        count, size = len(self.source), len(ticket.indices)
         samples, index, unreadable = [], [], []
         for place in range(ticket.first, ticket.last):
-            wanted = int(ticket.indices[place])
-            number, replacements = (
-                wanted,
-                np.random.default_rng((self.seed, REPLACEMENT, ticket.epoch, wanted)),
-            )
-            while isinstance(
-                image := read(self.transform.fetch, self.source, number, self._rng(ticket, number)),
-                str,
-            ):
-                unreadable.append((printable(str(self.source.names[number])), image))
-                # Ranks do not hear of each other's replacements: each place in the batch has images of its own to take from first.
-                left = [other for other in range(place, count, size) if other not in taken] or [
-                    *set(range(count)) - taken
-                ]
+            number = int(ticket.indices[place])
+            draws = np.random.default_rng((self.seed, REPLACEMENT, ticket.epoch, number))
+            image = self._fetch(ticket, number)
+            while isinstance(image, str):
+                unreadable.append((self._name(number), image))
+                left = self._untaken(taken, place, len(ticket.indices))
                 if not left:
                     return DataError(
-                        f"{printable(str(self.source.names[number]))} cannot be read ({image}), and no image is left to replace it in a batch of "
-                        f"{size}; mend or remove it"
+                        f"{self._name(number)} cannot be read ({image}), and no image is left to "
+                        f"replace it in a batch of {len(ticket.indices)}; repair or remove it"
                     )
-                number = left[int(replacements.integers(len(left)))]
+                number = left[int(draws.integers(len(left)))]
                 taken.add(number)
+                image = self._fetch(ticket, number)
             samples.append(self.transform(image, self._rng(ticket, number)))
             index.append(number)
-        for name, view in (
-            (name, view) for sample in samples for name, view in sample.views.items()
-        ):
-            if view.dtype != torch.uint8 or tuple(view.shape) != tuple(
-                self.transform.shapes.get(name, ())
-            ):
-                return PluginError(
-                    f"transform {type(self.transform).__name__} made a view '{name}' of {view.dtype} {list(view.shape)}; its `shapes` promise "
-                    f"torch.uint8 of {self.transform.shapes}"
-                )
-        views = {
-            name: torch.stack([sample.views[name] for sample in samples])
-            for name in samples[0].views
-        }
-        targets = {
-            name: torch.stack([sample.targets[name] for sample in samples])
-            for name in samples[0].targets
-        }
+        if (wrong := self._wrong_view(samples)) is not None:
+            return wrong
+        views = _stacked([sample.views for sample in samples])
+        targets = _stacked([sample.targets for sample in samples])
+        if self.labels is not None:
+            targets["label"] = torch.from_numpy(self.labels[index])
         return views, targets, torch.tensor(index), tuple(unreadable)
+
+    def _fetch(self, ticket: Ticket, index: int) -> Any:
+        """Return the image to cut, or the reason why it cannot be read."""
+        return read(self.transform.fetch, self.source, index, self._rng(ticket, index))
 
     def _rng(self, ticket: Ticket, index: int) -> np.random.Generator:
         return np.random.default_rng((self.seed, ticket.stream, ticket.epoch, index))
+
+    def _name(self, index: int) -> str:
+        return printable(str(self.source.names[index]))
+
+    def _untaken(self, taken: set[int], place: int, size: int) -> list[int]:
+        """Return the images that may replace one at `place` of a global batch of `size`.
+
+        Ranks do not hear of each other's replacements, so each place first takes from images of its
+        own: those at its residue modulo `size`.
+        """
+        count = len(self.source)
+        own = [other for other in range(place, count, size) if other not in taken]
+        return own or [*set(range(count)) - taken]
+
+    def _wrong_view(self, samples: list[Sample]) -> PluginError | None:
+        """Return an error where a view is not of the promised shape and type."""
+        shapes = self.transform.shapes
+        for sample in samples:
+            for name, view in sample.views.items():
+                integer = view.dtype in (torch.uint8, torch.uint16)
+                if not integer or tuple(view.shape) != tuple(shapes.get(name, ())):
+                    return PluginError(
+                        f"transform {type(self.transform).__name__} made a view '{name}' of "
+                        f"{view.dtype} {list(view.shape)}; its `shapes` promise torch.uint8 or "
+                        f"torch.uint16 of {shapes}"
+                    )
+        return None
+
+
+def _stacked(items: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Stack tensors of several images by name."""
+    return {name: torch.stack([item[name] for item in items]) for name in items[0]}
 
 
 class Loader:
     """Batches for training, from any step on. An epoch's incomplete last batch is left out.
 
-    `batch_size` counts the images of one batch here, of which a step takes `parts` in each of `world` processes. Raises DataError where
-    the images do not fill a step.
+    `batch_size` counts the images of one micro-batch; a step takes `micro_batches` of them on each
+    of `world` ranks. `labels` int64 [N] add the target `label`. Raises DataError where the images
+    do not fill a step.
     """
 
     def __init__(
@@ -124,59 +155,72 @@ class Loader:
         workers: int = 0,
         rank: int = 0,
         world: int = 1,
-        parts: int = 1,
+        micro_batches: int = 1,
         pin: bool = False,
+        labels: np.ndarray | None = None,
     ) -> None:
-        self.source, self.builder = source, _Builder(source, transform, seed)
-        self.batch_size, self.seed, self.workers, self.rank, self.world, self.pin = (
-            batch_size,
-            seed,
-            workers,
-            rank,
-            world,
-            pin,
-        )
-        self.parts, self.step_size = parts, batch_size * parts * world
+        self.source, self.builder = source, _Builder(source, transform, seed, labels)
+        self.batch_size, self.seed, self.workers, self.pin = batch_size, seed, workers, pin
+        self.rank, self.world, self.micro_batches = rank, world, micro_batches
+        self.step_size = batch_size * micro_batches * world
         self.steps_per_epoch = len(source) // self.step_size
         if self.steps_per_epoch == 0:
+            smaller = max(2, len(source) // 2)
             raise DataError(
-                f"{len(source)} images do not fill a batch of {self.step_size}; take smaller ones: --set train.batch_size={max(2, len(source) // 2)}"
+                f"{len(source)} images do not fill a batch of {self.step_size}; take smaller "
+                f"batches: --set train.batch_size={smaller}"
             )
+
+    @property
+    def steps_of_pass(self) -> int:
+        """Steps of a pass over all images."""
+        return math.ceil(len(self.source) / self.step_size)
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
-        """The batches of steps `start` … `stop`-1, `parts` a step, read ahead across the borders of epochs."""
+        """Yield the micro-batches of steps `start` … `stop`-1, read ahead across epochs."""
         return self._batches(self._steps(start, stop))
 
-    def first_pass(self) -> Iterator[Batch]:
-        """Every image once, in order, with views of its own; the last batch is filled up from the beginning."""
-        count = math.ceil(len(self.source) / self.step_size)
-        places = np.arange(count * self.step_size) % len(self.source)
+    def full_pass(self, epoch: int) -> Iterator[Batch]:
+        """Yield every image once, in order, with views of its own for each epoch.
+
+        The last batch is filled up from the beginning.
+        """
         return self._batches(
             ticket
-            for i in range(count)
-            for ticket in self._tickets(
-                FIRST_PASS, 0, places[i * self.step_size : (i + 1) * self.step_size]
-            )
+            for indices in self._in_order()
+            for ticket in self._tickets(FULL_PASS, epoch, indices)
         )
+
+    def plain_pass(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield every image once, in order, un-augmented: integer [B,C,size,size], int64 [B].
+
+        The last batch is filled up from the beginning. An unreadable image is black.
+        """
+        orders = []
+        for indices in self._in_order():
+            for ticket in self._tickets(FULL_PASS, 0, indices):
+                orders.append(ticket.indices[ticket.first : ticket.last])
+        return deliver(Plain(self.source, size, strict=False), orders, self.workers, self.pin)
+
+    def _in_order(self) -> Iterator[np.ndarray]:
+        """Yield the global batches of a pass in the order of the data set."""
+        places = np.arange(self.steps_of_pass * self.step_size) % len(self.source)
+        yield from np.split(places, self.steps_of_pass)
 
     def _steps(self, start: int, stop: int) -> Iterator[Ticket]:
         order, known = np.empty(0, np.int64), -1
         for step in range(start, stop):
             epoch, place = divmod(step, self.steps_per_epoch)
             if epoch != known:
-                order, known = (
-                    np.random.default_rng((self.seed, ORDER, epoch)).permutation(len(self.source)),
-                    epoch,
-                )
-            yield from self._tickets(
-                VIEWS, epoch, order[place * self.step_size : (place + 1) * self.step_size]
-            )
+                rng = np.random.default_rng((self.seed, ORDER, epoch))
+                order, known = rng.permutation(len(self.source)), epoch
+            indices = order[place * self.step_size : (place + 1) * self.step_size]
+            yield from self._tickets(VIEWS, epoch, indices)
 
     def _tickets(self, stream: int, epoch: int, indices: np.ndarray) -> Iterator[Ticket]:
-        for place in range(self.rank * self.parts, (self.rank + 1) * self.parts):
-            yield Ticket(
-                stream, epoch, indices, place * self.batch_size, (place + 1) * self.batch_size
-            )
+        for place in range(self.rank * self.micro_batches, (self.rank + 1) * self.micro_batches):
+            first = place * self.batch_size
+            yield Ticket(stream, epoch, indices, first, first + self.batch_size)
 
     def _batches(self, tickets: Iterable[Ticket]) -> Iterator[Batch]:
         return (Batch(*fields) for fields in deliver(self.builder, tickets, self.workers, self.pin))

@@ -13,20 +13,26 @@ from sslkit.errors import DataError, printable
 from sslkit.interfaces import ImageSource
 
 
-class _Plain(Dataset):
-    """Indices [N] → uint8 [N,3,size,size], un-augmented, and the indices."""
+class Plain(Dataset):
+    """Indices [N] → un-augmented uint8 [N,3,size,size], and the indices.
 
-    def __init__(self, source: ImageSource, size: int) -> None:
-        self.source, self.size = source, size
+    `strict`: an unreadable image is an error; otherwise it is black.
+    """
+
+    def __init__(self, source: ImageSource, size: int, *, strict: bool = True) -> None:
+        self.source, self.size, self.strict = source, size, strict
 
     def __getitem__(self, indices: np.ndarray) -> tuple[Tensor, Tensor] | DataError:
-        pixels = np.empty((len(indices), self.size, self.size, 3), np.uint8)
+        pixels = np.zeros((len(indices), self.size, self.size, 3), np.uint8)
         for row, index in enumerate(indices.tolist()):
-            if isinstance(image := read(self.source.image, index), str):
+            image = read(self.source.image, index)
+            if not isinstance(image, str):
+                pixels[row] = np.asarray(plain_view(image, self.size))
+            elif self.strict:
                 return DataError(
-                    f"{printable(str(self.source.names[index]))} cannot be read, and an evaluation replaces no image: mend or remove it ({image})"
+                    f"{printable(str(self.source.names[index]))} cannot be read, and an evaluation "
+                    f"replaces no image: repair or remove it ({image})"
                 )
-            pixels[row] = np.asarray(plain_view(image, self.size))
         return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(indices)
 
 
@@ -47,4 +53,4 @@ def plain_batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """uint8 [N,3,size,size] and index [N] of every image in order, as evaluations show them (`plain_view`)."""
     orders = np.split(np.arange(len(source)), range(batch_size, len(source), batch_size))
-    return deliver(_Plain(source, size), orders, workers)
+    return deliver(Plain(source, size), orders, workers)

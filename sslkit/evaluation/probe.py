@@ -127,7 +127,7 @@ class Probe:
 
     def method(self, trained: bool) -> Method:
         """The run's method with the checkpoint's weights, or as it was before the first step."""
-        method = make_method(self.recipe, self.transform, self.state["images"])
+        method = make_method(self.recipe, self.transform, checkpoint.data_format(self.state))
         if trained:
             checkpoint.load_method(method, self.checkpoint)
         return method.to(self.device).to(memory_format=torch.channels_last).eval()
@@ -154,9 +154,9 @@ class Probe:
     def _extractor(self, method: Method, layers: bool) -> Callable[[Tensor], dict[str, Tensor]]:
         def extract(images: Tensor) -> dict[str, Tensor]:
             pixels = self.transform.plain(images).contiguous(memory_format=torch.channels_last)
-            found = {"features": method.represent(pixels)}
+            found = {"features": method.exported(pixels)}
             if layers:
-                found |= {name: pool(maps) for name, maps in method.encoder.maps(pixels).items()}
+                found |= {name: pool(maps) for name, maps in method.exported.maps(pixels).items()}
             return found
 
         return extract

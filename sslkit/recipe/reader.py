@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sslkit.errors import Fault, PluginError, RecipeError
-from sslkit.recipe import registry
+from sslkit.recipe import registry, wiring
 from sslkit.recipe.contents import HEAD, NAME, OPTIONAL, PARTS, SECTIONS, Choice, Recipe
 from sslkit.recipe.document import MAX_BYTES, Document, Key, resolve
 from sslkit.recipe.settings import SETTINGS, Schedule, optimizers, settings_signature
@@ -238,9 +238,9 @@ class _Reading:
             if section in self.content:
                 sections[section] = self._settings(section, settings)
         if isinstance(heads, dict):
-            self._cross_check(
-                sections.get("method"), sections.get("transform"), list(heads), sections.get("loss")
-            )
+            chosen = {name: value for name, value in sections.items() if name in self.content}
+            for key, message in wiring.faults(chosen, sections["heads"]):
+                self.refuse(key, message)
         if self.faults:
             raise RecipeError(*sorted(self.faults, key=self._order))
         return Recipe(**sections)
@@ -302,66 +302,6 @@ class _Reading:
                 f"no optimizer named '{options['use']}' in torch or timm; {advice(options['use'], names)}",
             )
         return None if faults else settings(**options)
-
-    def _cross_check(
-        self, method: Choice | None, transform: Choice | None, heads: list[str], loss: Choice | None
-    ) -> None:
-        if method is None:
-            return
-        wiring = method.part.signature().attributes
-        reads = wiring.get("reads")
-        views = None if transform is None else transform.part.signature().attributes.get("views")
-        needed = reads if reads is not None else views
-        if needed is not None:
-            for name in needed:
-                if name not in heads:
-                    self.refuse(("heads",), f"method '{method.use}' needs a head named '{name}'")
-            for name in heads:
-                if name not in needed:
-                    self.refuse(
-                        ("heads", name),
-                        f"method '{method.use}' has no use for a head named '{name}'; it needs: {', '.join(needed)}",
-                    )
-        if reads is not None and views is not None and transform is not None:
-            for view in dict.fromkeys(view for view in reads.values() if view not in views):
-                able = ", ".join(_transforms_with(view)) or "none that is installed"
-                self.refuse(
-                    ("transform",),
-                    f"method '{method.use}' reads the view '{view}', which transform '{transform.use}' does not make; "
-                    f"transforms that do: {able}",
-                )
-        stores = wiring.get("stores")
-        if stores is not None and "sampler" not in self.content:
-            names = ", ".join(part.name for part in registry.parts("samplers"))
-            self.refuse(
-                ("sampler",),
-                f"method '{method.use}' remembers what head '{stores}' makes and needs a sampler; there are: {names}",
-            )
-        if stores is None and "sampler" in self.content:
-            self.refuse(
-                ("sampler",),
-                f"method '{method.use}' uses no sampler, this one would be ignored; remove the section",
-            )
-        if (
-            stores is None
-            and loss is not None
-            and loss.part.signature().attributes.get("needs_negatives")
-        ):
-            self.refuse(
-                ("loss",),
-                f"loss '{loss.use}' needs the negatives of a sampler, and method '{method.use}' has none",
-            )
-
-
-def _transforms_with(view: str) -> list[str]:
-    able = []
-    for part in registry.parts("transforms"):
-        try:
-            if view in part.signature().attributes.get("views", ()):
-                able.append(part.name)
-        except PluginError:
-            continue
-    return able
 
 
 def _listing(folder: Path) -> str:

@@ -38,6 +38,7 @@ class Schedule:
 
     use: Literal["cosine", "constant", "step", "multistep"] = "cosine"
     final_lr: NonNegativeFloat = 0.0
+    final_weight_decay: NonNegativeFloat | None = None
     warmup_epochs: NonNegativeFloat = 0.0
     warmup_lr: NonNegativeFloat = 0.0
     per: Literal["step", "epoch"] = "step"
@@ -69,7 +70,7 @@ class Train:
     unreadable: NonNegativeInt = 10
     deterministic: bool = False
 
-    def share(self, processes: int) -> int:
+    def per_rank_batch(self, processes: int) -> int:
         """How many images one process computes at once. RecipeError where the batch does not divide."""
         shares = processes * self.accumulate
         if self.batch_size % shares:

@@ -35,7 +35,7 @@ class Option:
 class Signature:
     """What a class says of itself: facts it is given, options by the name they have in recipes, docstring, literal attributes."""
 
-    facts: tuple[str, ...]
+    runtime: tuple[str, ...]
     options: dict[str, Option]
     doc: str
     attributes: dict[str, Any]

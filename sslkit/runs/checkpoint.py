@@ -13,7 +13,7 @@ import shutil
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, NotRequired
+from typing import Annotated, Any, Literal, NotRequired
 
 import pydantic
 import safetensors
@@ -25,6 +25,7 @@ from typing_extensions import TypedDict
 from sslkit import __version__, distributed
 from sslkit.errors import CheckpointError
 from sslkit.interfaces import Method
+from sslkit.parts import DataFormat, sharded_rows
 from sslkit.recipe import registry
 from sslkit.runs.files import checksum, replacing, save_tensors, write_text
 from sslkit.runs.run import Run
@@ -117,10 +118,10 @@ def _rehearse(optimizer: torch.optim.Optimizer) -> None:
 
 def _parts(run: Run) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, str]]:
     """What the method keeps: the tensors that all processes hold alike, this one's rows of those that are spread, and which rows."""
-    spread = {} if run.method.sampler is None else run.method.sampler.spread()
+    sharded = sharded_rows(run.method)
     tensors = {f"method.{name}": value for name, value in run.method.state_dict().items()}
-    own = {name: tensors.pop(name) for name in [f"method.sampler.{name}" for name in spread]}
-    rows = {f"method.sampler.{name}": " ".join(map(str, rows)) for name, rows in spread.items()}
+    own = {f"method.{name}": tensors.pop(f"method.{name}") for name in sharded}
+    rows = {f"method.{name}": " ".join(map(str, rows)) for name, rows in sharded.items()}
     return tensors, own, rows
 
 
@@ -150,7 +151,10 @@ def save(run: Run, folder: Path) -> Path:
         state = {
             "step": run.step,
             "skipped": run.skipped,
-            "images": len(run.source),
+            "images": run.data.images,
+            "channels": run.data.channels,
+            "bits": run.data.bits,
+            "classes": run.data.classes,
             "fingerprint": run.fingerprint,
             "unreadable": run.unreadable,
             "optimizer": {"name": type(run.optimizer).__name__, "state": numbers},
@@ -199,9 +203,22 @@ class State(TypedDict):
     step: pydantic.NonNegativeInt
     skipped: NotRequired[pydantic.NonNegativeInt]
     images: Annotated[int, pydantic.Field(ge=1, lt=2**40)]
+    channels: NotRequired[Annotated[int, pydantic.Field(ge=1, le=4096)]]
+    bits: NotRequired[Literal[8, 16]]
+    classes: NotRequired[Annotated[int, pydantic.Field(ge=1, lt=2**31)] | None]
     fingerprint: str
     unreadable: dict[str, str]
     optimizer: OptimizerState
+
+
+def data_format(state: State) -> DataFormat:
+    """Return the format of the images that a run was trained on."""
+    return DataFormat(
+        state["images"],
+        state.get("channels", 3),
+        state.get("bits", 8),
+        state.get("classes"),
+    )
 
 
 STATE_BYTES = 2**26
@@ -299,15 +316,13 @@ def _misfit(checkpoint: Path, error: Exception) -> CheckpointError:
 
 def _rows(method: Method, checkpoint: Path) -> dict[str, Tensor]:
     """Of tensors whose rows were spread over processes, the rows that `method` holds here, however many processes there were."""
-    wanted = {} if method.sampler is None else method.sampler.spread()
+    wanted = sharded_rows(method)
     found: dict[str, list[Tensor]] = {}
     for path in sorted(checkpoint.glob("rows-*.safetensors")):
         with safetensors.safe_open(path, "pt") as file:
             for name, text in (file.metadata() or {}).items():
                 first, last, count = map(int, text.split())
-                low, high, total = wanted.get(
-                    name.removeprefix("method.sampler."), (0, count, count)
-                )
+                low, high, total = wanted.get(name.removeprefix("method."), (0, count, count))
                 if total != count:
                     raise ValueError(f"{name} had {count} rows and has {total} now")
                 low, high = max(first, low), min(last, high)
@@ -330,7 +345,7 @@ def resume(run: Run, folder: Path) -> list[str]:
         found, _, notes = newest(folder)
         chosen = found.name
     # One process looks whether all is whole, for the memory of many processes may be large.
-    chosen = distributed.share_text(chosen)
+    chosen = distributed.broadcast_text(chosen)
     if not chosen:
         return notes
     checkpoint = home / chosen
@@ -375,5 +390,5 @@ def save_encoder(run: Run, folder: Path) -> Path:
     """encoder.safetensors: the encoder alone, under its library's own names."""
     path = folder / "encoder.safetensors"
     with replacing(path) as beside:
-        save_tensors(run.method.encoder.weights(), beside)
+        save_tensors(run.method.exported.weights(), beside)
     return path

@@ -36,9 +36,9 @@ def export(folder: Path, library: str) -> tuple[Path, str, float]:
     made = recipe.read(folder / "recipe.yaml")
     newest, state, _ = checkpoint.newest(folder)
     transform = make_transform(made)
-    method = make_method(made, transform, state["images"])
+    method = make_method(made, transform, checkpoint.data_format(state))
     checkpoint.load_method(method, newest)
-    encoder = method.encoder.eval()
+    encoder = method.exported.eval()
     home = folder / "export" / library
     file = home / "encoder.safetensors"
     lines = encoder.loading(library, str(file))

@@ -1,4 +1,4 @@
-"""Recipe → Run: parts made, facts filled in, parts checked against each other."""
+"""Recipe → Run: everything that training needs, made and checked."""
 
 import torch
 
@@ -6,68 +6,68 @@ from sslkit import distributed
 from sslkit.data.loader import Loader, auto_workers, fingerprint
 from sslkit.device import pick_device, pick_precision
 from sslkit.errors import Fault, RecipeError
-from sslkit.parts import make_method, make_source, make_transform
+from sslkit.interfaces import Encoder
+from sslkit.parts import DataFormat, make_method, make_source, make_transform, sharded_rows
 from sslkit.recipe import Recipe
 from sslkit.runs.run import Run
 from sslkit.training.optim import make_optimizer, make_schedule
 
 
 def build(recipe: Recipe) -> Run:
-    """Make everything. Raises RecipeError or DataError with the sentence for the user; writes nothing."""
+    """Make a run. Raises RecipeError or DataError; writes nothing."""
     chosen, world = recipe.train, distributed.world()
     device = pick_device(chosen.device)
-    at_once = chosen.share(world)
+    batch_size = chosen.per_rank_batch(world)
     if chosen.sync_batchnorm and world > 1 and device.type != "cuda":
-        raise RecipeError(
-            Fault(
-                "train.sync_batchnorm",
-                f"PyTorch has it on GPUs alone, not on '{device.type}'; set it to false",
-            )
-        )
+        message = f"PyTorch has it on GPUs only, not on '{device.type}'; set it to false"
+        raise RecipeError(Fault("train.sync_batchnorm", message))
     if chosen.deterministic:
         torch.use_deterministic_algorithms(True)
     source = make_source(recipe, "pretrain")
-    transform = make_transform(recipe)
+    data = DataFormat.of(source)
+    transform = make_transform(recipe, data)
+    method = make_method(recipe, transform, data).to(device)
     loader = Loader(
         source,
         transform,
-        batch_size=at_once,
+        batch_size=batch_size,
         seed=chosen.seed,
         workers=auto_workers(device.type) if chosen.workers == "auto" else chosen.workers,
         rank=distributed.rank(),
         world=world,
-        parts=chosen.accumulate,
+        micro_batches=chosen.accumulate,
         pin=device.type == "cuda",
+        labels=source.labels if "label" in type(method).predicts.values() else None,
     )
-    method = make_method(recipe, transform, len(source)).to(device)
     if chosen.channels_last:
         method.to(memory_format=torch.channels_last)
-    spread = (
-        set() if method.sampler is None else {f"sampler.{name}" for name in method.sampler.spread()}
-    )
-    distributed.share(
-        [
-            value
-            for name, value in [*method.named_parameters(), *method.named_buffers()]
-            if name not in spread
-        ]
-    )
+    sharded = sharded_rows(method)
+    tensors = [*method.named_parameters(), *method.named_buffers()]
+    distributed.broadcast([value for name, value in tensors if name not in sharded])
     optimizer = make_optimizer(method, recipe.optimizer)
     set_rate = make_schedule(optimizer, recipe.schedule, chosen.epochs, loader.steps_per_epoch)
     if chosen.compile:
-        # One graph for each size of view: the shape of a batch never changes.
-        method.encoder.compile(dynamic=False)
-    model = distributed.parallel(method, sync_batchnorm=chosen.sync_batchnorm, device=device)
-    return Run(
-        recipe,
-        source,
-        fingerprint(source),
-        transform,
+        for module in method.modules():
+            if isinstance(module, Encoder):
+                # One graph for each size of view: the shape of a batch never changes.
+                module.compile(dynamic=False)
+    model = distributed.parallel(
         method,
-        model,
-        loader,
-        optimizer,
-        set_rate,
-        device,
-        pick_precision(chosen.precision, device),
+        sync_batchnorm=chosen.sync_batchnorm,
+        uses_every_parameter=type(method).uses_every_parameter,
+        device=device,
+    )
+    return Run(
+        recipe=recipe,
+        source=source,
+        data=data,
+        fingerprint=fingerprint(source),
+        transform=transform,
+        method=method,
+        model=model,
+        loader=loader,
+        optimizer=optimizer,
+        set_rate=set_rate,
+        device=device,
+        precision=pick_precision(chosen.precision, device),
     )

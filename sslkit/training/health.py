@@ -2,11 +2,7 @@
 
 from collections import deque
 from statistics import fmean
-from typing import Any
 
-import torch
-
-from sslkit.interfaces import Draws, Method
 from sslkit.runs.metrics import Row
 
 WINDOW = 50
@@ -50,7 +46,7 @@ class Health:
         if not self.last:
             return "no step yet"
         for name in self.last[-1].metrics:
-            if name.startswith("std_"):
+            if name.startswith("feature_std/"):
                 spread = fmean(row.metrics[name] for row in self.last)
                 if spread < COLLAPSED:
                     return f"collapsed: {name} is {spread:.2f} (0 = all images the same, 1 = spread evenly); the outputs say nothing about the image"
@@ -66,17 +62,3 @@ class Health:
         return f"healthy: loss {loss:.2f}" + (
             f", {self.expected:.2f} at chance" if self.expected is not None else ""
         )
-
-
-def expected_loss(method: Method) -> float | None:
-    """What the loss would be of random vectors, where the loss knows it."""
-    heads: list[Any] = list(method.heads.values())
-    if not heads:
-        return None
-    count = 1
-    if method.sampler is not None:
-        device = next(method.parameters()).device
-        count = method.sampler.draw(
-            torch.zeros(1, dtype=torch.int64, device=device), Draws(0)
-        ).count
-    return method.loss.at_start(dim=heads[0].out_dim, negatives=count)

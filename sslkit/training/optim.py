@@ -1,6 +1,7 @@
 """Optimizers and schedules by name, from torch and timm, which do the work."""
 
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -113,10 +114,20 @@ def make_schedule(
             optimizer, decay_t=steps, decay_rate=chosen.factor, **warmup
         )
 
+    # Positions, not groups: loading an optimizer's state replaces its groups.
+    decayed = [place for place, group in enumerate(optimizer.param_groups) if group["weight_decay"]]
+    steps_in_all, decay = epochs * steps_per_epoch, optimizer.param_groups[0]["weight_decay"]
+
     def set_rate(step: int) -> float:
         schedule.step_update(
             step if chosen.per == "step" else step // steps_per_epoch * steps_per_epoch
         )
+        if chosen.final_weight_decay is not None:
+            fraction = (1 + math.cos(math.pi * step / steps_in_all)) / 2
+            for place in decayed:
+                optimizer.param_groups[place]["weight_decay"] = (
+                    chosen.final_weight_decay + (decay - chosen.final_weight_decay) * fraction
+                )
         return optimizer.param_groups[0]["lr"]
 
     return set_rate

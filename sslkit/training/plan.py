@@ -1,7 +1,7 @@
 """What a recipe would cost, from a short probe with made-up pixels: no data set is needed and nothing is written."""
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sslkit.device import pick_device, pick_precision
 from sslkit.errors import DataError, Fault, RecipeError
 from sslkit.interfaces import Batch, Draws, Method, PretextTransform, Progress
-from sslkit.parts import make, make_method, make_source, make_transform
+from sslkit.parts import DataFormat, make, make_method, make_source, make_transform
 from sslkit.recipe import Recipe
 from sslkit.training.optim import make_optimizer, make_schedule
 
@@ -43,19 +43,20 @@ def duration(seconds: float) -> str:
     return f"{seconds:,.1f} seconds"
 
 
-def count_images(recipe: Recipe) -> tuple[int, str]:
-    """How many images the recipe trains on, and how that is known."""
+def find_data(recipe: Recipe, images: int | None) -> tuple[DataFormat, str]:
+    """Return the format of the images to train on, and how their number is known.
+
+    `images` stands for a data set that is not at hand.
+    """
     try:
-        return len(make_source(recipe, "pretrain")), "counted"
+        data, how = DataFormat.of(make_source(recipe, "pretrain")), "counted"
     except DataError as error:
-        nominal = getattr(recipe.data.part.load(), "nominal", {}).get("pretrain")
-        if nominal is None:
-            raise RecipeError(
-                Fault(
-                    "data", f"{error} (or tell the plan how many images there will be: --images N)"
-                )
-            ) from error
-        return nominal, "as published; the data set is not on this machine"
+        published = getattr(recipe.data.part.load(), "nominal", {}).get("pretrain")
+        if images is None and published is None:
+            message = f"{error} (or give the number of images: --images N)"
+            raise RecipeError(Fault("data", message)) from error
+        data, how = DataFormat(published or 0), "as published; the data set is not on this machine"
+    return (data, how) if images is None else (replace(data, images=images), "given")
 
 
 def _parameters(module: nn.Module | None) -> int:
@@ -103,12 +104,9 @@ def _probe(
         output.loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        if output.keys is not None:
-            method.after_step(
-                batch.index,
-                output.keys.detach().float(),
-                Progress(attempt, 3, 0, 1, Draws(1, attempt)),
-            )
+        kept_rows = {name: rows.detach() for name, rows in output.keep.items()}
+        with torch.no_grad():
+            method.after_step(batch.index, kept_rows, Progress(attempt, 3, 0, 1, Draws(1, attempt)))
         if device.type == "cuda":
             torch.cuda.synchronize()
         if attempt:
@@ -119,8 +117,9 @@ def _probe(
 def plan(recipe: Recipe, *, images: int | None = None, devices: int = 1) -> Plan:
     """Shapes, parameters, memory, steps, rates and time. `devices` shares the batch; `images` stands for a data set not at hand."""
     result, chosen = Plan(), recipe.train
-    count, how = (images, "as told") if images is not None else count_images(recipe)
-    at_once = chosen.share(devices)
+    data, how = find_data(recipe, images)
+    count = data.images
+    at_once = chosen.per_rank_batch(devices)
     if count < chosen.batch_size:
         raise RecipeError(
             Fault(
@@ -130,9 +129,9 @@ def plan(recipe: Recipe, *, images: int | None = None, devices: int = 1) -> Plan
     per_device, steps_per_epoch = chosen.batch_size // devices, count // chosen.batch_size
     device = pick_device(chosen.device)
     precision = pick_precision(chosen.precision, device)
-    transform = make_transform(recipe)
+    transform = make_transform(recipe, data)
     probed = min(at_once, 64 if device.type == "cuda" else 8)
-    method = make_method(recipe, transform, min(count, LARGEST_BANK)).to(device)
+    method = make_method(recipe, transform, data, images=min(count, LARGEST_BANK)).to(device)
     if chosen.channels_last:
         method.to(memory_format=torch.channels_last)
     optimizer = make_optimizer(method, recipe.optimizer)
@@ -169,21 +168,19 @@ def plan(recipe: Recipe, *, images: int | None = None, devices: int = 1) -> Plan
             f"{_parameters(head):,} parameters → {head.out_dim}",
         )
     bank = 0
-    if recipe.sampler is not None:
-        assert method.stores is not None
+    for name in method.samplers:
+        assert recipe.sampler is not None
         with torch.device("meta"):
-            sampler = make(
-                recipe.sampler, dim=method.heads[method.stores].out_dim, num_images=count
-            )
-        shares = dict.fromkeys(sampler.spread(), devices)
-        bank = sum(
-            -(-value.nbytes // shares.get(name, 1)) for name, value in sampler.named_buffers()
-        )
-        kept = ", ".join(f"{name} {list(value.shape)}" for name, value in sampler.named_buffers())
+            sampler = make(recipe.sampler, dim=method.heads[name].out_dim, num_images=count)
+        ranks = dict.fromkeys(sampler.shard(), devices)
+        buffers = dict(sampler.named_buffers())
+        size = sum(-(-value.nbytes // ranks.get(key, 1)) for key, value in buffers.items())
+        kept = ", ".join(f"{key} {list(value.shape)}" for key, value in buffers.items())
+        bank += size
         result.add(
             "parts",
             f"sampler {recipe.sampler.use}",
-            f"{kept}: {bank:,} bytes ({megabytes(bank)}) on every device",
+            f"{kept}: {size:,} bytes ({megabytes(size)}) on every device",
         )
     result.add("parts", f"loss {recipe.loss.use}", f"method {recipe.method.use}")
 

@@ -32,6 +32,7 @@ SECTIONS = {
     "heads": "forward",
     "loss": "but for its negatives",
     "negatives": "drawn and compared",
+    "start of an epoch": "passes over the images",
     "forward": "the method's wiring",
     "backward": "of all of the above",
     "optimizer": "and the norm of the gradient",
@@ -86,39 +87,43 @@ class Stopwatch:
 @contextmanager
 def _watched(run: Run, watch: Stopwatch) -> Iterator[None]:
     """Sections inside the method's forward pass, too."""
-    parts: list[tuple[str, nn.Module]] = [
-        ("encoder", run.method.encoder),
-        ("loss", run.method.loss),
-    ]
-    parts += [("heads", head) for head in run.method.heads.values()]
+    parts: list[tuple[str, nn.Module]] = [("heads", head) for head in run.method.heads.values()]
+    for name, child in run.method.named_children():
+        if name not in ("heads", "samplers"):
+            parts.append((name, child))
     hooks = []
     for name, module in parts:
         hooks.append(module.register_forward_pre_hook(lambda *_, name=name: watch.begin(name)))
         hooks.append(module.register_forward_hook(lambda *_: watch.end()))
-    sampler: Any = run.method.sampler
-    if sampler is not None:
-        draw = sampler.draw
-
-        def timed(function: Callable[..., Any]) -> Callable[..., Any]:
-            def call(*given: Any, **options: Any) -> Any:
-                with watch("negatives"):
-                    return function(*given, **options)
-
-            return call
-
-        def drawn(*given: Any, **options: Any) -> Negatives:
-            negatives: Any = timed(draw)(*given, **options)
-            negatives.similarity = timed(negatives.similarity)
-            return negatives
-
-        sampler.draw, sampler.recall = drawn, timed(sampler.recall)
+    samplers: list[Any] = list(run.method.samplers.values())
+    for sampler in samplers:
+        _time_negatives(sampler, watch)
     try:
         yield
     finally:
         for hook in hooks:
             hook.remove()
-        if sampler is not None:
+        for sampler in samplers:
             del sampler.draw, sampler.recall
+
+
+def _time_negatives(sampler: Any, watch: Stopwatch) -> None:
+    """Replace `draw` and `recall` of an instance by versions that are timed as negatives."""
+    draw = sampler.draw
+
+    def timed(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*given: Any, **options: Any) -> Any:
+            with watch("negatives"):
+                return function(*given, **options)
+
+        return call
+
+    def drawn(*given: Any, **options: Any) -> Negatives:
+        negatives: Any = timed(draw)(*given, **options)
+        negatives.similarity = timed(negatives.similarity)
+        return negatives
+
+    sampler.draw, sampler.recall = drawn, timed(sampler.recall)
 
 
 @dataclass(frozen=True)

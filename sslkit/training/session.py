@@ -9,10 +9,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
-from sslkit import console, distributed
+from sslkit import distributed
 from sslkit.device import pick_device
 from sslkit.errors import TrainingError, printable
 from sslkit.recipe import Recipe
@@ -21,7 +22,7 @@ from sslkit.runs.metrics import Metrics, Row
 from sslkit.runs.run import Run
 from sslkit.training import trainer
 from sslkit.training.build import build
-from sslkit.training.health import Health, expected_loss
+from sslkit.training.health import Health
 
 
 class Stopped(Exception):  # noqa: N818  (not an error: the run is saved)
@@ -212,10 +213,23 @@ def _tensorboard(folder: Path):
     return SummaryWriter(folder / "tensorboard")
 
 
-def run(recipe: Recipe, folder: Path | None, runs: Path) -> int:
-    """Train `recipe` in a new folder below `runs`, or go on in `folder`; show it, and return the exit code.
+class Screen(Protocol):
+    """What shows a session. The command line passes one; a session without shows nothing."""
 
-    After a restart by the launcher the folder is that of the processes before.
+    def begin(self, notes: list[str], resumed: bool) -> None: ...
+    def show(self, rows: list[Row], told: list[str], health: Health) -> None: ...
+    def stopped(self, signal: str) -> None: ...
+    def done(self, health: Health) -> None: ...
+    def close(self) -> None: ...
+
+
+def run(
+    recipe: Recipe, folder: Path | None, runs: Path, show: Callable[[Run, Path], Screen]
+) -> int:
+    """Train `recipe` in a new folder below `runs`, or go on in `folder`. Returns the exit code.
+
+    `show` makes the screen, on rank 0 alone. After a restart by the launcher the folder is that of
+    the ranks before.
     """
     with distributed.joined(pick_device(recipe.train.device)):
         made = build(recipe)
@@ -224,19 +238,17 @@ def run(recipe: Recipe, folder: Path | None, runs: Path) -> int:
             folder = Path(before)
         resumed = folder is not None
         if folder is None:
-            folder = Path(
-                distributed.share_text(str(folders.new_folder(runs, recipe)) if leader else "")
-            )
+            name = str(folders.new_folder(runs, recipe)) if leader else ""
+            folder = Path(distributed.broadcast_text(name))
         distributed.remember(str(folder))
         with folders.held(folder) if leader else nullcontext():
             notes = checkpoint.resume(made, folder) if resumed else []
-            return _show(
-                made, folder, notes, resumed, console.Training(made, folder) if leader else None
-            )
+            screen = show(made, folder) if leader else None
+            return _train(made, folder, notes, resumed, screen)
 
 
-def _show(
-    made: Run, folder: Path, notes: list[str], resumed: bool, screen: console.Training | None
+def _train(
+    made: Run, folder: Path, notes: list[str], resumed: bool, screen: Screen | None
 ) -> int:
     began = made.step
     if screen is not None:
@@ -246,10 +258,11 @@ def _show(
                 folder / "environment.json", json.dumps(checkpoint.environment(made), indent=1)
             )
     undrawn = screen is not None and made.step == 0
+    samplers = made.method.samplers.values()
     health = Health(
-        expected_loss(made.method),
+        made.method.at_start(made.recipe.train.batch_size),
         made.steps,
-        filled=made.method.sampler is not None and made.method.sampler.needs_fill,
+        filled=any(sampler.needs_fill for sampler in samplers),
     )
     try:
         for rows, told in follow(made, folder, health):

@@ -137,9 +137,9 @@ class Linear(Evaluation):
         @torch.no_grad()
         def layers_of(pixels: Tensor) -> dict[str, Tensor]:
             pixels = pixels.contiguous(memory_format=torch.channels_last)
-            found = {"features": method.represent(pixels)}
+            found = {"features": method.exported(pixels)}
             return (
-                found | {name: pool(maps) for name, maps in method.encoder.maps(pixels).items()}
+                found | {name: pool(maps) for name, maps in method.exported.maps(pixels).items()}
                 if self.layers == "all"
                 else found
             )

@@ -13,7 +13,8 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from sslkit.errors import Fault, RecipeError
-from sslkit.interfaces import Batch, Method, Output, Pixels, Progress, Sample
+from sslkit.interfaces import Pixels, Sample
+from sslkit_plugins.methods.predict import Predict
 from sslkit_plugins.views.photometric import Area, ColourList, Photometric, flip_or_not
 
 Grid = Annotated[int, Field(ge=2)]
@@ -107,7 +108,7 @@ class Puzzle(Photometric):
         self.cutter = Cutter(grid, resize, patch)
         self.permutations = hamming_permutations(grid**2, permutations)
         self.shapes = {"patches": (grid**2, 3, patch, patch)}
-        self.answers = {"order": len(self.permutations)}
+        self.num_targets = {"order": len(self.permutations)}
 
     def __call__(self, image: Image.Image | Pixels, rng: np.random.Generator) -> Sample:
         """patches uint8 [K,3,patch,patch]; order, the number of their order in the set."""
@@ -123,16 +124,11 @@ class Puzzle(Photometric):
         return {"permutations": torch.from_numpy(self.permutations)}
 
 
-class Jigsaw(Method):
-    """Predict the order of the patches from their features, concatenated in the order given (the context-free network)."""
+class Jigsaw(Predict):
+    """Predict the order of the patches from their features, concatenated in the order given.
+
+    The context-free network of the paper, section 3.
+    """
 
     reads: ClassVar = {"order": "patches"}
-    answers: ClassVar = {"order": "order"}
-
-    def forward(self, batch: Batch, progress: Progress) -> Output:
-        logits = self.heads["order"](self.encode(batch.views["patches"]))
-        order = batch.targets["order"]
-        return Output(
-            self.loss(logits, order),
-            {"accuracy": (logits.detach().argmax(1) == order).float().mean()},
-        )
+    predicts: ClassVar = {"order": "order"}

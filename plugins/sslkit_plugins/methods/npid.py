@@ -21,7 +21,7 @@ class Augment(Photometric):
     ) -> None:
         self.size, self.colours, self.crops = size, colours, ((size, min_area),)
         self.shapes = {"image": (3, size, size)}
-        self.answers: dict[str, int] = {}
+        self.num_targets: dict[str, int] = {}
 
     def __call__(self, image: Image.Image | Pixels, rng: np.random.Generator) -> Sample:
         """image uint8 [3,size,size]."""
@@ -30,6 +30,6 @@ class Augment(Photometric):
 
 
 class Npid(Pirl):
-    """Tell every image from all others by its memory: PIRL without a pretext view, its λ = 0."""
+    """Instance discrimination against a memory bank; PIRL with λ = 0."""
 
     reads: ClassVar = {"image": "image"}

@@ -3,7 +3,6 @@
 Letters: B images, K patches, D features. "Official" is facebookresearch/vissl.
 """
 
-import math
 from typing import Literal
 
 import numpy as np
@@ -13,9 +12,11 @@ from pydantic import PositiveInt
 from torch import Tensor
 from torch.nn import functional as F
 
+from sslkit import distributed
 from sslkit.errors import Fault, RecipeError
-from sslkit.interfaces import Batch, Method, Output, Parts, Pixels, Progress, Sample
+from sslkit.interfaces import Batch, Epoch, Method, Output, Parts, Pixels, Progress, Sample
 from sslkit_plugins.methods.jigsaw import Cutter, Grid, hamming_permutations
+from sslkit_plugins.momentum import feature_std
 from sslkit_plugins.views.photometric import Area, ColourList, Photometric, flip_or_not
 
 
@@ -48,7 +49,7 @@ class Jigsaw(Photometric):
             None if permutations == "all" else hamming_permutations(grid**2, permutations)
         )
         self.shapes = {"image": (3, size, size), "patches": (grid**2, 3, patch, patch)}
-        self.answers = {} if self.permutations is None else {"order": len(self.permutations)}
+        self.num_targets = {} if self.permutations is None else {"order": len(self.permutations)}
 
     def __call__(self, image: Image.Image | Pixels, rng: np.random.Generator) -> Sample:
         """image uint8 [3,size,size], patches uint8 [K,3,patch,patch]."""
@@ -97,7 +98,7 @@ class Rotation(Photometric):
     ) -> None:
         self.size, self.colours, self.crops = size, colours, ((size, min_area),) * 2
         self.shapes = {"image": (3, size, size), "rotated": (3, size, size)}
-        self.answers = {"rotation": 4}
+        self.num_targets = {"rotation": 4}
 
     def __call__(self, image: Image.Image | Pixels, rng: np.random.Generator) -> Sample:
         """image and rotated, uint8 [3,size,size]; rotation, counter-clockwise quarter turns."""
@@ -110,12 +111,16 @@ class Rotation(Photometric):
 
 
 class Pirl(Method):
-    """Bring the image (head f) and its pretext view (head g) each to the memory of the image, away from other images'.
+    """Pull f(image) and g(pretext view) towards the image's bank entry, away from other entries.
 
-    The heads are named like the views that they read: `image`, and the pretext view of the transform.
+    The heads have the names of the views that they read: `image`, and the pretext view of the
+    transform.
     """
 
-    stores = "image"
+    compares = None
+    stores = ("image",)
+    recalls = True
+    contrasts = True
 
     def __init__(self, parts: Parts, /) -> None:
         super().__init__(parts)
@@ -124,39 +129,52 @@ class Pirl(Method):
             raise RecipeError(
                 Fault(
                     "transform",
-                    f"method 'pirl' needs a view 'image' and one pretext view, but the heads read: {views}",
+                    f"method 'pirl' needs a view 'image' and one pretext view, but the heads "
+                    f"read: {views}",
                 )
             )
-        # The pretext view passes the encoder first, as in the official code: batch norm's running statistics end with the image.
+        # The pretext view passes the encoder first, as in the official code, so that batch norm's
+        # running statistics end with the image.
         self.order = sorted(self.heads, key=lambda name: name == "image")
 
     def forward(self, batch: Batch, progress: Progress) -> Output:
-        assert self.sampler is not None
+        """Compare both outputs [B,D] with the bank's entries of the images."""
         outputs = {name: self.heads[name](self.encode(batch.views[name])) for name in self.order}
         memory = self.sampler.recall(batch.index)
         negatives = self.sampler.draw(batch.index, progress.draws, terms=len(outputs))
         loss = self.loss(torch.stack(list(outputs.values())), memory, negatives)
-        unit = {
-            name: F.normalize(output.detach().float(), dim=-1) for name, output in outputs.items()
-        }
-        metrics = {f"std_{name}": spread(rows) for name, rows in unit.items()}
-        metrics["match"] = (unit["image"] * memory).sum(-1).mean()
-        if self.loss.terms is not None and len(self.loss.terms) > 1:
-            metrics |= {
-                f"loss_{name}": term for name, term in zip(self.order, self.loss.terms, strict=True)
-            }
-        return Output(loss, metrics, outputs["image"].detach())
+        unit = {name: F.normalize(rows.detach().float(), dim=-1) for name, rows in outputs.items()}
+        metrics = {"match": (unit["image"] * memory).sum(-1).mean()}
+        terms = getattr(self.loss, "terms", None)
+        if terms is not None and len(terms) > 1:
+            metrics |= {f"loss_{name}": term for name, term in zip(self.order, terms, strict=True)}
+        deviations = {name: feature_std(rows) for name, rows in unit.items()}
+        return Output(loss, metrics, deviations, keep={"image": outputs["image"].detach()})
 
-    def keys(self, batch: Batch) -> Tensor:
-        """[B,D]: f of the images."""
-        return self.heads["image"](self.encode(batch.views["image"]))
+    def begin_epoch(self, epoch: Epoch) -> None:
+        """Before the first step: fill the bank with f(image), freeze the constant of the loss.
 
-    def after_step(self, index: Tensor, keys: Tensor, progress: Progress) -> None:
-        """The paper's paragraph on the memory bank: an image's row moves towards f of the image, never g, once a step, both terms scored."""
-        assert self.sampler is not None
-        self.sampler.update(index, keys)
+        `official` freezes ē at the first batch (VISSL, `nce_loss.py`). With several
+        micro-batches it must be that of all of them.
+        """
+        if epoch.progress.step > 0:
+            return
+        if self.sampler.needs_fill:
+            for batch in epoch.views():
+                keys = self.heads["image"](self.encode(batch.views["image"]))
+                index, keys = distributed.gather(batch.index), distributed.gather(keys.float())
+                self.sampler.fill(index, keys)
+        observe = getattr(self.loss, "observe", None)
+        if observe is not None and epoch.micro_batches > 1:
+            with observe():
+                for batch, progress in epoch.next_step():
+                    self(batch, progress)
 
+    def after_step(self, index: Tensor, kept: dict[str, Tensor], progress: Progress) -> None:
+        """Move the bank's entries towards f(image), never g, once a step (section 3.2)."""
+        self.sampler.update(index, kept["image"])
 
-def spread(unit: Tensor) -> Tensor:
-    """[B,D] of unit norm → scalar: the standard deviation over B, averaged over D, times √D. 1 is spread evenly, 0 collapsed."""
-    return unit.std(0, correction=0).mean() * math.sqrt(unit.shape[1])
+    def at_start(self, images: int) -> float | None:
+        """Random unit vectors against a random bank."""
+        dim = self.heads["image"].out_dim
+        return self.loss.at_start(dim=dim, negatives=self.sampler.candidates)

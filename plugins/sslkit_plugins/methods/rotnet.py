@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 from pydantic import PositiveInt
 
-from sslkit.interfaces import Batch, Method, Output, Pixels, Progress, Sample
+from sslkit.interfaces import Pixels, Sample
+from sslkit_plugins.methods.predict import Predict
 from sslkit_plugins.views.photometric import Area, ColourList, Photometric, flip_or_not
 
 
@@ -38,7 +39,7 @@ class Rotate(Photometric):
             ((size, min_area),),
         )
         self.shapes = {"rotated": (3, size, size) if copies == "one" else (4, 3, size, size)}
-        self.answers = {"rotation": 4}
+        self.num_targets = {"rotation": 4}
 
     def __call__(self, image: Image.Image | Pixels, rng: np.random.Generator) -> Sample:
         """rotated uint8 [3,size,size] and rotation [], or [4,3,size,size] and [4]: counter-clockwise quarter turns."""
@@ -60,16 +61,8 @@ class Rotate(Photometric):
         )
 
 
-class RotNet(Method):
-    """Predict by how much each copy was turned."""
+class RotNet(Predict):
+    """Predict by how many quarter turns each copy was rotated."""
 
     reads: ClassVar = {"rotation": "rotated"}
-    answers: ClassVar = {"rotation": "rotation"}
-
-    def forward(self, batch: Batch, progress: Progress) -> Output:
-        logits = self.heads["rotation"](self.encode(batch.views["rotated"])).flatten(0, -2)
-        turns = batch.targets["rotation"].flatten()
-        return Output(
-            self.loss(logits, turns),
-            {"accuracy": (logits.detach().argmax(1) == turns).float().mean()},
-        )
+    predicts: ClassVar = {"rotation": "rotation"}

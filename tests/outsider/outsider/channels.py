@@ -31,7 +31,7 @@ class ChannelOrder(Photometric):
     ) -> None:
         self.size, self.colours, self.crops = size, colours, ((size, min_area),) * 2
         self.shapes = {"image": (3, size, size), "permuted": (3, size, size)}
-        self.answers = {"order": len(ORDERS)}
+        self.num_targets = {"order": len(ORDERS)}
 
     def __call__(self, image: Image.Image | Pixels, rng: np.random.Generator) -> Sample:
         """image and permuted uint8 [3,size,size]; order [], a number of ORDERS."""

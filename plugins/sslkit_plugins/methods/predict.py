@@ -1,0 +1,22 @@
+"""Prediction of a target: what RotNet, Jigsaw and supervised training share."""
+
+from sslkit.interfaces import Batch, Method, Output, Progress
+
+
+class Predict(Method):
+    """Predict a target of a view with one head. A subclass names `reads` and `predicts`."""
+
+    def forward(self, batch: Batch, progress: Progress) -> Output:
+        """Compare logits [B,C] or [B,K,C] with targets [B] or [B,K]."""
+        assert self.reads is not None
+        ((name, target),) = self.predicts.items()
+        features = self.encode(batch.views[self.reads[name]])
+        logits = self.heads[name](features).flatten(0, -2)
+        truth = batch.targets[target].flatten()
+        accuracy = (logits.detach().argmax(1) == truth).float().mean()
+        return Output(self.loss(logits, truth), {"accuracy": accuracy})
+
+    def at_start(self, images: int) -> float | None:
+        """Every class equally likely."""
+        (head,) = self.heads.values()
+        return self.loss.at_start(dim=head.out_dim, negatives=1)

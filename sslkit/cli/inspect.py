@@ -1,0 +1,151 @@
+"""`sslkit check`, `plugins`, `schema`, `plan`, `views`: everything that trains nothing."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sslkit import console
+from sslkit.cli.app import app
+from sslkit.cli.options import Data, Overrides, RecipePath
+from sslkit.errors import PluginError
+from sslkit.recipe import registry
+from sslkit.recipe.signature import REQUIRED, advice, written
+
+
+@app.command()
+def check(path: RecipePath, overrides: Overrides = None, data: Data = None) -> None:
+    """Say whether a recipe is valid, or name every fault of it: file and line, key, remedy."""
+    from sslkit import recipe
+
+    read = recipe.read(path, overrides=overrides or (), data=data)
+    choices = [read.method, read.data, read.transform, read.encoder, read.sampler, read.loss]
+    names = [choice.use for choice in choices if choice is not None]
+    length = f"{read.train.epochs} epochs in batches of {read.train.batch_size}"
+    console.print_text(f"{path} is valid: {', '.join(names)}, {read.optimizer.use}, {length}")
+
+
+@app.command()
+def plugins(
+    what: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="KIND | show", help=f"One of {', '.join(registry.KINDS)}; or `show`."
+        ),
+    ] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="The part to show.")] = None,
+    kind: Annotated[
+        str | None,
+        typer.Option(metavar="KIND", help="Show only the part of this kind.", show_default=False),
+    ] = None,
+) -> None:
+    """List the parts that are installed, or show the options of one: `sslkit plugins show memory_bank`."""
+    if what == "show":
+        if name is None:
+            raise typer.BadParameter(
+                "name the part to show, such as `sslkit plugins show memory_bank`"
+            )
+        _show(name, kind)
+        return
+    if name is not None or kind is not None:
+        raise typer.BadParameter(
+            "say `sslkit plugins KIND` or `sslkit plugins show NAME [--kind KIND]`"
+        )
+    rows = [
+        (part.kind, part.name, f"{part.distribution} {part.version}", _summary(part))
+        for part in registry.parts(what)
+    ]
+    console.print_table(("kind", "name", "from", "what it is"), rows)
+
+
+def _summary(part: registry.Part) -> str:
+    try:
+        return part.signature().summary
+    except PluginError as error:
+        return f"broken: {error}"
+
+
+def _show(name: str, kind: str | None) -> None:
+    installed = registry.parts(kind)
+    found = [part for part in installed if part.name == name]
+    if not found:
+        of_kind = "part" if kind is None else registry.KINDS[kind]
+        raise PluginError(
+            f"no {of_kind} named {written(name)} is installed; {advice(name, [part.name for part in installed])}"
+        )
+    for part in found:
+        signature = part.signature()
+        console.print_text(f"{part}  ({part.module}:{part.object})\n\n{signature.doc}\n")
+        if signature.runtime:
+            console.print_text(f"Given by the toolkit: {', '.join(signature.runtime)}")
+        rows = [
+            (
+                option.name,
+                option.description,
+                "required" if option.default is REQUIRED else written(option.default),
+            )
+            for option in signature.options.values()
+        ]
+        if rows:
+            console.print_table(("option", "type", "default"), rows)
+        else:
+            console.print_text("It has no options.\n")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of recipes with the parts that are installed, for completion in editors."""
+    from sslkit import recipe
+
+    typer.echo(json.dumps(recipe.json_schema(), indent=2, ensure_ascii=False))
+
+
+@app.command()
+def plan(
+    path: RecipePath,
+    overrides: Overrides = None,
+    data: Data = None,
+    images: Annotated[
+        int | None,
+        typer.Option(min=2, help="Size of a data set that is not at hand.", show_default=False),
+    ] = None,
+    devices: Annotated[int, typer.Option(min=1, help="Devices that share the batch.")] = 1,
+) -> None:
+    """What a recipe would cost, without data or training: shapes, parameters, memory, steps, rates, time."""
+    from sslkit import recipe
+
+    made = recipe.read(path, overrides=overrides or (), data=data)
+    from sslkit.training.plan import plan as make_plan
+
+    for title, rows in make_plan(made, images=images, devices=devices).sections.items():
+        console.print_table(("what", "how much"), rows, title=title)
+
+
+@app.command()
+def views(
+    path: RecipePath,
+    overrides: Overrides = None,
+    data: Data = None,
+    out: Annotated[Path, typer.Option(metavar="PNG", help="Where the picture goes.")] = Path(
+        "views.png"
+    ),
+    images: Annotated[int, typer.Option(min=1, max=50, help="How many images.")] = 3,
+    draws: Annotated[int, typer.Option(min=1, max=50, help="How many draws of each.")] = 3,
+) -> None:
+    """Draw what the model is shown: an image, its views in the drawn order, several draws."""
+    from sslkit import recipe
+
+    made = recipe.read(path, overrides=overrides or (), data=data)
+    from sslkit import parts
+    from sslkit.report import figures
+
+    figures.views(
+        parts.make_source(made, "pretrain"),
+        parts.make_transform(made),
+        out,
+        images=images,
+        draws=draws,
+        seed=made.train.seed,
+    )
+    console.print_text(f"written: {out}")

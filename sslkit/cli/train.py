@@ -1,0 +1,85 @@
+"""`sslkit train`."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sslkit import console
+from sslkit.cli.app import app
+from sslkit.cli.options import Data, Overrides
+
+
+@app.command()
+def train(
+    path: Annotated[
+        str | None, typer.Argument(metavar="RECIPE", help="A recipe file.", show_default=False)
+    ] = None,
+    overrides: Overrides = None,
+    data: Data = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN", help="Go on with this run, exactly where it stopped.", show_default=False
+        ),
+    ] = None,
+    runs: Annotated[Path, typer.Option(metavar="DIR", help="Where run folders are made.")] = Path(
+        "runs"
+    ),
+    devices: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes on this machine, one per GPU.", show_default=False),
+    ] = None,
+    profile: Annotated[
+        bool,
+        typer.Option(
+            "--profile", help="Only measure where the time of a step goes; train nothing."
+        ),
+    ] = False,
+) -> None:
+    """Train a recipe: a run folder with metrics, pictures, checkpoints and the encoder."""
+    if (path is None) == (resume is None):
+        raise typer.BadParameter("name a recipe to start, or --resume RUN to go on; not both")
+    if resume is not None and profile:
+        raise typer.BadParameter("--profile measures a recipe; it resumes no run")
+    if resume is not None and (overrides or data):
+        raise typer.BadParameter(
+            "a resumed run goes on with its own recipe; --set and --data would make it another run"
+        )
+    from sslkit import recipe
+    from sslkit.runs import folders
+
+    folder = folders.find_folder(resume) if resume is not None else None
+    source = folder / "recipe.yaml" if folder is not None else path
+    assert source is not None
+    made = recipe.read(source, overrides=overrides or (), data=data)
+
+    from sslkit import distributed
+
+    if devices is not None and devices > 1 and not distributed.launched():
+        made.train.per_rank_batch(devices)
+        raise typer.Exit(distributed.launch(devices, sys.argv[1:]))
+    if profile:
+        _profile(made, runs)
+        return
+    from sslkit.training import session
+
+    raise typer.Exit(session.run(made, folder, runs, console.Training))
+
+
+def _profile(made: Any, runs: Path) -> None:
+    from sslkit import distributed
+    from sslkit.device import pick_device
+    from sslkit.training.profile import profile
+
+    with distributed.joined(pick_device(made.train.device)):
+        found, folder = profile(made, runs)
+        if distributed.rank() == 0:
+            title = f"{made.name}: {found.images / found.step:.1f} images/s, {1000 * found.step:.1f} ms a step of {found.images} images"
+            console.print_table(
+                ("section", "ms a step", "share", "what it is"), found.rows(), title=title
+            )
+            console.print_text(
+                f"{found.verdict()}\nwritten: {folder / 'profile.json'}, {folder / 'trace.json'}"
+            )

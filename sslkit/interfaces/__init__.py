@@ -1,0 +1,77 @@
+"""The contracts: what every part promises.
+
+Letters of shapes: B images of this rank's micro-batch, N rows, K crops or patches of one image,
+C×H×W pixels, T terms of a loss, M negatives, D features.
+
+A part is a plain typed class. Runtime arguments, which only the toolkit knows (`in_dim`,
+`num_images`, …), are positional-only parameters. Options, which a recipe may set, are keyword-only
+and typed. The signature and the docstring are the schema: validation, `sslkit plugins show` and the
+generated reference read them from the source, without importing the module.
+
+| kind        | runtime arguments that a constructor may require, by name                    |
+|-------------|------------------------------------------------------------------------------|
+| encoders    | `sizes` (sides of all images it will get, px, largest first), `channels` (C)  |
+| heads       | `in_dim`, `crops` (K of the view at the end of its chain), `shape` (that view's) |
+| transforms  | `channels` (C)                                                               |
+| samplers    | `dim`, `num_images`                                                          |
+| losses      | none                                                                         |
+| methods     | `parts`                                                                      |
+| datasets    | `split` ("pretrain", "train" or "val")                                       |
+| evaluations | none                                                                         |
+"""
+
+from sslkit.draws import Draws
+from sslkit.interfaces.evaluation import (
+    Candidate,
+    Curves,
+    Entry,
+    Evaluation,
+    Features,
+    Figure,
+    Histogram,
+    Interval,
+    Metric,
+    Outcome,
+    Probe,
+    Result,
+    Score,
+)
+from sslkit.interfaces.images import Batch, Boxes, ImageSource, Pixels, Sample
+from sslkit.interfaces.method import Epoch, Loss, Method, Output, Parts, Progress
+from sslkit.interfaces.negatives import Negatives, NegativeSampler
+from sslkit.interfaces.networks import Encoder, Head
+from sslkit.interfaces.views import Normalisation, PretextTransform
+
+__all__ = [
+    "Batch",
+    "Boxes",
+    "Candidate",
+    "Curves",
+    "Draws",
+    "Encoder",
+    "Entry",
+    "Epoch",
+    "Evaluation",
+    "Features",
+    "Figure",
+    "Head",
+    "Histogram",
+    "ImageSource",
+    "Interval",
+    "Loss",
+    "Method",
+    "Metric",
+    "NegativeSampler",
+    "Negatives",
+    "Normalisation",
+    "Outcome",
+    "Output",
+    "Parts",
+    "Pixels",
+    "PretextTransform",
+    "Probe",
+    "Progress",
+    "Result",
+    "Sample",
+    "Score",
+]

@@ -1,0 +1,163 @@
+"""Checks between the parts of a recipe, from their class attributes alone."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from sslkit.errors import PluginError
+from sslkit.recipe import registry
+from sslkit.recipe.contents import Choice
+from sslkit.recipe.settings import Train
+
+Wrong = tuple[tuple[str, ...], str]
+"""The key of a fault, and its sentence."""
+
+
+def faults(chosen: Mapping[str, Any], heads: Mapping[str, Choice | None]) -> Iterator[Wrong]:
+    """Yield what does not fit: `chosen` holds the Choice of each section that could be read.
+
+    `sampler` is absent from `chosen` where the recipe has no such section.
+    """
+    method: Choice | None = chosen.get("method")
+    if method is None:
+        return
+    wiring = attributes(method)
+    yield from _heads(method, wiring, chosen.get("transform"), heads)
+    yield from _lengths(method, wiring, heads)
+    yield from _sampler(method, wiring, chosen)
+    yield from _loss(method, wiring, chosen.get("loss"))
+    encoder = chosen.get("encoder")
+    if wiring.get("needs_tokens") and encoder is not None:
+        if not attributes(encoder).get("has_tokens"):
+            message = (
+                f"method '{method.use}' needs an encoder with tokens, '{encoder.use}' has none"
+            )
+            yield ("encoder",), message
+    train = chosen.get("train")
+    if isinstance(train, Train) and train.accumulate > 1 and wiring.get("joins"):
+        yield (
+            ("train", "accumulate"),
+            f"the loss of method '{method.use}' looks across the batch, so micro-batches would "
+            "change it; set it to 1",
+        )
+
+
+def attributes(choice: Choice) -> Mapping[str, Any]:
+    """Return the literal class attributes of a part."""
+    return choice.part.signature().attributes
+
+
+def _heads(
+    method: Choice,
+    wiring: Mapping[str, Any],
+    transform: Choice | None,
+    heads: Mapping[str, Choice | None],
+) -> Iterator[Wrong]:
+    """Every head that the method needs, no other, and each reads something that exists."""
+    reads = wiring.get("reads")
+    views = None if transform is None else attributes(transform).get("views")
+    needed = reads if reads is not None else views
+    if needed is None:
+        return
+    for name in needed:
+        if name not in heads:
+            yield ("heads",), f"method '{method.use}' needs a head named '{name}'"
+    for name in heads:
+        if name not in needed:
+            yield (
+                ("heads", name),
+                f"method '{method.use}' has no use for a head named '{name}'; "
+                f"it needs: {', '.join(needed)}",
+            )
+    if reads is None or views is None or transform is None:
+        return
+    wanted = [source.partition(".")[0] for source in reads.values() if source not in reads]
+    wanted += [source for name, source in reads.items() if source == name]
+    for view in dict.fromkeys(wanted):
+        if view not in views:
+            able = ", ".join(_transforms_with(view)) or "none that is installed"
+            yield (
+                ("transform",),
+                f"method '{method.use}' reads the view '{view}', which transform "
+                f"'{transform.use}' does not make; transforms that do: {able}",
+            )
+
+
+def _lengths(
+    method: Choice, wiring: Mapping[str, Any], heads: Mapping[str, Choice | None]
+) -> Iterator[Wrong]:
+    """`out_dim: auto` needs a target; heads that are compared share one `out_dim`."""
+    predicts = wiring.get("predicts") or {}
+    dims = {}
+    for name, head in heads.items():
+        if head is None:
+            continue
+        out_dim = head.options.get("out_dim")
+        if out_dim == "auto" and name not in predicts:
+            yield (
+                ("heads", name, "out_dim"),
+                f"'auto' is the number of classes of a target, and method '{method.use}' predicts "
+                f"none with head '{name}'; give a number",
+            )
+        elif isinstance(out_dim, int):
+            dims[name] = out_dim
+    compared = wiring.get("compares", ())
+    if compared is None:
+        compared = [name for name in heads if name not in predicts]
+    known = {name: dims[name] for name in compared if name in dims}
+    if len(set(known.values())) > 1:
+        lengths = ", ".join(f"{name} {length}" for name, length in known.items())
+        yield ("heads",), f"these heads are compared and must share one out_dim: {lengths}"
+
+
+def _sampler(
+    method: Choice, wiring: Mapping[str, Any], chosen: Mapping[str, Any]
+) -> Iterator[Wrong]:
+    stores = wiring.get("stores") or ()
+    if not stores and "sampler" in chosen:
+        yield (
+            ("sampler",),
+            f"method '{method.use}' uses no sampler, this one would be ignored; remove the section",
+        )
+    elif stores and "sampler" not in chosen:
+        names = ", ".join(part.name for part in registry.parts("samplers"))
+        yield (
+            ("sampler",),
+            f"method '{method.use}' stores the output of head '{stores[0]}' and needs a sampler; "
+            f"there are: {names}",
+        )
+    sampler = chosen.get("sampler")
+    if stores and sampler is not None and wiring.get("recalls"):
+        if not attributes(sampler).get("recalls"):
+            yield (
+                ("sampler", "use"),
+                f"method '{method.use}' reads the stored vector of each image, and "
+                f"'{sampler.use}' keeps none; take memory_bank",
+            )
+
+
+def _loss(method: Choice, wiring: Mapping[str, Any], loss: Choice | None) -> Iterator[Wrong]:
+    if loss is None:
+        return
+    needs = attributes(loss).get("needs_negatives", False)
+    if needs and not wiring.get("contrasts"):
+        yield (
+            ("loss", "use"),
+            f"loss '{loss.use}' needs negatives, and method '{method.use}' has none",
+        )
+    if needs is False and wiring.get("contrasts"):
+        yield (
+            ("loss", "use"),
+            f"method '{method.use}' compares with negatives, and loss '{loss.use}' takes none",
+        )
+
+
+def _transforms_with(view: str) -> list[str]:
+    able = []
+    for part in registry.parts("transforms"):
+        try:
+            views = part.signature().attributes.get("views", ())
+        except PluginError:
+            continue
+        if view in views:
+            able.append(part.name)
+    return able

@@ -1,0 +1,52 @@
+"""What a method may use before an epoch: passes over the images, the next step's batches."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from torch import Tensor, nn
+
+from sslkit.interfaces import Batch, Epoch, Progress
+from sslkit.runs.run import Run
+from sslkit.training import streams
+
+
+class TrainingEpoch(Epoch):
+    """The epoch of a training run. `ahead` returns the micro-batches of the next step."""
+
+    def __init__(self, run: Run, progress: Progress, ahead: Callable[[], list[Batch]]) -> None:
+        self.run, self.progress, self.ahead = run, progress, ahead
+        self.micro_batches = run.loader.micro_batches
+
+    def views(self) -> Iterator[Batch]:
+        """Yield every image once with augmented views."""
+        run, first = self.run, self.progress.epoch * self.run.loader.steps_of_pass
+        for number, batch in enumerate(run.loader.full_pass(self.progress.epoch)):
+            run.note_unreadable(batch)
+            step, micro_batch = divmod(number, self.micro_batches)
+            draws = streams.draws(run, streams.FULL_PASS, first + step, micro_batch)
+            yield run.transform.on_device(batch.to(run.device), draws)
+
+    def plain(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield every image once, un-augmented and normalised."""
+        run = self.run
+        for images, index in run.loader.plain_pass(run.transform.size):
+            yield run.transform.plain(images.to(run.device)), index.to(run.device)
+
+    def next_step(self) -> Iterator[tuple[Batch, Progress]]:
+        """Yield the micro-batches of the next step with the draws that they will have."""
+        run, step = self.run, self.progress.step
+        before = [value.clone() for value in run.statistics()]
+        try:
+            for micro_batch, batch in enumerate(self.ahead()):
+                draws = streams.draws(run, streams.VIEWS, step, micro_batch)
+                views = run.transform.on_device(batch.to(run.device), draws)
+                draws = streams.draws(run, streams.METHOD, step, micro_batch)
+                yield views, replace(self.progress, draws=draws)
+        finally:
+            run.restore_statistics(before)
+
+    def forget(self, *modules: nn.Module) -> None:
+        """Drop the optimizer's state of these modules."""
+        for module in modules:
+            for parameter in module.parameters():
+                self.run.optimizer.state.pop(parameter, None)

@@ -1,0 +1,29 @@
+"""Streams of random numbers of a training run, each a pure function of seed and step."""
+
+import torch
+
+from sslkit import distributed
+from sslkit.draws import Draws
+from sslkit.runs.run import Run
+
+VIEWS, METHOD, FULL_PASS, MODEL, EPOCH = range(5)
+"""The device phase of views, the method's draws, passes over all images, dropout inside a model,
+and what a method draws before an epoch."""
+
+
+def draws(run: Run, stream: int, step: int, micro_batch: int = 0) -> Draws:
+    """Return the random numbers of the images of one micro-batch of this rank."""
+    count = run.loader.micro_batches
+    return Draws(
+        run.recipe.train.seed,
+        stream,
+        step,
+        rank=distributed.rank() * count + micro_batch,
+        world=distributed.world() * count,
+    )
+
+
+def seed_model(run: Run, step: int, micro_batch: int) -> None:
+    """Seed torch's generator, which dropout uses, for one micro-batch of this rank."""
+    place = distributed.rank() * run.loader.micro_batches + micro_batch
+    torch.manual_seed(draws(run, MODEL, step).seed + place)
