@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -72,6 +72,14 @@ class Encoder(nn.Module, ABC):
     def weights(self) -> dict[str, Tensor]:
         """Return parameters and buffers under the names of the architecture's own library."""
         return self.state_dict()
+
+    @classmethod
+    def opens(cls, folder: Path) -> dict[str, Any] | None:
+        """Return the options of this encoder that load what was exported into `folder`.
+
+        None where the folder holds nothing that this encoder can load.
+        """
+        return None
 
     def export(self, library: str, folder: Path) -> str:
         """Write the encoder for `library` into `folder`.
