@@ -50,17 +50,20 @@ def lab_to_rgb(lab: Tensor) -> Tensor:
     return (255 * values).clamp(0, 255)
 
 
-class _LabEncoding:
-    """Turns sRGB into Lab of mean 0 and half range 1."""
+class LabNormaliser:
+    """Turns sRGB into Lab whose channels span -1 … 1 in the sRGB gamut."""
 
     def __init__(self, device: torch.device) -> None:
-        low, high = torch.tensor([LOW, HIGH], device=device).unsqueeze(-1).unsqueeze(-1)
-        # The centre as CMC's code has it: the mean of the ends.
-        self.centre, self.scale = (low + high) / 2, 2 / (high - low)
+        low, high = torch.tensor([LOW, HIGH], device=device).view(2, 3, 1, 1)
+        self.centre, self.half = (low + high) / 2, (high - low) / 2
 
     def __call__(self, pixels: Tensor, out: Tensor | None = None) -> Tensor:
         """Encode float32 [N,3,H,W] in 0 … 255 into `out`, or a tensor of its own."""
-        return torch.mul(rgb_to_lab(pixels).sub_(self.centre), self.scale, out=out)
+        return torch.div(rgb_to_lab(pixels) - self.centre, self.half, out=out)
+
+    def undo(self, values: Tensor) -> Tensor:
+        """Return the Lab values [N,3,H,W] that were encoded."""
+        return values * self.half + self.centre
 
 
 class Lab(Photometric):
@@ -98,4 +101,8 @@ class Lab(Photometric):
 
     def encoding(self, device: torch.device) -> Encoding:
         """Return what turns sRGB in 0 … 255 into Lab."""
-        return _LabEncoding(device)
+        return LabNormaliser(device)
+
+    def picture(self, views: Tensor) -> Tensor:
+        """Turn Lab views back into RGB in 0 … 1."""
+        return lab_to_rgb(LabNormaliser(views.device).undo(views)) / 255

@@ -57,13 +57,14 @@ class Photometric(PretextTransform):
         if channels != 3:  # The encoder's replaces it.
             self.normalisation = Normalisation(mean=(0.0,) * channels, std=(1.0,) * channels)
 
-    def _crops(self) -> list[Cut]:
-        """Return the cut of every crop, in order."""
+    @property
+    def crops(self) -> list[Cut]:
+        """The cut of every crop, in the order of `boxes`."""
         return [cut for cut in self.cuts.values() for _ in range(cut.count or 1)]
 
     def boxes(self, width: int, height: int, rng: np.random.Generator) -> list[Box]:
         """Return the box of every crop of an image of `width` × `height`, in order."""
-        return [crop_box(width, height, rng, cut.area, cut.aspect) for cut in self._crops()]
+        return [crop_box(width, height, rng, cut.area, cut.aspect) for cut in self.crops]
 
     def fetch(
         self, source: ImageSource, index: int, rng: np.random.Generator
@@ -72,7 +73,7 @@ class Photometric(PretextTransform):
 
         def reduction(width: int, height: int) -> float:
             boxes = self.boxes(width, height, rng)
-            pairs = zip(boxes, self._crops(), strict=True)
+            pairs = zip(boxes, self.crops, strict=True)
             return min(min(box[2] - box[0], box[3] - box[1]) / cut.size for box, cut in pairs)
 
         return source.pixels(index, reduction)
@@ -81,7 +82,7 @@ class Photometric(PretextTransform):
         """Draw all boxes, then yield the crops in order: integer [C,size,size]."""
         pixels = image if isinstance(image, Pixels) else Pixels.of(image)
         boxes = self.boxes(pixels.width, pixels.height, rng)
-        pairs = zip(boxes, self._crops(), strict=True)
+        pairs = zip(boxes, self.crops, strict=True)
         return (crop(pixels, box, cut.size, cut.interpolation) for box, cut in pairs)
 
     def __call__(self, image: Image.Image | Pixels, rng: np.random.Generator) -> Sample:
