@@ -18,7 +18,6 @@ from sslkit.interfaces import (
 )
 from sslkit.recipe import Choice, Recipe, wiring
 
-
 MEMORIES = 1000
 """First number of the random streams of further memories, away from those of training."""
 
