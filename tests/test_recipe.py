@@ -88,6 +88,7 @@ def test_set_replaces_one_value_at_a_time(path: Path) -> None:
         path,
         "loss.lambda=0.7",
         "train.epochs=20",
+        "heads.image.out_dim=64",
         "heads.patches.out_dim=64",
         "train.workers=0",
         "name=other",

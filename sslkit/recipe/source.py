@@ -8,6 +8,7 @@ import inspect
 import sys
 import types
 import typing
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -42,6 +43,13 @@ def is_literal(value: Any) -> bool:
     if isinstance(value, dict):
         return all(is_literal(item) for pair in value.items() for item in pair)
     return value is None or isinstance(value, bool | int | float | str | bytes)
+
+
+def is_callable_constant(called: Any) -> bool:
+    """Tell whether a call of `called` may be evaluated: pydantic's Field, bounds, stand-ins."""
+    if called is pydantic.Field or getattr(called, "__module__", "") == "annotated_types":
+        return True
+    return isinstance(called, type) and is_dataclass(called)
 
 
 @functools.cache
@@ -146,12 +154,11 @@ class Source:
                         strict=True,
                     )
                 )
+            case ast.ClassDef(name) if self.is_group(node):
+                return self.stand_in(name)
             case ast.Call(function, items, keywords):
                 called = self.evaluate(function)
-                if (
-                    called is pydantic.Field
-                    or getattr(called, "__module__", "") == "annotated_types"
-                ):
+                if is_callable_constant(called):
                     return called(
                         *map(self.evaluate, items),
                         **{str(word.arg): self.evaluate(word.value) for word in keywords},
@@ -165,7 +172,9 @@ class Source:
                 self.stand_ins[name] = find(self.imported[name][0]).stand_in(attribute)
             else:
                 node = self.bound.get(name)
-                if not isinstance(node, ast.ClassDef) or node.decorator_list:
+                if not isinstance(node, ast.ClassDef):
+                    raise UnreadableError(name)
+                if node.decorator_list and not self.is_group(node):
                     raise UnreadableError(name)
                 try:
                     self.stand_ins[name] = self._build(node)
@@ -173,8 +182,17 @@ class Source:
                     raise UnreadableError(name) from error
         return self.stand_ins[name]
 
+    def is_group(self, node: ast.ClassDef) -> bool:
+        """Tell whether the only decorator of a class is `@dataclass(frozen=True, kw_only=True)`."""
+        decorators = [ast.unparse(decorator) for decorator in node.decorator_list]
+        imported = self.imported.get("dataclass") == ("dataclasses", "dataclass")
+        return imported and decorators == ["dataclass(frozen=True, kw_only=True)"]
+
     def _build(self, node: ast.ClassDef) -> type:
+        is_group = self.is_group(node)
         body: dict[str, Any] = {"__doc__": ast.get_docstring(node), "__module__": self.name}
+        if is_group:
+            body["__annotations__"] = self._fields(node)
         for statement in node.body:
             match statement:
                 case ast.FunctionDef(name="__init__"):
@@ -196,7 +214,23 @@ class Source:
                 case _:
                     _refuse(statement)
         bases = [base for base in map(self._ancestor, node.bases) if base is not None]
-        return type(node.name, tuple(bases), body)
+        built = type(node.name, tuple(bases), body)
+        return dataclass(frozen=True, kw_only=True)(built) if is_group else built
+
+    def _fields(self, node: ast.ClassDef) -> dict[str, Any]:
+        """Return the annotations of a dataclass."""
+        fields = {}
+        for statement in node.body:
+            match statement:
+                case ast.AnnAssign(ast.Name(name), annotation):
+                    fields[name] = self._annotation(annotation)
+        return fields
+
+    def _annotation(self, node: ast.expr) -> Any:
+        """Evaluate an annotation, also one in quotes."""
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            node = ast.parse(node.value, mode="eval").body
+        return self.evaluate(node)
 
     def _ancestor(self, node: ast.expr) -> type | None:
         """None for classes that bring neither options nor attributes: those of torch and of the standard library."""
@@ -223,14 +257,12 @@ class Source:
             kinds(argument.arg, kinds.POSITIONAL_OR_KEYWORD) for argument in node.args.args
         ]
         for argument, default in zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True):
-            annotation: Any = argument.annotation
-            if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
-                annotation = ast.parse(annotation.value, mode="eval").body
+            annotation = argument.annotation
             parameters.append(
                 kinds(
                     argument.arg,
                     kinds.KEYWORD_ONLY,
-                    annotation=empty if annotation is None else self.evaluate(annotation),
+                    annotation=empty if annotation is None else self._annotation(annotation),
                     default=empty if default is None else self.evaluate(default),
                 )
             )
