@@ -59,8 +59,17 @@ def make_source(recipe: Recipe, split: str) -> ImageSource:
 
 
 def make_transform(recipe: Recipe, data: DataFormat | None = None) -> PretextTransform:
-    """Make the recipe's transform for images of that format, RGB by default."""
-    return make(recipe.transform, channels=3 if data is None else data.channels)
+    """Make the recipe's transform for images of that format, RGB by default.
+
+    Raises RecipeError where the images have other channels and the transform takes RGB only.
+    """
+    channels = 3 if data is None else data.channels
+    if channels != 3 and "channels" not in recipe.transform.part.signature().runtime:
+        message = (
+            f"'{recipe.transform.use}' takes images of 3 channels; the data set has {channels}"
+        )
+        raise RecipeError(Fault("transform", message))
+    return make(recipe.transform, channels=channels)
 
 
 def read_by(cls: type[Method], transform: PretextTransform) -> dict[str, str]:

@@ -268,6 +268,11 @@ def _halves(source: str, follow_links: bool) -> dict[Literal["train", "val"], St
         return ImageFolder(split, root=source, follow_links=follow_links)
 
     train = half("train")
+    if train.channels != 3 or train.bits != 8:
+        held = f"{train.channels} channels in {train.bits} bits"
+        raise DataError(
+            f"{source} holds {held}, and packed sets RGB in 8 bits; train from it itself"
+        )
     return {"train": train, "val": half("val")} if train.has_val else {"train": train}
 
 

@@ -98,7 +98,10 @@ class ImageSource(ABC):
 
     @abstractmethod
     def image(self, index: int) -> Image.Image:
-        """Return the decoded RGB image, upright. An exception marks an unreadable image."""
+        """Return the decoded RGB image, upright. An exception marks an unreadable image.
+
+        A source of C ≠ 3 channels or 16 bits returns an RGB picture for people to look at.
+        """
 
     def pixels(self, index: int, reduction: Callable[[int, int], float]) -> Pixels:
         """Return the same image as pixels.
