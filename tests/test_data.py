@@ -130,12 +130,12 @@ def test_no_steps_no_batches():
     assert list(loader(Numbered(8), workers=1).batches(2, 2)) == []
 
 
-@pytest.mark.parametrize("way", ["batches", "first_pass"])
+@pytest.mark.parametrize("way", ["batches", "full_pass"])
 def test_ranks_share_the_batch_of_one_process(way):
     source = Numbered(22, broken=(5,))
 
     def all_of(made: Loader):
-        return content(made.first_pass() if way == "first_pass" else made.batches(0, 8))
+        return content(made.full_pass(0) if way == "full_pass" else made.batches(0, 8))
 
     halves = [all_of(loader(source, batch_size=2, rank=rank, world=2)) for rank in (0, 1)]
     joined = [
@@ -145,16 +145,16 @@ def test_ranks_share_the_batch_of_one_process(way):
     assert joined == all_of(loader(source))
 
 
-def test_first_pass_goes_in_order_and_fills_up_from_the_beginning():
-    batches = content(loader(Numbered(10)).first_pass())
+def test_a_full_pass_goes_in_order_and_fills_up_from_the_beginning():
+    batches = content(loader(Numbered(10)).full_pass(0))
     assert [index for index, *_ in batches] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 0, 1]]
 
 
-def test_first_pass_draws_views_of_its_own():
+def test_a_full_pass_draws_views_of_its_own():
     made = loader(Numbered(4))
     (order, _, trained, _), (_, _, first, _) = (
         content(made.batches(0, 1))[0],
-        content(made.first_pass())[0],
+        content(made.full_pass(0))[0],
     )
     assert not set(trained) & set(first) and sorted(order) == [0, 1, 2, 3]
 
@@ -189,7 +189,7 @@ def test_a_transform_s_mistake_is_not_blamed_on_the_image(workers):
 def test_too_few_images():
     with pytest.raises(
         DataError,
-        match=r"^5 images do not fill a batch of 8; take smaller ones: --set train\.batch_size=2$",
+        match=r"^5 images do not fill a batch of 8; take smaller batches: --set train\.batch_size=2$",
     ):
         loader(Numbered(5), batch_size=4, world=2)
 
