@@ -1,6 +1,7 @@
 """Encoders and heads."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -80,6 +81,11 @@ class Encoder(nn.Module, ABC):
         None where the folder holds nothing that this encoder can load.
         """
         return None
+
+    @classmethod
+    def native_size(cls, options: Mapping[str, Any]) -> int:
+        """Return the side of the images that a model of these options was made for, px."""
+        return 224
 
     def export(self, library: str, folder: Path) -> str:
         """Write the encoder for `library` into `folder`.

@@ -1,7 +1,7 @@
 """YAML → Recipe: what is installed, what it takes, what is wrong. Imports no torch."""
 
 from sslkit.recipe.contents import PARTS, SECTIONS, Choice, Recipe
-from sslkit.recipe.reader import optimizers, read, read_evaluation
+from sslkit.recipe.reader import optimizers, read, read_data, read_evaluation
 from sslkit.recipe.schema import json_schema
 from sslkit.recipe.settings import SETTINGS, Optimizer, Schedule, Train
 
@@ -17,5 +17,6 @@ __all__ = [
     "json_schema",
     "optimizers",
     "read",
+    "read_data",
     "read_evaluation",
 ]

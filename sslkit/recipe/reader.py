@@ -3,14 +3,14 @@
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sslkit.errors import Fault, PluginError, RecipeError
 from sslkit.recipe import registry, wiring
 from sslkit.recipe.contents import HEAD, NAME, OPTIONAL, PARTS, SECTIONS, Choice, Recipe
-from sslkit.recipe.document import MAX_BYTES, Document, Key, resolve
+from sslkit.recipe.document import MAX_BYTES, Document, Key
 from sslkit.recipe.settings import SETTINGS, Schedule, optimizers, settings_signature
 from sslkit.recipe.signature import (
     advice,
@@ -26,30 +26,56 @@ def read(
     return _Reading(Path(path), overrides, data).recipe()
 
 
-def read_evaluation(name: str, arguments: Sequence[str]) -> Choice:
-    """An evaluation and its options as the command line has them: `--k 20 --layers all`, or `--k=20`. RecipeError with every fault."""
+def read_evaluation(name: str, given: Mapping[str, str | bool]) -> Choice:
+    """Return an evaluation with its options, whose values are read as those of `--set`.
+
+    `given` are texts by option; a flag is true or false. RecipeError with every fault.
+    """
     part = registry.find("evaluations", name)
-    given: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     faults: list[Fault] = []
-    words = iter(arguments)
-    for word in words:
-        option, equals, text = word.partition("=")
-        if not option.startswith("--"):
-            faults.append(Fault(word, f"is no option of {name}; write --OPTION VALUE"))
+    for option, text in given.items():
+        if isinstance(text, bool) or not text.strip():
+            values[option] = text or None
             continue
-        value = text if equals else next(words, None)
-        if value is None:
-            faults.append(Fault(option, "needs a value"))
-            continue
-        try:
-            given[option[2:].replace("-", "_")] = resolve(value)
-        except ValueError as error:
-            faults.append(Fault(option, str(error)))
-    options, wrong = part.signature().validate(name, given)
-    faults += [Fault(f"--{option}", message) for option, message in wrong]
+        document = Document(text)
+        values[option] = document.value
+        faults += [Fault(_flag(option), message) for _, _, message in document.faults]
+    options, wrong = part.signature().validate(name, values)
+    faults += [Fault(_flag(option), message) for option, message in wrong]
     if faults:
         raise RecipeError(*faults)
     return Choice("evaluations", part.name, options, part)
+
+
+def _flag(option: str) -> str:
+    return f"--{option.replace('_', '-')}"
+
+
+def read_data(data: str) -> Choice:
+    """Return the data set that `--data` names. RecipeError where it names none."""
+    section = opened_by(data)
+    if isinstance(section, str):
+        raise RecipeError(Fault("", f"{written(data)}: {section}", "--data"))
+    part = registry.find("datasets", section.pop("use"))
+    options, wrong = part.signature().validate(part.name, section)
+    if wrong:
+        raise RecipeError(*(Fault(option, message, "--data") for option, message in wrong))
+    return Choice("datasets", part.name, options, part)
+
+
+def opened_by(data: str) -> dict[str, Any] | str:
+    """Return the section of a recipe that opens a path, or what is wrong with the path."""
+    path = Path(os.path.abspath(os.path.expanduser(data)))
+    if os.path.isfile(path / "packed.json"):
+        return {"use": "packed", "root": str(path)}
+    if os.path.isdir(path):
+        return {"use": "image_folder", "root": str(path)}
+    if os.path.isfile(path) and path.suffix == ".npz":
+        return {"use": "npz", "file": str(path)}
+    if os.path.exists(path):
+        return "is neither a folder nor a .npz file"
+    return f"there is no such folder or file{_near(path)}"
 
 
 class _Reading:
@@ -174,26 +200,18 @@ class _Reading:
         self.places[key] = ("--set", None)
 
     def _replace_data(self, data: str) -> None:
-        path = Path(os.path.abspath(os.path.expanduser(data)))
-        current = held if isinstance(held := self.content.get("data"), dict) else {}
-        if os.path.isfile(path / "packed.json"):
-            self.content["data"] = {"use": "packed", "root": str(path)}
-        elif os.path.isdir(path):
-            kept = current if current.get("use") == "image_folder" else {"use": "image_folder"}
-            self.content["data"] = {**kept, "root": str(path)}
-        elif os.path.isfile(path) and path.suffix == ".npz":
-            self.content["data"] = {"use": "npz", "file": str(path)}
-        else:
-            wrong = (
-                "is neither a folder nor a .npz file"
-                if os.path.exists(path)
-                else f"there is no such folder or file{_near(path)}"
-            )
-            self.faults.append(Fault("", f"{written(data)}: {wrong}", "--data"))
+        section = opened_by(data)
+        if isinstance(section, str):
+            self.faults.append(Fault("", f"{written(data)}: {section}", "--data"))
             return
+        held = self.content.get("data")
+        current = held if isinstance(held, dict) else {}
+        if section["use"] == current.get("use") == "image_folder":
+            section = {**current, **section}
+        self.content["data"] = section
         self.places |= {
             ("data", name): ("--data", None)
-            for name, value in self.content["data"].items()
+            for name, value in section.items()
             if value != current.get(name)
         }
         self.places.setdefault(("data",), ("--data", None))
