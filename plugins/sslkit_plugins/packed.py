@@ -18,7 +18,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import pydantic
@@ -78,6 +78,8 @@ class Packed(ImageSource):
     Names, labels and classes are those of what was packed, and so is the hash of their list: a run that began on one goes on with the
     other. An image's bytes are checked when they are read.
     """
+
+    opens: ClassVar[dict[str, str]] = {"/packed.json": "root"}
 
     def __init__(self, split: str, /, *, root: str) -> None:
         self.root = Path(os.path.expanduser(root))

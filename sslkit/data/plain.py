@@ -71,15 +71,23 @@ def plain_pixels(image: Image.Image | Pixels, size: int) -> np.ndarray:
 
 
 def plain_view(image: Image.Image, size: int) -> Image.Image:
-    """The short side resized to 256/224 · `size`, then the central square of `size`; an image whose short side is at most 1.15 · `size`
-    is resized to `size` straight, so that little of a small picture is cut away."""
-    short = min(image.size)
-    target = size if short <= 1.15 * size else round(size * 256 / 224)
-    width, height = (max(target, round(side * target / short)) for side in image.size)
-    left, top = (width - size) / 2, (height - size) / 2
-    scale_x, scale_y = image.width / width, image.height / height
-    box = (left * scale_x, top * scale_y, (left + size) * scale_x, (top + size) * scale_y)
+    """Return the central square that evaluations show (`plain_box`), resized to `size`."""
+    box = plain_box(*image.size, size)
     return image.resize((size, size), Image.Resampling.BILINEAR, box=box)
+
+
+def plain_box(width: int, height: int, size: int) -> tuple[float, float, float, float]:
+    """Return the box (left, top, right, bottom) that becomes the un-augmented view of `size` px.
+
+    The short side is resized to 256/224 · `size`, then the central square of `size` is cut. An
+    image whose short side is at most 1.15 · `size` is resized to `size` straight.
+    """
+    short = min(width, height)
+    target = size if short <= 1.15 * size else round(size * 256 / 224)
+    across, down = (max(target, round(side * target / short)) for side in (width, height))
+    left, top = (across - size) / 2, (down - size) / 2
+    scale_x, scale_y = width / across, height / down
+    return left * scale_x, top * scale_y, (left + size) * scale_x, (top + size) * scale_y
 
 
 def plain_batches(

@@ -1,10 +1,9 @@
-"""Pictures of a run: curves, scores beside their floors."""
+"""Pictures of a run: its curves."""
 
 import json
 import math
 import warnings
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -34,7 +33,7 @@ def save(figure: Figure, path: Path) -> Path:
     return path
 
 
-def _plain_axes(axes: Axes) -> Axes:
+def plain_axes(axes: Axes) -> Axes:
     """Only what carries numbers."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=7)
@@ -77,7 +76,7 @@ def curves(folder: Path) -> Path:
     figure.suptitle(printable(f"{folder.parent.name}  {folder.name}"), fontsize=9, parse_math=False)
     steps = np.array([row["step"] for row in rows])
     for place, name in enumerate(names, 1):
-        axes = _plain_axes(figure.add_subplot(lines, columns, place))
+        axes = plain_axes(figure.add_subplot(lines, columns, place))
         values = np.array([row.get(name, np.nan) for row in rows], dtype=float)
         smooth = _smooth(values)
         axes.plot(steps, values, linewidth=0.5, alpha=0.4)
@@ -88,34 +87,3 @@ def curves(folder: Path) -> Path:
         )
         axes.set_xlabel("step", fontsize=7)
     return save(figure, folder / "curves.png")
-
-
-def scores(result: dict[str, Any], path: Path) -> Path:
-    """A bar for every floor and every score of an evaluation, in per cent, with the interval for so few images."""
-    floors, trained = result["floors"], result["layers"]
-    figure = Figure(figsize=(6.5, 0.9 + 0.32 * (len(floors) + len(trained))), layout="constrained")
-    axes = _plain_axes(figure.add_subplot())
-    axes.barh(list(floors), list(floors.values()), color="0.75")
-    labels = [(value, value) for value in floors.values()]
-    for layer, score in trained.items():
-        below, above = score["interval_images"]
-        labels.append((score["top1"], above))
-        error = [[max(0.0, score["top1"] - below)], [max(0.0, above - score["top1"])]]
-        axes.barh(
-            f"trained: {layer}",
-            score["top1"],
-            color="C0",
-            xerr=error,
-            error_kw={"elinewidth": 1, "capsize": 2},
-        )
-    for place, (value, end) in enumerate(labels):
-        axes.text(end + 1, place, f"{value:.1f}", va="center", fontsize=8)
-    axes.invert_yaxis()
-    axes.set_xlim(0, 108)
-    axes.set_xticks(range(0, 101, 20))
-    axes.set_title(
-        f"{result['evaluation']}: top-1 in per cent; whisker: 95 % for {result['protocol']['val_images']} images",
-        fontsize=9,
-        loc="left",
-    )
-    return save(figure, path)

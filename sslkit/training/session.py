@@ -247,9 +247,7 @@ def run(
             return _train(made, folder, notes, resumed, screen)
 
 
-def _train(
-    made: Run, folder: Path, notes: list[str], resumed: bool, screen: Screen | None
-) -> int:
+def _train(made: Run, folder: Path, notes: list[str], resumed: bool, screen: Screen | None) -> int:
     began = made.step
     if screen is not None:
         screen.begin(notes, resumed)

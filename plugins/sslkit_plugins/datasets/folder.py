@@ -36,6 +36,8 @@ class ImageFolder(ImageSource):
     transparency nor black is not read.
     """
 
+    opens: ClassVar[dict[str, str]] = {"/": "root"}
+
     def __init__(
         self,
         split: str,
@@ -155,6 +157,8 @@ class ImageNet(ImageFolder):
     `train/` and `val/` lie below `root`. It has to be fetched by hand, and the 50,000 validation
     images moved into folders of their classes.
     """
+
+    opens: ClassVar[dict[str, str]] = {}
 
     nominal: ClassVar[dict[str, int]] = {"pretrain": 1_281_167, "train": 1_281_167, "val": 50_000}
 

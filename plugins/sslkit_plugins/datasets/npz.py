@@ -5,7 +5,7 @@ import math
 import os
 import zipfile
 from collections.abc import Callable
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -36,6 +36,8 @@ class Npz(ImageSource):
     Nothing pickled is read, and no archive that unpacks to far more than its size or than fits
     into memory.
     """
+
+    opens: ClassVar[dict[str, str]] = {"*.npz": "file"}
 
     def __init__(
         self,

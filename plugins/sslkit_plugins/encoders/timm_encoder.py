@@ -82,7 +82,9 @@ class Timm(Encoder):
         ] = 32,
         norm_splits: Annotated[
             int,
-            Field(ge=2, description="Parts of a batch with `norm: split`; 8 in MoCo's demonstration."),
+            Field(
+                ge=2, description="Parts of a batch with `norm: split`; 8 in MoCo's demonstration."
+            ),
         ] = 2,
         img_size: Annotated[
             Literal["auto"] | Side | None,
@@ -155,7 +157,9 @@ class Timm(Encoder):
 
     def _shrink_stem(self, model: Any) -> None:
         if not is_resnet(model):
-            message = f"'small' is a stem for timm's ResNets; '{self.name}' is none, so leave 'model'"
+            message = (
+                f"'small' is a stem for timm's ResNets; '{self.name}' is none, so leave 'model'"
+            )
             raise RecipeError(Fault("encoder.stem", message))
         model.conv1 = nn.Conv2d(self.channels, model.conv1.out_channels, 3, padding=1, bias=False)
         nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
@@ -164,7 +168,9 @@ class Timm(Encoder):
     def _replace_norms(self, model: nn.Module, splits: int) -> None:
         found = norms.batch_norms(model)
         if not found:
-            message = f"'{self.name}' has no batch norm, so there is nothing to replace; leave 'model'"
+            message = (
+                f"'{self.name}' has no batch norm, so there is nothing to replace; leave 'model'"
+            )
             raise RecipeError(Fault("encoder.norm", message))
         if self.norm == "frozen":
             for module in found:
@@ -262,7 +268,9 @@ class Timm(Encoder):
         if kept is None:
             return self.model.forward_features(images)
         if not isinstance(self.model, VisionTransformer):
-            raise SslkitError(f"'{self.name}' takes all patches; models named vit_… can leave out some")
+            raise SslkitError(
+                f"'{self.name}' takes all patches; models named vit_… can leave out some"
+            )
         model = self.model
         rows = model._pos_embed(model.patch_embed(images))
         prefix, patches = rows[:, : self.prefix_tokens], rows[:, self.prefix_tokens :]
