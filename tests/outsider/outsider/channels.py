@@ -65,6 +65,8 @@ class Hinge(Loss):
     """max(0, margin - cos⁺ + cos⁻), averaged over negatives, rows and terms: the triplet loss of FaceNet
     (Schroff et al. 2015, arXiv:1503.03832, section 3.1) with every negative of the sampler."""
 
+    needs_negatives = True
+
     def __init__(self, *, margin: NonNegativeFloat = 0.5) -> None:
         super().__init__()
         self.margin = margin
