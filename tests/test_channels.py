@@ -1,5 +1,6 @@
 """Images of other than three channels, and of 16 bits: from the data set to the encoder."""
 
+import struct
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -262,3 +263,123 @@ def test_five_channels_are_drawn(bands, tmp_path):
     path = draw_views(source, transform, tmp_path / "views.png", images=2, draws=1)
     with Image.open(path) as picture:
         assert picture.width > 100
+
+
+# ------------------------------------------------------------------------------- files
+
+
+def tiff(values, photometric, extra=(), big=False):
+    """An uncompressed TIFF of pixels [H,W,C], little-endian, with every sample beside the next."""
+    height, width, bands = values.shape
+    short, long = 3, 16 if big else 4
+    sizes = {short: "H", long: "Q" if big else "I"}
+    field, inline = ("Q", 8) if big else ("I", 4)
+    tags = [
+        (256, long, [width]),
+        (257, long, [height]),
+        (258, short, [8 * values.itemsize] * bands),
+        (259, short, [1]),
+        (262, short, [photometric]),
+        (273, long, [0]),
+        (277, short, [bands]),
+        (278, long, [height]),
+        (279, long, [values.nbytes]),
+        (338, short, list(extra)),
+    ]
+    tags = [tag for tag in tags if tag[2]]
+    header = (
+        struct.pack("<2sHHHQ", b"II", 43, 8, 0, 16) if big else struct.pack("<2sHI", b"II", 42, 8)
+    )
+    count = struct.pack("<Q" if big else "<H", len(tags))
+    entry, end = (20, 8) if big else (12, 4)
+    tail_at = len(header) + len(count) + entry * len(tags) + end
+    tail = b""
+    packed = []
+    for number, kind, numbers in tags:
+        packed.append(
+            (number, kind, numbers, struct.pack(f"<{len(numbers)}{sizes[kind]}", *numbers))
+        )
+    data_at = tail_at + sum(len(data) for *_, data in packed if len(data) > inline)
+    body = b""
+    for number, kind, numbers, data in packed:
+        if number == 273:
+            data = struct.pack(f"<{field}", data_at)
+        if len(data) > inline:
+            place = struct.pack(f"<{field}", tail_at + len(tail))
+            tail += data
+            data = place
+        body += struct.pack(f"<HH{field}", number, kind, len(numbers)) + data.ljust(inline, b"\0")
+    return header + count + body + bytes(end) + tail + values.tobytes()
+
+
+MULTIBAND = {
+    "five of RGB": ((9, 8, 5), 2, (0, 0)),
+    "five of gray": ((9, 8, 5), 1, (0, 0, 0, 0)),
+    "five of CMYK": ((9, 8, 5), 5, (0,)),
+    "six": ((9, 8, 6), 2, (0, 0, 0)),
+    "twelve": ((9, 8, 12), 1, (0,) * 11),
+    "two without transparency": ((9, 8, 2), 1, (0,)),
+}
+
+
+@pytest.mark.parametrize("big", [False, True], ids=["classic", "big"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("form", MULTIBAND.values(), ids=MULTIBAND)
+def test_a_folder_of_other_bands_is_refused(tmp_path, form, dtype, big, caplog):
+    shape, photometric, extra = form
+    values = np.arange(np.prod(shape)).reshape(shape).astype(dtype)
+    (tmp_path / "field.tif").write_bytes(tiff(values, photometric, extra, big))
+    with pytest.raises(DataError) as caught:
+        ImageFolder("pretrain", root=str(tmp_path))
+    assert str(caught.value) == (
+        f"{tmp_path / 'field.tif'} has {shape[2]} bands; files may hold 1, 3 or 4 bands (gray, RGB, "
+        "RGBA or CMYK); convert it, or put all images into an array for the data set npz"
+    )
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("bands", "photometric", "extra", "shown"),
+    [
+        (1, 1, (), (7, 7, 7)),
+        (2, 1, (2,), (255, 255, 255)),
+        (3, 2, (), (7, 8, 9)),
+        (4, 2, (2,), (246, 246, 246)),
+        (4, 5, (), (241, 240, 239)),
+    ],
+    ids=["gray", "gray and transparency", "RGB", "RGBA", "CMYK"],
+)
+def test_files_of_usual_bands_are_read(tmp_path, bands, photometric, extra, shown):
+    values = np.broadcast_to(np.arange(7, 7 + bands), (6, 6, bands)).astype(np.uint8)
+    if bands == 2:
+        values = np.where(np.arange(2) == 1, 0, values).astype(np.uint8)
+    (tmp_path / "field.tif").write_bytes(tiff(values, photometric, extra))
+    image = ImageFolder("pretrain", root=str(tmp_path)).image(0)
+    difference = np.asarray(image).astype(int) - shown
+    assert np.abs(difference).max() <= 8
+
+
+def test_a_later_file_of_other_bands_counts_as_unreadable(tmp_path):
+    for number in range(5):
+        Image.new("RGB", (20, 20)).save(tmp_path / f"{number}.tif")
+    (tmp_path / "5.tif").write_bytes(tiff(np.zeros((20, 20, 5), np.uint8), 2, (0, 0)))
+    source = ImageFolder("pretrain", root=str(tmp_path))
+    loader = Loader(source, Augment(size=8), batch_size=2, seed=0)
+    ((name, reason),) = [bad for batch in loader.full_pass(0) for bad in batch.unreadable]
+    assert name == "5.tif" and reason.startswith("DataError: has 5 bands; files may hold 1, 3 or 4")
+
+
+def test_other_bands_end_a_command_with_a_sentence(bands, tmp_path):
+    folder = tmp_path / "fields"
+    folder.mkdir()
+    (folder / "field.tif").write_bytes(tiff(np.zeros((20, 20, 5), np.uint8), 2, (0, 0)))
+    code, _, err = finish(start("train", bands, "--data", folder, "--runs", tmp_path / "runs"))
+    assert code == 2 and "field.tif has 5 bands; files may hold 1, 3 or 4" in " ".join(err.split())
+    assert not (tmp_path / "runs").exists()
+
+
+def test_images_of_other_channels_are_not_packed(tmp_path):
+    file = archive(tmp_path, pixels(5))
+    code, _, err = finish(start("pack", file, tmp_path / "set"))
+    assert code == 2 and "holds 5 channels in 8 bits, and packed sets RGB in 8 bits" in err
+    assert not (tmp_path / "set").exists()
