@@ -12,7 +12,6 @@ from PIL import Image
 
 from sslkit import recipe
 from sslkit.data.loader import Loader
-from sslkit.data.plain import plain_batches
 from sslkit.errors import DataError, RecipeError
 from sslkit.interfaces import Batch, Draws, ImageSource, Normalisation, Pixels
 from sslkit.parts import DataFormat, make_transform
@@ -202,6 +201,11 @@ def test_five_channels_are_normalised_each_by_its_own():
     assert transform.plain(white)[0, :, 0, 0].tolist() == pytest.approx([1, 1.8, 0.8, 0.7, 2.4])
 
 
+def plain(source):
+    """All images as evaluations show them at 24 px."""
+    return next(Loader(source, Augment(size=8), batch_size=8, seed=0).plain_pass(24))
+
+
 def test_plain_views_of_channels_are_those_of_rgb(tmp_path):
     """Evaluations: the first three of five channels as Pillow resizes them; 16 bits as 8."""
     images = pixels(5)
@@ -209,11 +213,11 @@ def test_plain_views_of_channels_are_those_of_rgb(tmp_path):
     folder.mkdir()
     for number, image in enumerate(images):
         Image.fromarray(image[..., :3]).save(folder / f"{number}.png")
-    (expected, _), *_ = plain_batches(ImageFolder("train", root=str(folder)), 24, 8)
-    (eight, _), *_ = plain_batches(Npz("train", file=archive(tmp_path, images)), 24, 8)
+    expected, _ = plain(ImageFolder("train", root=str(folder)))
+    eight, _ = plain(Npz("train", file=archive(tmp_path, images)))
     assert eight.dtype == torch.uint8 and torch.equal(eight[:, :3], expected)
     wide = archive(tmp_path, pixels(5, dtype=np.uint16))
-    (sixteen, index), *_ = plain_batches(Npz("train", file=wide), 24, 8)
+    sixteen, index = plain(Npz("train", file=wide))
     assert sixteen.dtype == torch.uint16 and sixteen.shape == (8, 5, 24, 24)
     assert (sixteen.float() / 257 - eight.float()).abs().max() <= 1.01
     assert index.tolist() == list(range(8))

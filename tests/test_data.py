@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from sslkit.data.loader import Loader, auto_workers, fingerprint
-from sslkit.data.plain import plain_batches, plain_view
+from sslkit.data.plain import plain_view
 from sslkit.data.splits import split_by_class
 from sslkit.errors import DataError
 from sslkit.interfaces import Batch, Draws, ImageSource, PretextTransform, Sample
@@ -227,21 +227,17 @@ def test_auto_workers(monkeypatch):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_plain_batches_in_order(workers):
-    batches = list(plain_batches(Numbered(5), 4, batch_size=2, workers=workers))
-    assert [index.tolist() for _, index in batches] == [[0, 1], [2, 3], [4]]
+def test_a_plain_pass_goes_in_order_and_fills_up(workers):
+    batches = list(loader(Numbered(5), batch_size=2, workers=workers).plain_pass(4))
+    assert [index.tolist() for _, index in batches] == [[0, 1], [2, 3], [4, 0]]
     for images, index in batches:
         assert images.dtype == torch.uint8 and images.shape == (len(index), 3, 4, 4)
         assert (images == index.view(-1, 1, 1, 1)).all()
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_evaluations_name_the_image_that_cannot_be_read(workers):
-    with pytest.raises(
-        DataError, match=r"^003\.png cannot be read, and an evaluation replaces no image"
-    ) as caught:
-        list(plain_batches(Numbered(5, broken=(3,)), 4, batch_size=2, workers=workers))
-    assert "Traceback" not in str(caught.value)
+def test_an_unreadable_image_is_black_in_a_plain_pass():
+    images = torch.cat([rows for rows, _ in loader(Numbered(4, broken=(3,))).plain_pass(4)])
+    assert images[:, 0, 0, 0].tolist() == [0, 1, 2, 0]
 
 
 def ramp(width: int, height: int) -> Image.Image:

@@ -15,7 +15,7 @@ from sslkit.interfaces import Batch, Draws, ImageSource, PretextTransform, Sampl
 from sslkit.report import figures
 
 CELL, MOSAIC, GAP, SPACE, MARGIN, TOP = 1.1, 2.6, 0.06, 0.3, 0.15, 0.85
-"""Inches: side of a crop, side of a mosaic, between crops, between groups, around all, above all."""
+"""Inches: sides of a crop and a mosaic, gaps between crops and groups, margins around, above."""
 ROW = 12
 """Most crops that stand in a row; more are shown as a mosaic."""
 
@@ -97,8 +97,8 @@ class _Sheet:
         )
         letters = int(self.side / 0.065)
         caption = name if len(name) <= letters else f"…{name[1 - letters :]}"
-        place = {"ha": "center", "va": "top", "transform": axes.transAxes}
-        axes.text(0.5, -0.03, caption, fontsize=6, parse_math=False, **place)
+        text = axes.text(0.5, -0.03, caption, fontsize=6, ha="center", va="top", parse_math=False)
+        text.set_transform(axes.transAxes)
 
     def draw(self, number: int, draw: int, batch: Batch) -> None:
         """Show all views of one draw, and its targets."""

@@ -22,7 +22,7 @@ ARRAYS = ("images", "labels", "label", "classes", "jpeg", "offset")
 GENEROUS = 1 << 30
 """Bytes that any archive may unpack to."""
 RATIO = 100
-"""An archive that unpacks to more than GENEROUS and more than this many times its size is a bomb."""
+"""An archive that unpacks to more than GENEROUS and this many times its size is a bomb."""
 MOST_CLASSES = 1_000_000
 
 
@@ -142,7 +142,7 @@ class Npz(ImageSource):
             if _has_channels_first(images.shape):
                 raise DataError(
                     f"images in {self.file} must have their channels last, [N,H,W,C]; they are "
-                    f"{images.dtype} {list(images.shape)}: move them with np.moveaxis(images, 1, -1)"
+                    f"{images.dtype} {list(images.shape)}; move them: np.moveaxis(images, 1, -1)"
                 )
             return len(images)
         if {"jpeg", "offset"} <= self.arrays.keys():
@@ -209,9 +209,9 @@ def _refuse_bomb(file: str, stored: int, unpacked: int) -> None:
     )
     if unpacked > memory or unpacked > max(GENEROUS, RATIO * stored):
         raise DataError(
-            f"{file} has {stored:,} bytes and would unpack to {unpacked:,}, which is more than this "
-            "machine's memory or than images ever do; make it a folder of images, or take the file "
-            "from whom you trust"
+            f"{file} has {stored:,} bytes and would unpack to {unpacked:,}, which is more than "
+            "this machine's memory or than images ever do; make it a folder of images, or take the "
+            "file from whom you trust"
         )
 
 

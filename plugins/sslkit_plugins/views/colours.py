@@ -1,4 +1,4 @@
-"""What is done to the colours of a view: chances and strengths, and the lists of published methods."""
+"""What is done to the colours of a view: chances, strengths, and the lists of papers."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
