@@ -263,7 +263,7 @@ def test_schema_names_every_part_and_option() -> None:
         "minimum": 0,
         "maximum": 1,
         "default": 0.5,
-        "description": "a number between 0 and 1",
+        "description": "float between 0 and 1",
     }
     assert bank["additionalProperties"] is False
     required = {
