@@ -174,11 +174,12 @@ def views(
 
     made = recipe.read(path, overrides=overrides or (), data=data)
     from sslkit import parts
-    from sslkit.report import figures
+    from sslkit.report.views_figure import draw_views
 
-    figures.views(
-        parts.make_source(made, "pretrain"),
-        parts.make_transform(made),
+    source = parts.make_source(made, "pretrain")
+    draw_views(
+        source,
+        parts.make_transform(made, parts.DataFormat.of(source)),
         out,
         images=images,
         draws=draws,

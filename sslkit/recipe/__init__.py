@@ -1,7 +1,8 @@
 """YAML → Recipe: what is installed, what it takes, what is wrong. Imports no torch."""
 
+from sslkit.recipe.arguments import read_data, read_evaluation
 from sslkit.recipe.contents import PARTS, SECTIONS, Choice, Recipe
-from sslkit.recipe.reader import read, read_evaluation
+from sslkit.recipe.reader import read
 from sslkit.recipe.schema import json_schema
 from sslkit.recipe.settings import (
     SCHEDULES,
@@ -31,5 +32,6 @@ __all__ = [
     "Train",
     "json_schema",
     "read",
+    "read_data",
     "read_evaluation",
 ]

@@ -1,7 +1,6 @@
 """A recipe before it is checked: its file with `--set` and `--data`, and where each key is from."""
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +10,10 @@ from sslkit.errors import Fault, PluginError, RecipeError
 from sslkit.recipe import groups, registry, sections
 from sslkit.recipe.contents import OPTIONAL, PARTS, SECTIONS
 from sslkit.recipe.document import MAX_BYTES, Document, Key
+from sslkit.recipe.paths import opened_by
 from sslkit.recipe.settings import SETTINGS
 from sslkit.recipe.signature import REQUIRED, Option, Signature, read_group
-from sslkit.recipe.words import nearest, plain, written
+from sslkit.recipe.words import near_files, plain, written
 
 
 class Draft:
@@ -219,22 +219,14 @@ class Draft:
     # ---------------------------------------------------------------------------------- --data
 
     def _replace_data(self, data: str) -> None:
-        path = Path(os.path.abspath(os.path.expanduser(data)))
         held = self.content.get("data")
         current = held if isinstance(held, dict) else {}
-        if os.path.isfile(path / "packed.json"):
-            replaced = {"use": "packed", "root": str(path)}
-        elif os.path.isdir(path):
-            kept = current if current.get("use") == "image_folder" else {"use": "image_folder"}
-            replaced = {**kept, "root": str(path)}
-        elif os.path.isfile(path) and path.suffix == ".npz":
-            replaced = {"use": "npz", "file": str(path)}
-        else:
-            wrong = f"there is no such folder or file{near_files(path)}"
-            if os.path.exists(path):
-                wrong = "is neither a folder nor a .npz file"
-            self.faults.append(Fault("", f"{written(data)}: {wrong}", "--data"))
+        replaced = opened_by(data, current.get("use"))
+        if isinstance(replaced, str):
+            self.faults.append(Fault("", f"{written(data)}: {replaced}", "--data"))
             return
+        if replaced["use"] == current.get("use"):
+            replaced = {**current, **replaced}
         self.content["data"] = replaced
         for name, value in replaced.items():
             if value != current.get(name):
@@ -260,13 +252,3 @@ def _below(option: Option, name: str) -> Option | None:
 def _listing(folder: Path) -> str:
     names = sorted(path.name for path in folder.glob("*.y*ml"))[:10]
     return f": {', '.join(names)}" if names else ""
-
-
-def near_files(path: Path) -> str:
-    """Return the files that may have been meant by a path that does not exist, as advice."""
-    try:
-        names = sorted(os.listdir(path.parent))
-    except OSError:
-        return f"; there is no folder {path.parent} either"
-    near = [str(path.with_name(name)) for name in nearest(path.name, names)]
-    return f"; did you mean {' or '.join(near)}?" if near else ""

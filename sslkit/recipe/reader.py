@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sslkit.errors import Fault, PluginError, RecipeError
+from sslkit.errors import PluginError, RecipeError
 from sslkit.recipe import registry, wiring
 from sslkit.recipe import sections as settings
 from sslkit.recipe.contents import HEAD, NAME, OPTIONAL, PARTS, SECTIONS, Choice, Recipe
-from sslkit.recipe.document import Key, resolve
+from sslkit.recipe.document import Key
 from sslkit.recipe.draft import Draft
 from sslkit.recipe.settings import SETTINGS, Cosine
 from sslkit.recipe.words import advice, written
@@ -24,35 +24,6 @@ def read(
     `overrides` are `section.key=value`; `data` is a folder, packed set or .npz file to use instead.
     """
     return _Reading(Draft(Path(path), overrides, data)).recipe()
-
-
-def read_evaluation(name: str, arguments: Sequence[str]) -> Choice:
-    """Read an evaluation and its options: `--k 20 --layers all`, or `--k=20`.
-
-    Raises RecipeError with every fault.
-    """
-    part = registry.find("evaluations", name)
-    given: dict[str, Any] = {}
-    faults: list[Fault] = []
-    words = iter(arguments)
-    for word in words:
-        option, equals, text = word.partition("=")
-        if not option.startswith("--"):
-            faults.append(Fault(word, f"is no option of {name}; write --OPTION VALUE"))
-            continue
-        value = text if equals else next(words, None)
-        if value is None:
-            faults.append(Fault(option, "needs a value"))
-            continue
-        try:
-            given[option[2:].replace("-", "_")] = resolve(value)
-        except ValueError as error:
-            faults.append(Fault(option, str(error)))
-    options, wrong = part.signature().validate(name, given)
-    faults += [Fault(f"--{option}", message) for option, message in wrong]
-    if faults:
-        raise RecipeError(*faults)
-    return Choice("evaluations", part.name, options, part)
 
 
 class _Reading:

@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import inspect
 import json
+import os
 import pathlib
 import typing
 from collections.abc import Iterable, Mapping
@@ -169,3 +170,13 @@ def advice(name: str, names: Iterable[str]) -> str:
 def sentence(error: BaseException) -> str:
     """Return the class and the message of an error in one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split()) or 'no reason given'}"
+
+
+def near_files(path: pathlib.Path) -> str:
+    """Return the files that may have been meant by a path that does not exist, as advice."""
+    try:
+        names = sorted(os.listdir(path.parent))
+    except OSError:
+        return f"; there is no folder {path.parent} either"
+    near = [str(path.with_name(name)) for name in nearest(path.name, names)]
+    return f"; did you mean {' or '.join(near)}?" if near else ""
