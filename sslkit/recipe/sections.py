@@ -4,12 +4,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from sslkit.recipe import optimizers
-from sslkit.recipe.settings import SCHEDULES, Optimizer, Train, without_unused
+from sslkit.recipe.settings import SCHEDULES, Optimizer, Train
 from sslkit.recipe.signature import REQUIRED, Faults, Signature, read_class
 from sslkit.recipe.words import advice, written
 
 DEFAULTS = {"optimizer": "sgd", "schedule": "cosine"}
 """What a section uses that does not say."""
+
+
+WRITTEN = {"final_lr", "milestones", "factor", "step_epochs"}
+"""Options of all schedules, which sslkit 0.1 wrote into every recipe.yaml, used or not."""
 
 
 def names(section: str) -> tuple[str, ...]:
@@ -41,21 +45,15 @@ def read(section: str, content: Mapping[str, Any]) -> tuple[Any, Faults]:
         return None, [("use", f"no {section} named {written(use)}{where}; {advice(use, known)}")]
     own = signature(section, use)
     common = optimizers.common_signature()
-    given = without_unused(section, content, set(own.options) if own else set())
-    given.pop("use", None)
+    given = {name: value for name, value in content.items() if name != "use"}
     if own is None:
         options, faults = common.validate(use, _of(common, given))
         extra = {name: value for name, value in given.items() if name not in common.options}
         made = None if faults else Optimizer(use=use, **options, options=extra)
         return made, faults
-    faults = []
-    for name in [name for name in given if name not in own.options and _elsewhere(section, name)]:
-        remedy = f"remove it: --set {section}.{name}=null"
-        faults.append((name, f"'{use}' has no option '{name}'; {remedy}"))
-        del given[name]
-    for name in [name for name in _of(own, given) if given[name] is None]:
-        if own.options[name].default is not REQUIRED:
-            del given[name]
+    if section == "schedule" and set(given) >= WRITTEN:
+        given = _of(own, given)
+    given, faults = _without_others(section, use, own, given)
     options, wrong = own.validate(use, given)
     faults += wrong
     if faults:
@@ -64,6 +62,26 @@ def read(section: str, content: Mapping[str, Any]) -> tuple[Any, Faults]:
         return SCHEDULES[use](**options), []
     extra = {name: options[name] for name in given if name not in common.options}
     return Optimizer(use=use, **_of(common, options), options=extra), []
+
+
+def _without_others(
+    section: str, use: str, own: Signature, given: Mapping[str, Any]
+) -> tuple[dict[str, Any], Faults]:
+    """Drop the options that say nothing, and refuse those of other optimizers or schedules.
+
+    Null stands for the default; null or false of another optimizer's option is as good as nothing.
+    """
+    kept: dict[str, Any] = {}
+    faults = []
+    for name, value in given.items():
+        option = own.options.get(name)
+        if option is None and _elsewhere(section, name):
+            if value is not None and value is not False:
+                remedy = f"remove it: --set {section}.{name}=null"
+                faults.append((name, f"'{use}' has no option '{name}'; {remedy}"))
+        elif option is None or option.default is REQUIRED or value is not None:
+            kept[name] = value
+    return kept, faults
 
 
 def _of(signature: Signature, options: Mapping[str, Any]) -> dict[str, Any]:
