@@ -360,3 +360,20 @@ def test_a_list_of_groups_keeps_its_bounds() -> None:
     assert signature.validate("part", {"some": [{}]}) == ({"some": [{"size": 1}]}, [])
     (fault,) = signature.validate("part", {"some": []})[1]
     assert fault[1].startswith("expected a list of at least 1, each a mapping or null, got []")
+
+
+def test_a_group_that_cannot_be_read_is_imported(install) -> None:
+    source = """
+        import dataclasses
+
+        @dataclasses.dataclass(frozen=True, kw_only=True)
+        class Noise:
+            levels: list[float] = dataclasses.field(default_factory=lambda: [0.5, 1.0])
+
+        class Head:
+            '''A head.'''
+            def __init__(self, *, noise: Noise = Noise()) -> None: ...
+    """
+    install("other", "[sslkit.heads]\nnoisy = noisy:Head\n", noisy=source)
+    signature = registry.find("heads", "noisy").signature()
+    assert signature.validate("noisy", {"noise": {}}) == ({"noise": {"levels": [0.5, 1.0]}}, [])

@@ -1,4 +1,4 @@
-"""Parts are found by entry point, harm nobody but themselves, and say the same whether read or imported."""
+"""Parts are found by entry point, and say the same whether read or imported."""
 
 import subprocess
 import sys

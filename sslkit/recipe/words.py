@@ -27,7 +27,7 @@ WORDS = {
 
 
 def describe(annotation: Any) -> str:
-    """Describe a type: "int ≥ 1", "one of 'official', 'blur'", "float between 0 and 1 or null"."""
+    """Describe a type: "int ≥ 1", "one of 'official', 'blur'", "float > 0 or null"."""
     limits: dict[str, Any] = {}
     while typing.get_origin(annotation) is typing.Annotated:
         annotation, *metadata = typing.get_args(annotation)
