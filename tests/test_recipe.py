@@ -295,6 +295,25 @@ def test_another_optimizer_ends_in_a_remedy_that_works(name: str) -> None:
     assert (kept.use, kept.options) == ("lars", {"momentum": 0.9})
 
 
+def test_where_the_source_says_nothing_the_class_decides(path: Path, monkeypatch) -> None:
+    """As with another version of timm: names and options pass `check`, what all share is checked."""
+
+    def forget() -> None:
+        optimizers._registry.cache_clear()
+        optimizers.signature.cache_clear()
+
+    monkeypatch.setattr(optimizers, "FACTORY", "timm.optim.no_such_file")
+    forget()
+    try:
+        made = settings(path, "{use: any, lr: 1, betas: [0.9, 0.95]}").optimizer
+        assert (made.use, made.options) == ("any", {"betas": [0.9, 0.95]})
+        with pytest.raises(RecipeError, match=r"optimizer.lr  expected float > 0, got 0"):
+            settings(path, "{use: any, lr: 0}")
+        assert recipe.json_schema()["properties"]["optimizer"] == {"type": "object"}
+    finally:
+        forget()
+
+
 def test_null_removes_an_option_and_nothing_else(path: Path) -> None:
     assert read(path, "optimizer.momentum=null").optimizer.options == {}
     with pytest.raises(RecipeError, match=r"no such option of sgd; did you mean 'momentum'"):

@@ -37,29 +37,46 @@ def read(section: str, content: Mapping[str, Any]) -> tuple[Any, Faults]:
         options, faults = read_class(Train, section).validate(section, content)
         return (None if faults else Train(**options)), faults
     use = content.get("use", DEFAULTS[section])
+    wrong = _wrong_use(section, use)
+    if wrong:
+        return None, [("use", wrong)]
+    given = {name: value for name, value in content.items() if name != "use"}
+    return (_optimizer if section == "optimizer" else _schedule)(use, given)
+
+
+def _wrong_use(section: str, use: Any) -> str:
+    """Say what is wrong with the name of an optimizer or a schedule, "" if nothing."""
     known = names(section)
     if not isinstance(use, str):
-        return None, [("use", f"{written(use)} is not a name; there are: {', '.join(known)}")]
-    if known and use not in known:
-        where = " in torch or timm" if section == "optimizer" else ""
-        return None, [("use", f"no {section} named {written(use)}{where}; {advice(use, known)}")]
-    own = signature(section, use)
-    common = optimizers.common_signature()
-    given = {name: value for name, value in content.items() if name != "use"}
-    if own is None:
-        options, faults = common.validate(use, _of(common, given))
-        extra = {name: value for name, value in given.items() if name not in common.options}
-        made = None if faults else Optimizer(use=use, **options, options=extra)
-        return made, faults
-    if section == "schedule" and set(given) >= WRITTEN:
+        return f"{written(use)} is not a name; there are: {', '.join(known)}"
+    if not known or use in known:
+        return ""
+    where = " in torch or timm" if section == "optimizer" else ""
+    return f"no {section} named {written(use)}{where}; {advice(use, known)}"
+
+
+def _schedule(use: str, given: Mapping[str, Any]) -> tuple[Any, Faults]:
+    own = read_class(SCHEDULES[use], use)
+    if set(given) >= WRITTEN:
         given = _of(own, given)
-    given, faults = _without_others(section, use, own, given)
+    given, faults = _without_others("schedule", use, own, given)
     options, wrong = own.validate(use, given)
     faults += wrong
+    return (None if faults else SCHEDULES[use](**options)), faults
+
+
+def _optimizer(use: str, given: Mapping[str, Any]) -> tuple[Any, Faults]:
+    common, own = optimizers.common_signature(), optimizers.signature(use)
+    if own is None:
+        options, faults = common.validate(use, _of(common, given))
+        options |= {name: value for name, value in given.items() if name not in common.options}
+    else:
+        given, faults = _without_others("optimizer", use, own, given)
+        options, wrong = own.validate(use, given)
+        faults += wrong
     if faults:
         return None, faults
-    if section == "schedule":
-        return SCHEDULES[use](**options), []
+    # The optimizer's own defaults are left to it, for they differ between versions of torch.
     extra = {name: options[name] for name in given if name not in common.options}
     return Optimizer(use=use, **_of(common, options), options=extra), []
 
