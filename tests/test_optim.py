@@ -51,7 +51,7 @@ def test_frozen_parameters_are_left_out():
     )
 
 
-def test_options_reach_the_optimizer_and_nesterov_is_off_by_default():
+def test_options_reach_the_optimizer_and_nesterov_is_off():
     sgd = make_optimizer(network(), chosen(momentum=0.8))
     assert type(sgd) is torch.optim.SGD
     assert (sgd.defaults["momentum"], sgd.defaults["nesterov"]) == (0.8, False)
@@ -64,7 +64,7 @@ def test_options_reach_the_optimizer_and_nesterov_is_off_by_default():
     assert lars.defaults["trust_coeff"] == 0.02
 
 
-def test_a_name_has_timms_defaults_unless_the_recipe_says_otherwise():
+def test_a_name_has_timms_defaults_unless_the_recipe_differs():
     """`larc` is the class of `lars` with clipping: the name alone tells them apart."""
     assert make_optimizer(network(), chosen("lars")).defaults["trust_clip"] is False
     assert make_optimizer(network(), chosen("larc")).defaults["trust_clip"] is True
@@ -94,7 +94,7 @@ def test_cosine():
     assert rates([25]) == pytest.approx([(1 + math.cos(math.pi / 4)) / 2])
 
 
-def test_warm_up_is_linear_and_the_schedule_counts_from_the_first_step():
+def test_warm_up_is_linear_and_counts_from_the_first_step():
     values = rates(range(20), warmup_epochs=1, warmup_lr=0.5)
     assert values[:10] == pytest.approx([0.5 + 0.05 * i for i in range(10)])
     assert values[10] == pytest.approx((1 + math.cos(math.pi * 10 / 100)) / 2)

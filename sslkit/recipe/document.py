@@ -155,7 +155,7 @@ class Document:
         )
 
     def _sequence(self, key: Key, depth: int) -> list[Any]:
-        items = []
+        items: list[Any] = []
         while not self._events.check_event(yaml.SequenceEndEvent):
             here = (*key, str(len(items)))
             self.lines[here] = self._events.peek_event().start_mark.line + 1

@@ -149,7 +149,8 @@ def _settle(option: Option, value: Any, key: str) -> tuple[Any, Faults]:
     others = [other for other in groups.members(annotation) if not groups.has_group(other)]
     if others:
         try:
-            adapter = pydantic.TypeAdapter(typing.Union[tuple(others)])  # noqa: UP007
+            union: Any = typing.Union[tuple(others)]  # noqa: UP007
+            adapter: pydantic.TypeAdapter[Any] = pydantic.TypeAdapter(union)
             return adapter.validate_json(json.dumps(value), strict=True), []
         except pydantic.ValidationError:
             pass
