@@ -95,7 +95,7 @@ def test_ranks_and_accumulated_parts_train_as_one_process_with_the_joined_batch(
                 value, one[name], rtol=1e-4, atol=1e-5 if name.startswith("gradient") else 1e-6
             )
     first = all_ranks[0]
-    torch.testing.assert_close(first["sampler.bank"].norm(dim=1), torch.ones(24))
+    torch.testing.assert_close(first["samplers.image.bank"].norm(dim=1), torch.ones(24))
     assert first["loss.frozen"]
 
 
@@ -250,7 +250,7 @@ def test_two_devices_stopped_then_resumed_under_torchrun_end_as_one_process(
     assert result.exit_code == 0, result.output
     one = (tmp_path / "one" / "tiny" / "latest").resolve()
     expected, found = (whole(path) for path in (one, folder))
-    assert expected.keys() == found.keys() and len(found["sampler.bank"]) == 24
+    assert expected.keys() == found.keys() and len(found["samplers.image.bank"]) == 24
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5)
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == 6
@@ -424,7 +424,7 @@ def test_synchronised_batch_norm_without_gpus_is_refused(ranks, tiny, capfd):
         ranks(lambda folder: build(recipe.read(tiny, overrides=("train.sync_batchnorm=true",))))
     ) == [1, 2]
     assert (
-        "train.sync_batchnorm  PyTorch has it on GPUs alone, not on 'cpu'; set it to false"
+        "train.sync_batchnorm  PyTorch has it on GPUs only, not on 'cpu'; set it to false"
         in capfd.readouterr().err
     )
 

@@ -183,7 +183,7 @@ def test_training_with_a_spread_bank_is_training_with_one_bank(ranks, tiny, tmp_
     one, first, second = (
         load_file(tmp_path / f"{name}.safetensors") for name in ("1-0", "2-0", "2-1")
     )
-    assert len(first["sampler.bank"]) == len(second["sampler.bank"]) == 12
-    first["sampler.bank"] = torch.cat([first["sampler.bank"], second["sampler.bank"]])
+    assert len(first["samplers.image.bank"]) == len(second["samplers.image.bank"]) == 12
+    first["samplers.image.bank"] = torch.cat([first["samplers.image.bank"], second["samplers.image.bank"]])
     for name, value in one.items():
         torch.testing.assert_close(first[name], value, rtol=1e-4, atol=1e-5)
