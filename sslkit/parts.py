@@ -59,8 +59,17 @@ def make_source(recipe: Recipe, split: str) -> ImageSource:
 
 
 def make_transform(recipe: Recipe, data: DataFormat | None = None) -> PretextTransform:
-    """Make the recipe's transform for images of that format, RGB by default."""
-    return make(recipe.transform, channels=3 if data is None else data.channels)
+    """Make the recipe's transform for images of that format, RGB by default.
+
+    Raises RecipeError where the images have other channels and the transform takes RGB only.
+    """
+    channels = 3 if data is None else data.channels
+    if channels != 3 and "channels" not in recipe.transform.part.signature().runtime:
+        message = (
+            f"'{recipe.transform.use}' takes images of 3 channels; the data set has {channels}"
+        )
+        raise RecipeError(Fault("transform", message))
+    return make(recipe.transform, channels=channels)
 
 
 def read_by(cls: type[Method], transform: PretextTransform) -> dict[str, str]:
@@ -77,18 +86,25 @@ def sides(transform: PretextTransform) -> tuple[int, ...]:
 
 
 def make_method(
-    recipe: Recipe, transform: PretextTransform, data: DataFormat, *, images: int | None = None
+    recipe: Recipe,
+    transform: PretextTransform,
+    data: DataFormat,
+    *,
+    images: int | None = None,
+    restored: bool = False,
 ) -> Method:
     """Make encoder, heads, samplers, loss and their wiring, initialised from the recipe's seed.
 
     The encoder is made first, so that it starts the same whatever stands behind it. `images`
-    replaces the number of images that samplers are made for. Sets the normalisation of `transform`
+    replaces the number of images that samplers are made for. `restored`: a checkpoint will be
+    loaded, so the encoder's initial weights are not read. Sets the normalisation of `transform`
     to that of the encoder. Raises RecipeError where parts do not fit each other.
     """
     torch.manual_seed(recipe.train.seed)
     cls: type[Method] = recipe.method.part.load()
     images = data.images if images is None else images
-    encoder = make(recipe.encoder, sizes=sides(transform), channels=data.channels)
+    choice = _without_initial_weights(recipe.encoder) if restored else recipe.encoder
+    encoder = make(choice, sizes=sides(transform), channels=data.channels)
     transform.normalisation = encoder.normalisation
     reads = read_by(cls, transform)
     heads: dict[str, Head] = {}
@@ -98,6 +114,14 @@ def make_method(
     samplers = _make_samplers(recipe, cls, heads, images)
     parts = Parts(encoder, heads, samplers, make(recipe.loss), images)
     return make(recipe.method, parts=parts)
+
+
+def _without_initial_weights(encoder: Choice) -> Choice:
+    """Return the choice with the defaults of the options that only choose initial weights."""
+    signature = encoder.part.signature()
+    names = signature.attributes.get("initial_options", ())
+    defaults = {name: signature.options[name].default for name in names}
+    return replace(encoder, options=encoder.options | defaults)
 
 
 def _in_order(reads: dict[str, str]) -> list[str]:
