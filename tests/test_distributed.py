@@ -23,6 +23,8 @@ from sslkit.errors import DataError, RecipeError
 from sslkit.runs import checkpoint
 from sslkit.training.build import build
 from sslkit.training.trainer import train
+from sslkit_plugins.losses import InfoNCE
+from sslkit_plugins.samplers import in_batch
 
 WITHOUT_BATCH_NORM = "encoder.model=test_efficientnet_ln"
 """Batch norm sees half of the batch on each of two ranks; layer norm does not mind."""
@@ -121,6 +123,31 @@ def test_gather_with_gradient_gives_the_gradients_of_the_joined_batch(ranks, tmp
     parts = [load_file(tmp_path / f"{number}.safetensors") for number in range(2)]
     torch.testing.assert_close(torch.cat([part["query"] for part in parts]), query.grad)
     torch.testing.assert_close(torch.cat([part["key"] for part in parts]), key.grad)
+
+
+def test_in_batch_negatives_of_two_ranks_are_those_of_the_joined_batch(ranks, tmp_path):
+    """NT-Xent of four images of two copies: loss, and gradients as DDP averages them."""
+    pairs = torch.randn(4, 2, 5, generator=torch.Generator().manual_seed(0))
+
+    def work(folder):
+        world, rank = distributed.world(), distributed.rank()
+        own = pairs.chunk(world)[rank].clone().requires_grad_()
+        unit = F.normalize(own, dim=-1)
+        rows, partners = unit.flatten(0, 1), unit.flip(1).flatten(0, 1)
+        negatives = in_batch(rows)
+        assert negatives.count == 6
+        loss = InfoNCE(temperature=0.3)(rows, partners, negatives)
+        loss.backward()
+        found = {"loss": distributed.mean(loss.detach()), "gradient": own.grad / world}
+        save_file(found, folder / f"{world}-{rank}.safetensors")
+
+    work(tmp_path)
+    assert ranks(work) == [0, 0]
+    names = ("1-0", "2-0", "2-1")
+    one, *parts = (load_file(tmp_path / f"{name}.safetensors") for name in names)
+    torch.testing.assert_close(torch.cat([part["gradient"] for part in parts]), one["gradient"])
+    for part in parts:
+        torch.testing.assert_close(part["loss"], one["loss"])
 
 
 def test_what_ranks_tell_each_other(ranks):
