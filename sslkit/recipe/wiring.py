@@ -89,10 +89,17 @@ def _choices(
 
 
 def _names(method: Choice, wiring: Mapping[str, Any]) -> Iterator[Wrong]:
-    """Class attributes of a method name only heads that it reads."""
+    """Class attributes of a method name heads that it reads, and no name means two things."""
     reads = wiring.get("reads")
     if reads is None:
         return
+    for name, source in reads.items():
+        if source != name and reads.get(source) == source:
+            yield (
+                ("method", "use"),
+                f"head '{name}' of '{method.use}' reads '{source}', the name of a view and of a "
+                "head; give that head another name in `reads`",
+            )
     for attribute in ("predicts", "compares", "stores"):
         for name in wiring.get(attribute) or ():
             if name not in reads:
