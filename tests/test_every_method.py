@@ -12,7 +12,6 @@ from safetensors.torch import load_file, save_file
 from strangers import install, present
 
 from sslkit import distributed, recipe
-from sslkit.errors import PluginError
 from sslkit.interfaces import Output
 from sslkit.runs import checkpoint
 from sslkit.training.build import build

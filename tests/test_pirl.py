@@ -15,7 +15,7 @@ from sslkit.interfaces import Batch, Draws, Encoder, Loss, NegativeSampler, Part
 from sslkit_plugins.heads import ConcatPatches, Linear
 from sslkit_plugins.losses import LambdaNCE
 from sslkit_plugins.methods.npid import Npid
-from sslkit_plugins.methods.pirl import Jigsaw, JigsawRotation, Pirl, Rotation, feature_std
+from sslkit_plugins.methods.pirl import Jigsaw, JigsawRotation, Pirl, Rotation
 from sslkit_plugins.samplers import MemoryBank
 from sslkit_plugins.views import Augment
 
@@ -345,12 +345,6 @@ def test_the_loss_before_training_is_that_of_random_vectors_against_a_random_ban
     assert method.at_start(64) == pytest.approx(math.log(6) + 0.5)
     method = pirl(MemoryBank(4, 20, negatives="all"), LambdaNCE(temperature=0.5))
     assert method.at_start(64) == pytest.approx(math.log(19) + 1.5)
-
-
-def test_feature_std():
-    assert feature_std(F.normalize(torch.ones(50, 8), dim=1)) == 0
-    torch.manual_seed(0)
-    assert feature_std(F.normalize(torch.randn(5000, 64), dim=1)) == pytest.approx(1, abs=0.02)
 
 
 def test_augment_feeds_npid():

@@ -1,12 +1,10 @@
 """Parts that the wirings need. Letters: N images, B images of a batch, C×S×S pixels, D features."""
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sslkit.interfaces import Draws, Encoder, Loss, Negatives, NegativeSampler, Sample
+from sslkit.interfaces import Draws, Encoder, Loss, Negatives, NegativeSampler
 from sslkit_plugins.samplers import KeyNegatives
 from sslkit_plugins.views.cuts import Cut
 from sslkit_plugins.views.photometric import Photometric
@@ -72,12 +70,16 @@ class UpsideDown(Photometric):
         super().__init__({"upside_down": Cut(size=size, colours="none")}, channels)
 
 
-class Nameless(UpsideDown):
+class Wordless(Photometric):
     """Names its view too late, in the constructor."""
 
     def __init__(self, channels: int = 3, /) -> None:
-        super().__init__(channels)
-        self.views = ("upside_down",)
+        super().__init__({"global": Cut(size=32, colours="none")}, channels)
+        self.views = ("global",)
 
-    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Sample:
-        return super().__call__(image, rng)
+
+class Curious(Distance):
+    """Requires a runtime argument that losses do not get."""
+
+    def __init__(self, num_images: int, /) -> None:
+        super().__init__()

@@ -30,3 +30,15 @@ class Misnamed(Slip):
 
     reads: ClassVar = {"projector": "image"}
     stores = ("projetor",)
+
+
+class Ambiguous(Slip):
+    """Names a head like a view, and reads that name with another one."""
+
+    reads: ClassVar = {"patches": "patches", "order": "patches"}
+
+
+class Upwards(Slip):
+    """Reads a view that few transforms make."""
+
+    reads: ClassVar = {"projector": "upside_down"}
