@@ -923,7 +923,7 @@ def test_a_clock_that_is_set_back_gives_every_run_a_folder_of_its_own(
             def now(cls, *_: object) -> datetime:
                 return datetime(2026, 10, 25, hour, 30)  # noqa: B023
 
-        monkeypatch.setattr(checkpoint, "datetime", Clock)
+        monkeypatch.setattr(folders, "datetime", Clock)
         folders.append(folders.new_folder(home / "runs", made))
         assert (home / "runs" / "tiny" / "latest").resolve() == folders[-1]
     assert len(set(folders)) == 4

@@ -176,7 +176,8 @@ class Normed(Encoder):
 def test_batch_norm_sees_the_patches_first_and_then_the_images_each_alone():
     """Patches of value 1, images of 2, PyTorch's 0.1: running mean 0.9·(0.1·1) + 0.1·2 = 0.29, after two updates a step."""
     heads = {"image": Linear(3, out_dim=4), "patches": ConcatPatches(3, 9, patch_dim=4, out_dim=4)}
-    method = Pirl(Parts(Normed(), heads, MemoryBank(4, 9, negatives=5), LambdaNCE()))
+    sampler = MemoryBank(4, 9, negatives=5)
+    method = Pirl(Parts(Normed(), heads, {"image": sampler}, LambdaNCE(), images=9))
     batch = Batch(
         {"image": torch.full((2, 3, 6, 6), 2.0), "patches": torch.ones(2, 9, 3, 4, 4)},
         {},
