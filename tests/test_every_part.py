@@ -26,6 +26,7 @@ from sslkit.interfaces import (
     Loss,
     Method,
     NegativeSampler,
+    Normalisation,
     PretextTransform,
 )
 from sslkit.recipe import registry, wiring
@@ -269,15 +270,31 @@ def test_its_device_phase_normalises_with_draws_of_its_own(part):
         assert -3 < view.min() < 0 < view.max() < 3, "ImageNet's normalisation"
 
 
+OWN_SCALES = {"lab"}
+"""Transforms that scale their values themselves, whatever the encoder's normalisation."""
+
+
 @every("transforms")
-def test_plain_only_normalises(part):
+def test_plain_normalises_as_the_encoder_says(part):
+    if part.name in OWN_SCALES:
+        pytest.skip("scales its values itself")
     transform = small(part)
     images = torch.stack([torch.zeros(3, 8, 8), torch.full((3, 8, 8), 255)]).to(torch.uint8)
-    low, high = transform.plain(images)
-    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    torch.testing.assert_close(low[:, 0, 0], -mean / std, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(high[:, 0, 0], (1 - mean) / std, rtol=1e-4, atol=1e-4)
+    for numbers in (Normalisation(), Normalisation(mean=(0.5, 0.4, 0.3), std=(0.5, 1.0, 0.25))):
+        transform.normalisation = numbers
+        low, high = transform.plain(images)
+        mean, std = torch.tensor(numbers.mean), torch.tensor(numbers.std)
+        torch.testing.assert_close(low[:, 0, 0], -mean / std, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(high[:, 0, 0], (1 - mean) / std, rtol=1e-4, atol=1e-4)
     assert images[1].eq(255).all()
+
+
+@every("transforms")
+def test_pictures_of_plain_images_are_the_images(part):
+    transform = small(part)
+    image = torch.from_numpy(np.array(picture(16, 12))).permute(2, 0, 1)[None]
+    shown = transform.picture(transform.plain(image))
+    torch.testing.assert_close(shown, image / 255, rtol=1e-3, atol=1e-3)
 
 
 @every("transforms")

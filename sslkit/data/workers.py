@@ -19,7 +19,10 @@ PREFETCH = 4
 
 
 def read(read: Callable[..., Any], *what: Any) -> Any:
-    """The image, or the reason why there is none. What goes wrong in cutting it is no fault of an image, so that it is not caught here."""
+    """Return an image, or the reason why it cannot be read.
+
+    Errors in the transform are bugs, not bad images, and are not caught here.
+    """
     try:
         return read(*what)
     except Exception as error:
@@ -27,7 +30,10 @@ def read(read: Callable[..., Any], *what: Any) -> Any:
 
 
 def _begin_worker(_: int) -> None:
-    """One thread; signals are left to the process that trains, for terminals and schedulers send them to all."""
+    """Use one thread, and leave signals to the process that trains.
+
+    Terminals and schedulers send them to all processes.
+    """
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):
@@ -36,7 +42,7 @@ def _begin_worker(_: int) -> None:
 
 
 def _end_with(parent: int) -> None:
-    """End when `parent` sends SIGTERM: at its exit it waits for its workers, and for ever if they ignored that too."""
+    """End when `parent` sends SIGTERM: at its exit it waits for its workers to end."""
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass
     os._exit(0)
@@ -48,8 +54,11 @@ def _whole(item: object) -> object:
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Keep SIGCHLD as it is: PyTorch would raise at a lost worker wherever this process happens to be, in the middle of a save for one.
-    Its queue tells as well, within seconds."""
+    """Keep SIGCHLD as it is.
+
+    PyTorch would raise at a lost worker wherever this process is, even in the middle of a save. Its
+    queue reports the loss as well, within seconds.
+    """
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGCHLD"):
         yield
         return
@@ -63,9 +72,10 @@ def _undisturbed() -> Iterator[None]:
 def deliver(
     builder: Dataset, orders: Iterable[Any], workers: int, pin: bool = False
 ) -> Iterator[Any]:
-    """What `builder` makes of each order, in their sequence, made ahead by `workers` processes. Raises the error for the user that it returns.
+    """Yield what `builder` makes of each order, in order, made ahead by `workers` processes.
 
-    An error that a worker *raised* would reach the user with the worker's traceback in its text.
+    Raises an SslkitError that the builder returns; one that a worker raised would reach the user
+    with the worker's traceback in its text.
     """
     made: Iterable[Any] = map(builder.__getitem__, orders)
     if workers:
@@ -91,5 +101,6 @@ def deliver(
         if not re.match(r"DataLoader worker \(pid", str(error)):
             raise
         raise DataError(
-            f"a loader process was ended by the system, for lack of memory perhaps; --set train.workers=0 needs least ({error})"
+            "a loader process was ended by the system, for lack of memory perhaps; "
+            f"--set train.workers=0 needs least ({error})"
         ) from error
