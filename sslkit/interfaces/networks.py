@@ -90,12 +90,9 @@ class Encoder(nn.Module, ABC):
         return None
 
     @classmethod
-    def own_size(cls, options: Mapping[str, Any]) -> int | None:
-        """Return the side of the images that the encoder of these options was made for, px.
-
-        None where it takes any. Pretrained encoders are evaluated at this size.
-        """
-        return None
+    def native_size(cls, options: Mapping[str, Any]) -> int:
+        """Return the side of the images that a model of these options was made for, px."""
+        return 224
 
     def export(self, library: str, folder: Path, size: int) -> str:
         """Write the encoder for `library` into `folder`, which exists and is empty.

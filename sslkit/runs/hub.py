@@ -19,8 +19,7 @@ def check() -> None:
 def lines(repository: str) -> str:
     """Return lines of Python that download a repository into `folder`."""
     return (
-        "from huggingface_hub import snapshot_download\n"
-        f"folder = snapshot_download({repository!r})"
+        f"from huggingface_hub import snapshot_download\nfolder = snapshot_download({repository!r})"
     )
 
 
@@ -38,5 +37,7 @@ def upload(folder: Path, repository: str, *, public: bool) -> str:
         )
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise SslkitError(f"cannot upload to {constants.ENDPOINT}/{repository}: {reason}") from error
+        raise SslkitError(
+            f"cannot upload to {constants.ENDPOINT}/{repository}: {reason}"
+        ) from error
     return str(made)

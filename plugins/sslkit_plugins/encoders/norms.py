@@ -72,6 +72,9 @@ class SplitBatchNorm(BatchNormAct2d):
                 f"one has {len(x)}; change train.batch_size or encoder.norm_splits"
             )
         splits, channels = self.splits, self.num_features
+        momentum = self.momentum
+        if momentum is None:  # the mean over all batches
+            momentum = 1 / (1 + int(self.num_batches_tracked))
         mean = self._repeated(self.running_mean)
         variance = self._repeated(self.running_var)
         parts = F.batch_norm(
@@ -81,7 +84,7 @@ class SplitBatchNorm(BatchNormAct2d):
             self._repeated(self.weight),
             self._repeated(self.bias),
             training=True,
-            momentum=0.1 if self.momentum is None else self.momentum,
+            momentum=momentum,
             eps=self.eps,
         )
         if mean is not None and variance is not None:
