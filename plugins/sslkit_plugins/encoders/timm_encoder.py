@@ -242,8 +242,8 @@ class Timm(Encoder):
 
     def sequence(self) -> dict[str, nn.Module]:
         """Return conv1, res2 … res5 of a ResNet. Raises SslkitError for other models."""
-        model = self.model
-        if not isinstance(model, ResNet):
+        model: Any = self.model
+        if not isinstance(self.model, ResNet):
             raise SslkitError(f"'{self.name}' has no chain of stages; ResNets have one")
         return {
             "conv1": nn.Sequential(model.conv1, model.bn1, model.act1),
