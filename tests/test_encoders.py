@@ -176,7 +176,7 @@ def test_the_trial_leaves_the_weights_as_timm_draws_them():
         ({"std": (0.0, 1.0, 1.0)}, "encoder.std  0.0 is not greater than 0"),
         (
             {"model": "vit_tiny_patch16_224", "stem": "small"},
-            "encoder.stem  'small' is a stem for timm's ResNets",
+            "encoder.stem  'small' is for plain ResNets such as resnet50",
         ),
         (
             {"model": "vit_tiny_patch16_224", "norm": "group"},
@@ -368,7 +368,7 @@ def test_a_run_folder_gives_its_encoder(tmp_path):
 def test_an_exported_folder_gives_its_encoder(tmp_path):
     trained = encoder("vit_tiny_patch16_224", sizes=(96,), mean=(0.1, 0.2, 0.3))
     opened(trained, "timm", tmp_path, 96)
-    assert Timm.native_size({"model": "vit_tiny_patch16_224", "weights": str(tmp_path)}) == 96
+    assert Timm.own_size({"model": "vit_tiny_patch16_224", "weights": str(tmp_path)}) == 96
     made = Timm((96,), 3, **Timm.opens(tmp_path)).eval()
     assert made.normalisation == trained.normalisation
     with torch.no_grad():
@@ -389,9 +389,9 @@ def test_folders_that_are_no_export_are_not_opened(tmp_path):
     assert Timm.opens(tmp_path) is None
 
 
-def test_native_sizes_are_those_of_timm():
-    assert Timm.native_size({"model": "resnet18"}) == 224
-    assert Timm.native_size({"model": "test_vit", "weights": "timm"}) == 160
+def test_own_sizes_are_those_of_timm():
+    assert Timm.own_size({"model": "resnet18"}) == 224
+    assert Timm.own_size({"model": "test_vit", "weights": "timm"}) == 160
 
 
 def test_downloaded_weights_need_no_network(tmp_path, monkeypatch):

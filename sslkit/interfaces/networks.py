@@ -90,9 +90,12 @@ class Encoder(nn.Module, ABC):
         return None
 
     @classmethod
-    def native_size(cls, options: Mapping[str, Any]) -> int:
-        """Return the side of the images that a model of these options was made for, px."""
-        return 224
+    def own_size(cls, options: Mapping[str, Any]) -> int | None:
+        """Return the side of the images that an encoder of these options was made for, px.
+
+        None where it takes any. Encoders that no run trained are evaluated at this size.
+        """
+        return None
 
     def export(self, library: str, folder: Path, size: int) -> str:
         """Write the encoder for `library` into `folder`, which exists and is empty.

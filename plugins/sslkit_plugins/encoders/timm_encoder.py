@@ -157,9 +157,7 @@ class Timm(Encoder):
 
     def _shrink_stem(self, model: Any) -> None:
         if not is_resnet(model):
-            message = (
-                f"'small' is a stem for timm's ResNets; '{self.name}' is none, so leave 'model'"
-            )
+            message = f"'small' is for plain ResNets such as resnet50; '{self.name}' is none, so leave 'model'"
             raise RecipeError(Fault("encoder.stem", message))
         model.conv1 = nn.Conv2d(self.channels, model.conv1.out_channels, 3, padding=1, bias=False)
         nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
@@ -292,14 +290,14 @@ class Timm(Encoder):
         return {**stated, "weights": str(folder)}
 
     @classmethod
-    def native_size(cls, options: Mapping[str, Any]) -> int:
-        """Return the side of the images that a model was made for: an exported folder's, or timm's."""
+    def own_size(cls, options: Mapping[str, Any]) -> int | None:
+        """Return the side of the images that a model was made for: a folder's, or timm's, px."""
         source = options.get("weights")
         stated = initial.exported(Path(source)) if source else None
         if stated is not None:
             return stated["size"]
         preset = timm.get_pretrained_cfg(options["model"])
-        return 224 if preset is None else preset.input_size[-1]
+        return None if preset is None else preset.input_size[-1]
 
     def export(self, library: str, folder: Path, size: int) -> str:
         """Write the encoder for timm, or for torchvision where it has the same architecture."""
