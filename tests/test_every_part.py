@@ -169,11 +169,12 @@ def test_its_options_are_typed_and_survive_yaml(part):
 
 
 @every("encoders")
-def test_an_encoder_gives_one_vector_per_image_and_maps_from_shallow_to_deep(part):
-    encoder = small(part).eval()
+def test_an_encoder_gives_vectors_and_maps_from_shallow_to_deep(part):
+    encoder = small(part, (64, 48), 3).eval()
     images = torch.randn(3, 3, 64, 64)
     with torch.no_grad():
         features, maps = encoder(images), encoder.maps(images)
+        assert encoder(images[..., :48, :48]).shape == (3, encoder.dim)
     assert features.shape == (3, encoder.dim)
     areas = [rows.shape[-1] * rows.shape[-2] for rows in maps.values()]
     assert all(rows.dim() == 4 and len(rows) == 3 for rows in maps.values())
@@ -181,6 +182,31 @@ def test_an_encoder_gives_one_vector_per_image_and_maps_from_shallow_to_deep(par
     assert sum(value.numel() for value in encoder.weights().values()) == sum(
         v.numel() for v in encoder.state_dict().values()
     )
+    assert len(encoder.normalisation.mean) == len(encoder.normalisation.std) == 3
+
+
+@every("encoders")
+def test_an_encoder_exports_itself_and_opens_its_export(part, tmp_path):
+    encoder = small(part, (64,), 3).eval()
+    images = torch.randn(3, 3, 64, 64)
+    for library in encoder.libraries:
+        folder = tmp_path / library
+        folder.mkdir()
+        scope = {"folder": str(folder)}
+        exec(encoder.export(library, folder, 64), scope)
+        options, faults = part.signature().validate(part.name, part.load().opens(folder))
+        assert not faults and part.load().own_size(options) == 64
+        other = part.load()((64,), 3, **part.signature().arguments(options)).eval()
+        with torch.no_grad():
+            torch.testing.assert_close(scope["model"](images), encoder(images))
+            torch.testing.assert_close(other(images), encoder(images))
+
+
+@every("encoders")
+def test_options_of_initial_weights_have_defaults(part):
+    signature = part.signature()
+    for name in signature.attributes["initial_options"]:
+        assert signature.options[name].default is not REQUIRED
 
 
 # ------------------------------------------------------------------------------------------------------------------------- heads
