@@ -345,7 +345,7 @@ def test_split_by_class_leaves_an_image_on_either_side():
     [
         (["--kk", "3"], "did you mean 'k'?"),
         (["--layer", "all"], "did you mean 'layers'?"),
-        (["--k", "0"], "0 is not a whole number ≥ 1"),
+        (["--k", "0"], "expected int ≥ 1, got 0"),
         (["--k"], "needs a value"),
         (["--k", "3", "3"], "3  is no option of knn"),
         (["--device", "tpu"], "'tpu' is not one of"),

@@ -176,7 +176,8 @@ class Normed(Encoder):
 def test_batch_norm_sees_the_patches_first_and_then_the_images_each_alone():
     """Patches of value 1, images of 2, PyTorch's 0.1: running mean 0.9·(0.1·1) + 0.1·2 = 0.29, after two updates a step."""
     heads = {"image": Linear(3, out_dim=4), "patches": ConcatPatches(3, 9, patch_dim=4, out_dim=4)}
-    method = Pirl(Parts(Normed(), heads, MemoryBank(4, 9, negatives=5), LambdaNCE()))
+    sampler = MemoryBank(4, 9, negatives=5)
+    method = Pirl(Parts(Normed(), heads, {"image": sampler}, LambdaNCE(), images=9))
     batch = Batch(
         {"image": torch.full((2, 3, 6, 6), 2.0), "patches": torch.ones(2, 9, 3, 4, 4)},
         {},
@@ -190,7 +191,7 @@ def test_batch_norm_sees_the_patches_first_and_then_the_images_each_alone():
 def test_the_released_models_initialisation():
     """PyTorch's default is uniform within 1/√fan-in, of deviation 1/√(3·fan-in): 0.0476 for 7×7×3, 0.0241 for 3×3×64. Scales are 1."""
     torch.manual_seed(0)
-    model = Timm(model="resnet18", conv_init="uniform").model
+    model = Timm((64,), 3, model="resnet18", conv_init="uniform").model
     assert model.conv1.weight.std().item() == pytest.approx(0.0476, rel=0.02)
     assert model.layer1[0].conv1.weight.std().item() == pytest.approx(0.0241, rel=0.02)
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
@@ -203,7 +204,7 @@ def test_pretrained_weights_are_not_overwritten():
     with pytest.raises(
         RecipeError, match=r"encoder\.conv_init  'uniform' would overwrite the pretrained weights"
     ):
-        Timm(model="resnet18", pretrained=True, conv_init="uniform")
+        Timm((64,), 3, model="resnet18", pretrained=True, conv_init="uniform")
 
 
 def test_heads_are_linear_with_biases_and_the_patches_share_one():

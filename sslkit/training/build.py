@@ -13,8 +13,11 @@ from sslkit.runs.run import Run
 from sslkit.training.optim import make_optimizer, make_schedule
 
 
-def build(recipe: Recipe) -> Run:
-    """Make a run. Raises RecipeError or DataError; writes nothing."""
+def build(recipe: Recipe, *, restored: bool = False) -> Run:
+    """Make a run. Raises RecipeError or DataError; writes nothing.
+
+    `restored`: a checkpoint will be loaded, so the encoder's initial weights are not read.
+    """
     chosen, world = recipe.train, distributed.world()
     device = pick_device(chosen.device)
     batch_size = chosen.per_rank_batch(world)
@@ -26,7 +29,7 @@ def build(recipe: Recipe) -> Run:
     source = make_source(recipe, "pretrain")
     data = DataFormat.of(source)
     transform = make_transform(recipe, data)
-    method = make_method(recipe, transform, data).to(device)
+    method = make_method(recipe, transform, data, restored=restored).to(device)
     loader = Loader(
         source,
         transform,

@@ -232,11 +232,11 @@ def run(
     the ranks before.
     """
     with distributed.joined(pick_device(recipe.train.device)):
-        made = build(recipe)
         leader = distributed.rank() == 0
         if folder is None and (before := distributed.remembered()) is not None:
             folder = Path(before)
         resumed = folder is not None
+        made = build(recipe, restored=folder is not None and checkpoint.exists(folder))
         if folder is None:
             name = str(folders.new_folder(runs, recipe)) if leader else ""
             folder = Path(distributed.broadcast_text(name))
