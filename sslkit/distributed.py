@@ -24,6 +24,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from sslkit import faults
 from sslkit.errors import LostProcess, SslkitError
 
 RESTARTS = 3
@@ -171,9 +172,7 @@ def joined(device: torch.device) -> Iterator[None]:
         dist.barrier()
     except Exception as error:
         # No way out leads through a collective, for which the others may never come.
-        lost = isinstance(error, RuntimeError) and re.search(
-            r"(?i)connection|broken pipe|by peer|nccl|socket", str(error)
-        )
+        lost = faults.lost(error)
         if _first_to_fail(attempt, number) != number:
             raise SystemExit(2) from error
         if lost:

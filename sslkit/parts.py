@@ -5,18 +5,34 @@ from typing import Literal
 
 import torch
 
+from sslkit import faults
+from sslkit.data.contract import check_source
 from sslkit.draws import Draws
-from sslkit.errors import Fault, RecipeError
+from sslkit.errors import Fault, PluginError, RecipeError
 from sslkit.interfaces import (
     Encoder,
+    Evaluation,
     Head,
     ImageSource,
+    Loss,
     Method,
     NegativeSampler,
     Parts,
     PretextTransform,
 )
 from sslkit.recipe import Choice, Recipe
+
+CONTRACTS: dict[str, tuple[type, tuple[str, ...]]] = {
+    "encoders": (Encoder, ("dim", "dims", "normalisation")),
+    "heads": (Head, ("out_dim",)),
+    "transforms": (PretextTransform, ("size", "shapes", "num_targets")),
+    "samplers": (NegativeSampler, ("candidates",)),
+    "losses": (Loss, ()),
+    "methods": (Method, ()),
+    "datasets": (ImageSource, ("names",)),
+    "evaluations": (Evaluation, ()),
+}
+"""The base class of each kind, and the attributes that an instance must have."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +54,12 @@ class DataFormat:
         return cls(len(source), source.channels, source.bits, classes)
 
 
-def make(choice: Choice, **known: object):
+def make(choice: Choice, *, place: str = "", **known: object):
     """Make the part that a recipe chose, with the runtime arguments that its constructor requires.
 
-    Raises RecipeError for a runtime argument that is not in `known`.
+    `place` is the key of the recipe that messages name, where the kind does not tell it. Raises
+    RecipeError for a runtime argument that is not in `known`, PluginError for an exception of the
+    constructor or a part that breaks the contract of its kind.
     """
     signature = choice.part.signature()
     for name in signature.runtime:
@@ -55,12 +73,27 @@ def make(choice: Choice, **known: object):
                 )
             )
     arguments = [known[name] for name in signature.runtime]
-    return choice.part.load()(*arguments, **choice.arguments)
+    cls = choice.part.load()
+    called = f"{choice.part.shown}{f' ({place})' if place else ''}"
+    with faults.telling(f"{called} fails in __init__"):
+        made = cls(*arguments, **choice.arguments)
+    base, promised = CONTRACTS[choice.kind]
+    if not isinstance(made, base):
+        raise PluginError(f"{called} is no sslkit.interfaces.{base.__name__}; derive it from that")
+    faults.label(made, called)
+    with faults.telling():
+        for name in promised:
+            if not hasattr(made, name):
+                raise PluginError(f"{called} has no attribute '{name}'; set it in __init__")
+    return made
 
 
 def make_source(recipe: Recipe, split: str) -> ImageSource:
     """Open the recipe's data set: split `pretrain`, `train` or `val`."""
-    return make(recipe.data, split=split)
+    source = make(recipe.data, split=split)
+    with faults.telling():
+        check_source(source, recipe.data.part.shown)
+    return source
 
 
 def make_transform(recipe: Recipe, data: DataFormat | None = None) -> PretextTransform:
@@ -81,18 +114,15 @@ def sides(transform: PretextTransform) -> tuple[int, ...]:
     return tuple(sorted(found, reverse=True))
 
 
-def make_method(
-    recipe: Recipe, transform: PretextTransform, data: DataFormat, *, images: int | None = None
-) -> Method:
+def make_method(recipe: Recipe, transform: PretextTransform, data: DataFormat) -> Method:
     """Make encoder, heads, samplers, loss and their wiring, initialised from the recipe's seed.
 
-    The encoder is made first, so that it starts the same whatever stands behind it. `images`
-    replaces the number of images that samplers are made for. Sets the normalisation of `transform`
-    to that of the encoder. Raises RecipeError where parts do not fit each other.
+    The encoder is made first, so that it starts the same whatever stands behind it. Sets the
+    normalisation of `transform` to that of the encoder. Raises RecipeError where parts do not fit
+    each other.
     """
     torch.manual_seed(recipe.train.seed)
     cls: type[Method] = recipe.method.part.load()
-    images = data.images if images is None else images
     encoder = make(recipe.encoder, sizes=sides(transform), channels=data.channels)
     transform.normalisation = encoder.normalisation
     reads = read_by(cls, transform)
@@ -106,8 +136,8 @@ def make_method(
             if number:  # Memories of several heads start with different rows.
                 torch.manual_seed(Draws(recipe.train.seed, number).seed)
             assert recipe.sampler is not None, "the recipe's reader refuses this"
-            samplers[name] = make(recipe.sampler, dim=heads[name].out_dim, num_images=images)
-    parts = Parts(encoder, heads, samplers, make(recipe.loss), images)
+            samplers[name] = make(recipe.sampler, dim=heads[name].out_dim, num_images=data.images)
+    parts = Parts(encoder, heads, samplers, make(recipe.loss), data.images)
     return make(recipe.method, parts=parts)
 
 
@@ -150,7 +180,8 @@ def _make_head(
         wanted = _targets(recipe, transform, data, cls.predicts[name])
         if choice.options.get("out_dim") == "auto":
             choice = replace(choice, options={**choice.options, "out_dim": wanted})
-    head: Head = make(choice, in_dim=in_dim, crops=crops, shape=shape[-3:])
+    place = f"heads.{name}"
+    head: Head = make(choice, place=place, in_dim=in_dim, crops=crops, shape=shape[-3:])
     if wanted is not None and head.out_dim != wanted:
         raise RecipeError(
             Fault(

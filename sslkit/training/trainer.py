@@ -8,11 +8,12 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from sslkit import distributed
+from sslkit import distributed, faults
 from sslkit.interfaces import Batch, Output, Progress
 from sslkit.runs.run import Run
 from sslkit.training import streams
 from sslkit.training.epoch import TrainingEpoch
+from sslkit.training.outputs import check_alike, checked
 
 Watch = Callable[[str], AbstractContextManager]
 """Called with the section of a step that begins; `nullcontext` where nobody measures."""
@@ -92,6 +93,7 @@ def _step(run: Run, progress: Progress, taken: list[Batch], watch: Watch) -> Ste
     outputs = []
     for micro_batch, batch in enumerate(taken):
         outputs.append(_accumulate(run, progress, batch, micro_batch, watch))
+    check_alike(outputs, run.method)
     with watch("optimizer"):
         norm, skipped = _update(run, may_skip=before is not None)
     with watch("memory"):
@@ -120,8 +122,8 @@ def _accumulate(
     progress = replace(progress, draws=streams.draws(run, streams.METHOD, run.step, micro_batch))
     with distributed.summing(run.model, micro_batch + 1 == count):
         with watch("forward"), run.autocast():
-            output = run.model(batch, progress)
-        with watch("backward"):
+            output = checked(run.model(batch, progress), run.method)
+        with watch("backward"), faults.telling(f"{faults.called(run.method)} fails in backward"):
             (output.loss / count).backward()
     return replace(output, loss=output.loss.detach())
 
@@ -135,7 +137,8 @@ def _update(run: Run, *, may_skip: bool) -> tuple[Tensor, bool]:
     clip = run.recipe.train.clip_grad
     if clip is not None:
         torch.nn.utils.clip_grads_with_norm_(run.weights, clip, norm)
-    run.optimizer.step()
+    with faults.telling(f"optimizer '{run.recipe.optimizer.use}' fails in step"):
+        run.optimizer.step()
     return norm, False
 
 
