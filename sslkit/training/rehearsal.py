@@ -24,11 +24,12 @@ from sslkit.runs.run import Run
 from sslkit.training import trainer
 from sslkit.training.build import build
 
-FEW = 4
-"""Images of a rehearsal on a CPU: split batch norm needs 2 for each of 2 splits."""
+FEW = 2
+"""Images of a rehearsal on a CPU."""
 
 MORE = 32
-"""Images of a second rehearsal on a CPU, after one with FEW has failed."""
+"""Images of a second rehearsal on a CPU, after one with FEW has failed: a loss or a split batch
+norm may need more rows."""
 
 LARGEST_BANK = 2**16
 """Images that the rehearsed method is made for at most."""
@@ -58,31 +59,30 @@ def rehearse_recipe(
 ) -> Rehearsal:
     """Make a second run on made-up images in the format of `data`, and take its first steps.
 
-    On a GPU the micro-batch of one rank is rehearsed, elsewhere FEW images of it. `source` lends
-    its boxes and other attributes to the made-up images. `devices` is the number of ranks, those
-    of this run by default. torch's generators are left as they are. Raises RecipeError, DataError
-    or PluginError.
+    On a GPU the whole micro-batch of one rank is rehearsed, on a CPU a few images of it. `source`
+    lends its boxes and other attributes to the made-up images. `devices` is the number of ranks,
+    those of this run by default. torch's generators are left as they are. Raises RecipeError,
+    DataError or PluginError.
     """
     several = (devices or distributed.world()) > 1
     whole = recipe.train.per_rank_batch(devices or distributed.world())
     check_fills(data.images, recipe.train.batch_size)
     device = pick_device(recipe.train.device)
-    images = min(whole, FEW) if device.type == "cpu" else whole
+    images = whole if device.type != "cpu" else min(whole, FEW)
+    more = whole if device.type != "cpu" else min(whole, MORE)
+    if distributed.world() > 1:
+        images = more  # No second attempt: the other ranks may not have failed.
     generators = [torch.cuda.current_device()] if device.type == "cuda" else []
     with torch.random.fork_rng(generators):
         try:
             return rehearse(_small_run(recipe, data, source, images), repeats, several=several)
         except PluginError:
-            # No second attempt with several ranks: the others may not have failed.
-            if images == min(whole, MORE) or device.type != "cpu" or distributed.world() > 1:
+            if images == more:
                 raise
-        images = min(whole, MORE)  # A loss may need more rows than FEW.
-        return rehearse(_small_run(recipe, data, source, images), repeats, several=several)
+        return rehearse(_small_run(recipe, data, source, more), repeats, several=several)
 
 
-def _small_run(
-    recipe: Recipe, data: DataFormat, source: ImageSource | None, images: int
-) -> Run:
+def _small_run(recipe: Recipe, data: DataFormat, source: ImageSource | None, images: int) -> Run:
     """Make the run to throw away: one micro-batch is its whole data set."""
     batch_size = images * distributed.world()
     train = replace(
