@@ -36,6 +36,9 @@ PATIENCE = timedelta(minutes=30)
 ENDED = "SSLKIT_ENDED"
 """The environment variable that names the file in which `launch` finds the exit code of a fault that no restart can mend."""
 
+GRACE = 10
+"""Seconds that a rank with the same fault waits to be ended by the launcher."""
+
 _parent = os.getppid()
 
 
@@ -174,6 +177,9 @@ def joined(device: torch.device) -> Iterator[None]:
         # No way out leads through a collective, for which the others may never come.
         lost = faults.lost(error)
         if _first_to_fail(attempt, number) != number:
+            if isinstance(error, SslkitError) and ENDED in os.environ:
+                # The first one ends the launcher, which must not see this exit before that.
+                time.sleep(GRACE)
             raise SystemExit(2) from error
         if lost:
             reason = re.sub(r"^\[\S+\] ", "", str(error).splitlines()[0]).partition(". ")[0]

@@ -205,9 +205,7 @@ def _shape(value: Any) -> str:
         shape = getattr(value, "shape", None)
         if isinstance(shape, tuple):
             return str(list(shape))
-        size = getattr(value, "size", None)
-        if isinstance(size, tuple):
-            return f"{size[0]}×{size[1]} px"
+        return f"{value.width}×{value.height} px"
     return ""
 
 

@@ -20,12 +20,12 @@ def check_place(root: Path) -> None:
         place = place.parent
     if not os.path.isdir(place):
         raise CheckpointError(
-            f"cannot make a run folder below {root}: {place} is no folder; choose another place "
+            f"cannot make the run folder below {root}: {place} is no folder; choose another place "
             "with --runs"
         )
     if not os.access(place, os.W_OK | os.X_OK):
         raise CheckpointError(
-            f"cannot make a run folder below {root}: {place} is not writable; choose another place "
+            f"cannot make the run folder below {root}: {place} is not writable; choose another place "
             "with --runs"
         )
 

@@ -55,11 +55,12 @@ def rehearse_recipe(
     source: ImageSource | None = None,
     *,
     devices: int | None = None,
+    few: int = FEW,
     repeats: int = 1,
 ) -> Rehearsal:
     """Make a second run on made-up images in the format of `data`, and take its first steps.
 
-    On a GPU the whole micro-batch of one rank is rehearsed, on a CPU a few images of it. `source`
+    On a GPU the whole micro-batch of one rank is rehearsed, on a CPU `few` images of it. `source`
     lends its boxes and other attributes to the made-up images. `devices` is the number of ranks,
     those of this run by default. torch's generators are left as they are. Raises RecipeError,
     DataError or PluginError.
@@ -68,7 +69,7 @@ def rehearse_recipe(
     whole = recipe.train.per_rank_batch(devices or distributed.world())
     check_fills(data.images, recipe.train.batch_size)
     device = pick_device(recipe.train.device)
-    images = whole if device.type != "cpu" else min(whole, FEW)
+    images = whole if device.type != "cpu" else min(whole, few)
     more = whole if device.type != "cpu" else min(whole, MORE)
     if distributed.world() > 1:
         images = more  # No second attempt: the other ranks may not have failed.
@@ -124,7 +125,7 @@ def rehearse(run: Run, repeats: int = 1, *, several: bool = False) -> Rehearsal:
     images = run.loader.batch_size
     activations: dict[int, int] = {}
     spoilt: list[str] = []
-    with faults.telling(about=f"rehearsed with {images} images"):
+    with faults.telling(about=f"rehearsed with a batch of {images}"):
         with _watched_parts(run, spoilt), _counted(run, activations):
             clock, step = _first_step(run)
         _check_finite(run, step, spoilt)

@@ -120,10 +120,11 @@ def _accumulate(
         batch = run.transform.on_device(batch, draws)
     streams.seed_model(run, run.step, micro_batch)
     progress = replace(progress, draws=streams.draws(run, streams.METHOD, run.step, micro_batch))
+    called = f"{faults.called(run.method)} with {faults.called(run.method.loss)}"
     with distributed.summing(run.model, micro_batch + 1 == count):
         with watch("forward"), run.autocast():
             output = checked(run.model(batch, progress), run.method)
-        with watch("backward"), faults.telling(f"{faults.called(run.method)} fails in backward"):
+        with watch("backward"), faults.telling(f"{called} fails in backward"):
             (output.loss / count).backward()
     return replace(output, loss=output.loss.detach())
 
