@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,37 +66,16 @@ def print_table(
     (terminal if terminal.is_terminal else Console(width=10_000)).print(table)
 
 
-def print_scores(result: dict[str, Any]) -> None:
-    """The floors, then what the trained encoder reaches, with both intervals."""
-    protocol = result["protocol"]
-    floors = [(name, f"{value:.1f}", "", "", "") for name, value in result["floors"].items()]
-    trained = []
-    for layer, score in result["layers"].items():
-        low, high = score["interval_images"]
-        seeds = f"± {score['interval_seeds']:.1f}" if "interval_seeds" in score else ""
-        trained.append(
-            (
-                f"trained: {layer}",
-                f"{score['top1']:.1f}",
-                f"{score['top5']:.1f}",
-                seeds,
-                f"{low:.1f} … {high:.1f}",
-            )
-        )
-    title = (
-        f"{result['evaluation']}: {protocol['train_images']} training and {protocol['val_images']} validation images, "
-        f"{protocol['classes']} classes; per cent"
-    )
-    columns = (
-        "features",
-        "top-1",
-        "top-5",
-        f"95 % over {protocol['seeds']} seeds",
-        "95 % for so few images",
-    )
-    says = (True, True, protocol["classes"] > 5, protocol["seeds"] > 1, True)
-    columns, *rows = (tuple(compress(row, says)) for row in [columns, *floors, *trained])
-    print_table(columns, rows, title=title)
+def print_result(result: dict[str, Any]) -> None:
+    """Print the tables of an evaluation, from its JSON."""
+    from sslkit.report.tables import tables
+
+    for table in tables(result):
+        print_table(table.columns, table.rows, title=table.title or None)
+        for line in table.below:
+            print_text(line)
+        if table.below:
+            print_text("")
 
 
 @contextmanager

@@ -302,11 +302,11 @@ def test_a_loss_that_needs_more_images_gets_them(strangers, small, monkeypatch):
     sizes = []
     rehearse = rehearsal.rehearse
 
-    def counted(run, repeats, *, several):
+    def counted(run, repeats, *, ranks):
         sizes.append(run.loader.batch_size)
         if run.loader.batch_size < 8:
             raise PluginError("too few")
-        return rehearse(run, repeats, several=several)
+        return rehearse(run, repeats, ranks=ranks)
 
     monkeypatch.setattr(rehearsal, "rehearse", counted)
     assert rehearse_recipe(recipe.read(small), DataFormat(24)).images == 8
@@ -317,9 +317,9 @@ def test_weights_without_gradient_are_refused_for_several_ranks(strangers, small
     made = recipe.read(small)
     run = rehearse_recipe(made, DataFormat(24)).run
     run.method.unused = torch.nn.Linear(1, 1)
-    rehearsal._check_gradients(run, several=False)
+    rehearsal._check_gradients(run, 1)
     with pytest.raises(PluginError, match=r"leaves 2 weights without gradient, unused.weight the"):
-        rehearsal._check_gradients(run, several=True)
+        rehearsal._check_gradients(run, 2)
 
 
 def test_images_that_do_not_fill_a_batch_are_refused_alike(strangers, small):

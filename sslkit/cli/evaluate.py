@@ -1,69 +1,251 @@
-"""`sslkit eval`."""
+"""`sslkit eval`: one command for each installed evaluation, made from its signature."""
 
+import inspect
+import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from sslkit import console
 from sslkit.cli.app import app
-from sslkit.cli.options import Data, Device
+from sslkit.cli.options import Data, Device, RunFolder
+from sslkit.errors import Fault, PluginError, RecipeError
+from sslkit.recipe import registry
+from sslkit.recipe.registry import Part
+from sslkit.recipe.signature import REQUIRED, Option, advice, plain
 
 
-def _split(words: list[str]) -> tuple[Path | None, list[str]]:
-    """The run folder among the words, and the options: `--option=value`, or `--option value`."""
-    folder, options = None, []
-    rest = iter(words)
-    for word in rest:
-        if word.startswith("--"):
-            options += (
-                [word]
-                if "=" in word
-                else [word, *([value] if (value := next(rest, None)) is not None else [])]
-            )
-        elif folder is None:
-            folder = Path(word)
-        else:
-            options.append(word)
-    return folder, options
-
-
-@app.command("eval", context_settings={"ignore_unknown_options": True})
-def evaluate(
-    name: Annotated[
-        str,
-        typer.Argument(metavar="EVALUATION", help="linear, knn, or another one that is installed."),
-    ],
-    words: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="RUN --OPTION VALUE",
-            help="A run folder, the newest below runs/ if left out; and options of the evaluation.",
+def _common(
+    run: RunFolder = None,
+    data: Data = None,
+    encoder: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PART:MODEL | FOLDER",
+            help="Measure this encoder, such as timm:resnet18 or a folder of `sslkit export`; "
+            "beside RUN, or alone with --data.",
             show_default=False,
         ),
     ] = None,
-    data: Data = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            metavar="none | FILE | RUN",
+            help="What PART:MODEL starts from; its own pretrained weights if left out.",
+            show_default=False,
+        ),
+    ] = None,
+    size: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Side of the images, px; if left out, the recipe's, or the model's own.",
+            show_default=False,
+        ),
+    ] = None,
+    against: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="RUN",
+            help="Another run to compare with; may be given again.",
+            show_default=False,
+        ),
+    ] = None,
     split_seed: Annotated[
-        int, typer.Option(help="Splits a set without validation images of its own.")
-    ] = 0,
+        int | None,
+        typer.Option(
+            min=0,
+            help="Splits a set without validation images of its own; 0 if left out.",
+            show_default=False,
+        ),
+    ] = None,
     device: Device = "auto",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Where the result goes; RUN/eval if left out, or eval/NAME of --encoder alone.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
-    """Measure a run beside its floors. `sslkit plugins show EVALUATION` lists its options, such as `--k 20` or `--layers all`."""
+    """Take the options that every evaluation has."""
+
+
+COMMON = inspect.signature(_common).parameters
+
+
+class _Evaluations(TyperGroup):
+    """Finds evaluations by entry point; imports none of them."""
+
+    def list_commands(self, context: Any) -> list[str]:
+        return sorted({part.name for part in registry.parts("evaluations")})
+
+    def get_command(self, context: Any, name: str) -> Any:
+        try:
+            return command(registry.find("evaluations", name))
+        except PluginError as error:
+            if name not in self.list_commands(context):
+                raise
+            return _broken(name, error)
+
+
+class _Command(TyperCommand):
+    """Answers an unknown option with the nearest one."""
+
+    def parse_args(self, context: Any, words: list[str]) -> list[str]:
+        known = [
+            name
+            for parameter in self.params
+            for name in (*parameter.opts, *parameter.secondary_opts)
+        ]
+        faults = []
+        for word in words:
+            option = word.partition("=")[0]
+            if option.startswith("--") and option not in (*known, "--", "--help"):
+                names = [name for name in known if name.startswith("--")]
+                faults.append(Fault(option, f"no such option; {advice(option, names)}"))
+        if faults:
+            raise RecipeError(*faults)
+        return super().parse_args(context, words)
+
+
+HELP = "Measure an encoder beside its baselines: untrained, raw pixels, chance."
+evaluations = typer.Typer(
+    cls=_Evaluations,
+    rich_markup_mode=None,
+    subcommand_metavar="EVALUATION [RUN] [OPTIONS]",
+    help=HELP,
+)
+
+
+@evaluations.callback(invoke_without_command=True, help=HELP)
+def _group(context: typer.Context) -> None:
+    """List the installed evaluations where none is named."""
+    if context.invoked_subcommand is None:
+        console.print_text(context.get_help())
+
+
+app.add_typer(evaluations, name="eval")
+
+
+def command(part: Part) -> Any:
+    """Make the command of an evaluation. PluginError where an option has a common name."""
+    signature = part.signature()
+    taken = [name for name in signature.options if name in COMMON]
+    if taken:
+        raise PluginError(
+            f"{part} has an option '{taken[0]}', which is an option of every `sslkit eval`; "
+            "its author must give it another name"
+        )
+    run_folder, *others = COMMON.values()
+    own = [_parameter(option) for option in signature.options.values()]
+    parameters = [run_folder, *own, *others]
+
+    def run(**given: Any) -> None:
+        evaluate(part, given)
+
+    parameters = [one.replace(kind=one.KEYWORD_ONLY) for one in parameters]
+    return _made(run, part.name, parameters, signature.doc, signature.summary)
+
+
+def _broken(name: str, error: PluginError) -> Any:
+    """Make the command of an evaluation that cannot be read: it says why."""
+
+    def run() -> None:
+        raise error
+
+    return _made(run, name, [], f"broken: {error}", f"broken: {error}")
+
+
+def _made(
+    run: Callable[..., None],
+    name: str,
+    parameters: list[inspect.Parameter],
+    text: str,
+    summary: str,
+) -> Any:
+    """Make a command from a function whose signature is `parameters`."""
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {one.name: one.annotation for one in parameters}
+    alone = typer.Typer(add_completion=False, rich_markup_mode=None)
+    alone.command(name, cls=_Command, help=text, short_help=summary)(run)
+    return typer.main.get_command(alone)
+
+
+def _parameter(option: Option) -> inspect.Parameter:
+    """Make the parameter of an option: a flag for true or false, else text."""
+    flag = f"--{option.name.replace('_', '-')}"
+    kind, text, metavar = str | None, _help(option), "VALUE"
+    if option.annotation is bool or option.description == "true or false":
+        flag, kind, metavar = f"{flag}/--no-{flag.removeprefix('--')}", bool | None, None
+    elif option.description.startswith("one of "):
+        metavar = option.description.removeprefix("one of ").replace("'", "").replace(", ", "|")
+    else:
+        text = f"{text} ({option.description})".strip()
+    if option.default is not REQUIRED and option.default is not None:
+        text = f"{text}  [default: {plain(option.default)}]"
+    shown = typer.Option(flag, help=text, metavar=metavar, show_default=False)
+    return inspect.Parameter(
+        option.parameter,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[kind, shown],
+    )
+
+
+def _help(option: Option) -> str:
+    """Return the description in the annotation of an option."""
+    for item in getattr(option.annotation, "__metadata__", ()):
+        if getattr(item, "description", None):
+            return item.description
+    return ""
+
+
+def evaluate(part: Part, given: dict[str, Any]) -> None:
+    """Measure, write the result, and print it."""
     from sslkit import recipe
 
-    run, options = _split(words or [])
-    choice = recipe.read_evaluation(name, options)
+    names = {option.parameter: option.name for option in part.signature().options.values()}
+    options = {names[key]: value for key, value in given.items() if key in names}
+    chosen = {name: value for name, value in options.items() if value is not None}
+    choice = recipe.read_evaluation(part.name, chosen)
 
-    from sslkit import parts
-    from sslkit.evaluation import probe as features
+    from sslkit.evaluation import build, store
     from sslkit.runs import folders
 
-    folder = folders.find_folder(run)
-    console.print_text(f"{name} on {folder}")
-    probe = features.Probe(folder, data=data, seed=split_seed, device=device)
-    for note in probe.notes:
+    run = given["run"]
+    if run is not None or given["encoder"] is None:
+        run = folders.find_folder(run)
+    request = build.Request(
+        run=run,
+        data=given["data"],
+        encoder=given["encoder"],
+        weights=given["weights"],
+        size=given["size"],
+        against=tuple(folders.find_folder(folder) for folder in given["against"] or ()),
+        split_seed=given["split_seed"],
+        device=given["device"],
+    )
+    console.print_text(f"{part.name} on {given['encoder'] if run is None else run}")
+    needs = part.signature().attributes.get("needs", "labels")
+    probe, notes = build.build(request, needs, progress=console.progress)
+    for note in notes:
         console.print_text(note, stderr=True)
-    result = parts.make(choice).measure(probe)
-    written = features.write(folder, result)
-    console.print_scores(result)
-    console.print_text(f"written: {written}")
+    result = store.run(choice, probe)
+    path = store.write(given["out"] or _home(request), result)
+    console.print_result(result)
+    console.print_text(f"written: {path}")
+
+
+def _home(request: Any) -> Path:
+    """Return the folder of results: within the run, or named after `--encoder`."""
+    if request.run is not None:
+        return request.run / "eval"
+    name = (
+        Path(request.encoder).resolve().name if Path(request.encoder).is_dir() else request.encoder
+    )
+    return Path("eval", re.sub(r"[^A-Za-z0-9._-]+", "_", name))

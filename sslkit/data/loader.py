@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from sslkit import faults
-from sslkit.data.plain import Plain
+from sslkit.data.plain import Plain, unlike
 from sslkit.data.workers import deliver, read
 from sslkit.errors import DataError, PluginError, SslkitError, printable
 from sslkit.interfaces import Batch, ImageSource, PretextTransform, Sample
@@ -102,7 +102,8 @@ class _Builder(Dataset):
 
     def _fetch(self, ticket: Ticket, index: int) -> Any:
         """Return the image to cut, or the reason why it cannot be read."""
-        return read(self.transform.fetch, self.source, index, self._rng(ticket, index))
+        image = read(self.transform.fetch, self.source, index, self._rng(ticket, index))
+        return unlike(image, self.source) or image
 
     def _rng(self, ticket: Ticket, index: int) -> np.random.Generator:
         return np.random.default_rng((self.seed, ticket.stream, ticket.epoch, index))
@@ -128,7 +129,9 @@ class _Builder(Dataset):
                 return PluginError(f"{called} returned {type(sample).__name__}, not a Sample")
             if sample.views.keys() != shapes.keys():
                 made, promised = ", ".join(sample.views), ", ".join(shapes)
-                return PluginError(f"{called} made the views {made}; its `shapes` promise {promised}")
+                return PluginError(
+                    f"{called} made the views {made}; its `shapes` promise {promised}"
+                )
             for name, view in sample.views.items():
                 dtype, shape = getattr(view, "dtype", None), list(getattr(view, "shape", ()))
                 integer = dtype in (torch.uint8, torch.uint16)

@@ -1,1 +1,9 @@
-"""The machinery of evaluations: candidates, features, results."""
+"""The machinery of evaluations. What evaluations of plugins may import stands in `__all__`."""
+
+from sslkit.data.splits import split_by_class
+from sslkit.evaluation.compare import combine
+from sslkit.evaluation.intervals import bootstrap
+from sslkit.evaluation.pooling import pool
+from sslkit.evaluation.rows import Rows
+
+__all__ = ["Rows", "bootstrap", "combine", "pool", "split_by_class"]

@@ -99,11 +99,12 @@ class Result:
     figures: list[Figure] = field(default_factory=list)
 
 
-Outcome = float | np.ndarray | Score
+Outcome = float | np.ndarray | Tensor | Score
 """What a scoring function returns for one metric.
 
 A bool array [n] holds hits, one per validation image; a float array [n] holds values whose mean is
-the metric. Both give intervals and paired differences. A float gives none; a Score has its own.
+the metric. The type decides, never the values. Both give intervals and paired differences. A float
+gives none; a Score has its own.
 """
 
 
@@ -125,6 +126,8 @@ class Candidate(ABC):
     """True for what a candidate is compared with: untrained, pixels."""
     size: int
     """Side of the images that it takes, px."""
+    has_layers: ClassVar[bool] = True
+    """False for pixels: their one score stands beside every layer."""
 
     @abstractmethod
     def embed(self, images: Tensor, *, layers: bool = False) -> dict[str, Tensor]:

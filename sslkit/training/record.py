@@ -76,12 +76,12 @@ class Record:
 
     def draw_views(self) -> None:
         """Write views.png. The import of matplotlib takes a second, so the first step is first."""
-        from sslkit.report import figures
+        from sslkit.report.views_figure import draw_views
 
         assert self.folder is not None
         path, seed = self.folder / "views.png", self.run.recipe.train.seed
         with files.writing(path):
-            figures.views(self.run.source, self.run.transform, path, seed=seed)
+            draw_views(self.run.source, self.run.transform, path, seed=seed)
 
     def close(self) -> None:
         """Let the folder go."""

@@ -23,6 +23,7 @@ from sslkit.runs import checkpoint
 from sslkit.runs.run import Run
 from sslkit.training import trainer
 from sslkit.training.build import build
+from sslkit.training.promises import Promises
 
 FEW = 2
 """Images of a rehearsal on a CPU."""
@@ -65,8 +66,8 @@ def rehearse_recipe(
     those of this run by default. torch's generators are left as they are. Raises RecipeError,
     DataError or PluginError.
     """
-    several = (devices or distributed.world()) > 1
-    whole = recipe.train.per_rank_batch(devices or distributed.world())
+    ranks = devices or distributed.world()
+    whole = recipe.train.per_rank_batch(ranks)
     check_fills(data.images, recipe.train.batch_size)
     device = pick_device(recipe.train.device)
     images = whole if device.type != "cpu" else min(whole, few)
@@ -76,11 +77,11 @@ def rehearse_recipe(
     generators = [torch.cuda.current_device()] if device.type == "cuda" else []
     with torch.random.fork_rng(generators):
         try:
-            return rehearse(_small_run(recipe, data, source, images), repeats, several=several)
+            return rehearse(_small_run(recipe, data, source, images), repeats, ranks=ranks)
         except PluginError:
             if images == more:
                 raise
-        return rehearse(_small_run(recipe, data, source, more), repeats, several=several)
+        return rehearse(_small_run(recipe, data, source, more), repeats, ranks=ranks)
 
 
 def _small_run(recipe: Recipe, data: DataFormat, source: ImageSource | None, images: int) -> Run:
@@ -117,10 +118,10 @@ class _ShortLoader(Loader):
         self.passed = True
 
 
-def rehearse(run: Run, repeats: int = 1, *, several: bool = False) -> Rehearsal:
+def rehearse(run: Run, repeats: int = 1, *, ranks: int = 1) -> Rehearsal:
     """Take the first `repeats` steps of `run`, then try what a checkpoint and an export need.
 
-    `several` says that the recipe is meant for several ranks.
+    `ranks` is the number of ranks that the recipe is meant for.
     """
     images = run.loader.batch_size
     activations: dict[int, int] = {}
@@ -129,7 +130,7 @@ def rehearse(run: Run, repeats: int = 1, *, several: bool = False) -> Rehearsal:
         with _watched_parts(run, spoilt), _counted(run, activations):
             clock, step = _first_step(run)
         _check_finite(run, step, spoilt)
-        _check_gradients(run, several)
+        _check_gradients(run, ranks)
         seconds = clock.seconds
         for _ in islice(trainer.train(run, clock), repeats - 1):
             seconds = min(seconds, clock.seconds)
@@ -254,23 +255,15 @@ def _check_finite(run: Run, step: trainer.Step, spoilt: list[str]) -> None:
     )
 
 
-def _check_gradients(run: Run, several: bool) -> None:
-    if not type(run.method).uses_every_parameter:
-        return
-    called = faults.called(run.method)
+def _check_gradients(run: Run, ranks: int) -> None:
     trained = [value for value in run.method.encoder.parameters() if value.requires_grad]
-    if trained and all(value.grad is None for value in trained):
+    alone = type(run.method).uses_every_parameter and bool(trained)
+    if alone and all(value.grad is None for value in trained):
         raise PluginError(
-            f"{called} gives the encoder no gradient; its loss must depend on self.encode(view), "
-            "without detach and no_grad"
+            f"{faults.called(run.method)} gives the encoder no gradient; its loss must depend on "
+            "self.encode(view), without detach and no_grad"
         )
-    named = run.method.named_parameters()
-    unused = [name for name, value in named if value.requires_grad and value.grad is None]
-    if several and unused:
-        raise PluginError(
-            f"{called} leaves {len(unused)} weights without gradient, {unused[0]} the first, which "
-            "several ranks cannot train; set uses_every_parameter = False in its class"
-        )
+    Promises(run, ranks=ranks).check_gradients()
 
 
 def _check_tensors(part: object, tensors: dict[str, Tensor]) -> None:

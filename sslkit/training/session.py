@@ -10,7 +10,6 @@ import torch
 
 from sslkit import distributed, faults
 from sslkit.device import pick_device
-from sslkit.errors import PluginError
 from sslkit.parts import DataFormat, make_source
 from sslkit.recipe import Recipe
 from sslkit.runs import checkpoint, folders
@@ -136,7 +135,7 @@ def _flush(
 ) -> tuple[list[Row], list[str]]:
     """Read, check and record the pending steps."""
     assert record.folder is not None
-    rows = read(pending, faults.called(run.method))
+    rows = read(pending)
     told = check_finite(rows, pending, run, record.folder)
     taken = [row for row, step in zip(rows, pending, strict=True) if not step.skipped]
     run.skipped += len(told)
@@ -147,19 +146,8 @@ def _flush(
     return taken, told
 
 
-def read(steps: list[trainer.Step], called: str) -> list[Row]:
-    """Return the numbers of several steps, in one transfer from the device.
-
-    `called` is what messages call the method. PluginError where its metrics have other names at
-    other steps.
-    """
-    names = list(steps[0].metrics)
-    for step in steps:
-        if list(step.metrics) != names:
-            raise PluginError(
-                f"{called} reports {', '.join(step.metrics)} at step {step.number} and "
-                f"{', '.join(names)} at step {steps[0].number}; the names must be the same"
-            )
+def read(steps: list[trainer.Step]) -> list[Row]:
+    """Return the numbers of several steps, in one transfer from the device."""
     numbers = []
     for step in steps:
         values = [step.loss.float(), *(value.float() for value in step.metrics.values())]
@@ -167,6 +155,6 @@ def read(steps: list[trainer.Step], called: str) -> list[Row]:
     rows = []
     means = distributed.mean(torch.stack(numbers)).tolist()
     for step, (loss, *metrics) in zip(steps, means, strict=True):
-        known = dict(zip(names, metrics, strict=True))
+        known = dict(zip(step.metrics, metrics, strict=True))
         rows.append(Row(step.number, step.epoch, step.lr, loss, known))
     return rows

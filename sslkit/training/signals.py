@@ -11,7 +11,7 @@ AGAIN = 1.0
 """Seconds after which a second signal is meant: a terminal and a launcher may both pass on one."""
 
 
-class Stopped(BaseException):  # noqa: N818  (not an error: like KeyboardInterrupt)
+class Stopped(BaseException):
     """A signal ended the session."""
 
     def __init__(self, signum: int) -> None:

@@ -1,57 +1,62 @@
 """k nearest neighbours: no training at all."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-import torch
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import Field
+from torch import Tensor
 from torch.nn import functional as F
 
-from sslkit.evaluation.probe import Features, Probe, measure, topk
-from sslkit.interfaces import Evaluation
+from sslkit.interfaces import Evaluation, Features, Outcome, Probe, Result
+from sslkit_plugins.evaluations import accuracy
+
+BLOCK_BYTES = 2**28
+"""Memory of one block of cosines, queries × training images."""
 
 
 class Knn(Evaluation):
-    """Weighted vote of the k nearest training images by cosine, each weighing exp(cosine/τ) (Wu et al. 2018, arXiv:1805.01978,
-    section 3.4, who take k = 200 and τ = 0.07 on ImageNet).
+    """Weighted vote of the k nearest training images by cosine, each weighing exp(cosine/τ).
 
-    `temperature` is τ. `layers: all` votes with every layer's pooled map as well.
+    Wu et al. 2018, arXiv:1805.01978, section 3.4, with k = 200 and τ = 0.07 on ImageNet. Among
+    training images of equal cosine at the end of the k, which ones vote is not defined.
     """
 
     def __init__(
         self,
         *,
-        k: PositiveInt = 20,
-        temperature: PositiveFloat = 0.07,
-        layers: Literal["last", "all"] = "last",
+        k: Annotated[int, Field(ge=1, description="Neighbours; 20 to 200 on ImageNet.")] = 20,
+        temperature: Annotated[
+            float, Field(gt=0, description="τ, the temperature of a vote; 0.07 in the paper.")
+        ] = 0.07,
+        layers: Annotated[
+            Literal["last", "all"],
+            Field(description="`all` votes with the pooled map of every layer as well."),
+        ] = "last",
     ) -> None:
         self.k, self.temperature, self.layers = k, temperature, layers
 
-    def vote(self, features: Features, seed: int = 0) -> tuple[float, float]:
-        """Top-1 and top-5 in per cent; nothing is drawn, so the seed does not matter."""
-        train, val = F.normalize(features.train, dim=1), F.normalize(features.val, dim=1)
-        classes = int(torch.max(features.train_labels.max(), features.val_labels.max())) + 1
-        votes = []
-        for rows in val.split(512):
-            cosine, nearest = (rows @ train.T).topk(min(self.k, len(train)), dim=1)
-            weight = (cosine / self.temperature).softmax(1)
-            votes.append(
-                torch.zeros(len(rows), classes, device=rows.device).scatter_add_(
-                    1, features.train_labels[nearest], weight
-                )
-            )
-        return topk(torch.cat(votes), features.val_labels)
+    def measure(self, probe: Probe) -> Result:
+        """Score every candidate by the votes of its features."""
 
-    def measure(self, probe: Probe) -> dict:
-        return measure(
-            probe,
-            "knn",
-            self.vote,
-            seeds=1,
+        def score(features: Features, seed: int) -> dict[str, Outcome]:
+            votes = self.vote(features, len(probe.classes))
+            return accuracy.hits(votes, features.val_labels, probe.classes)
+
+        return probe.compare(
+            score,
+            accuracy.metrics(probe.classes),
             layers=self.layers == "all",
-            protocol={
-                "k": self.k,
-                "temperature": self.temperature,
-                "similarity": "cosine",
-                "layers": self.layers,
-            },
+            chance=accuracy.chance(probe.val, probe.classes),
+            protocol={"k": self.k, "temperature": self.temperature, "similarity": "cosine"},
         )
+
+    def vote(self, features: Features, classes: int) -> Tensor:
+        """Return the share of the votes of each class, float32 [N,C], for the validation images."""
+        train, val = F.normalize(features.train, dim=1), F.normalize(features.val, dim=1)
+        votes = val.new_zeros(len(val), classes)
+        rows = max(1, BLOCK_BYTES // (train.element_size() * len(train)))
+        for start in range(0, len(val), rows):
+            cosine, nearest = (val[start : start + rows] @ train.T).topk(min(self.k, len(train)))
+            weight = (cosine / self.temperature).softmax(1)
+            voters = features.train_labels[nearest]
+            votes[start : start + rows].scatter_add_(1, voters, weight)
+        return votes

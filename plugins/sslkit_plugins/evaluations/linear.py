@@ -1,184 +1,230 @@
 """Linear probe: how much of the labels a linear classifier reads from frozen features."""
 
 import math
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sslkit.data.loader import Loader
-from sslkit.data.splits import split_by_class
-from sslkit.evaluation.probe import Features, Probe, measure, pool, summary, topk
-from sslkit.interfaces import Draws, Evaluation
-from sslkit.recipe import registry
+from sslkit.errors import Fault, RecipeError
+from sslkit.evaluation import combine, split_by_class
+from sslkit.interfaces import Candidate, Evaluation, Features, Outcome, Probe, Result
+from sslkit_plugins.evaluations import accuracy
 
 STRENGTHS = [1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001]
+CHUNK = 8192
+"""Rows of features that one product reads."""
+SEEDS, EPOCHS, LR = 3, 28, 0.01
+"""Of `solver: sgd`, as in PIRL's protocol."""
+
+
+class Classifier(NamedTuple):
+    """`weights` [C,D] and `bias` [C] on features from which `mean` [D] is taken, times `scale`."""
+
+    weights: Tensor
+    bias: Tensor
+    mean: Tensor
+    scale: Tensor
+
+    def logits(self, features: Tensor) -> Tensor:
+        """[N,D] → [N,C]. Standardises the weights, so that no copy of the features is made."""
+        weights = self.weights * self.scale
+        return F.linear(features, weights, self.bias - weights @ self.mean)
+
+
+def standardisation(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and 1 / standard deviation of each number, 0 for constants."""
+    mean, std = features.mean(0), features.std(0, correction=0)
+    usable = std > 1e-6 * std.max().clamp_min(1e-12)
+    return mean, torch.where(usable, 1 / std, torch.zeros_like(std))
 
 
 def logistic_regression(
-    features: Tensor, labels: Tensor, classes: int, strength: float, start: Tensor | None = None
-) -> Tensor:
-    """Weights [D+1,C] that minimise mean cross-entropy + strength/2 · |W|² (the bias is free), by full-batch L-BFGS from `start`."""
-    weights = (
-        torch.zeros(features.shape[1] + 1, classes, device=features.device)
-        if start is None
-        else start.clone()
-    )
-    weights.requires_grad_()
+    features: Tensor,
+    labels: Tensor,
+    classes: int,
+    strength: float,
+    start: Classifier | None = None,
+) -> Classifier:
+    """Fit [N,D] and [N] by full-batch L-BFGS from `start`, in chunks of rows.
+
+    Minimises mean cross-entropy + strength/2 · |W|² on standardised features; the bias is free.
+    """
+    if start is None:
+        mean, scale = standardisation(features)
+        weights = features.new_zeros(classes, features.shape[1])
+        start = Classifier(weights, features.new_zeros(classes), mean, scale)
+    weights, bias = start.weights.clone().requires_grad_(), start.bias.clone().requires_grad_()
+    fitted = Classifier(weights, bias, start.mean, start.scale)
     search = torch.optim.LBFGS(
-        [weights], max_iter=60, history_size=10, tolerance_grad=1e-5, line_search_fn="strong_wolfe"
+        [weights, bias],
+        max_iter=60,
+        history_size=10,
+        tolerance_grad=1e-5,
+        line_search_fn="strong_wolfe",
     )
 
     def closure() -> Tensor:
         search.zero_grad()
-        loss = (
-            F.cross_entropy(features @ weights[:-1] + weights[-1], labels)
-            + strength / 2 * weights[:-1].square().sum()
-        )
-        loss.backward()
-        return loss
+        total = strength / 2 * weights.square().sum()
+        total.backward()
+        for rows, targets in zip(features.split(CHUNK), labels.split(CHUNK), strict=True):
+            loss = F.cross_entropy(fitted.logits(rows), targets, reduction="sum") / len(labels)
+            loss.backward()
+            total = total.detach() + loss.detach()
+        return total
 
     search.step(closure)
-    return weights.detach()
+    return Classifier(weights.detach(), bias.detach(), start.mean, start.scale)
 
 
-def standardise(train: Tensor, *others: Tensor) -> list[Tensor]:
-    """Each number shifted and scaled by the mean and standard deviation of the training half; constants become 0."""
-    mean, std = train.mean(0), train.std(0, correction=0)
-    scale = torch.where(std > 1e-6 * std.max().clamp_min(1e-12), 1 / std, torch.zeros_like(std))
-    return [(rows - mean) * scale for rows in (train, *others)]
+def choose_strength(features: Tensor, labels: Tensor, classes: int) -> float:
+    """Return the strength that does best on a fifth of every class, held out of the training rows.
+
+    Each fit starts where the one before it ended.
+    """
+    fit, held = (torch.as_tensor(rows) for rows in split_by_class(labels.cpu().numpy(), 0.2, 0))
+    some, rest = features[fit], features[held]
+    best, chosen, classifier = -1.0, STRENGTHS[0], None
+    for strength in STRENGTHS:
+        classifier = logistic_regression(some, labels[fit], classes, strength, classifier)
+        right = classifier.logits(rest).argmax(1) == labels[held]
+        share = right.float().mean().item()
+        if share > best:
+            best, chosen = share, strength
+    return chosen
 
 
 class Linear(Evaluation):
     """Linear classifier on frozen features (the linear protocol of PIRL, arXiv:1912.01991).
 
-    `solver: lbfgs` fits a logistic regression on standardised features of the un-augmented images; the strength of its regulariser
-    is chosen on a fifth of the training half, anew with every seed, and the fit repeated on the whole half. `solver: sgd` is the
-    paper's protocol: random crops and flips, SGD with Nesterov momentum 0.9, weight decay 5e-4, batches of 256, the rate falling to
-    a tenth after 8/28, 16/28 and 24/28 of `epochs`, batch norm before each classifier, all layers at once. `layers: all` scores
-    every layer of the encoder, pooled to about 9,000 numbers; `last` only what the encoder gives.
+    `solver: lbfgs` fits a logistic regression on standardised features of the un-augmented images.
+    The strength of its regulariser is chosen on a fifth of the training split, once for each layer
+    of each candidate, and the fit repeated on the full split. It draws nothing but that fifth.
+
+    `solver: sgd` is the paper's protocol: random crops and flips, SGD with Nesterov momentum 0.9,
+    weight decay 5e-4, batches of 256, the rate falling to a tenth after 8/28, 16/28 and 24/28 of
+    `epochs`, batch norm before each classifier, all layers at once.
     """
 
     def __init__(
         self,
         *,
-        layers: Literal["last", "all"] = "last",
-        solver: Literal["lbfgs", "sgd"] = "lbfgs",
-        seeds: PositiveInt = 3,
-        epochs: PositiveInt = 28,
-        lr: PositiveFloat = 0.01,
+        layers: Annotated[
+            Literal["last", "all"],
+            Field(description="`all` scores every layer, pooled to about 9,000 numbers."),
+        ] = "last",
+        solver: Annotated[
+            Literal["lbfgs", "sgd"],
+            Field(description="Logistic regression, or the paper's SGD on augmented images."),
+        ] = "lbfgs",
+        seeds: Annotated[
+            PositiveInt | None, Field(description="Independent fits of `sgd`; 3 if left out.")
+        ] = None,
+        epochs: Annotated[
+            PositiveInt | None,
+            Field(description="Epochs of `sgd`; 28 if left out, as in the paper."),
+        ] = None,
+        lr: Annotated[
+            PositiveFloat | None,
+            Field(description="Learning rate of `sgd`; 0.01 if left out, as in the paper."),
+        ] = None,
     ) -> None:
-        self.layers, self.solver, self.seeds, self.epochs, self.lr = (
-            layers,
-            solver,
-            seeds,
-            epochs,
-            lr,
-        )
-
-    def measure(self, probe: Probe) -> dict:
-        protocol: dict[str, Any] = {"solver": self.solver, "layers": self.layers}
-        if self.solver == "lbfgs":
-            protocol |= {
-                "strengths": STRENGTHS,
-                "chosen_on": "a fifth of the training half",
-                "features": "standardised",
-            }
-        result = measure(
-            probe,
-            "linear",
-            self.regress,
-            seeds=self.seeds,
-            layers=self.layers == "all",
-            protocol=protocol,
-        )
-        if self.solver == "sgd":
-            scores = [self.descend(probe, seed) for seed in range(self.seeds)]
-            result["layers"] = {
-                layer: summary([score[layer] for score in scores], len(probe.val))
-                for layer in scores[0]
-            }
-            result["protocol"] |= {"epochs": self.epochs, "lr": self.lr, "floors": "by L-BFGS"}
-        return result
-
-    def regress(self, features: Features, seed: int) -> tuple[float, float]:
-        """Top-1 and top-5 in per cent of the logistic regression with the strength that `seed`'s split chose."""
-        classes = int(torch.max(features.train_labels.max(), features.val_labels.max())) + 1
-        fit, held = (
-            torch.as_tensor(rows)
-            for rows in split_by_class(features.train_labels.cpu().numpy(), 0.2, seed)
-        )
-        some, rest = standardise(features.train[fit], features.train[held])
-        best, chosen, weights = -1.0, STRENGTHS[0], None
-        for strength in STRENGTHS:
-            weights = logistic_regression(
-                some, features.train_labels[fit], classes, strength, weights
+        given = {"seeds": seeds, "epochs": epochs, "lr": lr}
+        wrong = [name for name, value in given.items() if value is not None]
+        if solver == "lbfgs" and wrong:
+            raise RecipeError(
+                *(Fault(f"--{name}", "belongs to --solver sgd; lbfgs has none") for name in wrong)
             )
-            score = topk(rest @ weights[:-1] + weights[-1], features.train_labels[held])[0]
-            if score > best:
-                best, chosen = score, strength
-        train, val = standardise(features.train, features.val)
-        weights = logistic_regression(train, features.train_labels, classes, chosen)
-        return topk(val @ weights[:-1] + weights[-1], features.val_labels)
+        self.layers, self.solver = layers, solver
+        self.seeds, self.epochs, self.lr = seeds or SEEDS, epochs or EPOCHS, lr or LR
 
-    def descend(self, probe: Probe, seed: int) -> dict[str, tuple[float, float]]:
-        """Top-1 and top-5 by layer after SGD on augmented images, as the paper trains its classifiers."""
-        method = probe.method(trained=True)
-        crops = registry.find("transforms", "augment").load()(
-            size=probe.transform.size, colours="none"
-        )
+    def measure(self, probe: Probe) -> Result:
+        """Score every candidate, and every layer beside the same layer of the baselines."""
+        metrics = accuracy.metrics(probe.classes)
+        chance = accuracy.chance(probe.val, probe.classes)
+        protocol: dict[str, Any] = {"solver": self.solver}
+        if self.solver == "lbfgs":
+            protocol |= {"strengths": STRENGTHS, "chosen_on": "a fifth of the training split"}
+
+            def score(features: Features, seed: int) -> dict[str, Outcome]:
+                return self.regress(features, probe)
+
+            return probe.compare(
+                score, metrics, layers=self.layers == "all", chance=chance, protocol=protocol
+            )
+        protocol |= {"seeds": self.seeds, "epochs": self.epochs, "lr": self.lr}
+        outcomes: dict[tuple[str | None, str], list[dict[str, Outcome]]] = {}
+        for candidate in probe.candidates:
+            for seed in range(self.seeds):
+                for layer, found in self.descend(probe, candidate, seed).items():
+                    row = layer if candidate.has_layers else None
+                    outcomes.setdefault((row, candidate.name), []).append(found)
+        return combine(probe, outcomes, metrics, chance=chance, protocol=protocol)
+
+    def regress(self, features: Features, probe: Probe) -> dict[str, Outcome]:
+        """Return the hits of the logistic regression."""
+        classes = len(probe.classes)
+        strength = choose_strength(features.train, features.train_labels, classes)
+        classifier = logistic_regression(features.train, features.train_labels, classes, strength)
+        logits = classifier.logits(features.val)
+        return {**accuracy.hits(logits, features.val_labels, probe.classes)}
+
+    def descend(
+        self, probe: Probe, candidate: Candidate, seed: int
+    ) -> dict[str, dict[str, Outcome]]:
+        """Return the hits by layer after SGD on augmented images, as the paper trains."""
+        layers = self.layers == "all"
         labels = torch.as_tensor(probe.train.labels, device=probe.device)
         batch_size = min(256, len(probe.train))
-        loader = Loader(probe.train, crops, batch_size=batch_size, seed=seed, workers=probe.workers)
-        steps = self.epochs * loader.steps_per_epoch
-
-        @torch.no_grad()
-        def layers_of(pixels: Tensor) -> dict[str, Tensor]:
-            pixels = pixels.contiguous(memory_format=torch.channels_last)
-            found = {"features": method.exported(pixels)}
-            return (
-                found | {name: pool(maps) for name, maps in method.exported.maps(pixels).items()}
-                if self.layers == "all"
-                else found
-            )
-
+        steps = self.epochs * (len(probe.train) // batch_size)
         torch.manual_seed(seed)
-        size = probe.transform.size
-        widths = {
-            name: rows.shape[1]
-            for name, rows in layers_of(torch.zeros(1, 3, size, size, device=probe.device)).items()
-        }
-        classifiers = nn.ModuleDict(
-            {
-                name: nn.Sequential(nn.BatchNorm1d(w), nn.Linear(w, len(probe.classes)))
-                for name, w in widths.items()
-            }
+        classifiers = nn.ModuleDict()
+        batches = probe.augmented(
+            probe.train, batch_size=batch_size, steps=steps, seed=seed, size=candidate.size
         )
-        classifiers.to(probe.device)
+        for step, (images, index) in enumerate(batches):
+            found = candidate.embed(images, layers=layers)
+            if step == 0:
+                for name, rows in found.items():
+                    classifiers[name] = self._classifier(rows.shape[1], len(probe.classes))
+                classifiers.to(probe.device)
+                optimizer, schedule = self._optimizer(classifiers, steps)
+            losses = [
+                F.cross_entropy(classifiers[name](rows), labels[index.to(probe.device)])
+                for name, rows in found.items()
+            ]
+            optimizer.zero_grad()
+            torch.stack(losses).sum().backward()
+            optimizer.step()
+            schedule.step()
+        classifiers.eval()
+        return self._hits(probe, candidate, classifiers)
+
+    @staticmethod
+    def _classifier(width: int, classes: int) -> nn.Module:
+        return nn.Sequential(nn.BatchNorm1d(width), nn.Linear(width, classes))
+
+    def _optimizer(self, classifiers: nn.Module, steps: int) -> tuple[Any, Any]:
         optimizer = torch.optim.SGD(
             classifiers.parameters(), lr=self.lr, momentum=0.9, nesterov=True, weight_decay=5e-4
         )
         drops = [math.ceil(steps * part / 28) for part in (8, 16, 24)]
-        schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, drops)
-        for step, batch in enumerate(loader.batches(0, steps)):
-            view = crops.on_device(batch.to(probe.device), Draws(seed, step)).views["image"]
-            features = layers_of(view)
-            loss = torch.stack(
-                [
-                    F.cross_entropy(classifiers[name](rows), labels[batch.index])
-                    for name, rows in features.items()
-                ]
-            ).sum()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-        classifiers.eval()
-        val = probe.features("trained", layers=self.layers == "all")
-        with torch.no_grad():
-            return {
-                name: topk(classifiers[name](rows.val), rows.val_labels)
-                for name, rows in val.items()
-            }
+        return optimizer, torch.optim.lr_scheduler.MultiStepLR(optimizer, drops)
+
+    @torch.no_grad()
+    def _hits(
+        self, probe: Probe, candidate: Candidate, classifiers: nn.ModuleDict
+    ) -> dict[str, dict[str, Outcome]]:
+        logits: dict[str, list[Tensor]] = {name: [] for name in classifiers}
+        for images, _ in probe.images(probe.val, size=candidate.size):
+            found = candidate.embed(images, layers=self.layers == "all")
+            for name, rows in found.items():
+                logits[name].append(classifiers[name](rows))
+        labels = torch.as_tensor(probe.val.labels)
+        return {
+            name: {**accuracy.hits(torch.cat(parts), labels, probe.classes)}
+            for name, parts in logits.items()
+        }

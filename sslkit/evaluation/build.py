@@ -1,0 +1,215 @@
+"""What `sslkit eval` was asked for → a probe: of a run, of `--encoder`, or of both."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sslkit import recipe
+from sslkit.data.loader import auto_workers, fingerprint
+from sslkit.device import pick_device
+from sslkit.errors import DataError, Fault, RecipeError
+from sslkit.evaluation.candidates import Network, RawPixels
+from sslkit.evaluation.data import Splits, class_names, open_splits
+from sslkit.evaluation.foreign import Foreign, read_encoder
+from sslkit.evaluation.probe import ImageProbe, Progress, silent
+from sslkit.interfaces import Candidate
+from sslkit.parts import make_method, make_transform
+from sslkit.recipe import Choice, Recipe
+from sslkit.runs import checkpoint
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """The common options of `sslkit eval`, as they were given."""
+
+    run: Path | None = None
+    data: str | None = None
+    encoder: str | None = None
+    weights: str | None = None
+    size: int | None = None
+    against: tuple[Path, ...] = ()
+    split_seed: int | None = None
+    device: str = "auto"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder whose checkpoint and recipe have been read."""
+
+    folder: Path
+    recipe: Recipe
+    checkpoint: Path
+    state: Mapping[str, Any]
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the protocol says of the run."""
+        return {
+            "run": str(self.folder),
+            "checkpoint": self.checkpoint.name,
+            "step": self.state["step"],
+        }
+
+
+def build(
+    request: Request, needs: str = "labels", *, progress: Progress = silent
+) -> tuple[ImageProbe, list[str]]:
+    """Return the probe of a request, and a sentence for each damaged checkpoint passed over.
+
+    Data are opened and checked against `needs` before any weights are loaded.
+    """
+    foreign = _foreign(request)
+    device = pick_device(request.device)
+    data, recipes = _read(request)
+    splits = open_splits(data, needs, request.split_seed)
+    runs, notes = [], []
+    for folder, read in recipes:
+        found, state, passed_over = checkpoint.newest(folder)
+        runs.append(Run(folder, read, found, state))
+        notes += passed_over
+    candidates = _candidates(request, runs, foreign, splits, device)
+    probe = ImageProbe(
+        splits.train,
+        splits.val,
+        class_names(splits.train),
+        candidates,
+        candidates[0].size,
+        device,
+        _facts(request, runs, foreign, data, splits),
+        auto_workers(device.type),
+        progress,
+    )
+    probe.fit_statistics()
+    return probe, notes
+
+
+def _foreign(request: Request) -> Foreign | None:
+    """Read `--encoder` and `--weights`. RecipeError where they do not go together."""
+    if request.encoder is not None:
+        if request.run is None and request.data is None:
+            raise RecipeError(Fault("--data", "--encoder without a run needs images: --data DIR"))
+        return read_encoder(request.encoder, request.weights)
+    if request.weights is not None:
+        raise RecipeError(
+            Fault("--weights", "belongs to an encoder; name it: --encoder timm:resnet18")
+        )
+    return None
+
+
+def _read(request: Request) -> tuple[Choice, list[tuple[Path, Recipe]]]:
+    """Return the data set, and the recipe of the run and of each that it is compared with."""
+    recipes = []
+    data = None
+    if request.run is not None:
+        read = recipe.read(request.run / "recipe.yaml", data=request.data)
+        recipes.append((request.run, read))
+        data = read.data
+    elif request.data is not None:
+        data = recipe.read_data(request.data)
+    for folder in request.against:
+        recipes.append((folder, recipe.read(folder / "recipe.yaml", data=request.data)))
+    assert data is not None
+    folders = [folder for folder, _ in recipes]
+    for folder in request.against:
+        if folders.count(folder) > 1:
+            raise RecipeError(Fault("--against", f"{folder} is already measured; name another run"))
+    return data, recipes
+
+
+def _candidates(
+    request: Request,
+    runs: list[Run],
+    foreign: Foreign | None,
+    splits: Splits,
+    device: torch.device,
+) -> list[Candidate]:
+    """Return the candidates: the first is the one that the others are compared with."""
+    pixels = RawPixels(splits.train.bits)
+    outside = []
+    if foreign is not None:
+        alone = request.run is None
+        outside = foreign.candidates(splits.train, request.size, device, alone=alone)
+    found: list[Candidate] = []
+    others = runs
+    if request.run is not None:
+        own, *others = runs
+        found = [
+            _network(own, "trained", splits, request.size, device, trained=True),
+            _network(own, "untrained", splits, request.size, device, trained=False),
+        ]
+        found += [pixels, *outside]
+    else:
+        found = [*outside, pixels]
+    for run, name in zip(others, _names([run.folder for run in others]), strict=True):
+        found.append(_network(run, name, splits, request.size, device, trained=True))
+    return found
+
+
+def _names(folders: list[Path]) -> list[str]:
+    """Name runs by their folder, and by its parent as well where two have the same name."""
+    names = [folder.name for folder in folders]
+    return [
+        folder.name if names.count(folder.name) == 1 else f"{folder.parent.name}/{folder.name}"
+        for folder in folders
+    ]
+
+
+def _network(
+    run: Run,
+    name: str,
+    splits: Splits,
+    size: int | None,
+    device: torch.device,
+    *,
+    trained: bool,
+) -> Network:
+    """Make the encoder that a run exports, with the checkpoint's weights or as it began."""
+    data = checkpoint.data_format(run.state)
+    given = splits.train
+    if (data.channels, data.bits) != (given.channels, given.bits):
+        raise DataError(
+            f"{run.folder} was trained on images of {data.channels} channels and {data.bits} bits, "
+            f"and these have {given.channels} and {given.bits}; name others: --data DIR"
+        )
+    transform = make_transform(run.recipe, data)
+    method = make_method(run.recipe, transform, data)
+    if trained:
+        checkpoint.load_method(method, run.checkpoint)
+    return Network(
+        name,
+        method.exported,
+        transform.plain,
+        size=transform.size if size is None else size,
+        device=device,
+        baseline=not trained,
+        fits=not trained,
+    )
+
+
+def _facts(
+    request: Request,
+    runs: list[Run],
+    foreign: Foreign | None,
+    data: Choice,
+    splits: Splits,
+) -> dict[str, Any]:
+    """Return what every evaluation records: data, splits, checkpoints."""
+    own = runs[:1] if request.run is not None else []
+    facts: dict[str, Any] = own[0].facts() if own else {}
+    if foreign is not None:
+        facts["encoder"] = foreign.choice.as_dict()
+    if request.against:
+        facts["against"] = [run.facts() for run in runs[len(own) :]]
+    return facts | {
+        "data": data.as_dict(),
+        "train_images": len(splits.train),
+        "val_images": len(splits.val),
+        "train_fingerprint": fingerprint(splits.train),
+        "val_fingerprint": fingerprint(splits.val),
+        "classes": len(class_names(splits.train)),
+        "split": splits.how,
+        "statistics": "batch norms never trained: one pass over the training split",
+        "precision": "float32, encoder in evaluation mode",
+    }

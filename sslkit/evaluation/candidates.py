@@ -1,0 +1,134 @@
+"""What evaluations score: a network, trained or not, and raw pixels."""
+
+import copy
+from collections.abc import Callable, Iterable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from sslkit.errors import SslkitError
+from sslkit.evaluation.pooling import pool
+from sslkit.interfaces import Candidate, Encoder, Normalisation
+from sslkit.recipe.signature import sentence
+
+PIXELS = 32
+"""Side of the images whose raw pixels are a baseline, px."""
+
+
+class Network(Candidate):
+    """An encoder with its normalisation: integer [N,C,S,S] → float [N,C,S,S].
+
+    `fits`: batch norms that were never trained get the statistics of the training split.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        encoder: Encoder,
+        normalise: Callable[[Tensor], Tensor],
+        *,
+        size: int,
+        device: torch.device,
+        baseline: bool = False,
+        fits: bool = False,
+    ) -> None:
+        self.name, self.baseline, self.size, self.device = name, baseline, size, device
+        self.fits = fits
+        self.encoder = encoder.to(device).to(memory_format=torch.channels_last).eval()
+        self.normalise = normalise
+
+    @torch.no_grad()
+    def embed(self, images: Tensor, *, layers: bool = False) -> dict[str, Tensor]:
+        """integer [N,C,S,S] → "features" float32 [N,D], and each layer pooled if `layers`.
+
+        Encoders without layers give the features alone.
+        """
+        try:
+            pixels = self._pixels(images)
+            found = {"features": self.encoder(pixels).float()}
+            if layers:
+                maps = self._maps(pixels)
+                found |= {name: pool(values).float() for name, values in maps.items()}
+            return found
+        except torch.OutOfMemoryError as error:
+            raise SslkitError(
+                f"{self.name}: images of {self.size} px do not fit into the memory of "
+                f"{self.device.type}; take smaller ones with --size, or --device cpu"
+            ) from error
+        except (RuntimeError, AssertionError, ValueError, TypeError) as error:
+            raise SslkitError(
+                f"{self.name} cannot embed images of {list(images.shape[1:])}: {sentence(error)}; "
+                "try another --size"
+            ) from error
+
+    def network(self) -> tuple[Encoder, Callable[[Tensor], Tensor]]:
+        """Return a copy of the encoder to train, and its normalisation."""
+        return copy.deepcopy(self.encoder), self.normalise
+
+    def _pixels(self, images: Tensor) -> Tensor:
+        pixels = self.normalise(images.to(self.device))
+        return pixels.contiguous(memory_format=torch.channels_last)
+
+    def _maps(self, pixels: Tensor) -> dict[str, Tensor]:
+        try:
+            return self.encoder.maps(pixels)
+        except SslkitError:
+            return {}
+
+    def unfitted(self) -> list[_BatchNorm]:
+        """Return the batch norms whose running statistics are still 0 and 1: never trained."""
+        return [module for module in self.encoder.modules() if _is_initial(module)]
+
+    @torch.no_grad()
+    def fit_statistics(self, batches: Iterable[Tensor]) -> None:
+        """Give batch norms that were never trained the statistics of one pass over `batches`.
+
+        The momentum is put back. Statistics that an encoder brings are left alone.
+        """
+        modules = self.unfitted()
+        momenta = [module.momentum for module in modules]
+        for module in modules:
+            module.momentum = None  # the mean over all batches
+            module.train()
+        for images in batches:
+            self.encoder(self._pixels(images))
+        for module, momentum in zip(modules, momenta, strict=True):
+            module.momentum = momentum
+            module.eval()
+
+
+def _is_initial(module: nn.Module) -> bool:
+    if not isinstance(module, _BatchNorm) or module.running_mean is None:
+        return False
+    mean, variance = module.running_mean, module.running_var
+    assert mean is not None and variance is not None
+    return bool((mean == 0).all() and (variance == 1).all())
+
+
+class RawPixels(Candidate):
+    """The pixels of the image at 32×32: what a classifier reads without any encoder."""
+
+    name, baseline, size = "raw pixels", True, PIXELS
+    has_layers = False
+
+    def __init__(self, bits: Literal[8, 16] = 8) -> None:
+        self.highest = 2**bits - 1
+
+    def embed(self, images: Tensor, *, layers: bool = False) -> dict[str, Tensor]:
+        """integer [N,C,32,32] → "features" float32 [N,C·32·32] in 0 … 1."""
+        return {"features": images.flatten(1).float() / self.highest}
+
+
+def normaliser(
+    normalisation: Normalisation, bits: Literal[8, 16], device: torch.device
+) -> Callable[[Tensor], Tensor]:
+    """Return the function integer [N,C,H,W] → float32 [N,C,H,W] of that mean and deviation."""
+    mean, scale = (values.to(device) for values in normalisation.tensors())
+    step = 255 / (2**bits - 1)
+
+    def normalise(images: Tensor) -> Tensor:
+        return (images.float() * step - mean) * scale
+
+    return normalise

@@ -1,0 +1,158 @@
+"""Scores every candidate of a probe: features in one pass, outcomes by row, then a Result."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sslkit.errors import PluginError
+from sslkit.evaluation.images import View
+from sslkit.evaluation.result import difference, outcome_fault, score
+from sslkit.interfaces import (
+    Entry,
+    Features,
+    ImageSource,
+    Interval,
+    Metric,
+    Outcome,
+    Result,
+    Score,
+)
+
+if TYPE_CHECKING:
+    from sslkit.evaluation.probe import ImageProbe
+
+CHANCE = "chance"
+
+Row = tuple[str | None, str]
+"""Row and candidate. The row None holds for all rows."""
+Outcomes = Mapping[Row, Sequence[Mapping[str, Outcome]]]
+"""By row and candidate: for each probe seed, the outcome of each metric."""
+Scorer = Callable[[Features, int], dict[str, Outcome]]
+
+
+def embed(probe: "ImageProbe", *, layers: bool, view: View) -> dict[Row, list[Tensor]]:
+    """Return the features of both splits by row and candidate, float32 [N,D] in CPU memory."""
+    found: dict[Row, list[Tensor]] = {}
+    for source in (probe.train, probe.val):
+        with probe.progress("embedding") as advance:
+            for images, index in probe.passes(source, view):
+                for candidate in probe.candidates:
+                    given = candidate.embed(images[candidate.size].to(probe.device), layers=layers)
+                    for layer, rows in given.items():
+                        row = layer if candidate.has_layers else None
+                        _put(found, (row, candidate.name), source, probe, index, rows)
+                advance(len(index), len(source))
+    return found
+
+
+def _put(
+    found: dict[Row, list[Tensor]],
+    key: Row,
+    source: ImageSource,
+    probe: "ImageProbe",
+    index: Tensor,
+    rows: Tensor,
+) -> None:
+    """Write the features of some images to their place."""
+    splits = found.setdefault(key, [])
+    number = 0 if source is probe.train else 1
+    if len(splits) == number:
+        splits.append(torch.empty(len(source), rows.shape[1]))
+    splits[number][index] = rows.cpu()
+
+
+def score_all(
+    probe: "ImageProbe",
+    features: dict[Row, list[Tensor]],
+    scorer: Scorer,
+    metrics: Sequence[Metric],
+    seeds: int,
+) -> dict[Row, list[dict[str, Outcome]]]:
+    """Return the outcomes of every row and candidate; their features are dropped after use."""
+    names = [metric.name for metric in metrics]
+    targets = [_targets(source, probe.device) for source in (probe.train, probe.val)]
+    groups = _groups(probe.val, probe.device)
+    outcomes: dict[Row, list[dict[str, Outcome]]] = {}
+    total = len(features) * seeds
+    with probe.progress("scoring") as advance:
+        for key in list(features):
+            train, val = (rows.to(probe.device) for rows in features.pop(key))
+            given = Features(train, targets[0], val, targets[1], groups)
+            outcomes[key] = []
+            for seed in range(seeds):
+                found = scorer(given, seed)
+                wrong = outcome_fault(found, names, len(val))
+                if wrong is not None:
+                    raise PluginError(wrong)
+                outcomes[key].append(found)
+                advance(1, total)
+            del train, val, given
+    return outcomes
+
+
+def _targets(source: ImageSource, device: torch.device) -> Tensor:
+    """Return labels int64 [N], or tags int8 [N,C]; empty for a set with neither."""
+    values = source.labels if source.labels is not None else source.tags
+    if values is None:
+        return torch.empty(0, dtype=torch.int64, device=device)
+    return torch.as_tensor(values, device=device)
+
+
+def _groups(source: ImageSource, device: torch.device) -> Tensor | None:
+    """Return the number of each image's group, int64 [N]."""
+    if source.groups is None:
+        return None
+    numbers = np.unique(np.asarray(source.groups), return_inverse=True)[1].ravel()
+    return torch.as_tensor(numbers, device=device)
+
+
+def combine(
+    probe: "ImageProbe",
+    outcomes: Outcomes,
+    metrics: Sequence[Metric],
+    *,
+    chance: dict[str, float] | None = None,
+    protocol: dict[str, Any] | None = None,
+) -> Result:
+    """Make the result from outcomes by row and candidate.
+
+    The first candidate that is no baseline is compared, pairwise on the same images, with every
+    other one of its row and with those whose row is None. `chance` are the metrics of a guess.
+    """
+    subject = next((one.name for one in probe.candidates if not one.baseline), None)
+    entries = []
+    for (row, name), found in outcomes.items():
+        scores = {metric.name: _score(found, metric, probe) for metric in metrics}
+        differences = {}
+        if name == subject:
+            for (other_row, other), others in outcomes.items():
+                if other != subject and other_row in (row, None):
+                    differences[other] = _differences(found, others, metrics, probe)
+        entries.append(Entry(row, name, scores, differences))
+    if chance:
+        guess = {name: Score((value,)) for name, value in chance.items()}
+        entries.append(Entry(None, CHANCE, guess))
+    return Result(tuple(metrics), entries, {**probe.protocol(), **(protocol or {})})
+
+
+def _score(found: Sequence[Mapping[str, Outcome]], metric: Metric, probe: "ImageProbe") -> Score:
+    return score([seed[metric.name] for seed in found], metric, probe.val.groups)
+
+
+def _differences(
+    found: Sequence[Mapping[str, Outcome]],
+    others: Sequence[Mapping[str, Outcome]],
+    metrics: Sequence[Metric],
+    probe: "ImageProbe",
+) -> dict[str, Interval]:
+    """Return the paired differences of two candidates, for the metrics that have one."""
+    differences = {}
+    for metric in metrics:
+        ours, theirs = ([seed[metric.name] for seed in seeds] for seeds in (found, others))
+        interval = difference(ours, theirs, probe.val.groups)
+        if interval is not None:
+            differences[metric.name] = interval
+    return differences

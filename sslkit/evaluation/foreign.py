@@ -1,0 +1,127 @@
+"""Encoders that no run trained: `--encoder PART:MODEL`, or a folder that `sslkit export` wrote."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sslkit.errors import Fault, RecipeError, SslkitError
+from sslkit.evaluation.candidates import Network, normaliser
+from sslkit.interfaces import Candidate, Encoder, ImageSource
+from sslkit.parts import make
+from sslkit.recipe import Choice, registry
+from sslkit.recipe.signature import sentence
+
+DEFAULT_SIZE = 224
+"""Side of the images for an encoder that takes any, px."""
+SEED = 0
+"""Initialises an encoder without weights."""
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """An encoder by name, as `--encoder` gave it. `trained` is False for `--weights none`."""
+
+    name: str
+    choice: Choice
+    trained: bool
+
+    def candidates(
+        self, images: ImageSource, size: int | None, device: torch.device, *, alone: bool
+    ) -> list[Candidate]:
+        """Return the encoder, and its untrained twin where it is measured alone."""
+        found: list[Candidate] = [self._network(self.name, self.choice, images, size, device)]
+        if alone and self.trained:
+            weights = self.choice.part.signature().options["weights"].default
+            untrained = replace(self.choice, options={**self.choice.options, "weights": weights})
+            twin = self._network("untrained", untrained, images, size, device, baseline=True)
+            found.append(twin)
+        return found
+
+    def _network(
+        self,
+        name: str,
+        choice: Choice,
+        images: ImageSource,
+        size: int | None,
+        device: torch.device,
+        *,
+        baseline: bool = False,
+    ) -> Network:
+        cls: Any = choice.part.load()
+        if size is None:
+            size = cls.own_size(choice.arguments) or DEFAULT_SIZE
+        torch.manual_seed(SEED)
+        try:
+            encoder: Encoder = make(choice, sizes=(size,), channels=images.channels)
+        except SslkitError:
+            raise
+        except Exception as error:
+            raise SslkitError(
+                f"--encoder {self.name} cannot be made: {sentence(error)}; --weights none measures "
+                "it without weights"
+            ) from error
+        return Network(
+            name,
+            encoder,
+            normaliser(encoder.normalisation, images.bits, device),
+            size=size,
+            device=device,
+            baseline=baseline,
+            fits=baseline or not self.trained,
+        )
+
+
+def read_encoder(text: str, weights: str | None) -> Foreign:
+    """Read `--encoder`: PART:MODEL, or a folder. RecipeError where it is neither."""
+    if Path(text).is_dir():
+        if weights is not None:
+            raise RecipeError(
+                Fault("--weights", f"{text} brings weights of its own; leave the option out")
+            )
+        return _of_folder(Path(text))
+    name, colon, model = text.partition(":")
+    if not colon or not name or not model:
+        raise RecipeError(
+            Fault(
+                "--encoder",
+                f"{text} is neither a folder nor of the form PART:MODEL, such as timm:resnet18",
+            )
+        )
+    part = registry.find("encoders", name)
+    known = part.signature().options
+    if "model" not in known:
+        raise RecipeError(Fault("--encoder", f"encoder '{name}' has no option 'model'"))
+    given: dict[str, Any] = {"model": model}
+    if weights != "none":
+        if "weights" not in known:
+            raise RecipeError(
+                Fault("--encoder", f"encoder '{name}' loads no weights; add --weights none")
+            )
+        given["weights"] = "timm" if weights is None else weights
+    return Foreign(text, _choice(part, given), weights != "none")
+
+
+def _of_folder(folder: Path) -> Foreign:
+    parts = registry.parts("encoders")
+    for part in parts:
+        cls: Any = part.load()
+        options = cls.opens(folder)
+        if options is not None:
+            return Foreign(folder.resolve().name, _choice(part, options), True)
+    names = ", ".join(part.name for part in parts)
+    raise RecipeError(
+        Fault(
+            "--encoder",
+            f"no encoder ({names}) opens {folder}; export a run first: sslkit export RUN --to timm",
+        )
+    )
+
+
+def _choice(part: registry.Part, given: dict[str, Any]) -> Choice:
+    """Check the options. RecipeError with every fault."""
+    options, wrong = part.signature().validate(part.name, given)
+    if wrong:
+        raise RecipeError(*(Fault(f"--encoder {name}", message) for name, message in wrong))
+    return Choice("encoders", part.name, options, part)

@@ -1,0 +1,147 @@
+"""Labelled images as evaluations show them: resized, not augmented, or randomly cropped."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+
+from sslkit.data.plain import plain_box
+from sslkit.data.workers import deliver, read
+from sslkit.errors import DataError, printable
+from sslkit.interfaces import ImageSource
+
+View = Literal["crop", "squash"]
+BATCH = 128
+"""Images that are read, resized and embedded at once."""
+MIN_AREA, ASPECT = 0.08, (3 / 4, 4 / 3)
+"""Random crops: smallest share of the image, and range of width / height (Szegedy et al. 2015,
+arXiv:1409.4842, section 6)."""
+
+Box = tuple[float, float, float, float]
+
+
+class Order(NamedTuple):
+    """Images to read. `epoch` keys their random numbers."""
+
+    epoch: int
+    indices: np.ndarray
+
+
+@dataclass(frozen=True)
+class Resized:
+    """The un-augmented image at several sizes, px: [C,S,S] of each."""
+
+    sizes: tuple[int, ...]
+    view: View
+
+    def __call__(self, image: Image.Image | Tensor, rng: np.random.Generator) -> tuple[Tensor, ...]:
+        width, height = _extent(image)
+        cuts = []
+        for size in self.sizes:
+            box = (0.0, 0.0, float(width), float(height))
+            if self.view == "crop":
+                box = plain_box(width, height, size)
+            cuts.append(resize(image, box, size))
+        return tuple(cuts)
+
+
+@dataclass(frozen=True)
+class RandomCrops:
+    """`count` random crops of an image, each flipped half of the time: [count,C,S,S]."""
+
+    size: int
+    count: int
+
+    def __call__(self, image: Image.Image | Tensor, rng: np.random.Generator) -> tuple[Tensor, ...]:
+        cuts = []
+        for _ in range(self.count):
+            cut = resize(image, random_box(*_extent(image), rng), self.size)
+            cuts.append(cut.flip(-1) if rng.random() < 0.5 else cut)
+        return (torch.stack(cuts),)
+
+
+Cut = Callable[[Image.Image | Tensor, np.random.Generator], tuple[Tensor, ...]]
+
+
+def _extent(image: Image.Image | Tensor) -> tuple[int, int]:
+    """Return width and height."""
+    if isinstance(image, Image.Image):
+        return image.size
+    return image.shape[-1], image.shape[-2]
+
+
+def random_box(width: int, height: int, rng: np.random.Generator) -> Box:
+    """Draw a box of random area and aspect; the whole image where ten draws do not fit."""
+    for _ in range(10):
+        area = width * height * rng.uniform(MIN_AREA, 1)
+        aspect = np.exp(rng.uniform(*np.log(ASPECT)))
+        across, down = round(np.sqrt(area * aspect)), round(np.sqrt(area / aspect))
+        if 0 < across <= width and 0 < down <= height:
+            left, top = rng.integers(width - across + 1), rng.integers(height - down + 1)
+            return float(left), float(top), float(left + across), float(top + down)
+    return 0.0, 0.0, float(width), float(height)
+
+
+def resize(image: Image.Image | Tensor, box: Box, size: int) -> Tensor:
+    """Return the box (left, top, right, bottom) of an image, resized to [C,size,size]."""
+    if isinstance(image, Image.Image):
+        small = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
+        return torch.from_numpy(np.array(small)).permute(2, 0, 1)
+    left, top, right, bottom = (round(end) for end in box)
+    part = image[:, top:bottom, left:right].unsqueeze(0).float()
+    small = F.interpolate(part, (size, size), mode="bilinear", antialias=True)[0]
+    return small.round_().clamp_(0, torch.iinfo(image.dtype).max).to(image.dtype)
+
+
+class _Builder(Dataset):
+    """Reads and cuts the images of an Order; an unreadable image is an error."""
+
+    def __init__(self, source: ImageSource, cut: Cut, seed: int) -> None:
+        self.source, self.cut, self.seed = source, cut, seed
+
+    def __getitem__(self, order: Order) -> tuple[tuple[Tensor, ...], Tensor] | DataError:
+        cuts = []
+        for index in order.indices.tolist():
+            image = read(self._image, index)
+            if isinstance(image, str):
+                return DataError(
+                    f"{printable(str(self.source.names[index]))} cannot be read, and an evaluation "
+                    f"replaces no image: repair or remove it ({image})"
+                )
+            cuts.append(self.cut(image, np.random.default_rng((self.seed, order.epoch, index))))
+        stacked = tuple(torch.stack(views) for views in zip(*cuts, strict=True))
+        return stacked, torch.from_numpy(order.indices)
+
+    def _image(self, index: int) -> Image.Image | Tensor:
+        if self.source.channels == 3 and self.source.bits == 8:
+            return self.source.image(index)
+        return self.source.pixels(index, lambda width, height: 1.0).values
+
+
+def read_images(
+    source: ImageSource, cut: Cut, orders: Iterable[Order], *, seed: int = 0, workers: int = 0
+) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
+    """Yield the cuts of each order and the index int64 [N]. DataError for an unreadable image."""
+    return deliver(_Builder(source, cut, seed), orders, workers)
+
+
+def in_order(count: int, size: int = BATCH) -> list[Order]:
+    """Return orders of all images, in order."""
+    return [Order(0, rows) for rows in np.split(np.arange(count), range(size, count, size))]
+
+
+def shuffled(count: int, *, batch_size: int, steps: int, seed: int) -> Iterator[Order]:
+    """Yield `steps` orders from shuffled epochs, whose incomplete last batch is left out."""
+    batch_size = min(batch_size, count)
+    per_epoch = count // batch_size
+    for step in range(steps):
+        epoch, place = divmod(step, per_epoch)
+        if place == 0:
+            rows = np.random.default_rng((seed, epoch)).permutation(count)
+        yield Order(epoch, rows[place * batch_size : (place + 1) * batch_size])

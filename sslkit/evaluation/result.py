@@ -1,0 +1,263 @@
+"""Outcomes per image → scores with intervals and paired differences; a result → JSON."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from sslkit.errors import PluginError
+from sslkit.evaluation.intervals import FEWEST, bootstrap, newcombe, student, wilson
+from sslkit.interfaces import (
+    Curves,
+    Entry,
+    Histogram,
+    Interval,
+    Metric,
+    Outcome,
+    Result,
+    Score,
+)
+from sslkit.recipe.signature import plain, sentence, written
+
+FORMAT = 1
+"""Version of the JSON."""
+UNCHANGED = "no image differs"
+"""What a paired difference says where two candidates agree on every image."""
+
+
+def array(outcome: Outcome) -> np.ndarray | None:
+    """Return outcomes per image, bool or float64 [n]; None for a number and for a Score."""
+    if isinstance(outcome, Tensor):
+        outcome = outcome.detach().cpu().numpy()
+    if not isinstance(outcome, np.ndarray) or outcome.ndim == 0:
+        return None
+    return outcome if outcome.dtype == bool else outcome.astype(np.float64)
+
+
+def score(
+    outcomes: Sequence[Outcome], metric: Metric, groups: Sequence[object] | None = None
+) -> Score:
+    """Return the score of one metric from what each probe seed gave.
+
+    Hits get Wilson's interval, values per image Student's, and with `groups` both are resampled by
+    group. Several seeds add an interval over seeds.
+    """
+    first = outcomes[0]
+    arrays = [array(outcome) for outcome in outcomes]
+    values = tuple(_value(outcome) for outcome in outcomes)
+    intervals = [*first.intervals] if isinstance(first, Score) else []
+    if arrays[0] is not None and math.isfinite(fmean(values)):
+        found = _over_images(_mean_of(arrays), arrays[0].dtype == bool, groups)
+        intervals += [found] if found is not None else []
+    if len(values) > 1 and math.isfinite(fmean(values)):
+        intervals.append(_clipped(student(values), metric, f"{len(values)} probe seeds"))
+    return Score(values, tuple(intervals))
+
+
+def difference(
+    outcomes: Sequence[Outcome],
+    others: Sequence[Outcome],
+    groups: Sequence[object] | None = None,
+) -> Interval | None:
+    """Return the paired interval of the difference of two candidates on the same images.
+
+    Seeds are averaged. None where there are no outcomes per image, or too few.
+    """
+    ours, theirs = [array(one) for one in outcomes], [array(one) for one in others]
+    if ours[0] is None or theirs[0] is None or len(ours) != len(theirs):
+        return None
+    change = _mean_of(ours) - _mean_of(theirs)
+    if not np.isfinite(change).all():
+        return None
+    same = all(np.array_equal(one, other) for one, other in zip(ours, theirs, strict=True))
+    of = UNCHANGED if same else f"{len(change)} images, paired"
+    if groups is not None:
+        found = bootstrap(lambda rows: float(change[rows].mean()), len(change), groups=groups)
+        return None if found is None else Interval(found.low, found.high, f"{found.of}, paired")
+    if ours[0].dtype == bool and theirs[0].dtype == bool:
+        return Interval(*newcombe(*_agreement(ours, theirs)), of)
+    if same:
+        return Interval(0.0, 0.0, of)
+    if len(change) < FEWEST:
+        return None
+    return Interval(*student(change.tolist()), of)
+
+
+def _agreement(ours: list[Any], theirs: list[Any]) -> tuple[float, float, float, float]:
+    """Return how many images both, only ours, only theirs and neither got right: means of seeds."""
+    both = fmean(float((one & other).sum()) for one, other in zip(ours, theirs, strict=True))
+    first = fmean(float((one & ~other).sum()) for one, other in zip(ours, theirs, strict=True))
+    second = fmean(float((~one & other).sum()) for one, other in zip(ours, theirs, strict=True))
+    return both, first, second, len(ours[0]) - both - first - second
+
+
+def _value(outcome: Outcome) -> float:
+    if isinstance(outcome, Score):
+        return outcome.value
+    values = array(outcome)
+    return float(outcome) if values is None else float(values.mean())
+
+
+def _mean_of(arrays: Sequence[np.ndarray | None]) -> np.ndarray:
+    """Return the mean over seeds of every image's outcome."""
+    return np.mean([values for values in arrays if values is not None], axis=0)
+
+
+def _over_images(
+    values: np.ndarray, hits: bool, groups: Sequence[object] | None
+) -> Interval | None:
+    if groups is not None:
+        return bootstrap(lambda rows: float(values[rows].mean()), len(values), groups=groups)
+    of = f"{len(values)} images"
+    if hits:
+        return Interval(*wilson(float(values.mean()), len(values)), of)
+    if len(values) < FEWEST:
+        return None
+    return Interval(*student(values.tolist()), of)
+
+
+def _clipped(ends: tuple[float, float], metric: Metric, of: str) -> Interval:
+    """Keep the interval within the metric's range."""
+    low, high = axis(metric)
+    start = ends[0] if low is None else max(low, ends[0])
+    stop = ends[1] if high is None else min(high, ends[1])
+    return Interval(start, stop, of)
+
+
+def axis(metric: Metric) -> tuple[float | None, float | None]:
+    """Return the ends of a metric's axis: 0 and 1 for shares that name none."""
+    if metric.unit != "%":
+        return metric.low, metric.high
+    low = 0.0 if metric.low is None else metric.low
+    return low, 1.0 if metric.high is None else metric.high
+
+
+# ------------------------------------------------------------------------------------- JSON
+
+
+def document(result: Result, name: str, owner: str) -> dict[str, Any]:
+    """Return the result of evaluation `name` as plain data. NaN becomes None.
+
+    Raises PluginError, which names `owner`, where the result is not what the contract says.
+    """
+    wrong = fault(result)
+    if wrong is not None:
+        raise PluginError(f"{owner} returned {wrong}")
+    try:
+        made = {
+            "format": FORMAT,
+            "evaluation": name,
+            "metrics": [asdict(metric) for metric in result.metrics],
+            "entries": [_entry(entry) for entry in result.entries],
+            "figures": [_figure(figure) for figure in result.figures],
+            "protocol": result.protocol,
+        }
+        return json.loads(json.dumps(_numbers(plain(made)), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise PluginError(
+            f"{owner} returned a protocol that JSON cannot hold: {sentence(error)}"
+        ) from error
+
+
+def _entry(entry: Entry) -> dict[str, Any]:
+    scores = {
+        name: {
+            "value": found.value,
+            "values": found.values,
+            "intervals": [asdict(interval) for interval in found.intervals],
+        }
+        for name, found in entry.scores.items()
+    }
+    return {**asdict(entry), "scores": scores}
+
+
+def _figure(figure: Histogram | Curves) -> dict[str, Any]:
+    return {"kind": type(figure).__name__.lower(), **asdict(figure)}
+
+
+def _numbers(value: Any) -> Any:
+    """Turn numpy's numbers into Python's, and what is not finite into None."""
+    if isinstance(value, Mapping):
+        return {str(key): _numbers(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_numbers(item) for item in value]
+    if isinstance(value, np.ndarray):
+        return _numbers(value.tolist())
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def fault(result: Any) -> str | None:
+    """Return what is wrong with a result; None where it is as the contract says."""
+    if not isinstance(result, Result):
+        return f"{written(type(result).__name__)} instead of a Result"
+    names = [metric.name for metric in result.metrics if isinstance(metric, Metric)]
+    if not names or len(names) != len(result.metrics) or len(set(names)) != len(names):
+        return "no metrics, or one that is no Metric, or two of one name"
+    if not result.entries:
+        return "no entries"
+    for entry in result.entries:
+        wrong = _entry_fault(entry, names)
+        if wrong is not None:
+            return wrong
+    for figure in result.figures:
+        wrong = _figure_fault(figure)
+        if wrong is not None:
+            return wrong
+    if not isinstance(result.protocol, Mapping):
+        return f"a protocol that is no mapping: {written(type(result.protocol).__name__)}"
+    return None
+
+
+def _entry_fault(entry: Any, names: list[str]) -> str | None:
+    if not isinstance(entry, Entry):
+        return f"{written(type(entry).__name__)} instead of an Entry"
+    where = f"{entry.candidate} in row {written(entry.row)}"
+    for name, found in entry.scores.items():
+        if name not in names:
+            return f"a score {written(name)} of {where}, which is none of its metrics"
+        if not isinstance(found, Score) or not found.values:
+            return f"no Score with values for {written(name)} of {where}"
+        if not all(isinstance(value, int | float | np.number) for value in found.values):
+            return f"values of {written(name)} of {where} that are no numbers"
+        if not all(isinstance(interval, Interval) for interval in found.intervals):
+            return f"intervals of {written(name)} of {where} that are no Interval"
+    return None
+
+
+def _figure_fault(figure: Any) -> str | None:
+    if isinstance(figure, Histogram):
+        bins = len(figure.edges) - 1
+        if bins < 1 or any(len(counts) != bins for counts in figure.counts.values()):
+            return f"a histogram {written(figure.title)} whose counts are not one fewer than edges"
+        return None
+    if isinstance(figure, Curves):
+        if any(len(xs) != len(ys) for xs, ys in figure.lines.values()):
+            return f"curves {written(figure.title)} with unequal numbers of x and y"
+        return None
+    return f"a figure that is neither Histogram nor Curves: {written(type(figure).__name__)}"
+
+
+def outcome_fault(outcomes: Any, names: Sequence[str], count: int) -> str | None:
+    """Return what is wrong with what a scoring function returned for `count` validation images."""
+    if not isinstance(outcomes, Mapping):
+        return f"its score returned {written(type(outcomes).__name__)}, not a dict"
+    if set(outcomes) != set(names):
+        return f"its score returned {written(sorted(outcomes))} for the metrics {written([*names])}"
+    for name, outcome in outcomes.items():
+        if isinstance(outcome, Score | int | float | np.number):
+            continue
+        values = array(outcome)
+        if values is None:
+            return f"{written(name)} is neither a number, nor an array, nor a Score"
+        if values.shape != (count,):
+            return f"{written(name)} has outcomes {list(values.shape)} for {count} images"
+    return None

@@ -1,0 +1,88 @@
+"""Reads the JSON of an evaluation: rows, candidates, scores, and how numbers are written."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+CHANCE = "chance"
+ARROWS = {"higher": "↑", "lower": "↓", "neither": ""}
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric as the JSON has it. Values of the unit "%" are fractions."""
+
+    name: str
+    unit: str
+    better: str
+    low: float | None
+    high: float | None
+
+    @property
+    def factor(self) -> float:
+        """What a value is multiplied by to be shown."""
+        return 100.0 if self.unit == "%" else 1.0
+
+    @property
+    def title(self) -> str:
+        """Name, unit and direction."""
+        return " ".join(filter(None, (self.name, self.unit, ARROWS[self.better])))
+
+    def text(self, value: float | None) -> str:
+        """Write a value: 1 digit for %, 3 else; "-" where there is none."""
+        if value is None:
+            return "-"
+        return f"{value * self.factor:.1f}" if self.unit == "%" else f"{value:.3f}"
+
+    def range(self, interval: dict[str, Any]) -> str:
+        """Write an interval."""
+        return f"[{self.text(interval['low'])}, {self.text(interval['high'])}]"
+
+    def ends(self) -> tuple[float | None, float | None]:
+        """Return the ends of the axis, as shown."""
+        low, high = self.low, self.high
+        if self.unit == "%":
+            low, high = 0.0 if low is None else low, 1.0 if high is None else high
+        return tuple(None if end is None else end * self.factor for end in (low, high))
+
+
+class Pivot:
+    """The scores of a result by row and candidate."""
+
+    def __init__(self, result: dict[str, Any]) -> None:
+        self.result = result
+        self.metrics = [Metric(**metric) for metric in result["metrics"]]
+        self.entries = {(one["row"], one["candidate"]): one for one in result["entries"]}
+        self.rows = _unique(row for row, _ in self.entries if row is not None)
+        stated = result["protocol"].get("candidates", [])
+        self.baselines = {one["name"] for one in stated if one["baseline"]} | {CHANCE}
+        order = [one["name"] for one in stated]
+        present = _unique(name for _, name in self.entries)
+        self.candidates = [name for name in order if name in present]
+        self.candidates += [name for name in present if name not in order]
+
+    def score(self, row: str | None, candidate: str, metric: Metric) -> dict[str, Any] | None:
+        """Return the score of a candidate in a row; None where it has none."""
+        entry = self.entries.get((row, candidate))
+        return None if entry is None else entry["scores"].get(metric.name)
+
+    def everywhere(self) -> list[str]:
+        """Return the candidates whose one score holds for all rows."""
+        return [name for name in self.candidates if (None, name) in self.entries]
+
+    def compared(self, row: str | None) -> tuple[str, dict[str, Any]] | None:
+        """Return the candidate of a row that others are compared with, and its differences."""
+        for (other, name), entry in self.entries.items():
+            if other == row and entry["differences"]:
+                return name, entry["differences"]
+        return None
+
+
+def interval(score: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the interval to show: the widest."""
+    known = [one for one in score["intervals"] if None not in (one["low"], one["high"])]
+    return max(known, key=lambda one: one["high"] - one["low"], default=None)
+
+
+def _unique(names: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(names))

@@ -1,0 +1,124 @@
+"""The picture of an evaluation, from its JSON: bars of the headline, then its figures."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from sslkit.errors import printable
+from sslkit.report.figures import plain_axes, save
+from sslkit.report.pivot import Metric, Pivot, interval
+from sslkit.report.tables import heading
+
+GREYS = ("0.45", "0.62", "0.78", "0.88")
+"""Of baselines; candidates that are none are coloured."""
+
+
+def picture(result: dict[str, Any], path: Path) -> Path:
+    """Draw a bar for each row and candidate with its 95 % interval, and the figures below."""
+    pivot = Pivot(result)
+    bars = _bars(pivot)
+    lines = math.ceil(len(result["figures"]) / 2)
+    high = 1.0 + 0.24 * len(bars) + 0.12 * len(pivot.rows)
+    figure = Figure(figsize=(7.5, high + 2.8 * lines), layout="constrained")
+    grid = figure.add_gridspec(1 + lines, 2, height_ratios=[high, *[2.8] * lines])
+    _draw_bars(plain_axes(figure.add_subplot(grid[0, :])), pivot, bars)
+    for number, drawn in enumerate(result["figures"]):
+        axes = plain_axes(figure.add_subplot(grid[1 + number // 2, number % 2]))
+        _draw_figure(axes, drawn, _colours(pivot))
+    return save(figure, path)
+
+
+def _colours(pivot: Pivot) -> dict[str, str]:
+    """Return a colour of each candidate: grey for baselines."""
+    colours, coloured, grey = {}, 0, 0
+    for name in pivot.candidates:
+        if name in pivot.baselines:
+            colours[name] = GREYS[min(grey, len(GREYS) - 1)]
+            grey += 1
+        else:
+            colours[name] = f"C{coloured}"
+            coloured += 1
+    return colours
+
+
+Bar = tuple[float, str, str, dict[str, Any]]
+"""Place from above, label, candidate, score."""
+
+
+def _bars(pivot: Pivot) -> list[Bar]:
+    """Return the bars: rows one below another, their candidates side by side, a gap between."""
+    metric, bars, place = pivot.metrics[0], [], 0.0
+    several = len(pivot.rows) > 1
+    for row in [*pivot.rows, None]:
+        first = True
+        for name in pivot.candidates:
+            score = pivot.score(row, name, metric)
+            if score is None:
+                continue
+            label = name
+            if several and row is not None:
+                label = f"{row}   {name}" if first else name
+            bars.append((place, label, name, score))
+            place, first = place + 1, False
+        place += 0.5 if several else 0.0
+    return bars
+
+
+def _draw_bars(axes: Axes, pivot: Pivot, bars: list[Bar]) -> None:
+    metric, colours = pivot.metrics[0], _colours(pivot)
+    values, kinds = [], []
+    for place, _, name, score in bars:
+        if score["value"] is None:
+            values.append((place, 0.0, "-"))
+            continue
+        value, shown = score["value"] * metric.factor, interval(score)
+        axes.barh(place, value, height=0.8, color=colours[name])
+        end = value
+        if shown is not None:
+            low, high = shown["low"] * metric.factor, shown["high"] * metric.factor
+            reach = [[max(0.0, value - low)], [max(0.0, high - value)]]
+            axes.errorbar(value, place, xerr=reach, color="black", linewidth=1, capsize=2)
+            kinds.append(shown["of"])
+            end = max(value, high)
+        values.append((place, end, metric.text(score["value"])))
+    axes.set_yticks([bar[0] for bar in bars], [printable(bar[1]) for bar in bars], fontsize=8)
+    axes.invert_yaxis()
+    _set_ends(axes, metric, values)
+    whisker = f"; whisker: 95 % interval of {', '.join(dict.fromkeys(kinds))}" if kinds else ""
+    axes.set_xlabel(f"{metric.title}{whisker}", fontsize=8)
+    axes.set_title(printable(heading(pivot.result)), fontsize=9, loc="left", parse_math=False)
+
+
+def _set_ends(axes: Axes, metric: Metric, values: list[tuple[float, float, str]]) -> None:
+    """Set the ends of the axis, with room for the numbers behind the bars, and write these."""
+    low, high = metric.ends()
+    if low is None:
+        low = axes.get_xlim()[0]
+    if high is None:
+        high = axes.get_xlim()[1]
+    room = 0.08 * (high - low)
+    axes.set_xlim(low, high + room)
+    for place, end, text in values:
+        axes.text(max(end, 0.0) + room / 6, place, text, va="center", fontsize=8)
+    if low < 0:
+        axes.axvline(0, color="black", linewidth=0.8)
+
+
+def _draw_figure(axes: Axes, drawn: dict[str, Any], colours: dict[str, str]) -> None:
+    if drawn["kind"] == "histogram":
+        for name, counts in drawn["counts"].items():
+            axes.stairs(counts, drawn["edges"], color=colours.get(name), label=printable(name))
+        axes.set_ylabel("images", fontsize=7)
+    else:
+        for name, (xs, ys) in drawn["lines"].items():
+            ys = [math.nan if value is None else value for value in ys]
+            axes.plot(xs, ys, color=colours.get(name), label=printable(name))
+        axes.set_xscale("log" if drawn["log"] else "linear")
+        axes.set_ylabel(printable(drawn["y"]), fontsize=7)
+    axes.set_xlabel(printable(drawn["x"]), fontsize=7)
+    axes.set_title(printable(drawn["title"]), fontsize=8, loc="left", parse_math=False)
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(fontsize=7, frameon=False)

@@ -1,0 +1,135 @@
+"""The tables of an evaluation, from its JSON: one row → candidates × metrics, else one a metric."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from sslkit.report.pivot import Metric, Pivot, interval
+
+Cells = tuple[str, ...]
+
+
+@dataclass
+class Table:
+    """A title, columns and rows of text, and lines below."""
+
+    title: str
+    columns: Cells
+    rows: list[Cells] = field(default_factory=list)
+    below: list[str] = field(default_factory=list)
+
+
+def tables(result: dict[str, Any]) -> list[Table]:
+    """Return the tables to show. The last line below says of what the intervals are."""
+    pivot, legend = Pivot(result), Legend()
+    if len(pivot.rows) <= 1:
+        made = [_candidates(pivot, legend)]
+    else:
+        made = [_rows(pivot, metric, legend) for metric in pivot.metrics]
+    made[0].title = f"{heading(result)}\n\n{made[0].title}".rstrip()
+    made[-1].below += legend.lines()
+    return made
+
+
+def heading(result: dict[str, Any]) -> str:
+    """Say which evaluation, and of how many images."""
+    protocol = result["protocol"]
+    if "train_images" not in protocol:
+        return result["evaluation"]
+    classes = f", {protocol['classes']} classes" if protocol.get("classes") else ""
+    return (
+        f"{result['evaluation']}: {protocol['train_images']:,} training and "
+        f"{protocol['val_images']:,} validation images{classes}"
+    )
+
+
+class Legend:
+    """What the intervals of the tables are of. The commonest carries no mark."""
+
+    MARKS = ("", "*", "**", "†", "‡")
+
+    def __init__(self) -> None:
+        self.kinds: list[str] = []
+        self.paired = False
+
+    def mark(self, of: str) -> str:
+        """Return the mark of an interval of `of`."""
+        if of not in self.kinds:
+            self.kinds.append(of)
+        return self.MARKS[min(self.kinds.index(of), len(self.MARKS) - 1)]
+
+    def lines(self) -> list[str]:
+        """Return the lines below the tables."""
+        lines = []
+        if self.kinds:
+            meant = [f"{self.mark(of)} of {of}".strip() for of in self.kinds]
+            lines.append(f"[low, high]: 95 % interval {'; '.join(meant)}")
+        if self.paired:
+            lines.append("A − B: 95 % interval of the paired difference on the same images")
+        return lines
+
+
+def _cell(score: dict[str, Any] | None, metric: Metric, legend: Legend) -> str:
+    if score is None:
+        return ""
+    shown = interval(score)
+    if shown is None:
+        return metric.text(score["value"])
+    return f"{metric.text(score['value'])} {metric.range(shown)}{legend.mark(shown['of'])}"
+
+
+def _difference(pivot: Pivot, row: str | None, other: str, metric: Metric, legend: Legend) -> str:
+    """Write the paired difference to another candidate."""
+    found = pivot.compared(row)
+    if found is None or metric.name not in found[1].get(other, {}):
+        return ""
+    name, differences = found
+    ours = pivot.score(row, name, metric)
+    theirs = pivot.score(row, other, metric) or pivot.score(None, other, metric)
+    if ours is None or theirs is None or None in (ours["value"], theirs["value"]):
+        return ""
+    legend.paired = True
+    paired = differences[other][metric.name]
+    change = ours["value"] - theirs["value"]
+    same = f", {paired['of']}" if paired["of"].startswith("no ") else ""
+    sign = "+" if change > 0 else ""
+    return f"{sign}{metric.text(change)} {metric.range(paired)}{same}"
+
+
+def _candidates(pivot: Pivot, legend: Legend) -> Table:
+    """One row: a line for each candidate, a column for each metric and the headline's change."""
+    row = pivot.rows[0] if pivot.rows else None
+    found, headline = pivot.compared(row), pivot.metrics[0]
+    columns = ["", *(metric.title for metric in pivot.metrics)]
+    if found is not None:
+        columns.append(f"{found[0]} − it, {headline.name}")
+    table = Table("", tuple(columns))
+    for name in pivot.candidates:
+        cells = [name]
+        for metric in pivot.metrics:
+            score = pivot.score(row, name, metric) or pivot.score(None, name, metric)
+            cells.append(_cell(score, metric, legend))
+        if found is not None:
+            cells.append(_difference(pivot, row, name, headline, legend))
+        table.rows.append(tuple(cells))
+    return table
+
+
+def _rows(pivot: Pivot, metric: Metric, legend: Legend) -> Table:
+    """Several rows: a line for each row, a column for each candidate and each change."""
+    names = [
+        name for name in pivot.candidates if any((row, name) in pivot.entries for row in pivot.rows)
+    ]
+    compared = [pivot.compared(row) for row in pivot.rows]
+    subject = next((found[0] for found in compared if found is not None), None)
+    others = [name for name in names if name != subject] if subject is not None else []
+    columns = ["", *names, *(f"{subject} − {other}" for other in others)]
+    table = Table(metric.title, tuple(columns))
+    for row in pivot.rows:
+        cells = [_cell(pivot.score(row, name, metric), metric, legend) for name in names]
+        cells += [_difference(pivot, row, other, metric, legend) for other in others]
+        table.rows.append((row, *cells))
+    for name in pivot.everywhere():
+        score = pivot.score(None, name, metric)
+        if score is not None:
+            table.below.append(f"{name}: {_cell(score, metric, legend)}")
+    return table
