@@ -107,7 +107,7 @@ def made(options: argparse.Namespace, packed: Path, batch: int, compiled: bool) 
         *([f"train.workers={options.workers}"] if options.workers is not None else []),
         *(TINY if options.tiny else ()),
     ]
-    parts.make_source = lambda chosen, split: Repeated(parts.make(chosen.data, split=split), count)
+    build.make_source = lambda chosen, split: Repeated(parts.make(chosen.data, split=split), count)
     return build.build(recipe.read(RECIPE, overrides=overrides, data=str(packed)))
 
 
@@ -125,7 +125,7 @@ def fixed(run: Run, batch: Batch, finished: bool) -> Run:
 def bare(run: Run, views: Sequence[Tensor]) -> None:
     """The encoder's forward and backward pass."""
     encoder = run.method.encoder.train()
-    with trainer.autocast(run):
+    with run.autocast():
         loss = torch.stack([encoder(view).float().square().mean() for view in views]).sum()
     loss.backward()
     encoder.zero_grad(set_to_none=True)

@@ -285,7 +285,7 @@ def step(options: argparse.Namespace) -> None:
     }
     sampler = MemoryBank(128, rows, negatives=options.draws)
     method = (
-        Pirl(Parts(encoder, heads, sampler, LambdaNCE()))
+        Pirl(Parts(encoder, heads, {"image": sampler}, LambdaNCE(), rows))
         .to(device)
         .to(memory_format=torch.channels_last)
     )
@@ -305,7 +305,8 @@ def step(options: argparse.Namespace) -> None:
         output.loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        method.after_step(index, output.keys.float(), Progress(number, 9, 0, 1, Draws(number)))
+        with torch.no_grad():
+            method.after_step(index, output.keep, Progress(number, 9, 0, 1, Draws(number)))
 
     def memory(number: int) -> None:
         prediction = outputs.clone().requires_grad_()

@@ -95,6 +95,7 @@ def first_step(recipe: str, words: list[str]) -> None:
     import timm.optim  # noqa: F401
 
     lap("import timm and torchvision")
+    from sslkit import console
     from sslkit.training import build, session, trainer
 
     lap("import the rest" + (", matplotlib" * ("matplotlib" in sys.modules)))
@@ -117,7 +118,7 @@ def first_step(recipe: str, words: list[str]) -> None:
     phase(build, "make_source", "the data set opened")
     phase(build, "make_method", "the network made")
     phase(build, "make_optimizer", "the optimizer made")
-    phase(trainer, "fill_memory", "the first pass, which fills the memory")
+    phase(trainer, "_begin_epoch", "the first pass, which fills the memory")
     if "sslkit.report.figures" in sys.modules:
         phase(sys.modules["sslkit.report.figures"], "views", "views.png")
     steps = trainer.train
@@ -132,7 +133,7 @@ def first_step(recipe: str, words: list[str]) -> None:
     with tempfile.TemporaryDirectory() as runs, open(os.devnull, "w") as nowhere:
         shown, sys.stdout = sys.stdout, nowhere
         try:
-            session.run(made, None, Path(runs))
+            session.run(made, None, Path(runs), console.Training)
         except SystemExit:
             sys.stdout = shown
     print(json.dumps(spent))

@@ -28,7 +28,8 @@ from torchvision import transforms as T
 
 from sslkit.data.loader import Loader
 from sslkit.interfaces import Batch, Draws
-from sslkit_plugins.datasets import ENDINGS, ImageFolder, decode_pixels
+from sslkit_plugins.datasets import ImageFolder, decode_pixels
+from sslkit_plugins.datasets.decoding import ENDINGS
 from sslkit_plugins.methods.pirl import Jigsaw
 from sslkit_plugins.views import photometric as views
 

@@ -16,7 +16,10 @@ from sslkit.interfaces import (
     Parts,
     PretextTransform,
 )
-from sslkit.recipe import Choice, Recipe
+from sslkit.recipe import Choice, Recipe, wiring
+
+MEMORIES = 1000
+"""First number of the random streams of further memories, away from those of training."""
 
 
 @dataclass(frozen=True)
@@ -41,20 +44,12 @@ class DataFormat:
 def make(choice: Choice, **known: object):
     """Make the part that a recipe chose, with the runtime arguments that its constructor requires.
 
-    Raises RecipeError for a runtime argument that is not in `known`.
+    Raises RecipeError for a runtime argument that parts of its kind do not get.
     """
-    signature = choice.part.signature()
-    for name in signature.runtime:
-        if name not in known:
-            allowed = ", ".join(known) or "none"
-            raise RecipeError(
-                Fault(
-                    choice.kind,
-                    f"{choice.use} requires the runtime argument '{name}', which {choice.kind} "
-                    f"do not get; allowed: {allowed}",
-                )
-            )
-    arguments = [known[name] for name in signature.runtime]
+    wrong = wiring.unknown_runtime(choice)
+    if wrong is not None:
+        raise RecipeError(Fault(choice.kind, wrong))
+    arguments = [known[name] for name in choice.part.signature().runtime]
     return choice.part.load()(*arguments, **choice.arguments)
 
 
@@ -64,8 +59,17 @@ def make_source(recipe: Recipe, split: str) -> ImageSource:
 
 
 def make_transform(recipe: Recipe, data: DataFormat | None = None) -> PretextTransform:
-    """Make the recipe's transform for images of that format, RGB by default."""
-    return make(recipe.transform, channels=3 if data is None else data.channels)
+    """Make the recipe's transform for images of that format, RGB by default.
+
+    Raises RecipeError where the images have other channels and the transform takes RGB only.
+    """
+    channels = 3 if data is None else data.channels
+    if channels != 3 and "channels" not in recipe.transform.part.signature().runtime:
+        message = (
+            f"'{recipe.transform.use}' takes images of 3 channels; the data set has {channels}"
+        )
+        raise RecipeError(Fault("transform", message))
+    return make(recipe.transform, channels=channels)
 
 
 def read_by(cls: type[Method], transform: PretextTransform) -> dict[str, str]:
@@ -82,33 +86,42 @@ def sides(transform: PretextTransform) -> tuple[int, ...]:
 
 
 def make_method(
-    recipe: Recipe, transform: PretextTransform, data: DataFormat, *, images: int | None = None
+    recipe: Recipe,
+    transform: PretextTransform,
+    data: DataFormat,
+    *,
+    images: int | None = None,
+    restored: bool = False,
 ) -> Method:
     """Make encoder, heads, samplers, loss and their wiring, initialised from the recipe's seed.
 
     The encoder is made first, so that it starts the same whatever stands behind it. `images`
-    replaces the number of images that samplers are made for. Sets the normalisation of `transform`
+    replaces the number of images that samplers are made for. `restored`: a checkpoint will be
+    loaded, so the encoder's initial weights are not read. Sets the normalisation of `transform`
     to that of the encoder. Raises RecipeError where parts do not fit each other.
     """
     torch.manual_seed(recipe.train.seed)
     cls: type[Method] = recipe.method.part.load()
     images = data.images if images is None else images
-    encoder = make(recipe.encoder, sizes=sides(transform), channels=data.channels)
+    choice = _without_initial_weights(recipe.encoder) if restored else recipe.encoder
+    encoder = make(choice, sizes=sides(transform), channels=data.channels)
     transform.normalisation = encoder.normalisation
     reads = read_by(cls, transform)
     heads: dict[str, Head] = {}
     for name in _in_order({name: reads[name] for name in recipe.heads}):
         heads[name] = _make_head(recipe, cls, transform, data, reads, heads, encoder, name)
     _check_compared(cls, heads)
-    samplers = {}
-    for number, name in enumerate(cls.stores):
-        with torch.random.fork_rng(enabled=number > 0):
-            if number:  # Memories of several heads start with different rows.
-                torch.manual_seed(Draws(recipe.train.seed, number).seed)
-            assert recipe.sampler is not None, "the recipe's reader refuses this"
-            samplers[name] = make(recipe.sampler, dim=heads[name].out_dim, num_images=images)
+    samplers = _make_samplers(recipe, cls, heads, images)
     parts = Parts(encoder, heads, samplers, make(recipe.loss), images)
     return make(recipe.method, parts=parts)
+
+
+def _without_initial_weights(encoder: Choice) -> Choice:
+    """Return the choice with the defaults of the options that only choose initial weights."""
+    signature = encoder.part.signature()
+    names = signature.attributes.get("initial_options", ())
+    defaults = {name: signature.options[name].default for name in names}
+    return replace(encoder, options=encoder.options | defaults)
 
 
 def _in_order(reads: dict[str, str]) -> list[str]:
@@ -142,7 +155,11 @@ def _make_head(
         in_dim = made[source].out_dim
     else:
         in_dim = _length(recipe, encoder, source.partition(".")[2])
-    shape = transform.shapes[_view(reads, name)]
+    view = _view(reads, name)
+    if view not in transform.shapes:
+        message = f"'{recipe.transform.use}' makes no view '{view}', which head '{name}' reads"
+        raise RecipeError(Fault("transform", message))
+    shape = transform.shapes[view]
     crops = shape[0] if len(shape) == 4 else 1
     choice = recipe.heads[name]
     wanted = None
@@ -160,6 +177,21 @@ def _make_head(
             )
         )
     return head
+
+
+def _make_samplers(
+    recipe: Recipe, cls: type[Method], heads: dict[str, Head], images: int
+) -> dict[str, NegativeSampler]:
+    """Make the recipe's sampler once for each stored head, with initial rows of its own."""
+    samplers: dict[str, NegativeSampler] = {}
+    for number, name in enumerate(cls.stores):
+        assert recipe.sampler is not None, "the recipe's reader refuses this"
+        with torch.random.fork_rng(devices=[], enabled=number > 0):
+            if number > 0:
+                seed = Draws(recipe.train.seed, MEMORIES + number).seed
+                torch.default_generator.manual_seed(seed)
+            samplers[name] = make(recipe.sampler, dim=heads[name].out_dim, num_images=images)
+    return samplers
 
 
 def _length(recipe: Recipe, encoder: Encoder, segment: str) -> int:

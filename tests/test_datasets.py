@@ -15,7 +15,6 @@ from PIL import Image
 
 from sslkit.data.loader import Loader
 from sslkit.errors import DataError
-from sslkit_plugins import datasets
 from sslkit_plugins.datasets import (
     Cifar10,
     Cifar100,
@@ -25,10 +24,11 @@ from sslkit_plugins.datasets import (
     Stl10,
     decode,
     decode_pixels,
+    decoding,
 )
-from sslkit_plugins.methods.npid import Augment
 from sslkit_plugins.methods.pirl import Jigsaw, Rotation
 from sslkit_plugins.shapes import CLASSES, Shapes
+from sslkit_plugins.views import Augment
 
 CIFAR_JPEG = Path("/work/shared/data/cifar10_jpeg")
 
@@ -354,9 +354,9 @@ def test_pixels_are_those_of_the_image(mode, file_format):
 
 def test_pixels_need_no_other_decoder_than_pillow(monkeypatch):
     file = coded(picture(37, 21), "JPEG")
-    assert set(datasets.FASTER) == {"JPEG", "WEBP"}
+    assert set(decoding.FASTER) == {"JPEG", "WEBP"}
     faster = decode_pixels(file, whole)
-    monkeypatch.setattr(datasets, "FASTER", {})
+    monkeypatch.setattr(decoding, "FASTER", {})
     assert torch.equal(decode_pixels(file, whole).values, faster.values)
 
 
@@ -432,7 +432,7 @@ def test_views_of_reduced_images_are_the_same_and_none_is_enlarged(tmp_path, tra
         pixels = transform.fetch(source, 0, np.random.default_rng(seed))
         divisor = round(640 / pixels.values.shape[2])
         boxes = transform.boxes(640, 480, np.random.default_rng(seed))
-        for (left, top, right, bottom), (size, _) in zip(boxes, transform.crops, strict=True):
+        for (left, top, right, bottom), cut in zip(boxes, transform.crops, strict=True):
             assert divisor == 1 or min(right - left, bottom - top) >= divisor * size
         sample = transform(pixels, np.random.default_rng(seed))
         other = transform(source.image(0), np.random.default_rng(seed))

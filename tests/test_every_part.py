@@ -120,17 +120,17 @@ def test_its_source_says_the_same_as_the_imported_class(part):
     read, imported = part.signature(), read_class(part.load(), part.name)
     assert read.runtime == imported.runtime
     assert read.doc == imported.doc
-    assert [(o.name, o.default, o.description) for o in read.options.values()] == [
-        (o.name, o.default, o.description) for o in imported.options.values()
+    assert [(o.name, plain(o.default), o.words) for o in read.options.values()] == [
+        (o.name, plain(o.default), o.words) for o in imported.options.values()
     ]
 
 
 @every_part
 def test_its_options_are_typed_and_survive_yaml(part):
     signature = part.signature()
-    assert all(
-        option.description not in ("", "anything") for option in signature.options.values()
-    ), "every option has a type"
+    assert all(option.words not in ("", "anything") for option in signature.options.values()), (
+        "every option has a type"
+    )
     given = {
         name: "text" for name, option in signature.options.items() if option.default is REQUIRED
     }

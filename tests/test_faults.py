@@ -166,22 +166,39 @@ REPLACED = [
             "mine.yaml:11 optimizer.use no optimizer named 'sdg' in torch or timm; did you mean 'sgd'"
         ],
     ),
-    (", lr: 0.05", "", ["mine.yaml:11 optimizer.lr optimizer needs the option 'lr' (a number > 0"]),
+    (", lr: 0.05", "", ["mine.yaml:11 optimizer.lr sgd needs the option 'lr' (a number > 0)"]),
     ("lr: 0.05", "lr: 0", ["mine.yaml:11 optimizer.lr 0 is not a number > 0"]),
     ("lr: 0.05", "lr: .nan", ["mine.yaml:11 optimizer.lr .nan is not a finite number"]),
     ("lr: 0.05", "lr: 1e999", ["mine.yaml:11 optimizer.lr 1e999 is not a finite number"]),
     (
         "lr: 0.05",
-        "lr: 5e-2, betas: [0.9]",
+        "lr: 5e-2, momentum: [0.9]",
+        ["mine.yaml:11 optimizer.momentum [0.9] is not a number ≥ 0 and < 1. Usually 0.9."],
+    ),
+    (
+        "lr: 0.05",
+        "lr: 5e-2, momemtum: 0.9",
+        ["mine.yaml:11 optimizer.momemtum no such option of sgd; did you mean 'momentum'?"],
+    ),
+    (
+        "use: sgd, lr: 0.05",
+        "use: adamw, lr: 0.05, momentum: 0.9",
         [
-            "mine.yaml:11 optimizer.betas [0.9] is not a list of 2, each a number ≥ 0 and < 1 or null"
+            "mine.yaml:11 optimizer.momentum 'adamw' has no option 'momentum'; "
+            "remove it: --set optimizer.momentum=null"
         ],
     ),
     (
         "use: cosine",
         "use: cosin",
+        ["mine.yaml:12 schedule.use no schedule named 'cosin'; did you mean 'cosine'?"],
+    ),
+    (
+        "use: cosine",
+        "use: cosine, step_epochs: 30",
         [
-            "mine.yaml:12 schedule.use 'cosin' is not one of 'cosine', 'constant', 'step', 'multistep'"
+            "mine.yaml:12 schedule.step_epochs 'cosine' has no option 'step_epochs'; "
+            "remove it: --set schedule.step_epochs=null"
         ],
     ),
     ("epochs: 2,", "epochs: 0,", ["mine.yaml:13 train.epochs 0 is not a whole number ≥ 1"]),

@@ -30,8 +30,7 @@ from sslkit.errors import CheckpointError, DataError, printable
 from sslkit.runs import checkpoint, folders
 from sslkit.training.build import build
 from sslkit.training.trainer import train
-from sslkit_plugins import datasets
-from sslkit_plugins.datasets import ImageFolder, Npz, decode
+from sslkit_plugins.datasets import ImageFolder, Npz, decode, npz
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="needs alarms and pipes")
 
@@ -320,14 +319,14 @@ def test_pickled_arrays_under_any_name() -> None:
 
 
 def test_archives_that_explode(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets, "GENEROUS", 1 << 20)
+    monkeypatch.setattr(npz, "GENEROUS", 1 << 20)
     bomb = archive(zipfile.ZIP_DEFLATED, images=header(shape=(1000, 40, 50, 3)) + bytes(6_000_000))
     assert bomb.stat().st_size < 10_000
     with pytest.raises(
         DataError, match=r"trap\.npz has .* bytes and would unpack to 6,0.* of images"
     ):
         Npz("train", file="trap.npz")
-    monkeypatch.setattr(datasets, "GENEROUS", 1 << 24)
+    monkeypatch.setattr(npz, "GENEROUS", 1 << 24)
     assert len(Npz("train", file="trap.npz")) == 1000
     monkeypatch.setattr(os, "sysconf", lambda name: 1000)
     with pytest.raises(DataError, match=r"more than this machine's memory"):

@@ -1,4 +1,4 @@
-"""The losses against closed forms (spec section 4 and 10), written out number by number in float64."""
+"""The losses against closed forms, written out number by number in float64."""
 
 import math
 
@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from sslkit.interfaces import Draws
 from sslkit_plugins.losses import CrossEntropy, InfoNCE, LambdaNCE
-from sslkit_plugins.samplers import BankNegatives, MemoryBank
+from sslkit_plugins.samplers import BankNegatives, KeyNegatives, MemoryBank, in_batch
 
 T, B, M, D, N, TAU = 2, 5, 16, 8, 40, 0.07
 
@@ -105,9 +105,9 @@ def test_the_constant_of_a_batch_in_parts_is_that_of_the_whole_batch():
     assert torch.equal(parts.log_mean_exp, before), "frozen for ever"
 
 
-@pytest.mark.parametrize("loss", [InfoNCE(), LambdaNCE(form="paper")])
-def test_observing_a_loss_that_freezes_nothing_changes_nothing(problem, loss):
+def test_observing_a_form_that_freezes_nothing_changes_nothing(problem):
     bank, index, prediction, picks = problem
+    loss = LambdaNCE(form="paper")
     before = {name: value.clone() for name, value in loss.state_dict().items()}
     with loss.observe():
         loss(prediction, bank[index], BankNegatives(bank, picks, index))
@@ -247,15 +247,66 @@ def test_own_image_among_all_negatives_counts_nothing():
     assert loss.item() == pytest.approx(-math.log(math.e / (math.e + 1 + math.exp(-1))), rel=1e-6)
 
 
-def test_info_nce_in_the_batch_by_hand():
-    """Two rows at right angles, τ = 1: -log(e / (e + 1)) each."""
-    rows = torch.eye(2)
-    assert InfoNCE(temperature=1.0)(rows, rows).item() == pytest.approx(
-        math.log(1 + 1 / math.e), rel=1e-6
-    )
-    assert InfoNCE(temperature=1.0)(torch.stack([rows, rows]), rows).item() == pytest.approx(
-        math.log(1 + 1 / math.e), rel=1e-6
-    )
+def test_info_nce_against_vectors_by_hand():
+    """τ = 1. Cosines 1 (positive), 0 and -1, then 0 (positive), 1 and 0: mean of two rows."""
+    rows = torch.tensor([[2.0, 0.0], [0.0, 3.0]])
+    negatives = KeyNegatives(torch.tensor([[0.0, 1.0], [-1.0, 0.0]]))
+    target = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+    first = -math.log(math.e / (math.e + 1 + 1 / math.e))
+    second = -math.log(1 / (1 + math.e + 1))
+    for prediction in (rows, torch.stack([rows, rows])):
+        found = InfoNCE(temperature=1.0)(prediction, target, negatives)
+        assert found.item() == pytest.approx((first + second) / 2, rel=1e-6)
+
+
+@pytest.mark.parametrize("loss", [InfoNCE(), LambdaNCE()], ids=["info_nce", "lambda_nce"])
+def test_losses_that_need_negatives_say_so_before_torch(loss):
+    """`needs_negatives` is a literal, from which `check` refuses a method without negatives."""
+    assert type(loss).needs_negatives is True and CrossEntropy.needs_negatives is False
+
+
+def nt_xent(pairs, temperature):
+    """NT-Xent as SimCLR writes it: cross-entropy over the 2B-1 others (equation 1, figure 2)."""
+    rows = F.normalize(pairs.flatten(0, 1), dim=1)
+    logits = rows @ rows.T / temperature
+    logits = logits.masked_fill(torch.eye(len(rows), dtype=torch.bool), -math.inf)
+    partners = torch.arange(len(rows)).view(-1, 2).flip(1).flatten()
+    return F.cross_entropy(logits, partners)
+
+
+@pytest.mark.parametrize("images", [2, 5])
+def test_info_nce_in_the_batch_is_nt_xent(images):
+    """Loss and gradients, against a cross-entropy over all other rows."""
+    generator = torch.Generator().manual_seed(0)
+    ours = torch.randn(images, 2, D, generator=generator, requires_grad=True)
+    theirs = ours.detach().clone().requires_grad_()
+    pairs = F.normalize(ours, dim=-1)
+    rows, partners = pairs.flatten(0, 1), pairs.flip(1).flatten(0, 1)
+    negatives = in_batch(rows)
+    found = InfoNCE(temperature=0.5)(rows, partners, negatives)
+    expected = nt_xent(theirs, 0.5)
+    torch.testing.assert_close(found, expected)
+    found.backward()
+    expected.backward()
+    torch.testing.assert_close(ours.grad, theirs.grad)
+    assert negatives.count == 2 * images - 2
+
+
+def test_in_batch_negatives_of_one_image_leave_its_positive_alone():
+    pairs = F.normalize(torch.randn(2, D), dim=1).requires_grad_()
+    loss = InfoNCE()(pairs, pairs.flip(0), in_batch(pairs))
+    loss.backward()
+    assert loss.item() == 0 and not pairs.grad.any()
+
+
+def test_first_loss_of_random_rows_in_a_batch():
+    """ln(2B - 2) + 1/(2·D·τ²) with 512 images: 6.92 + 0.78 (τ = 0.1, D = 64)."""
+    generator = torch.Generator().manual_seed(0)
+    pairs = F.normalize(torch.randn(512, 2, 64, generator=generator), dim=-1)
+    rows, partners = pairs.flatten(0, 1), pairs.flip(1).flatten(0, 1)
+    loss = InfoNCE(temperature=0.1)
+    assert loss.at_start(dim=64, negatives=1022) == pytest.approx(7.71, abs=0.01)
+    assert loss(rows, partners, in_batch(rows)).item() == pytest.approx(7.71, abs=0.2)
 
 
 def test_losses_stay_in_float32_under_autocast(problem):

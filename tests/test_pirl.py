@@ -14,9 +14,10 @@ from sslkit.errors import RecipeError
 from sslkit.interfaces import Batch, Draws, Encoder, Loss, NegativeSampler, Parts, Progress
 from sslkit_plugins.heads import ConcatPatches, Linear
 from sslkit_plugins.losses import LambdaNCE
-from sslkit_plugins.methods.npid import Augment, Npid
+from sslkit_plugins.methods.npid import Npid
 from sslkit_plugins.methods.pirl import Jigsaw, JigsawRotation, Pirl, Rotation, feature_std
 from sslkit_plugins.samplers import MemoryBank
+from sslkit_plugins.views import Augment
 
 
 def photo(width=120, height=90, seed=0):
@@ -155,7 +156,7 @@ def test_rotation_turns_after_the_flip():
             undone = torch.rot90(turned, -seen[-1])
             assert undone[0].mean() > undone[-1].mean()
     assert all(8 < seen.count(turn) < 36 for turn in range(4))
-    assert transform.num_targets == {"rotation": 4} and not transform.flips
+    assert transform.num_targets == {"rotation": 4} and {cut.flip for cut in transform.crops} == {0}
 
 
 def test_jigsaw_rotation_turns_the_puzzle_before_it_is_cut():
@@ -167,7 +168,7 @@ def test_jigsaw_rotation_turns_the_puzzle_before_it_is_cut():
         whole = torch.from_numpy(picture).permute(2, 0, 1)
         puzzle = (
             JigsawRotation(size=8, resize=48, patch=8)
-            .turned(whole, np.random.default_rng(seed))
+            .rotated(whole, np.random.default_rng(seed))
             .float()[0]
         )
         across, down = (

@@ -13,8 +13,11 @@ from sslkit.cli import app
 from sslkit.errors import DataError, SslkitError
 from sslkit.interfaces import Batch, Draws
 from sslkit.report import figures as drawing
+from sslkit.report import views_figure
+from sslkit.report.views_figure import draw_views
 from sslkit_plugins.datasets import ImageFolder
-from sslkit_plugins.methods import jigsaw, npid, pirl, rotnet
+from sslkit_plugins.methods import jigsaw, pirl, rotnet
+from sslkit_plugins.views import Augment
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 SMALL = {"size": 32, "resize": 32, "grid": 2, "patch": 12}
@@ -36,10 +39,13 @@ def photos(tmp_path) -> Path:
 def figures(monkeypatch) -> list:
     """The figures that were saved."""
     kept = []
-    save = drawing._save
-    monkeypatch.setattr(
-        figures, "_save", lambda figure, path: (kept.append(figure), save(figure, path))[1]
-    )
+    save = drawing.save
+
+    def keep(figure, path):
+        kept.append(figure)
+        return save(figure, path)
+
+    monkeypatch.setattr(drawing, "save", keep)
     return kept
 
 
@@ -63,7 +69,7 @@ def overlaps(figure) -> list[tuple[int, int]]:
 @pytest.mark.parametrize(
     "transform, columns",
     [
-        (npid.Augment(size=32), ["image"]),
+        (Augment(size=32), ["image"]),
         (pirl.Jigsaw(**SMALL), ["image", "patches 1", "patches 2", "patches 3", "patches 4"]),
         (pirl.Rotation(size=32), ["image", "rotated"]),
         (
@@ -77,7 +83,7 @@ def overlaps(figure) -> list[tuple[int, int]]:
 def test_views_show_originals_and_every_view_of_every_draw(
     photos, figures, tmp_path, transform, columns
 ):
-    path = drawing.views(
+    path = draw_views(
         ImageFolder("pretrain", root=str(photos)),
         transform,
         tmp_path / "views.png",
@@ -98,9 +104,9 @@ def test_views_are_in_the_order_that_the_model_gets_them(photos, figures, tmp_pa
         ImageFolder("pretrain", root=str(photos)),
         pirl.Jigsaw(**SMALL, colours="none"),
     )
-    drawing.views(source, transform, tmp_path / "views.png", images=1, draws=1, seed=5)
+    draw_views(source, transform, tmp_path / "views.png", images=1, draws=1, seed=5)
     shown = [axes.get_images()[0].get_array() for axes in figures[0].axes]
-    index, image = drawing._some(source, 1, 5)[0]
+    index, image = views_figure._some(source, 1, 5)[0]
     assert np.array_equal(shown[0], np.asarray(image))
     sample = transform(image, np.random.default_rng((5, 0)))
     batch = Batch(
@@ -114,7 +120,7 @@ def test_views_are_in_the_order_that_the_model_gets_them(photos, figures, tmp_pa
 
 
 def test_views_name_the_answers(photos, figures, tmp_path):
-    drawing.views(
+    draw_views(
         ImageFolder("pretrain", root=str(photos)),
         rotnet.Rotate(size=32),
         tmp_path / "views.png",
@@ -128,12 +134,12 @@ def test_views_pass_over_images_that_cannot_be_read(photos, figures, tmp_path):
     for name in ("0.png", "2.png"):
         (photos / name).write_bytes(b"torn")
     source = ImageFolder("pretrain", root=str(photos))
-    drawing.views(source, npid.Augment(size=32), tmp_path / "views.png", images=3, draws=1)
+    draw_views(source, Augment(size=32), tmp_path / "views.png", images=3, draws=1)
     assert len(figures[0].axes) == 4, "two originals with a view each"
     for file in photos.iterdir():
         file.write_bytes(b"torn")
     with pytest.raises(DataError, match="can be read"):
-        drawing.views(source, npid.Augment(size=32), tmp_path / "none.png")
+        draw_views(source, Augment(size=32), tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()
 
 

@@ -1,5 +1,6 @@
 """A recipe is one whole file; what is read, written and read again is the same."""
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from sslkit import recipe
 from sslkit.errors import RecipeError
-from sslkit.recipe import registry
+from sslkit.recipe import optimizers, registry
 from sslkit.recipe.document import Document, Dumper
 
 VALID = """\
@@ -25,7 +26,7 @@ heads:
   patches: {use: concat_patches, out_dim: 128}
 sampler:   {use: memory_bank, negatives: all, momentum: 0.5}
 loss:      {use: lambda_nce, lambda: 0.5, temperature: 0.07}
-optimizer: {use: sgd, lr: 1e-2, betas: [0.9, 0.99]}
+optimizer: {use: sgd, lr: 1e-2, momentum: 0.9}
 train:     {epochs: 2, batch_size: 8}
 """
 
@@ -49,11 +50,7 @@ def test_defaults_are_filled_in(path: Path) -> None:
     assert small.loss.options["lambda"] == 0.5
     assert small.loss.arguments["lambda_"] == 0.5
     assert list(small.heads) == ["image", "patches"]
-    assert (small.optimizer.lr, small.optimizer.betas, small.optimizer.nesterov) == (
-        0.01,
-        (0.9, 0.99),
-        False,
-    )
+    assert (small.optimizer.lr, small.optimizer.options) == (0.01, {"momentum": 0.9})
     assert (small.schedule.use, small.train.seed, small.train.workers) == ("cosine", 0, "auto")
 
 
@@ -88,6 +85,7 @@ def test_set_replaces_one_value_at_a_time(path: Path) -> None:
         path,
         "loss.lambda=0.7",
         "train.epochs=20",
+        "heads.image.out_dim=64",
         "heads.patches.out_dim=64",
         "train.workers=0",
         "name=other",
@@ -107,7 +105,8 @@ def test_set_use_drops_the_options_of_the_replaced_part(path: Path) -> None:
         read(path, "loss.temperature=0.2", "loss.use=info_nce").loss.options["temperature"] == 0.2
     )
     assert "lambda" not in read(path, "loss.use=info_nce").loss.options
-    assert read(path, "optimizer.use=adamw").optimizer.lr == 0.01
+    adamw = read(path, "optimizer.use=adamw", "optimizer.momentum=null").optimizer
+    assert (adamw.lr, adamw.options) == (0.01, {})
 
 
 def test_data_replaces_the_data_section(
@@ -207,7 +206,35 @@ def test_optimizers_are_those_of_timm() -> None:
     from timm.optim import list_optimizers
 
     assert "adamw" in list_optimizers()
-    assert set(list_optimizers()) <= set(recipe.optimizers())
+    assert set(list_optimizers()) <= set(optimizers.names())
+
+
+def test_the_options_of_optimizers_are_those_of_their_classes() -> None:
+    from timm.optim import get_optimizer_info, list_optimizers
+
+    read = 0
+    for name in list_optimizers():
+        info = get_optimizer_info(name)
+        signature = optimizers.signature(name)
+        if isinstance(info.opt_class, str):
+            assert signature is None, "the classes of apex and bitsandbytes are not installed"
+            continue
+        parameters = list(inspect.signature(info.opt_class).parameters.values())[1:]
+        expected = {one.name: one.default for one in parameters if one.kind is not one.VAR_KEYWORD}
+        expected |= optimizers.defaults(name, info.defaults)
+        for common in ("lr", "weight_decay"):
+            expected.pop(common)
+        own = {
+            option.name: option.default
+            for option in signature.options.values()
+            if option.name not in optimizers.common_signature().options
+        }
+        assert list(own) == list(expected)
+        for option, default in own.items():
+            # A dtype cannot be read without torch and stays the text of the source.
+            assert default == expected[option] or default == str(expected[option])
+        read += 1
+    assert read > 50
 
 
 def test_schema_names_every_part_and_option() -> None:
@@ -239,5 +266,10 @@ def test_schema_names_every_part_and_option() -> None:
         "description": "a number between 0 and 1",
     }
     assert bank["additionalProperties"] is False
-    assert sections["optimizer"]["required"] == ["lr"]
+    required = {
+        choice["title"]: choice["required"]
+        for choice in sections["optimizer"]["oneOf"]
+        if "title" in choice
+    }
+    assert (required["sgd"], required["adamw"]) == (["lr"], ["use", "lr"])
     assert sections["train"]["properties"]["epochs"]["exclusiveMinimum"] == 0

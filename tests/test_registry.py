@@ -12,7 +12,8 @@ from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from sslkit.errors import PluginError
 from sslkit.recipe import registry, source
-from sslkit.recipe.signature import REQUIRED, Signature, describe, read_class
+from sslkit.recipe.signature import REQUIRED, Signature, read_class
+from sslkit.recipe.words import describe, plain
 
 Install = Callable[..., None]
 
@@ -40,7 +41,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 def comparable(signature: Signature) -> Any:
     """pydantic's FieldInfo has no equality, hence types by what they print."""
     options = [
-        (o.name, o.parameter, repr(o.annotation), o.default, o.description)
+        (o.name, o.parameter, repr(o.annotation), plain(o.default), o.words, o.description)
         for o in signature.options.values()
     ]
     return signature.runtime, options, signature.doc, signature.attributes
@@ -56,7 +57,8 @@ def test_what_is_read_is_what_would_be_imported(part: registry.Part) -> None:
 
 def test_every_part_is_read_without_importing_torch() -> None:
     code = (
-        "import sys; from sslkit import registry, source, cli, recipe, console\n"
+        "import sys; from sslkit import cli, recipe, console\n"
+        "from sslkit.recipe import registry, source\n"
         "for part in registry.parts(): source.find(part.module).stand_in(part.object)\n"
         "recipe.json_schema()\n"
         "print([name for name in sys.modules if name.partition('.')[0] in ('torch', 'timm', 'numpy', 'sslkit_plugins')])"
@@ -190,8 +192,8 @@ def test_reading_follows_names_and_bases_without_importing(install: Install) -> 
         "lambda": 0.5,
     }
     assert signature.options["lambda"].parameter == "lambda_"
-    assert signature.options["share"].description == "a number between 0 and 1"
-    assert signature.options["low"].description == "a whole number or null"
+    assert signature.options["share"].words == "a number between 0 and 1"
+    assert signature.options["low"].words == "a whole number or null"
     assert signature.attributes == {"mixed": True, "inherited": {"a": ("b", 1)}, "own": 5}
     assert signature.doc == "Parent."
     assert signature.arguments({"lambda": 1.0}) == {"lambda_": 1.0}
@@ -217,7 +219,7 @@ def test_a_parameter_must_be_a_fact_or_an_option(install: Install) -> None:
     )
     with pytest.raises(
         PluginError,
-        match=r"parameter 'size' of head 'x' of outside 1\.0 must stand before '/', as a fact",
+        match=r"parameter 'size' of head 'x' of outside 1\.0 must stand before '/', as a runtime argument",
     ):
         registry.find("heads", "x").signature()
 

@@ -382,7 +382,7 @@ def test_a_disk_that_fills_up_ends_with_a_sentence(tiny, tmp_path, monkeypatch):
 
     for place in (
         "sslkit.runs.files.save_file",
-        "sslkit.report.figures._save",
+        "sslkit.report.figures.save",
         "sslkit.runs.metrics.Row.line",
     ):
         with monkeypatch.context() as patch:

@@ -58,7 +58,7 @@ def test_help_and_a_check_that_finds_nothing_import_no_rich():
 
 
 def test_a_session_imports_matplotlib_only_when_it_draws():
-    code = "import sys; from sslkit import session; print('matplotlib' in sys.modules)"
+    code = "import sys; from sslkit.training import session; print('matplotlib' in sys.modules)"
     assert (
         subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True

@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,10 @@ from conftest import assert_same, everything
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sslkit.errors import DataError
-from sslkit.training.trainer import fill_memory, train
+from sslkit.errors import DataError, PluginError
+from sslkit.interfaces import Output
+from sslkit.training import trainer
+from sslkit.training.trainer import train
 
 
 def trained(run):
@@ -94,12 +97,20 @@ def test_lambda_weighs_the_terms(make, weight, idle, busy):
     assert all(p.grad.any() for p in run.method.heads[busy].parameters())
 
 
+def begin(run):
+    """Prepare the epoch of the step that comes next, as `train` does; return what it loads from."""
+    ahead = trainer.Ahead(run)
+    run.model.train()
+    trainer._begin_epoch(run, ahead)
+    return ahead
+
+
 def test_the_first_pass_fills_every_row_and_only_where_the_sampler_asks(make):
     for init, changed in (("forward", True), ("random", False)):
         run = make(f"sampler.init={init}", "train.batch_size=10")
         before = run.method.sampler.bank.clone()
         weights = [p.clone() for p in run.method.parameters()]
-        fill_memory(run)
+        begin(run)
         assert ((run.method.sampler.bank != before).any(1) == changed).all()
         torch.testing.assert_close(run.method.sampler.bank.norm(dim=1), torch.ones(24))
         assert all(map(torch.equal, weights, run.method.parameters())), "nothing is learnt in it"
@@ -123,18 +134,152 @@ def test_unreadable_images_are_replaced_and_counted_up_to_the_limit(
         list(train(make("train.unreadable=1", data=folder)))
 
 
-def test_begin_epoch_is_called_at_each_epoch_and_where_a_run_resumes(make, monkeypatch):
-    calls = []
-    for first in (0, 4):
-        run = make("train.epochs=3", "schedule.use=constant")
+@pytest.mark.parametrize(
+    ("first", "expected"),
+    [(0, [(0, 0), (3, 1), (6, 2)]), (3, [(3, 1), (6, 2)]), (4, [(6, 2)])],
+    ids=["from the start", "resumed at a border", "resumed within an epoch"],
+)
+def test_begin_epoch_comes_once_before_an_epochs_first_step(make, monkeypatch, first, expected):
+    run, calls = make("train.epochs=3", "schedule.use=constant"), []
+    run.step = first
+
+    def noted(epoch):
+        calls.append((epoch.progress.step, epoch.progress.epoch))
+        assert run.method.training and not torch.is_grad_enabled()
+        run.method.eval()
+
+    monkeypatch.setattr(run.method, "begin_epoch", noted)
+    for _ in train(run):
+        assert run.method.training, "put back into training mode"
+    assert calls == expected
+
+
+def test_what_begin_epoch_draws_depends_on_the_step_alone(make, monkeypatch):
+    drawn = []
+
+    def noted(epoch):
+        drawn.append([torch.rand(()).item(), epoch.progress.draws.uniform(1).item()])
+
+    for first in (0, 3):
+        run = make()
         run.step = first
-        monkeypatch.setattr(
-            run.method,
-            "begin_epoch",
-            lambda progress: calls.append((progress.step, progress.epoch)),
-        )
+        monkeypatch.setattr(run.method, "begin_epoch", noted)
+        torch.manual_seed(first)
         list(train(run))
-    assert calls == [(0, 0), (3, 1), (6, 2), (4, 1), (6, 2)]
+    assert drawn[1] == drawn[2] and drawn[0] != drawn[1]
+
+
+def epoch_of(run, monkeypatch):
+    """What the method gets before the first epoch."""
+    lent = []
+    monkeypatch.setattr(run.method, "begin_epoch", lent.append)
+    begin(run)
+    return lent[0]
+
+
+def test_an_epoch_lends_every_image_augmented_and_plain(make, monkeypatch):
+    """24 images in batches of 10: three of them, the last filled up from the beginning."""
+    run = make("train.batch_size=10")
+    epoch = epoch_of(run, monkeypatch)
+    order = [number % 24 for number in range(30)]
+    augmented, plain = list(epoch.views()), list(epoch.plain())
+    assert torch.cat([batch.index for batch in augmented]).tolist() == order
+    assert torch.cat([index for _, index in plain]).tolist() == order
+    for batch, (images, _) in zip(augmented, plain, strict=True):
+        assert batch.views["image"].dtype == images.dtype == torch.float32
+        assert batch.views["image"].shape == images.shape == (10, 3, 32, 32)
+    again, same = next(iter(epoch.views())), next(iter(epoch.plain()))
+    assert torch.equal(again.views["image"], augmented[0].views["image"])
+    assert torch.equal(same[0], plain[0][0])
+    assert not torch.equal(again.views["image"], plain[0][0]), "views are augmented"
+
+
+def test_an_epoch_lends_the_batches_of_the_next_step(make, monkeypatch):
+    """The same views and draws as the step then gets; running statistics stay as they were."""
+    run = make("train.accumulate=2")
+    lent, got, forward = [], [], run.method.forward
+
+    def noted(batch, progress):
+        got.append((batch, progress.draws.uniform(len(batch.index))))
+        return forward(batch, progress)
+
+    def before(epoch):
+        assert epoch.micro_batches == 2
+        statistics = [value.clone() for value in run.statistics()]
+        for batch, progress in epoch.next_step():
+            lent.append((batch, progress.draws.uniform(len(batch.index))))
+            run.method.encode(batch.views["image"])
+        assert all(map(torch.equal, run.statistics(), statistics))
+
+    monkeypatch.setattr(run.method, "begin_epoch", before)
+    monkeypatch.setattr(run.method, "forward", noted)
+    next(train(run))
+    assert len(lent) == len(got) == 2
+    for (batch, draws), (other, others) in zip(lent, got, strict=True):
+        assert torch.equal(batch.index, other.index) and torch.equal(draws, others)
+        assert torch.equal(batch.views["patches"], other.views["patches"])
+
+
+def test_forgotten_modules_have_no_optimizer_state(make, monkeypatch):
+    run = make()
+    next(train(run))
+    epoch_of(run, monkeypatch).forget(run.method.heads["image"])
+    left = set(map(id, run.optimizer.state))
+    forgotten = set(map(id, run.method.heads["image"].parameters()))
+    assert forgotten and not forgotten & left
+    assert left == {id(value) for value in run.weights} - forgotten
+
+
+def test_after_step_follows_every_step_that_was_taken(make, monkeypatch):
+    """Three steps of two micro-batches, the second skipped: its gradient is not finite."""
+    run = make("train.accumulate=2", "train.on_nan=skip", "loss.form=info_nce")
+    calls, weight = [], run.method.encoder.model.conv1[0].weight
+    forward, before = run.method.forward, weight.detach().clone()
+
+    def poisoned(batch, progress):
+        output = forward(batch, progress)
+        loss = output.loss * float("nan") if progress.step == 1 else output.loss
+        return Output(loss, output.metrics, output.feature_std, output.keep)
+
+    def noted(index, kept, progress):
+        calls.append((progress.step, index, kept))
+        assert not torch.is_grad_enabled()
+        assert not torch.equal(weight, before), "the optimizer's step comes first"
+
+    monkeypatch.setattr(run.method, "forward", poisoned)
+    monkeypatch.setattr(run.method, "after_step", noted)
+    steps = list(islice(train(run), 3))
+    assert [step.skipped for step in steps] == [False, True, False]
+    assert [step for step, _, _ in calls] == [0, 2]
+    for step, (_, index, kept) in zip(steps[::2], calls, strict=True):
+        assert torch.equal(index, step.index)
+        assert kept["image"].shape == (8, 16) and kept["image"].dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("match", "reports the metrics .* at step 2 and .* before"),
+        ("loss", "names a metric 'loss', a name that is taken"),
+    ],
+    ids=["missing at the second step", "taken"],
+)
+def test_metrics_have_the_same_free_names_at_every_step(make, monkeypatch, name, sentence):
+    run = make()
+    forward = run.method.forward
+
+    def changed(batch, progress):
+        output = forward(batch, progress)
+        metrics = dict(output.metrics)
+        if name == "loss":
+            metrics["loss"] = output.loss.detach()
+        elif progress.step == 1:
+            del metrics[name]
+        return Output(output.loss, metrics, output.feature_std, output.keep)
+
+    monkeypatch.setattr(run.method, "forward", changed)
+    with pytest.raises(PluginError, match=f"method 'pirl' {sentence}"):
+        list(train(run))
 
 
 def test_gradients_are_clipped_and_their_norm_told(make):

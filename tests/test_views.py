@@ -11,8 +11,8 @@ from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as reference
 
 from sslkit.interfaces import Batch, Draws, Pixels
-from sslkit_plugins.methods.npid import Augment
 from sslkit_plugins.methods.pirl import Jigsaw
+from sslkit_plugins.views import Augment
 from sslkit_plugins.views import photometric as views
 from sslkit_plugins.views.photometric import (
     COLOURS,

@@ -18,7 +18,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import pydantic
@@ -78,6 +78,8 @@ class Packed(ImageSource):
     Names, labels and classes are those of what was packed, and so is the hash of their list: a run that began on one goes on with the
     other. An image's bytes are checked when they are read.
     """
+
+    opens: ClassVar[dict[str, str]] = {"/packed.json": "root"}
 
     def __init__(self, split: str, /, *, root: str) -> None:
         self.root = Path(os.path.expanduser(root))
@@ -268,6 +270,11 @@ def _halves(source: str, follow_links: bool) -> dict[Literal["train", "val"], St
         return ImageFolder(split, root=source, follow_links=follow_links)
 
     train = half("train")
+    if train.channels != 3 or train.bits != 8:
+        held = f"{train.channels} channels in {train.bits} bits"
+        raise DataError(
+            f"{source} holds {held}, and packed sets RGB in 8 bits; train from it itself"
+        )
     return {"train": train, "val": half("val")} if train.has_val else {"train": train}
 
 

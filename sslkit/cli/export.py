@@ -12,13 +12,20 @@ from sslkit.cli.options import RunFolder
 @app.command()
 def export(
     run: RunFolder = None,
-    to: Annotated[str, typer.Option(metavar="LIBRARY", help="timm or torchvision.")] = "timm",
+    to: Annotated[
+        str,
+        typer.Option(metavar="LIBRARY", help="timm, torchvision, onnx, or hub:USER/NAME."),
+    ] = "timm",
+    public: Annotated[
+        bool, typer.Option("--public", help="Make a new repository on the hub public.")
+    ] = False,
 ) -> None:
     """Write the encoder for its own library, with the lines that load it, checked."""
     from sslkit.runs import folders
     from sslkit.runs.export import export as write
 
-    file, lines, difference = write(folders.find_folder(run), to)
+    done = write(folders.find_folder(run), to, public=public)
     console.print_text(
-        f"{lines}\n\nchecked: run by itself, largest relative difference of features {difference:.1e}\nwritten: {file}"
+        f"{done.lines}\n\nchecked: run by itself, largest relative difference of features "
+        f"{done.difference:.1e}\nwritten: {done.place}"
     )

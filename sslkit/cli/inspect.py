@@ -10,8 +10,13 @@ from sslkit import console
 from sslkit.cli.app import app
 from sslkit.cli.options import Data, Overrides, RecipePath
 from sslkit.errors import PluginError
-from sslkit.recipe import registry
-from sslkit.recipe.signature import REQUIRED, advice, written
+from sslkit.recipe import registry, sections
+from sslkit.recipe.signature import Signature
+from sslkit.recipe.tables import group_tables, option_rows
+from sslkit.recipe.words import advice, written
+
+CHOICES = {"optimizers": "optimizer", "schedules": "schedule"}
+"""What is no part and has options by its name: the kind, and the section of a recipe."""
 
 
 @app.command()
@@ -31,7 +36,8 @@ def plugins(
     what: Annotated[
         str | None,
         typer.Argument(
-            metavar="KIND | show", help=f"One of {', '.join(registry.KINDS)}; or `show`."
+            metavar="KIND | show",
+            help=f"One of {', '.join([*registry.KINDS, *CHOICES])}; or `show`.",
         ),
     ] = None,
     name: Annotated[str | None, typer.Argument(metavar="NAME", help="The part to show.")] = None,
@@ -40,7 +46,10 @@ def plugins(
         typer.Option(metavar="KIND", help="Show only the part of this kind.", show_default=False),
     ] = None,
 ) -> None:
-    """List the parts that are installed, or show the options of one: `sslkit plugins show memory_bank`."""
+    """List the parts that are installed, or show the options of one.
+
+    `sslkit plugins show memory_bank`; optimizers and schedules are shown as well.
+    """
     if what == "show":
         if name is None:
             raise typer.BadParameter(
@@ -52,11 +61,21 @@ def plugins(
         raise typer.BadParameter(
             "say `sslkit plugins KIND` or `sslkit plugins show NAME [--kind KIND]`"
         )
+    if what in CHOICES:
+        choices = sections.names(CHOICES[what])
+        described = [(choice, _doc(what, choice)) for choice in choices]
+        console.print_table((CHOICES[what], "what it is"), described)
+        return
     rows = [
         (part.kind, part.name, f"{part.distribution} {part.version}", _summary(part))
         for part in registry.parts(what)
     ]
     console.print_table(("kind", "name", "from", "what it is"), rows)
+
+
+def _doc(kind: str, name: str) -> str:
+    signature = sections.signature(CHOICES[kind], name)
+    return "" if signature is None else signature.summary
 
 
 def _summary(part: registry.Part) -> str:
@@ -67,35 +86,52 @@ def _summary(part: registry.Part) -> str:
 
 
 def _show(name: str, kind: str | None) -> None:
-    installed = registry.parts(kind)
-    found = [part for part in installed if part.name == name]
-    if not found:
-        of_kind = "part" if kind is None else registry.KINDS[kind]
-        raise PluginError(
-            f"no {of_kind} named {written(name)} is installed; {advice(name, [part.name for part in installed])}"
-        )
-    for part in found:
+    """Print docstring, runtime arguments and options of every part of that name."""
+    installed = [] if kind in CHOICES else registry.parts(kind)
+    parts = [part for part in installed if part.name == name]
+    others = []
+    for other, section in CHOICES.items():
+        if kind in (None, other) and name in sections.names(section):
+            others.append(other)
+    if not parts and not others:
+        known = [part.name for part in installed]
+        for other, section in CHOICES.items():
+            known += sections.names(section) if kind in (None, other) else ()
+        of_kind = "part" if kind is None else {**registry.KINDS, **CHOICES}[kind]
+        raise PluginError(f"no {of_kind} named {written(name)} is installed; {advice(name, known)}")
+    for part in parts:
         signature = part.signature()
         console.print_text(f"{part}  ({part.module}:{part.object})\n\n{signature.doc}\n")
         if signature.runtime:
             console.print_text(f"Given by the toolkit: {', '.join(signature.runtime)}")
-        rows = [
-            (
-                option.name,
-                option.description,
-                "required" if option.default is REQUIRED else written(option.default),
-            )
-            for option in signature.options.values()
-        ]
-        if rows:
-            console.print_table(("option", "type", "default"), rows)
+        _show_options(signature)
+    for other in others:
+        read = sections.signature(CHOICES[other], name)
+        doc = "" if read is None else read.doc
+        console.print_text(f"{CHOICES[other]} '{name}'\n\n{doc}\n")
+        if read is None:
+            console.print_text("Its options are known when it is made; it is not installed here.\n")
         else:
-            console.print_text("It has no options.\n")
+            _show_options(read)
+
+
+def _show_options(signature: Signature) -> None:
+    columns, rows = option_rows(signature)
+    if not rows:
+        console.print_text("It has no options.\n")
+        return
+    console.print_table(columns, rows)
+    for table in group_tables(signature):
+        columns, rows = option_rows(table.signature)
+        console.print_table(columns, rows, title=table.title)
+        if table.presets:
+            title = f"Presets of {table.group.__name__}; others of its options keep their default"
+            console.print_table(("preset", "values"), table.presets, title=title)
 
 
 @app.command()
 def schema() -> None:
-    """Print the JSON schema of recipes with the parts that are installed, for completion in editors."""
+    """Print the JSON schema of recipes with the installed parts, for completion in editors."""
     from sslkit import recipe
 
     typer.echo(json.dumps(recipe.json_schema(), indent=2, ensure_ascii=False))
@@ -138,11 +174,12 @@ def views(
 
     made = recipe.read(path, overrides=overrides or (), data=data)
     from sslkit import parts
-    from sslkit.report import figures
+    from sslkit.report.views_figure import draw_views
 
-    figures.views(
-        parts.make_source(made, "pretrain"),
-        parts.make_transform(made),
+    source = parts.make_source(made, "pretrain")
+    draw_views(
+        source,
+        parts.make_transform(made, parts.DataFormat.of(source)),
         out,
         images=images,
         draws=draws,

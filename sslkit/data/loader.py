@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from sslkit.data.plain import Plain
+from sslkit.data.plain import Plain, unlike
 from sslkit.data.workers import deliver, read
 from sslkit.errors import DataError, PluginError, SslkitError, printable
 from sslkit.interfaces import Batch, ImageSource, PretextTransform, Sample
@@ -99,7 +99,8 @@ class _Builder(Dataset):
 
     def _fetch(self, ticket: Ticket, index: int) -> Any:
         """Return the image to cut, or the reason why it cannot be read."""
-        return read(self.transform.fetch, self.source, index, self._rng(ticket, index))
+        image = read(self.transform.fetch, self.source, index, self._rng(ticket, index))
+        return unlike(image, self.source) or image
 
     def _rng(self, ticket: Ticket, index: int) -> np.random.Generator:
         return np.random.default_rng((self.seed, ticket.stream, ticket.epoch, index))

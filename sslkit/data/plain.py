@@ -10,11 +10,11 @@ from torch.utils.data import Dataset
 
 from sslkit.data.workers import deliver, read
 from sslkit.errors import DataError, printable
-from sslkit.interfaces import ImageSource
+from sslkit.interfaces import ImageSource, Pixels
 
 
 class Plain(Dataset):
-    """Indices [N] → un-augmented uint8 [N,3,size,size], and the indices.
+    """Indices [N] → un-augmented uint8 or uint16 [N,C,size,size], and the indices.
 
     `strict`: an unreadable image is an error; otherwise it is black.
     """
@@ -23,17 +23,51 @@ class Plain(Dataset):
         self.source, self.size, self.strict = source, size, strict
 
     def __getitem__(self, indices: np.ndarray) -> tuple[Tensor, Tensor] | DataError:
-        pixels = np.zeros((len(indices), self.size, self.size, 3), np.uint8)
+        kind = np.uint8 if self.source.bits == 8 else np.uint16
+        pixels = np.zeros((len(indices), self.size, self.size, self.source.channels), kind)
         for row, index in enumerate(indices.tolist()):
-            image = read(self.source.image, index)
+            image = read(decoded, self.source, index)
+            image = unlike(image, self.source) or image
             if not isinstance(image, str):
-                pixels[row] = np.asarray(plain_view(image, self.size))
+                pixels[row] = plain_pixels(image, self.size)
             elif self.strict:
                 return DataError(
                     f"{printable(str(self.source.names[index]))} cannot be read, and an evaluation "
                     f"replaces no image: repair or remove it ({image})"
                 )
         return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(indices)
+
+
+def decoded(source: ImageSource, index: int) -> Image.Image | Pixels:
+    """Return an image of any number of channels and bits."""
+    if source.channels == 3 and source.bits == 8:
+        return source.image(index)
+    return source.pixels(index, lambda width, height: 1.0)
+
+
+def unlike(image: Image.Image | Pixels | str, source: ImageSource) -> str | None:
+    """Say how decoded pixels differ from the channels and bits of their source; None if not."""
+    if not isinstance(image, Pixels):
+        return None
+    kind = torch.uint8 if source.bits == 8 else torch.uint16
+    if image.values.dtype == kind and len(image.values) == source.channels:
+        return None
+    held = f"{len(image.values)} channels of {image.values.dtype}"
+    return f"has {held}, and the data set {source.channels} of {kind}"
+
+
+def plain_pixels(image: Image.Image | Pixels, size: int) -> np.ndarray:
+    """Return the un-augmented view, uint8 or uint16 [size,size,C], resized channel by channel."""
+    if not isinstance(image, Pixels):
+        return np.asarray(plain_view(image, size))
+    channels = []
+    for values in image.values.numpy():
+        if values.dtype == np.uint8:
+            channels.append(np.asarray(plain_view(Image.fromarray(values), size)))
+        else:  # Pillow resizes 16 bits as floating-point numbers only.
+            shown = plain_view(Image.fromarray(values.astype(np.float32)), size)
+            channels.append(np.asarray(shown).round().astype(np.uint16))
+    return np.stack(channels, -1)
 
 
 def plain_view(image: Image.Image, size: int) -> Image.Image:
@@ -59,6 +93,6 @@ def plain_box(width: int, height: int, size: int) -> tuple[float, float, float, 
 def plain_batches(
     source: ImageSource, size: int, batch_size: int, workers: int = 0
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """uint8 [N,3,size,size] and index [N] of every image in order, as evaluations show them (`plain_view`)."""
+    """uint8 or uint16 [N,C,size,size] and index [N] of every image in order, as evaluations show them (`plain_view`)."""
     orders = np.split(np.arange(len(source)), range(batch_size, len(source), batch_size))
     return deliver(Plain(source, size), orders, workers)

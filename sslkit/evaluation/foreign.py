@@ -13,6 +13,8 @@ from sslkit.parts import make
 from sslkit.recipe import Choice, registry
 from sslkit.recipe.signature import sentence
 
+DEFAULT_SIZE = 224
+"""Side of the images for an encoder that takes any, px."""
 SEED = 0
 """Initialises an encoder without weights."""
 
@@ -48,7 +50,8 @@ class Foreign:
         baseline: bool = False,
     ) -> Network:
         cls: Any = choice.part.load()
-        size = cls.native_size(choice.arguments) if size is None else size
+        if size is None:
+            size = cls.own_size(choice.arguments) or DEFAULT_SIZE
         torch.manual_seed(SEED)
         try:
             encoder: Encoder = make(choice, sizes=(size,), channels=images.channels)

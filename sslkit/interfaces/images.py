@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -75,6 +75,11 @@ class Boxes(NamedTuple):
 class ImageSource(ABC):
     """A data set. The order of its images is stable; `names` identify them."""
 
+    opens: ClassVar[dict[str, str]] = {}
+    """Paths after `--data` that this data set opens: pattern → the option that gets the path.
+
+    "*.npz" is a file with this ending, "/packed.json" a folder with this file in it, "/" a folder.
+    """
     names: Sequence[str]
     """One name per image: a path relative to the root, or a number. Checkpoints keep their hash."""
     labels: np.ndarray | None = None
@@ -98,7 +103,10 @@ class ImageSource(ABC):
 
     @abstractmethod
     def image(self, index: int) -> Image.Image:
-        """Return the decoded RGB image, upright. An exception marks an unreadable image."""
+        """Return the decoded RGB image, upright. An exception marks an unreadable image.
+
+        A source of C ≠ 3 channels or 16 bits returns an RGB picture for people to look at.
+        """
 
     def pixels(self, index: int, reduction: Callable[[int, int], float]) -> Pixels:
         """Return the same image as pixels.

@@ -18,7 +18,8 @@ from sslkit.interfaces.networks import Encoder, Head
 class Progress:
     """Where training stands: `step` of `steps`, `epoch` of `epochs`, all from 0.
 
-    `draws` are the random numbers of this step.
+    `draws` are random numbers of this step. In `forward` they hold one row per image of the global
+    batch, of which a rank gets its own; in `begin_epoch` and `after_step` every rank gets the same.
     """
 
     step: int
@@ -56,7 +57,8 @@ class Epoch(ABC):
     def plain(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield every image once, un-augmented: float32 [B,C,S,S] normalised, int64 [B].
 
-        Ranks share the images; the last batch is filled up from the beginning.
+        Ranks share the images; the last batch is filled up from the beginning. An unreadable image
+        is black.
         """
 
     @abstractmethod
@@ -103,8 +105,8 @@ class Output:
 
     `loss` is a scalar; `metrics` are detached scalars by name, the same names at every step.
     `feature_std` are scalars by name which tell collapse: 1 spread over all directions, 0 all
-    images alike. `keep` are detached tensors by name whose rows `after_step` gets from all ranks:
-    as many rows on every rank.
+    images alike. `keep` are detached tensors [rows,…] by name, whose rows `after_step` gets from all
+    ranks, numbers as float32; every rank keeps as many rows.
     """
 
     loss: Tensor
@@ -132,8 +134,8 @@ class Method(nn.Module, ABC):
     """
 
     reads: ClassVar[dict[str, str] | None] = None
-    """Head → what it reads: a view, `view.segment` (a segment of the encoder's vector), or another
-    head. None: one head per view of the transform, with its name."""
+    """Head → what it reads: another head, a view, or `view.segment` (a segment of the encoder's
+    vector). None: one head per view of the transform, with its name."""
     predicts: ClassVar[dict[str, str]] = {}
     """Head → the target that it predicts. `label` is the data set's class; others come from the
     transform."""
@@ -178,13 +180,14 @@ class Method(nn.Module, ABC):
     def begin_epoch(self, epoch: Epoch) -> None:
         """Prepare an epoch, once before its first step, without gradient and under autocast.
 
-        torch's generator is seeded from the step. A resume within an epoch does not repeat it.
+        The method is in training mode, and is put back into it afterwards. torch's generator is
+        seeded from the step, alike on all ranks. A resume within an epoch does not repeat it.
         """
 
     def after_step(self, index: Tensor, kept: dict[str, Tensor], progress: Progress) -> None:
         """Update memories and averages after every optimizer step that was taken, without gradient.
 
-        `index` [B] and `kept` (`Output.keep`) hold the rows of all ranks.
+        `index` int64 [B] and `kept` (`Output.keep`) hold the rows of all ranks in the same order.
         """
 
     def at_start(self, images: int) -> float | None:

@@ -21,10 +21,17 @@ class Encoder(nn.Module, ABC):
 
     has_tokens: ClassVar[bool] = False
     """True where `tokens` works for some models of this encoder."""
+    initial_options: ClassVar[tuple[str, ...]] = ()
+    """Options that only choose the initial weights. They keep their defaults where a checkpoint is
+    loaded, so that a run does not need those weights again."""
+    libraries: ClassVar[tuple[str, ...]] = ()
+    """Libraries that `export` writes for, the usual one first."""
 
     dim: int
     dims: dict[str, int]
     normalisation: Normalisation
+    prefix_tokens: int = 0
+    """Tokens that `tokens` gives before those of the patches, such as a class token."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,10 +56,10 @@ class Encoder(nn.Module, ABC):
         """float [N,C,H,W] → {layer: [N,c,h,w]}, shallow to deep, for per-layer probes."""
 
     def tokens(self, images: Tensor, kept: Tensor | None = None) -> Tensor:
-        """float [N,C,H,W] → [N,L,width], the tokens of a transformer.
+        """float [N,C,H,W] → [N,prefix_tokens+L,width], the tokens of a transformer.
 
-        `kept` int64 [N,k] are the patches that enter the transformer; None keeps all. Raises
-        SslkitError where the model has no tokens.
+        `kept` int64 [N,k] are the patches that enter the transformer, counted row by row; None
+        keeps all. Raises SslkitError where the model has no tokens.
         """
         raise SslkitError(f"{type(self).__name__} has no tokens")
 
@@ -83,15 +90,20 @@ class Encoder(nn.Module, ABC):
         return None
 
     @classmethod
-    def native_size(cls, options: Mapping[str, Any]) -> int:
-        """Return the side of the images that a model of these options was made for, px."""
-        return 224
+    def own_size(cls, options: Mapping[str, Any]) -> int | None:
+        """Return the side of the images that the encoder of these options was made for, px.
 
-    def export(self, library: str, folder: Path) -> str:
-        """Write the encoder for `library` into `folder`.
+        None where it takes any. Pretrained encoders are evaluated at this size.
+        """
+        return None
 
-        Returns lines of Python which load it with `library` alone, relative to `folder`, and leave
-        it in a variable `model`. Raises SslkitError where that library has no such architecture.
+    def export(self, library: str, folder: Path, size: int) -> str:
+        """Write the encoder for `library` into `folder`, which exists and is empty.
+
+        `size` is the side of the images that evaluations show, px. Returns lines of Python which
+        load it with `library` alone. They find the folder in the variable `folder` and leave the
+        encoder in the variable `model`. Raises SslkitError where that library has no such
+        architecture.
         """
         raise SslkitError(f"{type(self).__name__} cannot be exported to {library}")
 

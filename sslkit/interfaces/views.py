@@ -22,7 +22,6 @@ class Normalisation:
 
     def tensors(self) -> tuple[Tensor, Tensor]:
         """Return 255·mean and 1/(255·std), both float32 [C,1,1], for pixels in 0 … 255."""
-
         mean = torch.tensor([255 * value for value in self.mean])
         std = torch.tensor([255 * value for value in self.std])
         return mean.view(-1, 1, 1), 1 / std.view(-1, 1, 1)
@@ -62,12 +61,22 @@ class PretextTransform(ABC):
     def on_device(self, batch: Batch, draws: Draws) -> Batch:
         """Colour, blur, flip and normalise: integer views → float32 views of the same shapes.
 
-        Every row has its own draws.
+        Every row has its own draws. 16 bits are divided by 257, so colours work in 0 … 255.
         """
 
     @abstractmethod
     def plain(self, images: Tensor) -> Tensor:
         """Normalise integer [N,C,H,W] → float32 [N,C,H,W], as evaluations and export do."""
+
+    def picture(self, views: Tensor) -> Tensor:
+        """Turn views of `on_device` into pictures: float32 [N,C,H,W] → RGB [N,3,H,W] in 0 … 1.
+
+        Shows the first three channels, or the first as gray where there are fewer.
+        """
+        ends = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1)
+        low, high = self.plain(ends.repeat(1, views.shape[1], 1, 1))
+        shown = ((views - low) / (high - low)).clamp(0, 1)
+        return shown[:, :3] if views.shape[1] >= 3 else shown[:, :1].expand(-1, 3, -1, -1)
 
     def state(self) -> dict[str, Tensor]:
         """Return what the checkpoint must hold, such as a set of permutations.

@@ -1,21 +1,36 @@
 """YAML → Recipe: what is installed, what it takes, what is wrong. Imports no torch."""
 
+from sslkit.recipe.arguments import read_data, read_evaluation
 from sslkit.recipe.contents import PARTS, SECTIONS, Choice, Recipe
-from sslkit.recipe.reader import optimizers, read, read_data, read_evaluation
+from sslkit.recipe.reader import read
 from sslkit.recipe.schema import json_schema
-from sslkit.recipe.settings import SETTINGS, Optimizer, Schedule, Train
+from sslkit.recipe.settings import (
+    SCHEDULES,
+    SETTINGS,
+    Constant,
+    Cosine,
+    Multistep,
+    Optimizer,
+    Schedule,
+    Step,
+    Train,
+)
 
 __all__ = [
     "PARTS",
+    "SCHEDULES",
     "SECTIONS",
     "SETTINGS",
     "Choice",
+    "Constant",
+    "Cosine",
+    "Multistep",
     "Optimizer",
     "Recipe",
     "Schedule",
+    "Step",
     "Train",
     "json_schema",
-    "optimizers",
     "read",
     "read_data",
     "read_evaluation",

@@ -1,17 +1,17 @@
 """A recipe that has been read: the parts it names, with every option filled in."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from sslkit.recipe.document import Dumper
+from sslkit.recipe.groups import has_group
 from sslkit.recipe.registry import Part
 from sslkit.recipe.settings import SETTINGS, Optimizer, Schedule, Train
-from sslkit.recipe.signature import (
-    plain,
-)
+from sslkit.recipe.signature import read_class
+from sslkit.recipe.words import plain
 
 PARTS = {
     "method": "methods",
@@ -40,8 +40,14 @@ class Choice:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """The options as keyword arguments of the part's constructor."""
-        return self.part.signature().arguments(self.options)
+        """The options as keyword arguments of the part's constructor, groups as dataclasses.
+
+        Imports the part where it has groups.
+        """
+        signature = self.part.signature()
+        if any(has_group(option.annotation) for option in signature.options.values()):
+            signature = read_class(self.part.load(), str(self.part))
+        return signature.arguments(self.options)
 
     def as_dict(self) -> dict[str, Any]:
         return {"use": self.use, **plain(self.options)}
@@ -49,7 +55,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A method, whole: which parts, which options, how it is trained."""
+    """A complete method: its parts, their options, how it is trained."""
 
     name: str
     path: Path = field(compare=False)
@@ -73,7 +79,9 @@ class Recipe:
                 sections[section] = {name: head.as_dict() for name, head in chosen.items()}
             elif chosen is not None:
                 sections[section] = chosen.as_dict()
-        return sections | {section: plain(asdict(getattr(self, section))) for section in SETTINGS}
+        for section in SETTINGS:
+            sections[section] = plain(getattr(self, section).as_dict())
+        return sections
 
     def as_yaml(self) -> str:
         """A recipe file, every default filled in; `read` makes an equal recipe of it."""

@@ -1,4 +1,7 @@
-"""One YAML text ↔ plain data, with the line of every key. Tags, anchors, aliases and what no option can hold are faults."""
+"""One YAML text ↔ plain data, with the line of every key and every item of a list.
+
+Tags, anchors, aliases and values that no option can hold are faults.
+"""
 
 import math
 import re
@@ -6,11 +9,13 @@ from typing import Any
 
 import yaml
 
-from sslkit.recipe.signature import written
+from sslkit.recipe.words import written
 
 MAX_BYTES = 1 << 16
 """Of a whole text: PyYAML reads about 100 KiB a second."""
 MAX_DEPTH = 20
+BREAKS = {"\x85", "\u2028", "\u2029"}
+"""Line breaks of YAML, which survive only as escapes."""
 
 _INT = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 _FLOAT = re.compile(r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?")
@@ -55,6 +60,8 @@ def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
         style = None if resolve(text) == text else "'"
     except ValueError:
         style = "'"
+    if set(text) & BREAKS:
+        style = '"'
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 
@@ -137,6 +144,8 @@ class Document:
                 self._refuse(key, line, str(error))
                 return None
         if depth == MAX_DEPTH:
+            while key[-1:] and key[-1].isdecimal():
+                key = key[:-1]
             self._refuse(key, line, f"is nested deeper than {MAX_DEPTH} levels")
             raise TooDeepError
         return (
@@ -148,7 +157,9 @@ class Document:
     def _sequence(self, key: Key, depth: int) -> list[Any]:
         items = []
         while not self._events.check_event(yaml.SequenceEndEvent):
-            items.append(self._node(key, depth + 1))
+            here = (*key, str(len(items)))
+            self.lines[here] = self._events.peek_event().start_mark.line + 1
+            items.append(self._node(here, depth + 1))
         self._events.get_event()
         return items
 

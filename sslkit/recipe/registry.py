@@ -8,7 +8,8 @@ from typing import Any
 
 from sslkit.errors import PluginError
 from sslkit.recipe import source
-from sslkit.recipe.signature import Signature, advice, read_class, sentence, written
+from sslkit.recipe.signature import Signature, read_class
+from sslkit.recipe.words import advice, sentence, written
 
 KINDS = {
     "encoders": "encoder",

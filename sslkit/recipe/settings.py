@@ -1,105 +1,209 @@
 """Settings of training: optimizer, schedule, length, device."""
 
-import functools
-import importlib.util
-import re
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from sslkit.errors import Fault, RecipeError
-from sslkit.recipe.signature import (
-    Signature,
-    read_class,
-)
-
-Momentum = Annotated[float, Field(ge=0, lt=1)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer:
-    """Any optimizer of torch or timm by the name that timm gives it. The learning rate is that of the whole batch."""
+    """Any optimizer of torch or timm, by timm's name (default `sgd`).
+
+    Its own options stand beside these: `sslkit plugins show lars` lists those of `lars`. An option
+    that is left out, or null, has the optimizer's default. `nesterov` of `sgd` is off unless the
+    recipe turns it on, as in torch.
+    """
 
     use: str = "sgd"
-    lr: PositiveFloat
-    weight_decay: NonNegativeFloat = 0.0
-    momentum: Momentum | None = None
-    nesterov: bool = False
-    betas: tuple[Momentum, Momentum] | None = None
-    eps: PositiveFloat | None = None
-    exempt_norms_and_biases: bool = True
+    lr: Annotated[PositiveFloat, Field(description="Peak learning rate of the whole batch.")]
+    weight_decay: Annotated[
+        NonNegativeFloat, Field(description="Usually 1e-6 to 1e-4, with AdamW 0.01 to 0.5.")
+    ] = 0.0
+    exempt_norms_and_biases: Annotated[
+        bool, Field(description="Biases and the scales of normalisation layers do not decay.")
+    ] = True
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain data as a recipe holds it: only the options that were set."""
+        common = asdict(self)
+        options = common.pop("options")
+        return common | options
 
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """The learning rate over time: a linear warm-up, then `cosine`, `constant`, `step` or `multistep`."""
+    """The learning rate over time: a linear warm-up, then as `use` says."""
 
-    use: Literal["cosine", "constant", "step", "multistep"] = "cosine"
-    final_lr: NonNegativeFloat = 0.0
-    final_weight_decay: NonNegativeFloat | None = None
-    warmup_epochs: NonNegativeFloat = 0.0
-    warmup_lr: NonNegativeFloat = 0.0
-    per: Literal["step", "epoch"] = "step"
-    milestones: tuple[PositiveInt, ...] = ()
-    factor: PositiveFloat = 0.1
-    step_epochs: PositiveInt = 30
+    use: ClassVar[str]
+    warmup_epochs: Annotated[
+        NonNegativeFloat, Field(description="Epochs of linear warm-up; 0 to 10.")
+    ] = 0.0
+    warmup_lr: Annotated[
+        NonNegativeFloat, Field(description="Learning rate at the first step of the warm-up.")
+    ] = 0.0
+    per: Annotated[
+        Literal["step", "epoch"],
+        Field(description="epoch: the rate of an epoch's first step holds for the whole epoch."),
+    ] = "step"
+    final_weight_decay: Annotated[
+        NonNegativeFloat | None,
+        Field(
+            description="Weight decay at the end, along half a cosine from optimizer.weight_decay "
+            "(DINO: 0.04 to 0.4). null: it stays as it is."
+        ),
+    ] = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain data as a recipe holds it."""
+        return {"use": self.use, **asdict(self)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cosine(Schedule):
+    """Half a cosine to `final_lr` (Loshchilov & Hutter 2017, arXiv:1608.03983), no restarts."""
+
+    use: ClassVar[str] = "cosine"
+    final_lr: Annotated[NonNegativeFloat, Field(description="Learning rate at the end.")] = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Constant(Schedule):
+    """The learning rate stays as it is."""
+
+    use: ClassVar[str] = "constant"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step(Schedule):
+    """The learning rate is multiplied by `factor` every `step_epochs` epochs."""
+
+    use: ClassVar[str] = "step"
+    step_epochs: Annotated[PositiveInt, Field(description="Epochs between two drops.")] = 30
+    factor: Annotated[PositiveFloat, Field(description="What a drop multiplies by.")] = 0.1
+
+    def drops(self, epochs: int) -> list[int]:
+        """Return the epochs at whose start the rate drops."""
+        return list(range(self.step_epochs, epochs, self.step_epochs))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Multistep(Schedule):
+    """The learning rate is multiplied by `factor` at each of `milestones`."""
+
+    use: ClassVar[str] = "multistep"
+    milestones: Annotated[
+        tuple[PositiveInt, ...],
+        Field(description="Epochs at whose start the rate drops; MoCo: [120, 160] of 200."),
+    ]
+    factor: Annotated[PositiveFloat, Field(description="What a drop multiplies by.")] = 0.1
+
+    def drops(self, epochs: int) -> list[int]:
+        """Return the epochs at whose start the rate drops."""
+        return list(self.milestones)
+
+
+SCHEDULES: dict[str, type[Schedule]] = {
+    schedule.use: schedule for schedule in (Cosine, Constant, Step, Multistep)
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
-    """How long, how much at once (`batch_size` counts all devices; `accumulate` computes it in so many parts), on what, and how often it
-    is written down."""
+    """Length, global batch size, micro-batches, device, checkpointing."""
 
-    epochs: PositiveInt
-    batch_size: PositiveInt
-    accumulate: PositiveInt = 1
-    seed: NonNegativeInt = 0
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    workers: NonNegativeInt | Literal["auto"] = "auto"
-    compile: bool = False
-    channels_last: bool = True
-    sync_batchnorm: bool = False
-    clip_grad: PositiveFloat | None = None
-    on_nan: Literal["stop", "skip"] = "stop"
-    log_every: PositiveInt = 10
-    save_minutes: NonNegativeFloat = 5.0
-    keep: PositiveInt = 2
-    unreadable: NonNegativeInt = 10
-    deterministic: bool = False
+    epochs: Annotated[PositiveInt, Field(description="Passes over the data.")]
+    batch_size: Annotated[PositiveInt, Field(description="Images of one step, over all devices.")]
+    accumulate: Annotated[
+        PositiveInt, Field(description="Micro-batches that a device computes one after another.")
+    ] = 1
+    seed: Annotated[
+        NonNegativeInt, Field(description="Of weights, views, negatives and the order of images.")
+    ] = 0
+    precision: Annotated[
+        Literal["auto", "fp32", "bf16"],
+        Field(description="auto: bf16 where the hardware multiplies it, else fp32."),
+    ] = "auto"
+    device: Annotated[
+        Literal["auto", "cpu", "cuda", "mps"], Field(description="auto: the GPU if there is one.")
+    ] = "auto"
+    workers: Annotated[
+        NonNegativeInt | Literal["auto"],
+        Field(description="Processes that decode images, for each device."),
+    ] = "auto"
+    compile: Annotated[bool, Field(description="Compile the encoder with torch.compile.")] = False
+    channels_last: Annotated[
+        bool, Field(description="Memory format that convolutions prefer on GPUs.")
+    ] = True
+    sync_batchnorm: Annotated[
+        bool, Field(description="Batch norm over the images of all GPUs.")
+    ] = False
+    clip_grad: Annotated[
+        PositiveFloat | None, Field(description="Largest norm of the gradient; null: any.")
+    ] = None
+    on_nan: Annotated[
+        Literal["stop", "skip"],
+        Field(description="What happens at a step whose loss or gradient is not finite."),
+    ] = "stop"
+    log_every: Annotated[
+        PositiveInt, Field(description="Steps between two rows of metrics.jsonl.")
+    ] = 10
+    save_minutes: Annotated[
+        NonNegativeFloat, Field(description="Minutes between two checkpoints.")
+    ] = 5.0
+    keep: Annotated[PositiveInt, Field(description="Checkpoints that are kept.")] = 2
+    unreadable: Annotated[
+        NonNegativeInt, Field(description="Unreadable images that are replaced before it stops.")
+    ] = 10
+    deterministic: Annotated[
+        bool, Field(description="Only deterministic kernels, which may be slower.")
+    ] = False
 
-    def per_rank_batch(self, processes: int) -> int:
-        """How many images one process computes at once. RecipeError where the batch does not divide."""
-        shares = processes * self.accumulate
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain data as a recipe holds it."""
+        return asdict(self)
+
+    def per_rank_batch(self, ranks: int) -> int:
+        """Return the images of one micro-batch on one rank.
+
+        Raises RecipeError where the batch does not divide.
+        """
+        shares = ranks * self.accumulate
         if self.batch_size % shares:
             parts = f" in {self.accumulate} parts" if self.accumulate > 1 else ""
-            fault = f"{self.batch_size} images cannot be shared by {processes} processes{parts}; take a multiple of {shares}"
-            raise RecipeError(Fault("train.batch_size", fault))
+            message = (
+                f"{self.batch_size} images cannot be shared by {ranks} processes{parts}; take a "
+                f"multiple of {shares}"
+            )
+            raise RecipeError(Fault("train.batch_size", message))
         return self.batch_size // shares
 
 
 SETTINGS: dict[str, type] = {"optimizer": Optimizer, "schedule": Schedule, "train": Train}
+"""Each section of settings, and what it is read into."""
+
+WRITTEN = {
+    "optimizer": {"momentum", "nesterov", "betas", "eps"},
+    "schedule": {"final_lr", "milestones", "factor", "step_epochs"},
+}
+"""Options that sslkit 0.1 wrote into every recipe.yaml, whether or not they were used."""
 
 
-@functools.cache
-def optimizers() -> tuple[str, ...]:
-    """The names that timm knows torch's and its own optimizers by, read from its source; empty where that cannot be found."""
-    spec = importlib.util.find_spec("timm")
-    try:
-        source = Path(
-            *(spec.submodule_search_locations or ())[:1], "optim", "_optim_factory.py"
-        ).read_text("utf-8")  # type: ignore[union-attr]
-    except (OSError, AttributeError):
-        return ()
-    return tuple(
-        dict.fromkeys(
-            re.findall(r"(?:OptimInfo\(\s*name=|register_alias\(|(?='bnb))'(\w+)'", source)
-        )
-    )
+def without_unused(section: str, content: Mapping[str, Any], known: set[str]) -> dict[str, Any]:
+    """Drop the options that sslkit 0.1 wrote though the chosen optimizer or schedule has none.
 
-
-@functools.cache
-def settings_signature(settings: type) -> Signature:
-    return read_class(settings, settings.__name__.lower())
+    A section that does not hold all of them was written by hand and stays as it is.
+    """
+    written = WRITTEN.get(section, set())
+    if not written or not written <= set(content):
+        return dict(content)
+    kept = {}
+    for name, value in content.items():
+        is_unused = name in written and name not in known
+        if not is_unused or (section == "optimizer" and value not in (None, False)):
+            kept[name] = value
+    return kept

@@ -1,39 +1,62 @@
-"""What a class says of itself is the schema of its options: facts, options, types in words, what is wrong with a value."""
+"""Builds a part's option schema from its constructor and validates values."""
 
-import difflib
+import dataclasses
+import functools
 import inspect
 import json
-import pathlib
-import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pydantic
 
-from sslkit.errors import PluginError, printable
+from sslkit.errors import PluginError
+from sslkit.recipe import groups
 from sslkit.recipe.source import is_foreign, is_literal
+from sslkit.recipe.words import advice, bounds, describe, description, plain, sentence, written
 
 REQUIRED = inspect.Parameter.empty
 """The default of an option that has none."""
 
+Faults = list[tuple[str, str]]
+"""The dotted key of an option, and what is wrong with its value."""
+
 
 @dataclass(frozen=True)
 class Option:
-    """What a recipe may set: its `name` there, the Python `parameter`, the type, the default, and the type in words."""
+    """What a recipe may set.
+
+    `name` is its name in recipes, `parameter` that in Python; `words` are its type in words,
+    `description` what its annotation says of it.
+    """
 
     name: str
     parameter: str
     annotation: Any
     default: Any
-    description: str
+
+    @functools.cached_property
+    def words(self) -> str:
+        return describe(self.annotation)
+
+    @functools.cached_property
+    def description(self) -> str:
+        return description(self.annotation)
+
+    @property
+    def more(self) -> str:
+        """The description as the second sentence of a fault."""
+        return f". {self.description}" if self.description else ""
+
+    def refuse(self, value: Any) -> str:
+        """Say that `value` is of the wrong type."""
+        return f"{written(value)} is not {self.words}{self.more}"
 
 
 @dataclass(frozen=True)
 class Signature:
-    """What a class says of itself: facts it is given, options by the name they have in recipes, docstring, literal attributes."""
+    """Runtime arguments of a class, options by their name in recipes, docstring, attributes."""
 
     runtime: tuple[str, ...]
     options: dict[str, Option]
@@ -46,199 +69,183 @@ class Signature:
         return " ".join(self.doc.partition("\n\n")[0].split())
 
     def arguments(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Options as recipes name them → keyword arguments of the constructor."""
-        return {self.options[name].parameter: value for name, value in options.items()}
+        """Return options by their name in recipes as keyword arguments of the constructor.
 
-    def validate(
-        self, owner: str, given: Mapping[str, Any]
-    ) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-        """(options with every default filled in, [(option, what is wrong with it)]); to be used only if nothing is wrong."""
-        faults = [
-            (name, f"no such option of {owner}; {advice(name, self.options)}")
-            for name in given
-            if name not in self.options
-        ]
-        options = {name: given.get(name, option.default) for name, option in self.options.items()}
+        Makes instances of groups, so the signature must be that of the imported class.
+        """
+        arguments = {}
+        for name, value in options.items():
+            option = self.options[name]
+            arguments[option.parameter] = groups.realise(option.annotation, value)
+        return arguments
+
+    def validate(self, owner: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], Faults]:
+        """Return the options with every default filled in, and what is wrong.
+
+        The options are valid only where nothing is wrong. Keys of faults are dotted below a group.
+        Raises PluginError for types that cannot be checked.
+        """
+        faults = []
+        for name in given:
+            if name not in self.options:
+                faults.append((name, f"no such option of {owner}; {advice(name, self.options)}"))
+        options = {}
         for name, option in self.options.items():
+            options[name] = given.get(name, option.default)
             if options[name] is REQUIRED:
-                faults.append((name, f"{owner} needs the option '{name}' ({option.description})"))
+                message = f"{owner} needs the option '{name}' ({option.words}){option.more}"
+                faults.append((name, message))
                 del options[name]
+        simple = {}
+        for name, value in options.items():
+            option = self.options[name]
+            if groups.has_group(option.annotation):
+                options[name], wrong = _settle(option, value, name)
+                faults += wrong
+            else:
+                simple[name] = value
+        checked, wrong = self._check(owner, simple)
+        return options | checked, faults + wrong
+
+    def _check(self, owner: str, options: dict[str, Any]) -> tuple[dict[str, Any], Faults]:
+        """Validate options without groups."""
+        from typing_extensions import TypedDict
+
+        types = {name: self.options[name].annotation for name in options}
         try:
-            return self._adapter(options).validate_json(
-                json.dumps(plain(options)), strict=True
-            ), faults
+            adapter = pydantic.TypeAdapter(TypedDict("Options", types))  # type: ignore[operator]
+            return adapter.validate_json(json.dumps(plain(options)), strict=True), []
         except pydantic.ValidationError as error:
-            wrong = dict.fromkeys(
-                str(detail["loc"][0])
-                for detail in error.errors(include_url=False, include_context=False)
-            )
+            errors = error.errors(include_url=False, include_context=False)
+            wrong = dict.fromkeys(str(detail["loc"][0]) for detail in errors)
         except (pydantic.PydanticUserError, TypeError) as error:
             raise PluginError(
                 f"the options of {owner} have types that cannot be checked: {sentence(error)}"
             ) from error
-        faults += [
-            (name, f"{written(options[name])} is not {self.options[name].description}")
-            for name in wrong
-        ]
-        return options, faults
+        return options, [(name, self.options[name].refuse(options[name])) for name in wrong]
 
-    def _adapter(self, names: Iterable[str]) -> pydantic.TypeAdapter:
-        from typing_extensions import TypedDict
 
-        return pydantic.TypeAdapter(
-            TypedDict("Options", {name: self.options[name].annotation for name in names})
-        )  # type: ignore[operator]
+def _settle(option: Option, value: Any, key: str) -> tuple[Any, Faults]:
+    """Validate a value that may hold mappings of a group, and fill in presets and defaults.
+
+    Mappings and lists stay mappings and lists; the name of a preset stays a name.
+    """
+    annotation, value = option.annotation, plain(value)
+    group, listed = groups.group_of(annotation), groups.list_of(annotation)
+    if isinstance(value, dict) and group is not None:
+        return _settle_mapping(option, group, value, key)
+    if isinstance(value, list) and listed is not None:
+        return _settle_list(option, listed, value, key)
+    others = [other for other in groups.members(annotation) if not groups.has_group(other)]
+    if others:
+        try:
+            adapter = pydantic.TypeAdapter(typing.Union[tuple(others)])  # noqa: UP007
+            return adapter.validate_json(json.dumps(value), strict=True), []
+        except pydantic.ValidationError:
+            pass
+    names = [name for other in others for name in _names(other)]
+    if isinstance(value, str) and any(groups.is_preset(other, group) for other in others):
+        return value, [(key, f"no preset {written(value)}; {advice(value, names)}{option.more}")]
+    return value, [(key, option.refuse(value))]
+
+
+def _names(annotation: Any) -> tuple[Any, ...]:
+    """Return the values of a Literal."""
+    is_literal = typing.get_origin(groups.bare(annotation)) is typing.Literal
+    return typing.get_args(groups.bare(annotation)) if is_literal else ()
+
+
+def _settle_mapping(
+    option: Option, group: type, value: dict[str, Any], key: str
+) -> tuple[Any, Faults]:
+    presets, faults = groups.presets(group), []
+    if presets and "preset" in value:
+        name = value["preset"]
+        value = {other: item for other, item in value.items() if other != "preset"}
+        if isinstance(name, str) and name in presets:
+            value = {**presets[name], **value}
+        else:
+            faults = [(f"{key}.preset", f"no preset {written(name)}; {advice(str(name), presets)}")]
+    options, wrong = read_group(group).validate(option.name, value)
+    return options, faults + [(f"{key}.{name}", message) for name, message in wrong]
+
+
+def _settle_list(option: Option, listed: Any, value: list[Any], key: str) -> tuple[Any, Faults]:
+    items = groups.items_of(listed, len(value))
+    limits = bounds(getattr(listed, "__metadata__", ()))
+    fits = limits.get("min_length", 0) <= len(value) <= limits.get("max_length", len(value))
+    if items is None or not fits:
+        return value, [(key, option.refuse(value))]
+    settled, faults = [], []
+    for number, (annotation, item) in enumerate(zip(items, value, strict=True)):
+        one = dataclasses.replace(option, annotation=annotation)
+        done, wrong = _settle(one, item, f"{key}.{number}")
+        settled.append(done)
+        faults += wrong
+    is_tuple = typing.get_origin(groups.bare(listed)) is tuple
+    return tuple(settled) if is_tuple else settled, faults
+
+
+@functools.cache
+def read_group(group: type) -> Signature:
+    """Return the options of a group. Raises PluginError where they cannot be read."""
+    return read_class(group, group.__name__)
 
 
 def read_class(part: type, owner: str) -> Signature:
-    """The signature of a class. PluginError where a parameter is neither positional-only nor keyword-only."""
-    lineage = [ancestor for ancestor in part.__mro__ if not is_foreign(ancestor.__module__)]
+    """Return the signature of a class.
+
+    Raises PluginError where a parameter is neither positional-only nor keyword-only.
+    """
     try:
-        parameters = list(inspect.signature(part.__init__, eval_str=True).parameters.values())[1:]  # type: ignore[misc]
+        signature = inspect.signature(part.__init__, eval_str=True)  # type: ignore[misc]
     except Exception as error:
         raise PluginError(f"the options of {owner} cannot be read: {sentence(error)}") from error
-    facts, options = [], {}
-    for parameter in parameters:
+    runtime, options = [], {}
+    for parameter in list(signature.parameters.values())[1:]:
         if parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
             raise PluginError(
-                f"parameter '{parameter.name}' of {owner} must stand before '/', as a fact, or after '*', as an option"
+                f"parameter '{parameter.name}' of {owner} must stand before '/', as a runtime "
+                "argument, or after '*', as an option"
             )
         if parameter.kind is parameter.POSITIONAL_ONLY:
-            facts.append(parameter.name)
+            runtime.append(parameter.name)
         if parameter.kind is parameter.KEYWORD_ONLY:
-            name = parameter.name.removesuffix("_")
-            annotation = Any if parameter.annotation is parameter.empty else parameter.annotation
-            options[name] = Option(
-                name, parameter.name, annotation, parameter.default, describe(annotation)
-            )
-    attributes = {
-        name: value
-        for ancestor in reversed(lineage)
-        for name, value in vars(ancestor).items()
-        if not name.startswith("_") and is_literal(value)
-    }
-    doc = next(
-        (ancestor.__dict__["__doc__"] for ancestor in lineage if ancestor.__dict__.get("__doc__")),
-        "",
-    )
-    return Signature(tuple(facts), options, inspect.cleandoc(doc), attributes)
+            option = _option(part, parameter, owner)
+            options[option.name] = option
+    lineage = [ancestor for ancestor in part.__mro__ if not is_foreign(ancestor.__module__)]
+    attributes = _attributes(reversed(lineage))
+    return Signature(tuple(runtime), options, _doc(lineage), attributes)
 
 
-# ---------------------------------------------------------------------------------------------------------------- in words
-
-
-def describe(annotation: Any) -> str:
-    """A type in words: "a whole number ≥ 1", "one of 'official', 'blur'", "a number between 0 and 1 or null"."""
-    bounds: dict[str, Any] = {}
-    while typing.get_origin(annotation) is typing.Annotated:
-        annotation, *metadata = typing.get_args(annotation)
-        bounds = _bounds(metadata) | bounds
-    origin, arguments = typing.get_origin(annotation) or annotation, typing.get_args(annotation)
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(dict.fromkeys(describe(member) for member in arguments))
-    if origin is typing.Literal:
-        return ("" if len(arguments) == 1 else "one of ") + ", ".join(
-            written(value) for value in arguments
+def _option(part: type, parameter: inspect.Parameter, owner: str) -> Option:
+    annotation = Any if parameter.annotation is REQUIRED else parameter.annotation
+    found = [member for member in groups.members(annotation) if groups.is_group(member)]
+    if len(found) > 1:
+        names = " and ".join(group.__name__ for group in found)
+        raise PluginError(
+            f"option '{parameter.name}' of {owner} is {names}; a mapping does not tell which"
         )
-    if origin is tuple and arguments and Ellipsis not in arguments:
-        items = [describe(member) for member in arguments]
-        return f"a list of {len(items)}" + (
-            f", each {items[0]}" if len(set(items)) == 1 else f": {', '.join(items)}"
-        )
-    words = {
-        bool: "true or false",
-        int: "a whole number",
-        float: "a number",
-        str: "text",
-        pathlib.Path: "a path",
-        type(None): "null",
-        None: "null",
-        Any: "anything",
-        dict: "a mapping",
-    }
-    if origin in words:
-        return words[origin] + _limits(bounds, whole=origin is int)
-    if inspect.isclass(origin) and issubclass(origin, Iterable):
-        each = [describe(member) for member in arguments if member is not Ellipsis]
-        sizes = {"min_length": "at least", "max_length": "at most"}
-        size = " and".join(
-            f" {words} {bounds[key]}" for key, words in sizes.items() if key in bounds
-        )
-        return "a list" + (f" of{size}" if size else "") + (f", each {each[0]}" if each else "")
-    return str(getattr(annotation, "__name__", annotation))
+    default = parameter.default
+    for field in getattr(part, "__dataclass_fields__", {}).values():
+        if field.name == parameter.name and field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+    return Option(groups.option_name(parameter.name), parameter.name, annotation, default)
 
 
-def _bounds(metadata: Iterable[Any]) -> dict[str, Any]:
-    import annotated_types
-    from pydantic.fields import FieldInfo
-
-    bounds: dict[str, Any] = {}
-    for item in metadata:
-        if isinstance(item, FieldInfo):
-            bounds |= _bounds(item.metadata)
-        elif isinstance(item, annotated_types.GroupedMetadata):
-            bounds |= _bounds(item)
-        else:
-            for key in ("ge", "gt", "le", "lt", "multiple_of", "min_length", "max_length"):
-                if getattr(item, key, None) is not None:
-                    bounds[key] = getattr(item, key)
-    return bounds
+def _attributes(lineage: Iterable[type]) -> dict[str, Any]:
+    attributes = {}
+    for ancestor in lineage:
+        for name, value in vars(ancestor).items():
+            if not name.startswith("_") and is_literal(value):
+                attributes[name] = value
+    return attributes
 
 
-def _limits(bounds: dict[str, Any], *, whole: bool) -> str:
-    if whole and "gt" in bounds:
-        bounds = {**bounds, "ge": bounds["gt"] + 1}
-        del bounds["gt"]
-    if whole and "lt" in bounds:
-        bounds = {**bounds, "le": bounds["lt"] - 1}
-        del bounds["lt"]
-    if "ge" in bounds and "le" in bounds:
-        words = [f"between {bounds['ge']} and {bounds['le']}"]
-    else:
-        words = [
-            f"{sign} {bounds[key]}"
-            for key, sign in (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<"))
-            if key in bounds
-        ]
-    if "multiple_of" in bounds:
-        words.append(f"a multiple of {bounds['multiple_of']}")
-    return " " + " and ".join(words) if words else ""
-
-
-def written(value: Any) -> str:
-    """A value as a recipe would hold it, shortened to fit into a sentence."""
-    if isinstance(value, str):
-        text = f"'{printable(value)}'"
-    elif isinstance(value, list | tuple):
-        text = f"[{', '.join(map(written, value))}]"
-    elif isinstance(value, dict):
-        text = f"{{{', '.join(f'{key}: {written(item)}' for key, item in value.items())}}}"
-    else:
-        text = printable(json.dumps(value, default=str))
-    return text if len(text) <= 80 else f"{text[:79]}…"
-
-
-def plain(value: Any) -> Any:
-    """A value of an option as YAML and JSON can hold it."""
-    if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
-
-
-def nearest(name: str, names: Iterable[str]) -> list[str]:
-    """Those of `names` that `name` may have been meant to be, best first."""
-    lower = {other.lower(): other for other in names}
-    return [lower[match] for match in difflib.get_close_matches(name.lower(), lower, n=3)]
-
-
-def advice(name: str, names: Iterable[str]) -> str:
-    names = list(dict.fromkeys(names))
-    if near := nearest(name, names):
-        return f"did you mean {' or '.join(repr(other) for other in near)}?"
-    return f"there are: {', '.join(names)}" if names else "there are none"
-
-
-def sentence(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split()) or 'no reason given'}"
+def _doc(lineage: Iterable[type]) -> str:
+    """Return the first docstring; that which `dataclass` makes of the fields is none."""
+    for ancestor in lineage:
+        doc = vars(ancestor).get("__doc__")
+        if doc and not doc.startswith(f"{ancestor.__name__}("):
+            return inspect.cleandoc(doc)
+    return ""

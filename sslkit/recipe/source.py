@@ -1,4 +1,7 @@
-"""Classes as their source tells of them, read without importing: neither torch nor a stranger's code runs."""
+"""Reads class signatures with `ast`, without importing the module.
+
+Neither torch nor a stranger's code runs.
+"""
 
 import ast
 import functools
@@ -8,6 +11,7 @@ import inspect
 import sys
 import types
 import typing
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,6 +26,7 @@ READABLE = {
     "collections.abc",
     "annotated_types",
 }
+"""Modules whose names an annotation may use."""
 BUILTINS = {
     kind.__name__: kind
     for kind in (bool, int, float, str, bytes, list, tuple, dict, set, frozenset, object, type)
@@ -29,71 +34,78 @@ BUILTINS = {
 
 
 class UnreadableError(Exception):
-    """What the source alone does not tell."""
+    """The source does not say it plainly enough."""
 
 
 def is_foreign(module: str) -> bool:
+    """Tell whether a module is torch's or the standard library's."""
     return module.partition(".")[0] in {"torch", *sys.stdlib_module_names}
 
 
 def is_literal(value: Any) -> bool:
+    """Tell whether a value is a constant, or a container of constants."""
     if isinstance(value, list | tuple | set | frozenset):
         return all(map(is_literal, value))
     if isinstance(value, dict):
-        return all(is_literal(item) for pair in value.items() for item in pair)
+        return all(map(is_literal, value.keys())) and all(map(is_literal, value.values()))
     return value is None or isinstance(value, bool | int | float | str | bytes)
+
+
+def may_call(called: Any) -> bool:
+    """Tell whether a call may be evaluated: pydantic's Field, bounds, stand-ins of dataclasses."""
+    if called is pydantic.Field or getattr(called, "__module__", "") == "annotated_types":
+        return True
+    return isinstance(called, type) and is_dataclass(called)
 
 
 @functools.cache
 def find(module: str) -> "Source":
-    """Find and parse the source of a module; unlike importlib.util.find_spec this imports no parent package either."""
-    top, *rest = module.split(".")
+    """Find and parse the source of a module. Raises UnreadableError where there is none.
+
+    Unlike importlib.util.find_spec it imports no parent package.
+    """
     try:
-        spec = importlib.util.find_spec(top)
-        name = top
-        for part in rest:
-            name = f"{name}.{part}"
-            finders = (
-                finder.find_spec(name, spec.submodule_search_locations)
-                for finder in sys.meta_path
-                if spec is not None
-            )  # type: ignore[union-attr]
-            spec = next((found for found in finders if found is not None), None)
+        spec = _spec(module)
         if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
             raise UnreadableError(module)
-        return Source(
-            module,
-            spec.submodule_search_locations is not None,
-            ast.parse(Path(spec.origin).read_bytes()),
-        )
+        tree = ast.parse(Path(spec.origin).read_bytes())
     except (OSError, ImportError, ValueError, SyntaxError, AttributeError) as error:
         raise UnreadableError(module) from error
+    return Source(module, spec.submodule_search_locations is not None, tree)
+
+
+def _spec(module: str) -> Any:
+    name, *rest = module.split(".")
+    spec = importlib.util.find_spec(name)
+    for part in rest:
+        if spec is None:
+            return None
+        name = f"{name}.{part}"
+        places, spec = spec.submodule_search_locations, None
+        for finder in sys.meta_path:
+            spec = spec or finder.find_spec(name, places)
+    return spec
 
 
 class Source:
-    """The names that a module binds at its top level, and what they stand for as far as that can be told without running it."""
+    """The names that a module binds at its top level, and what they stand for."""
 
     def __init__(self, name: str, is_package: bool, tree: ast.Module) -> None:
         self.name = name
+        self.tree = tree
         self.stand_ins: dict[str, type] = {}
         self.imported: dict[str, tuple[str, str | None]] = {}
         self.bound: dict[str, ast.AST] = {}
-        package = name.split(".") if is_package else name.split(".")[:-1]
+        self._package = name.split(".") if is_package else name.split(".")[:-1]
         for node in tree.body:
             match node:
                 case ast.Import(names):
                     for alias in names:
-                        self.imported[alias.asname or alias.name.partition(".")[0]] = (
-                            alias.name if alias.asname else alias.name.partition(".")[0],
-                            None,
-                        )
+                        self._import(alias)
                 case ast.ImportFrom(module, names, level):
-                    start = ".".join(package[: len(package) - (level or 1) + 1]) if level else ""
                     for alias in names:
-                        self.imported[alias.asname or alias.name] = (
-                            ".".join(filter(None, (start, module))),
-                            alias.name,
-                        )
+                        place = (self._absolute(module, level), alias.name)
+                        self.imported[alias.asname or alias.name] = place
                 case ast.ClassDef(name=bound):
                     self.bound[bound] = node
                 case ast.Assign([ast.Name(bound)], value) | ast.AnnAssign(
@@ -101,8 +113,45 @@ class Source:
                 ):
                     self.bound[bound] = value
 
+    def _import(self, alias: ast.alias) -> None:
+        top = alias.name.partition(".")[0]
+        if alias.asname:
+            self.imported[alias.asname] = (alias.name, None)
+        else:
+            self.imported[top] = (top, None)
+
+    def _absolute(self, module: str | None, level: int) -> str:
+        """Return the full name of the module in `from module import …`."""
+        start = self._package[: len(self._package) - level + 1] if level else []
+        return ".".join([*start, *([module] if module else [])])
+
+    def place(self, node: ast.expr) -> tuple[str, str]:
+        """Return module and name of a class that is written `Name` or `module.Name`.
+
+        Raises UnreadableError where it is neither.
+        """
+        first, *rest = ast.unparse(node).split(".")
+        if not rest and first in self.bound:
+            return self.name, first
+        if first not in self.imported:
+            raise UnreadableError(first)
+        module, attribute = self.imported[first]
+        *path, name = [module, *([attribute] if attribute else []), *rest]
+        return ".".join(path), name
+
+    def definition(self, name: str) -> tuple["Source", ast.ClassDef]:
+        """Return the class of that name and the module that defines it."""
+        if name in self.imported:
+            module, attribute = self.imported[name]
+            if attribute is not None:
+                return find(module).definition(attribute)
+        node = self.bound.get(name)
+        if not isinstance(node, ast.ClassDef):
+            raise UnreadableError(name)
+        return self, node
+
     def value(self, name: str) -> Any:
-        """What a name stands for: a type, an alias of one, or a constant."""
+        """Return what a name stands for: a type, an alias of one, or a constant."""
         if name in self.imported:
             module, attribute = self.imported[name]
             if module in READABLE:
@@ -117,8 +166,14 @@ class Source:
             return BUILTINS[name]
         raise UnreadableError(name)
 
+    def annotation(self, node: ast.expr) -> Any:
+        """Evaluate an annotation, also one in quotes."""
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            node = ast.parse(node.value, mode="eval").body
+        return self.evaluate(node)
+
     def evaluate(self, node: ast.AST) -> Any:
-        """A literal or a type expression; nothing is called but pydantic's Field and the bounds of annotated_types."""
+        """Evaluate a literal or a type expression. Calls nothing but what `may_call` allows."""
         match node:
             case ast.Constant(value):
                 return value
@@ -139,42 +194,52 @@ class Source:
             case ast.List(items):
                 return list(map(self.evaluate, items))
             case ast.Dict(keys, values) if None not in keys:
-                return dict(
-                    zip(
-                        map(self.evaluate, typing.cast(list[ast.expr], keys)),
-                        map(self.evaluate, values),
-                        strict=True,
-                    )
-                )
+                names = map(self.evaluate, typing.cast(list[ast.expr], keys))
+                return dict(zip(names, map(self.evaluate, values), strict=True))
+            case ast.ClassDef(name) if self._is_group(node):
+                return self.stand_in(name)
             case ast.Call(function, items, keywords):
                 called = self.evaluate(function)
-                if (
-                    called is pydantic.Field
-                    or getattr(called, "__module__", "") == "annotated_types"
-                ):
-                    return called(
-                        *map(self.evaluate, items),
-                        **{str(word.arg): self.evaluate(word.value) for word in keywords},
-                    )
+                if may_call(called):
+                    options = {str(word.arg): self.evaluate(word.value) for word in keywords}
+                    return called(*map(self.evaluate, items), **options)
         raise UnreadableError(ast.unparse(node))
 
     def stand_in(self, name: str) -> type:
-        """A class with the bases, docstring, literals and constructor's signature of the one in the source, and no code."""
+        """Return a class with the bases, docstring, literals and signature of one in the source.
+
+        It has no code. A class may have one decorator, `@dataclass(frozen=True, kw_only=True)`.
+        """
         if name not in self.stand_ins:
-            if name in self.imported and (attribute := self.imported[name][1]) is not None:
-                self.stand_ins[name] = find(self.imported[name][0]).stand_in(attribute)
-            else:
-                node = self.bound.get(name)
-                if not isinstance(node, ast.ClassDef) or node.decorator_list:
-                    raise UnreadableError(name)
-                try:
-                    self.stand_ins[name] = self._build(node)
-                except (TypeError, ValueError, AttributeError, SyntaxError) as error:
-                    raise UnreadableError(name) from error
+            self.stand_ins[name] = self._stand_in(name)
         return self.stand_ins[name]
 
+    def _stand_in(self, name: str) -> type:
+        if name in self.imported:
+            module, attribute = self.imported[name]
+            if attribute is not None:
+                return find(module).stand_in(attribute)
+        node = self.bound.get(name)
+        if not isinstance(node, ast.ClassDef):
+            raise UnreadableError(name)
+        if node.decorator_list and not self._is_group(node):
+            raise UnreadableError(name)
+        try:
+            return self._build(node)
+        except (TypeError, ValueError, AttributeError, SyntaxError) as error:
+            raise UnreadableError(name) from error
+
+    def _is_group(self, node: ast.ClassDef) -> bool:
+        """Tell whether the only decorator of a class is `@dataclass(frozen=True, kw_only=True)`."""
+        decorators = [ast.unparse(decorator) for decorator in node.decorator_list]
+        imported = self.imported.get("dataclass") == ("dataclasses", "dataclass")
+        return imported and decorators == ["dataclass(frozen=True, kw_only=True)"]
+
     def _build(self, node: ast.ClassDef) -> type:
+        is_group = self._is_group(node)
         body: dict[str, Any] = {"__doc__": ast.get_docstring(node), "__module__": self.name}
+        if is_group:
+            body["__annotations__"] = self._fields(node)
         for statement in node.body:
             match statement:
                 case ast.FunctionDef(name="__init__"):
@@ -196,44 +261,45 @@ class Source:
                 case _:
                     _refuse(statement)
         bases = [base for base in map(self._ancestor, node.bases) if base is not None]
-        return type(node.name, tuple(bases), body)
+        built = type(node.name, tuple(bases), body)
+        return dataclass(frozen=True, kw_only=True)(built) if is_group else built
+
+    def _fields(self, node: ast.ClassDef) -> dict[str, Any]:
+        """Return the annotations of a dataclass."""
+        fields = {}
+        for statement in node.body:
+            match statement:
+                case ast.AnnAssign(ast.Name(name), annotation):
+                    fields[name] = self.annotation(annotation)
+        return fields
 
     def _ancestor(self, node: ast.expr) -> type | None:
-        """None for classes that bring neither options nor attributes: those of torch and of the standard library."""
+        """Return the stand-in of a base, None for classes of torch and the standard library.
+
+        These have neither options nor attributes.
+        """
         if isinstance(node, ast.Subscript):
             node = node.value
-        first, *rest = ast.unparse(node).split(".")
-        module, attribute = self.imported.get(
-            first, (self.name if first in self.bound else "builtins", None)
-        )
-        if is_foreign(module):
+        first = ast.unparse(node).partition(".")[0]
+        if first not in self.imported and first not in self.bound:
             return None
-        if not rest:
-            return self.stand_in(first)
-        return find(".".join(filter(None, (module, attribute, *rest[:-1])))).stand_in(rest[-1])
+        module, name = self.place(node)
+        return None if is_foreign(module) else find(module).stand_in(name)
 
     def _constructor(self, node: ast.FunctionDef) -> Any:
+        """Return an empty `__init__` with the signature of the one in the source."""
         if node.decorator_list:
             _refuse(node)
-        kinds, empty = inspect.Parameter, inspect.Parameter.empty
-        parameters = [
-            kinds(argument.arg, kinds.POSITIONAL_ONLY) for argument in node.args.posonlyargs
-        ]
-        parameters += [
-            kinds(argument.arg, kinds.POSITIONAL_OR_KEYWORD) for argument in node.args.args
-        ]
-        for argument, default in zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True):
-            annotation: Any = argument.annotation
-            if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
-                annotation = ast.parse(annotation.value, mode="eval").body
-            parameters.append(
-                kinds(
-                    argument.arg,
-                    kinds.KEYWORD_ONLY,
-                    annotation=empty if annotation is None else self.evaluate(annotation),
-                    default=empty if default is None else self.evaluate(default),
-                )
-            )
+        kinds = inspect.Parameter
+        parameters = [kinds(one.arg, kinds.POSITIONAL_ONLY) for one in node.args.posonlyargs]
+        parameters += [kinds(one.arg, kinds.POSITIONAL_OR_KEYWORD) for one in node.args.args]
+        for one, default in zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True):
+            parameter = kinds(one.arg, kinds.KEYWORD_ONLY)
+            if one.annotation is not None:
+                parameter = parameter.replace(annotation=self.annotation(one.annotation))
+            if default is not None:
+                parameter = parameter.replace(default=self.evaluate(default))
+            parameters.append(parameter)
 
         def __init__(self: Any) -> None: ...  # noqa: N807
 

@@ -5,11 +5,23 @@ from typing import Any
 
 from sslkit.errors import PluginError
 from sslkit.recipe import registry
-from sslkit.recipe.contents import Choice
+from sslkit.recipe.contents import PARTS, Choice
 from sslkit.recipe.settings import Train
 
 Wrong = tuple[tuple[str, ...], str]
 """The key of a fault, and its sentence."""
+
+RUNTIME = {
+    "encoders": ("sizes", "channels"),
+    "heads": ("in_dim", "crops", "shape"),
+    "transforms": ("channels",),
+    "samplers": ("dim", "num_images"),
+    "losses": (),
+    "methods": ("parts",),
+    "datasets": ("split",),
+    "evaluations": (),
+}
+"""Runtime arguments that parts of each kind may require (the table of `sslkit.interfaces`)."""
 
 
 def faults(chosen: Mapping[str, Any], heads: Mapping[str, Choice | None]) -> Iterator[Wrong]:
@@ -17,10 +29,14 @@ def faults(chosen: Mapping[str, Any], heads: Mapping[str, Choice | None]) -> Ite
 
     `sampler` is absent from `chosen` where the recipe has no such section.
     """
+    for key, choice in _choices(chosen, heads):
+        if (wrong := unknown_runtime(choice)) is not None:
+            yield (*key, "use"), wrong
     method: Choice | None = chosen.get("method")
     if method is None:
         return
     wiring = attributes(method)
+    yield from _names(method, wiring)
     yield from _heads(method, wiring, chosen.get("transform"), heads)
     yield from _lengths(method, wiring, heads)
     yield from _sampler(method, wiring, chosen)
@@ -46,6 +62,47 @@ def attributes(choice: Choice) -> Mapping[str, Any]:
     return choice.part.signature().attributes
 
 
+def unknown_runtime(choice: Choice) -> str | None:
+    """Return what is wrong with the runtime arguments that a part requires; None for nothing."""
+    allowed = RUNTIME[choice.kind]
+    for name in choice.part.signature().runtime:
+        if name not in allowed:
+            listed = ", ".join(allowed) or "none"
+            return (
+                f"{choice.use} requires the runtime argument '{name}', which {choice.kind} do not "
+                f"get; allowed: {listed}"
+            )
+    return None
+
+
+def _choices(
+    chosen: Mapping[str, Any], heads: Mapping[str, Choice | None]
+) -> Iterator[tuple[tuple[str, ...], Choice]]:
+    """Yield every part that could be read, with its key."""
+    for section in PARTS:
+        choice = chosen.get(section)
+        if isinstance(choice, Choice):
+            yield (section,), choice
+    for name, head in heads.items():
+        if head is not None:
+            yield ("heads", name), head
+
+
+def _names(method: Choice, wiring: Mapping[str, Any]) -> Iterator[Wrong]:
+    """Class attributes of a method name only heads that it reads."""
+    reads = wiring.get("reads")
+    if reads is None:
+        return
+    for attribute in ("predicts", "compares", "stores"):
+        for name in wiring.get(attribute) or ():
+            if name not in reads:
+                yield (
+                    ("method", "use"),
+                    f"the class of '{method.use}' names head '{name}' in `{attribute}`, but not in "
+                    "`reads`",
+                )
+
+
 def _heads(
     method: Choice,
     wiring: Mapping[str, Any],
@@ -54,7 +111,15 @@ def _heads(
 ) -> Iterator[Wrong]:
     """Every head that the method needs, no other, and each reads something that exists."""
     reads = wiring.get("reads")
-    views = None if transform is None else attributes(transform).get("views")
+    views = None
+    if transform is not None:
+        views = attributes(transform).get("views")
+        if views is None:
+            yield (
+                ("transform", "use"),
+                f"the class of '{transform.use}' does not name its views; give it a literal "
+                "attribute `views`, a tuple of names",
+            )
     needed = reads if reads is not None else views
     if needed is None:
         return
@@ -68,10 +133,11 @@ def _heads(
                 f"method '{method.use}' has no use for a head named '{name}'; "
                 f"it needs: {', '.join(needed)}",
             )
-    if reads is None or views is None or transform is None:
+    if views is None or transform is None:
         return
-    wanted = [source.partition(".")[0] for source in reads.values() if source not in reads]
-    wanted += [source for name, source in reads.items() if source == name]
+    wanted = list(wiring.get("stores") or ())
+    if reads is not None:
+        wanted = [view for name in reads if (view := _view(reads, name)) is not None]
     for view in dict.fromkeys(wanted):
         if view not in views:
             able = ", ".join(_transforms_with(view)) or "none that is installed"
@@ -80,6 +146,14 @@ def _heads(
                 f"method '{method.use}' reads the view '{view}', which transform "
                 f"'{transform.use}' does not make; transforms that do: {able}",
             )
+
+
+def _view(reads: Mapping[str, str], name: str) -> str | None:
+    """Return the view that a head reads itself; None where it reads another head."""
+    source = reads[name]
+    if source in reads and source != name:
+        return None
+    return source.partition(".")[0]
 
 
 def _lengths(

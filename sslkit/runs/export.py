@@ -1,81 +1,145 @@
-"""The encoder of a run as a file that its own library loads, checked before anybody is told that it is done."""
+"""Writes the encoder of a run for another library, and checks what was written."""
 
-import os
+import re
+import shutil
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from sslkit import recipe
 from sslkit.errors import CheckpointError, SslkitError
+from sslkit.interfaces import Encoder
 from sslkit.parts import make_method, make_transform
+from sslkit.recipe import Recipe
 from sslkit.recipe.signature import written
-from sslkit.runs import checkpoint, files
+from sslkit.runs import card, checkpoint, files, hub, onnx
 
 TOLERANCE = 1e-6
 """Largest difference of features, relative to the largest feature, that counts as equal."""
+ONNX_TOLERANCE = 1e-4
+"""The same for ONNX, whose runtime computes with other kernels."""
 
 CHECK = """
 from safetensors.torch import load_file as _load, save_file as _save
-with torch.inference_mode():
+import torch as _torch
+with _torch.inference_mode():
     _save({{"features": model(_load({images!r})["images"]).contiguous()}}, {features!r})
 """
 
 
-def export(folder: Path, library: str) -> tuple[Path, str, float]:
-    """Write export/<library>/encoder.safetensors and load.py below `folder`, run load.py in a process of its own, and compare.
+@dataclass(frozen=True)
+class Exported:
+    """What was written: `place` is a folder or an address, `lines` load it."""
 
-    Returns the file, the lines that load it, and the largest relative difference of features. Raises SslkitError where the library
-    has no such architecture or the features differ; nothing is left then.
+    place: str
+    lines: str
+    difference: float
+    """Largest difference of features, relative to the largest feature."""
+
+
+def export(folder: Path, target: str, *, public: bool = False) -> Exported:
+    """Write the encoder of the run in `folder` into export/<library>, or upload it.
+
+    `target` is a library of the encoder, "onnx", or "hub:USER/NAME". What was written is loaded in
+    a process of its own, and its features are compared with those of the run. Raises SslkitError
+    where the library has no such architecture, or where features differ; nothing is left then.
     """
-    if not library.isidentifier():
-        raise SslkitError(f"{written(library)} is no library; choose timm or torchvision")
     made = recipe.read(folder / "recipe.yaml")
+    library, repository = _target(made, target)
+    if repository is not None:
+        hub.check()
     newest, state, _ = checkpoint.newest(folder)
-    transform = make_transform(made)
-    method = make_method(made, transform, checkpoint.data_format(state))
+    data = checkpoint.data_format(state)
+    transform = make_transform(made, data)
+    method = make_method(made, transform, data, restored=True)
     checkpoint.load_method(method, newest)
     encoder = method.exported.eval()
-    home = folder / "export" / library
-    file = home / "encoder.safetensors"
-    lines = encoder.loading(library, str(file))
-    images = torch.randn(
-        4, 3, transform.size, transform.size, generator=torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(4, data.channels, transform.size, transform.size, generator=generator)
+    with tempfile.TemporaryDirectory() as scratch:
+        home = Path(scratch) / library
+        home.mkdir()
+        if library == "onnx":
+            lines = onnx.write(encoder, images, home)
+        else:
+            lines = encoder.export(library, home, transform.size)
+        difference = _check(encoder, images, home, library, lines)
+        _write_lines(home, lines)
+        place = folder / "export" / library
+        found = f"folder = {str(place)!r}"
+        if repository is not None:
+            found = hub.lines(repository)
+        text = card.write(
+            folder, made, encoder, state, size=transform.size, library=library, lines=lines
+        )
+        (home / "README.md").write_text(text, encoding="utf-8")
+        if repository is not None:
+            address = hub.upload(home, repository, public=public)
+            return Exported(address, f"{found}\n{lines}", difference)
+        _move(home, place)
+    return Exported(str(place), f"{found}\n{lines}", difference)
+
+
+def _target(made: Recipe, target: str) -> tuple[str, str | None]:
+    """Return the library to write for, and the repository to upload to."""
+    libraries = made.encoder.part.signature().attributes.get("libraries", ())
+    known = (*libraries, "onnx")
+    if target in known:
+        return target, None
+    kind, _, repository = target.partition(":")
+    if kind == "hub" and libraries:
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository, re.ASCII):
+            raise SslkitError(f"{written(target)} is not of the form hub:USER/NAME")
+        return libraries[0], repository
+    raise SslkitError(
+        f"cannot export to {written(target)}; choose {', '.join(known)} or hub:USER/NAME"
     )
+
+
+def _check(encoder: Encoder, images: Tensor, home: Path, library: str, lines: str) -> float:
+    """Load what lies in `home` in a process of its own, and compare features."""
     with torch.inference_mode():
         expected = encoder(images)
     with tempfile.TemporaryDirectory() as scratch:
-        trial = str(Path(scratch) / "encoder.safetensors")
-        save_file({name: value.contiguous() for name, value in encoder.weights().items()}, trial)
-        given, found = (
-            str(Path(scratch) / "images.safetensors"),
-            str(Path(scratch) / "features.safetensors"),
-        )
+        given = str(Path(scratch) / "images.safetensors")
+        found = str(Path(scratch) / "features.safetensors")
         save_file({"images": images}, given)
-        script = encoder.loading(library, trial) + CHECK.format(images=given, features=found)
-        ran = subprocess.run(
-            [sys.executable, "-P", "-c", script], capture_output=True, text=True, check=False
-        )
+        script = f'folder = "."\n{lines}\n{CHECK.format(images=given, features=found)}'
+        command = [sys.executable, "-P", "-c", script]
+        ran = subprocess.run(command, cwd=home, capture_output=True, text=True, check=False)
         if ran.returncode:
             reason = (ran.stderr.strip() or f"exit code {ran.returncode}").splitlines()[-1]
             raise SslkitError(f"{library} could not load the exported encoder: {reason}")
-        difference = (
-            (load_file(found)["features"] - expected).abs().max()
-            / expected.abs().max().clamp_min(1e-12)
-        ).item()
-        if not difference <= TOLERANCE:
-            raise SslkitError(
-                f"features through {library} differ by {difference:.1e} of the largest, more than {TOLERANCE:.0e}; nothing was exported"
-            )
-        try:
-            home.mkdir(parents=True, exist_ok=True)
-            beside = home / f".encoder-{os.getpid()}"
-            beside.write_bytes(Path(trial).read_bytes())
-            beside.replace(file)
-        except OSError as error:
-            raise CheckpointError(f"cannot write {file}: {error.strerror}") from error
-    files.write_text(home / "load.py", lines + "\n")
-    return file, lines, difference
+        features = load_file(found)["features"]
+    largest = expected.abs().max().clamp_min(1e-12)
+    difference = ((features - expected).abs().max() / largest).item()
+    tolerance = ONNX_TOLERANCE if library == "onnx" else TOLERANCE
+    if not difference <= tolerance:
+        raise SslkitError(
+            f"features through {library} differ by {difference:.1e} of the largest, more than "
+            f"{tolerance:.0e}; nothing was exported"
+        )
+    return difference
+
+
+def _write_lines(home: Path, lines: str) -> None:
+    """Write load.py, which finds its own folder and can be run or imported from anywhere."""
+    head = "from pathlib import Path\n\nfolder = Path(__file__).resolve().parent\n"
+    (home / "load.py").write_text(f"{head}{lines}\n", encoding="utf-8")
+
+
+def _move(home: Path, place: Path) -> None:
+    """Copy every file of `home` into `place`, each completely or not at all."""
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"cannot write {place}: {error.strerror}") from error
+    for path in sorted(home.iterdir()):
+        with files.replacing(place / path.name) as beside:
+            shutil.copyfile(path, beside)

@@ -48,12 +48,26 @@ def save_tensors(
     tensors: dict[str, Tensor], path: Path, notes: dict[str, str] | None = None
 ) -> None:
     """Write, for whom the folder is open, and flush to the disk."""
-    save_file(
-        {name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path, notes
-    )
+    save_file(unshared(tensors), path, notes)
     path.chmod(path.parent.stat().st_mode & 0o666)
     with path.open("rb") as file:
         os.fsync(file.fileno())
+
+
+def unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors in the memory of the CPU, each in a place of its own.
+
+    Modules may share parameters, and safetensors refuses tensors that share memory.
+    """
+    found: dict[str, Tensor] = {}
+    places = set()
+    for name, value in tensors.items():
+        value = value.detach().cpu().contiguous()
+        if value.untyped_storage().data_ptr() in places:
+            value = value.clone()
+        places.add(value.untyped_storage().data_ptr())
+        found[name] = value
+    return found
 
 
 def checksum(path: Path) -> str:

@@ -198,10 +198,10 @@ def save(run: Run, folder: Path) -> None:
 
 def draw_views(run: Run, folder: Path) -> None:
     """views.png. Drawn after the first step, for the import of matplotlib would delay that by a second."""
-    from sslkit.report import figures
+    from sslkit.report.views_figure import draw_views as draw
 
     with files.writing(folder / "views.png"):
-        figures.views(run.source, run.transform, folder / "views.png", seed=run.recipe.train.seed)
+        draw(run.source, run.transform, folder / "views.png", seed=run.recipe.train.seed)
 
 
 def _tensorboard(folder: Path):
@@ -247,9 +247,7 @@ def run(
             return _train(made, folder, notes, resumed, screen)
 
 
-def _train(
-    made: Run, folder: Path, notes: list[str], resumed: bool, screen: Screen | None
-) -> int:
+def _train(made: Run, folder: Path, notes: list[str], resumed: bool, screen: Screen | None) -> int:
     began = made.step
     if screen is not None:
         screen.begin(notes, resumed)

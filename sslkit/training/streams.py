@@ -6,9 +6,9 @@ from sslkit import distributed
 from sslkit.draws import Draws
 from sslkit.runs.run import Run
 
-VIEWS, METHOD, FULL_PASS, MODEL, EPOCH = range(5)
+VIEWS, METHOD, FULL_PASS, MODEL, EPOCH, AFTER = range(6)
 """The device phase of views, the method's draws, passes over all images, dropout inside a model,
-and what a method draws before an epoch."""
+what a method draws before an epoch and after a step."""
 
 
 def draws(run: Run, stream: int, step: int, micro_batch: int = 0) -> Draws:
@@ -21,6 +21,11 @@ def draws(run: Run, stream: int, step: int, micro_batch: int = 0) -> Draws:
         rank=distributed.rank() * count + micro_batch,
         world=distributed.world() * count,
     )
+
+
+def shared(run: Run, stream: int, step: int) -> Draws:
+    """Return random numbers that are the same on every rank."""
+    return Draws(run.recipe.train.seed, stream, step)
 
 
 def seed_model(run: Run, step: int, micro_batch: int) -> None:

@@ -13,6 +13,7 @@ from sslkit.interfaces import Batch, Output, Progress
 from sslkit.runs.run import Run
 from sslkit.training import streams
 from sslkit.training.epoch import TrainingEpoch
+from sslkit.training.promises import Promises
 
 Watch = Callable[[str], AbstractContextManager]
 """Called with the section of a step that begins; `nullcontext` where nobody measures."""
@@ -62,28 +63,36 @@ def train(run: Run, watch: Watch = nullcontext) -> Generator[Step, None, None]:
     The same seed on the same kind of machine gives the same weights, bit for bit.
     """
     ahead = Ahead(run)
+    promises = Promises(run)
     while run.step < run.steps:
-        epoch = run.step // run.loader.steps_per_epoch
-        method_draws = streams.draws(run, streams.METHOD, run.step)
-        progress = Progress(run.step, run.steps, epoch, run.recipe.train.epochs, method_draws)
         run.model.train()
         if run.step % run.loader.steps_per_epoch == 0:
             with watch("start of an epoch"):
-                _begin_epoch(run, progress, ahead)
+                _begin_epoch(run, ahead)
+            run.model.train()
         with watch("waiting for data"):
             taken = ahead.take()
-        yield _step(run, progress, taken, watch)
+        yield _step(run, promises, taken, watch)
+
+
+def _progress(run: Run, stream: int) -> Progress:
+    """Return where training stands, with draws that are the same on every rank."""
+    epoch = run.step // run.loader.steps_per_epoch
+    draws = streams.shared(run, stream, run.step)
+    return Progress(run.step, run.steps, epoch, run.recipe.train.epochs, draws)
 
 
 @torch.no_grad()
-def _begin_epoch(run: Run, progress: Progress, ahead: Ahead) -> None:
-    torch.manual_seed(streams.draws(run, streams.EPOCH, progress.step).seed)
+def _begin_epoch(run: Run, ahead: Ahead) -> None:
+    progress = _progress(run, streams.EPOCH)
+    torch.manual_seed(progress.draws.seed)
     with run.autocast():
         run.method.begin_epoch(TrainingEpoch(run, progress, ahead.look))
 
 
-def _step(run: Run, progress: Progress, taken: list[Batch], watch: Watch) -> Step:
+def _step(run: Run, promises: Promises, taken: list[Batch], watch: Watch) -> Step:
     """Train on the micro-batches of one step."""
+    progress = _progress(run, streams.AFTER)
     lr = run.set_rate(run.step)
     before = None
     if run.recipe.train.on_nan == "skip":
@@ -92,6 +101,8 @@ def _step(run: Run, progress: Progress, taken: list[Batch], watch: Watch) -> Ste
     outputs = []
     for micro_batch, batch in enumerate(taken):
         outputs.append(_accumulate(run, progress, batch, micro_batch, watch))
+    promises.check_names(outputs)
+    promises.check_gradients()
     with watch("optimizer"):
         norm, skipped = _update(run, may_skip=before is not None)
     with watch("memory"):

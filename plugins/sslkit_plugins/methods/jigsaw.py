@@ -9,16 +9,27 @@ from typing import Annotated, ClassVar
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import Field, PositiveInt
+from pydantic import Field
 from torch import Tensor
 
 from sslkit.errors import Fault, RecipeError
 from sslkit.interfaces import Pixels, Sample
 from sslkit_plugins.methods.predict import Predict
-from sslkit_plugins.views.photometric import Area, ColourList, Photometric, flip_or_not
+from sslkit_plugins.views.crops import Coloured, Flip
+from sslkit_plugins.views.cuts import Area, Cut, flip_or_not
+from sslkit_plugins.views.photometric import Photometric
 
-Grid = Annotated[int, Field(ge=2)]
-AtLeastTwo = Annotated[int, Field(ge=2)]
+Grid = Annotated[int, Field(ge=2, description="Cells of the puzzle a side. The paper: 3.")]
+ImageSide = Annotated[int, Field(ge=1, description="Side of the image view, px. Usually 224.")]
+PuzzleSide = Annotated[
+    int, Field(ge=1, description="Side of the puzzle, px. VISSL: 255, in 3 × 3 cells of 85.")
+]
+PatchSide = Annotated[
+    int, Field(ge=1, description="Side of a patch, px, at a random place in its cell. VISSL: 64.")
+]
+PuzzleArea = Annotated[
+    Area, Field(description="Smallest part of the image in the puzzle. PIRL, VISSL: 0.6.")
+]
 
 POOL = 300_000
 """How many random orders are searched where all are too many (K > 9)."""
@@ -57,26 +68,29 @@ def hamming_permutations(patches: int, count: int, seed: int = 0) -> np.ndarray:
 
 
 class Cutter:
-    """Cuts a puzzle of `resize` pixels a side into grid² patches of `patch` pixels, one from each cell, at a random place in it.
+    """Cuts a puzzle of `resize` px a side into grid² patches of `patch` px, one from each cell.
 
-    The place is uniform in 0 … cell-patch on each axis; VISSL's code never draws the last one.
+    The place in the cell is uniform in 0 … cell-patch on each axis; VISSL's code never draws the
+    last one.
     """
 
     def __init__(self, grid: int, resize: int, patch: int) -> None:
         self.grid, self.cell, self.patch = grid, resize // grid, patch
         if patch > self.cell:
-            fault = f"{patch} pixels do not fit into a cell of {self.cell}: a puzzle of {resize} has {grid} cells a side; take at most {self.cell}"
+            fault = (
+                f"{patch} pixels do not fit into a cell of {self.cell}: a puzzle of {resize} has "
+                f"{grid} cells a side; take at most {self.cell}"
+            )
             raise RecipeError(Fault("transform.patch", fault))
 
     def __call__(self, puzzle: Tensor, rng: np.random.Generator) -> list[Tensor]:
-        """uint8 [3,resize,resize] → K of [3,patch,patch], row by row."""
-        offsets = rng.integers(0, self.cell - self.patch + 1, (self.grid, self.grid, 2)).tolist()
+        """Cut [C,resize,resize] into K of [C,patch,patch], row by row."""
+        most = self.cell - self.patch + 1
+        offsets = rng.integers(0, most, (self.grid, self.grid, 2)).tolist()
         patches = []
         for row, column in itertools.product(range(self.grid), repeat=2):
-            top, left = (
-                self.cell * row + offsets[row][column][0],
-                self.cell * column + offsets[row][column][1],
-            )
+            down, right = offsets[row][column]
+            top, left = self.cell * row + down, self.cell * column + right
             patches.append(puzzle[:, top : top + self.patch, left : left + self.patch])
         return patches
 
@@ -84,43 +98,48 @@ class Cutter:
 class Puzzle(Photometric):
     """Shuffled patches of one crop, and which of a set of orders they are in.
 
-    Flips and colours are drawn for the whole crop, as in VISSL's `jigsaw_8gpu_resnet.yaml` (grayscale for 66 % of the images keeps
-    colour fringes from betraying positions). The crop is a random resized one of at least `min_area`. `size` is the side at which
-    evaluations show images.
+    Flips and colours are drawn for the whole crop, as in VISSL's `jigsaw_8gpu_resnet.yaml`:
+    grayscale for 66 % of the images keeps colour fringes from betraying positions.
     """
 
     views = ("patches",)
-    flips = False
-    shared = True
 
     def __init__(
         self,
+        channels: int = 3,
+        /,
         *,
-        size: PositiveInt = 224,
+        size: Annotated[
+            int, Field(ge=1, description="Side at which evaluations show images, px.")
+        ] = 224,
         grid: Grid = 3,
-        resize: PositiveInt = 255,
-        patch: PositiveInt = 64,
-        min_area: Area = 0.6,
-        colours: ColourList = "gray",
-        permutations: AtLeastTwo = 2000,
+        resize: PuzzleSide = 255,
+        patch: PatchSide = 64,
+        min_area: PuzzleArea = 0.6,
+        colours: Coloured = "gray",
+        flip: Flip = 0.5,
+        permutations: Annotated[
+            int, Field(ge=2, description="Number of orders. VISSL: 100, 2,000 or 10,000.")
+        ] = 2000,
     ) -> None:
-        self.size, self.colours, self.crops = size, colours, ((resize, min_area),)
-        self.cutter = Cutter(grid, resize, patch)
+        cutter = Cutter(grid, resize, patch)
+        cut = Cut(size=resize, area=(min_area, 1.0), colours=colours, flip=0.0, shared="all")
+        super().__init__({"patches": cut}, channels)
+        self.size, self.cutter, self.flip = size, cutter, flip
         self.permutations = hamming_permutations(grid**2, permutations)
-        self.shapes = {"patches": (grid**2, 3, patch, patch)}
+        self.shapes = {"patches": (grid**2, channels, patch, patch)}
         self.num_targets = {"order": len(self.permutations)}
 
     def __call__(self, image: Image.Image | Pixels, rng: np.random.Generator) -> Sample:
-        """patches uint8 [K,3,patch,patch]; order, the number of their order in the set."""
+        """Cut patches, integer [K,C,patch,patch]; order, the number of their order in the set."""
         (puzzle,) = self.cut(image, rng)
-        patches = self.cutter(flip_or_not(puzzle, rng), rng)
+        patches = self.cutter(flip_or_not(puzzle, rng, self.flip), rng)
         order = int(rng.integers(len(self.permutations)))
-        return Sample(
-            {"patches": torch.stack([patches[i] for i in self.permutations[order]])},
-            {"order": torch.tensor(order)},
-        )
+        shuffled = torch.stack([patches[i] for i in self.permutations[order]])
+        return Sample({"patches": shuffled}, {"order": torch.tensor(order)})
 
     def state(self) -> dict[str, Tensor]:
+        """Return the set of orders."""
         return {"permutations": torch.from_numpy(self.permutations)}
 
 

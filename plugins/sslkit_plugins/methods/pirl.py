@@ -3,111 +3,136 @@
 Letters: B images, K patches, D features. "Official" is facebookresearch/vissl.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 from torch import Tensor
 from torch.nn import functional as F
 
 from sslkit import distributed
 from sslkit.errors import Fault, RecipeError
 from sslkit.interfaces import Batch, Epoch, Method, Output, Parts, Pixels, Progress, Sample
-from sslkit_plugins.methods.jigsaw import Cutter, Grid, hamming_permutations
+from sslkit_plugins.methods.jigsaw import (
+    Cutter,
+    Grid,
+    ImageSide,
+    PatchSide,
+    PuzzleArea,
+    PuzzleSide,
+    hamming_permutations,
+)
 from sslkit_plugins.momentum import feature_std
-from sslkit_plugins.views.photometric import Area, ColourList, Photometric, flip_or_not
+from sslkit_plugins.views.crops import Coloured, Flip, MinArea, Side
+from sslkit_plugins.views.cuts import Area, Cut, flip_or_not
+from sslkit_plugins.views.photometric import Photometric
 
 
 class Jigsaw(Photometric):
     """An image, and the shuffled patches of another crop of it (supplement A.1).
 
-    Image and puzzle are cropped independently, and every patch has its own colours and flip. `permutations` limits the orders to a
-    set that differs in many places, as in the paper's figure 7, and tells which was drawn; `all` draws any of the K! orders.
-    `size` is the image's side; `resize` the puzzle's, cut into `grid`² cells with one patch in each.
+    Image and puzzle are cropped independently, and every patch has its own colours and flip.
+    `permutations` limits the orders to a set that differs in many places, as in the paper's
+    figure 7, and provides the target `order`; `all` draws any of the K! orders.
     """
 
     views = ("image", "patches")
 
     def __init__(
         self,
+        channels: int = 3,
+        /,
         *,
-        size: PositiveInt = 224,
+        size: ImageSide = 224,
         grid: Grid = 3,
-        resize: PositiveInt = 255,
-        patch: PositiveInt = 64,
-        min_area: Area = 0.6,
-        image_min_area: Area = 0.08,
-        colours: ColourList = "official",
-        permutations: PositiveInt | Literal["all"] = "all",
+        resize: PuzzleSide = 255,
+        patch: PatchSide = 64,
+        min_area: PuzzleArea = 0.6,
+        image_min_area: Annotated[
+            Area, Field(description="Smallest part of the image in the image view. PIRL: 0.08.")
+        ] = 0.08,
+        colours: Coloured = "official",
+        flip: Flip = 0.5,
+        permutations: Annotated[
+            PositiveInt | Literal["all"],
+            Field(description="Number of orders; `all`: any of the K! orders, without a target."),
+        ] = "all",
     ) -> None:
-        self.size, self.colours = size, colours
-        self.crops = ((size, image_min_area), (resize, min_area))
-        self.cutter = Cutter(grid, resize, patch)
-        self.permutations = (
-            None if permutations == "all" else hamming_permutations(grid**2, permutations)
-        )
-        self.shapes = {"image": (3, size, size), "patches": (grid**2, 3, patch, patch)}
-        self.num_targets = {} if self.permutations is None else {"order": len(self.permutations)}
+        cutter = Cutter(grid, resize, patch)
+        image = Cut(size=size, area=(image_min_area, 1.0), colours=colours, flip=flip)
+        puzzle = Cut(size=resize, area=(min_area, 1.0), colours=colours, flip=flip)
+        super().__init__({"image": image, "patches": puzzle}, channels)
+        self.cutter = cutter
+        self.shapes["patches"] = (grid**2, channels, patch, patch)
+        self.permutations = None
+        if permutations != "all":
+            self.permutations = hamming_permutations(grid**2, permutations)
+            self.num_targets = {"order": len(self.permutations)}
 
     def __call__(self, image: Image.Image | Pixels, rng: np.random.Generator) -> Sample:
-        """image uint8 [3,size,size], patches uint8 [K,3,patch,patch]."""
+        """Cut image, integer [C,size,size], and patches, integer [K,C,patch,patch]."""
         whole, puzzle = self.cut(image, rng)
-        patches = self.cutter(self.turned(puzzle, rng), rng)
+        patches = self.cutter(self.rotated(puzzle, rng), rng)
+        targets = {}
         if self.permutations is None:
-            order, targets = rng.permutation(len(patches)), {}
+            order = rng.permutation(len(patches))
         else:
             number = int(rng.integers(len(self.permutations)))
             order, targets = self.permutations[number], {"order": torch.tensor(number)}
-        return Sample(
-            {"image": whole, "patches": torch.stack([patches[i] for i in order])}, targets
-        )
+        shuffled = torch.stack([patches[i] for i in order])
+        return Sample({"image": whole, "patches": shuffled}, targets)
 
-    def turned(self, puzzle: Tensor, rng: np.random.Generator) -> Tensor:
-        """uint8 [3,resize,resize] → the same, as it is cut into patches."""
+    def rotated(self, puzzle: Tensor, rng: np.random.Generator) -> Tensor:
+        """Return the puzzle [C,resize,resize] as it is cut into patches."""
         return puzzle
 
     def state(self) -> dict[str, Tensor]:
-        return (
-            {}
-            if self.permutations is None
-            else {"permutations": torch.from_numpy(self.permutations)}
-        )
+        """Return the set of orders."""
+        if self.permutations is None:
+            return {}
+        return {"permutations": torch.from_numpy(self.permutations)}
 
 
 class JigsawRotation(Jigsaw):
-    """Like `jigsaw`, the puzzle turned by 0, 90, 180 or 270 degrees before it is cut (table 5)."""
+    """Like `jigsaw`, the puzzle rotated by 0, 90, 180 or 270 degrees before it is cut (table 5)."""
 
-    def turned(self, puzzle: Tensor, rng: np.random.Generator) -> Tensor:
-        """uint8 [3,resize,resize] → the same, turned."""
+    def rotated(self, puzzle: Tensor, rng: np.random.Generator) -> Tensor:
+        """Rotate the puzzle [C,resize,resize] by a random number of quarter turns."""
         return torch.rot90(puzzle, int(rng.integers(4)), (1, 2))
 
 
 class Rotation(Photometric):
-    """An image, and another crop of it, augmented in the same way and then turned by 0, 90, 180 or 270 degrees (supplement A.2).
+    """An image, and another crop of it, rotated by 0, 90, 180 or 270 degrees (supplement A.2).
 
-    Both are flipped as they are cut, hence before the turn; colours do not mind which comes first.
+    Both are augmented alike, and flipped as they are cut, hence before the rotation; colours do not
+    depend on their order.
     """
 
     views = ("image", "rotated")
-    flips = False
 
     def __init__(
-        self, *, size: PositiveInt = 224, min_area: Area = 0.08, colours: ColourList = "official"
+        self,
+        channels: int = 3,
+        /,
+        *,
+        size: Side = 224,
+        min_area: MinArea = 0.08,
+        colours: Coloured = "official",
+        flip: Flip = 0.5,
     ) -> None:
-        self.size, self.colours, self.crops = size, colours, ((size, min_area),) * 2
-        self.shapes = {"image": (3, size, size), "rotated": (3, size, size)}
+        cut = Cut(size=size, area=(min_area, 1.0), colours=colours, flip=0.0)
+        super().__init__({"image": cut, "rotated": cut}, channels)
+        self.flip = flip
         self.num_targets = {"rotation": 4}
 
     def __call__(self, image: Image.Image | Pixels, rng: np.random.Generator) -> Sample:
-        """image and rotated, uint8 [3,size,size]; rotation, counter-clockwise quarter turns."""
-        whole, other = (flip_or_not(view, rng) for view in self.cut(image, rng))
+        """Cut image and rotated, integer [C,size,size]; rotation, counter-clockwise quarter turns."""
+        whole, other = [flip_or_not(view, rng, self.flip) for view in self.cut(image, rng)]
         turns = int(rng.integers(4))
-        return Sample(
-            {"image": whole, "rotated": torch.rot90(other, turns, (1, 2)).contiguous()},
-            {"rotation": torch.tensor(turns)},
-        )
+        rotated = torch.rot90(other, turns, (1, 2)).contiguous()
+        return Sample({"image": whole, "rotated": rotated}, {"rotation": torch.tensor(turns)})
 
 
 class Pirl(Method):

@@ -1,64 +1,66 @@
-"""RotNet: Gidaris, Singh & Komodakis 2018, "Unsupervised Representation Learning by Predicting Image Rotations", arXiv:1803.07728.
-The covariant task that PIRL's rotation view is compared with. Letters: B images, K copies."""
+"""RotNet: Gidaris, Singh & Komodakis 2018, "Unsupervised Representation Learning by Predicting
+Image Rotations", arXiv:1803.07728.
 
-from typing import ClassVar, Literal
+The covariant task that PIRL's rotation view is compared with. Letters: B images, K copies.
+"""
+
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import PositiveInt
+from pydantic import Field
 
 from sslkit.interfaces import Pixels, Sample
 from sslkit_plugins.methods.predict import Predict
-from sslkit_plugins.views.photometric import Area, ColourList, Photometric, flip_or_not
+from sslkit_plugins.views.crops import Coloured, Flip, MinArea, Side
+from sslkit_plugins.views.cuts import Cut, flip_or_not
+from sslkit_plugins.views.photometric import Photometric
 
 
 class Rotate(Photometric):
-    """A crop turned by 0, 90, 180 or 270 degrees, and by which.
+    """A crop rotated by 0, 90, 180 or 270 degrees, and by which.
 
-    `copies: all` shows all four turns of one crop, flipped and coloured alike, as the paper feeds them; `one` shows
-    one turn, as VISSL does. The crop is flipped before it is turned.
+    The crop is flipped before it is rotated. `copies: all` shows all four rotations of one crop,
+    flipped and coloured alike, as the paper feeds them; `one` shows one rotation, as VISSL does.
     """
 
     views = ("rotated",)
-    flips = False
-    shared = True
 
     def __init__(
         self,
+        channels: int = 3,
+        /,
         *,
-        size: PositiveInt = 224,
-        min_area: Area = 0.08,
-        colours: ColourList = "none",
-        copies: Literal["one", "all"] = "all",
+        size: Side = 224,
+        min_area: MinArea = 0.08,
+        colours: Coloured = "none",
+        flip: Flip = 0.5,
+        copies: Annotated[
+            Literal["one", "all"],
+            Field(description="Rotations of a crop in a batch: all four, or one of them."),
+        ] = "all",
     ) -> None:
-        self.size, self.colours, self.copies, self.crops = (
-            size,
-            colours,
-            copies,
-            ((size, min_area),),
-        )
-        self.shapes = {"rotated": (3, size, size) if copies == "one" else (4, 3, size, size)}
+        cut = Cut(size=size, area=(min_area, 1.0), colours=colours, flip=0.0, shared="all")
+        super().__init__({"rotated": cut}, channels)
+        if copies == "all":
+            self.shapes = {"rotated": (4, channels, size, size)}
+        self.copies, self.flip = copies, flip
         self.num_targets = {"rotation": 4}
 
     def __call__(self, image: Image.Image | Pixels, rng: np.random.Generator) -> Sample:
-        """rotated uint8 [3,size,size] and rotation [], or [4,3,size,size] and [4]: counter-clockwise quarter turns."""
+        """Cut rotated and rotation, counter-clockwise quarter turns.
+
+        They are integer [C,size,size] and [], or [4,C,size,size] and [4].
+        """
         (view,) = self.cut(image, rng)
-        upright = flip_or_not(view, rng)
+        upright = flip_or_not(view, rng, self.flip)
         if self.copies == "all":
-            return Sample(
-                {
-                    "rotated": torch.stack(
-                        [torch.rot90(upright, turns, (1, 2)) for turns in range(4)]
-                    )
-                },
-                {"rotation": torch.arange(4)},
-            )
+            copies = torch.stack([torch.rot90(upright, turns, (1, 2)) for turns in range(4)])
+            return Sample({"rotated": copies}, {"rotation": torch.arange(4)})
         turns = int(rng.integers(4))
-        return Sample(
-            {"rotated": torch.rot90(upright, turns, (1, 2)).contiguous()},
-            {"rotation": torch.tensor(turns)},
-        )
+        rotated = torch.rot90(upright, turns, (1, 2)).contiguous()
+        return Sample({"rotated": rotated}, {"rotation": torch.tensor(turns)})
 
 
 class RotNet(Predict):

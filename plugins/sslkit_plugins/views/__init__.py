@@ -1,5 +1,29 @@
 """Views: how they are cut from an image, and how their colours are drawn."""
 
-from sslkit_plugins.views.photometric import Area, ColourList, Photometric, flip_or_not
+from sslkit_plugins.views.colours import Chance, ColourList, ColourLists, Colours, colours_of
+from sslkit_plugins.views.crops import Augment, Crops, Local, MultiCrop
+from sslkit_plugins.views.cuts import Area, Cut, crop, crop_box, flip_or_not
+from sslkit_plugins.views.lab import Lab
+from sslkit_plugins.views.patches import PatchGrid
+from sslkit_plugins.views.photometric import Normaliser, Photometric
 
-__all__ = ["Area", "ColourList", "Photometric", "flip_or_not"]
+__all__ = [
+    "Area",
+    "Augment",
+    "Chance",
+    "ColourList",
+    "ColourLists",
+    "Colours",
+    "Crops",
+    "Cut",
+    "Lab",
+    "Local",
+    "MultiCrop",
+    "Normaliser",
+    "PatchGrid",
+    "Photometric",
+    "colours_of",
+    "crop",
+    "crop_box",
+    "flip_or_not",
+]

@@ -1,0 +1,139 @@
+"""Image files → pixels."""
+
+import contextlib
+import importlib
+import io
+import warnings
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from PIL import ExifTags, Image, ImageOps, TiffImagePlugin
+from PIL.ImageFile import ImageFile
+from torch import Tensor
+
+from sslkit.errors import DataError
+from sslkit.interfaces import Pixels
+
+ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
+"""What a file may hold, whatever its name says. Pillow would let Ghostscript run PostScript."""
+
+
+def _faster_decoders() -> dict[str, Callable[[Tensor], Tensor]]:
+    """Return decoders by format, uint8 [bytes] → [3,H,W], faster than Pillow with the same values.
+
+    TorchCodec's, or torchvision's, which it replaces. Both raise RuntimeError on a damaged file.
+    """
+    for library in ("torchcodec.decoders", "torchvision.io"):
+        with contextlib.suppress(ImportError, AttributeError, RuntimeError, OSError):
+            module = importlib.import_module(library)
+            mode = module.ImageReadMode.RGB
+            return {
+                "JPEG": partial(module.decode_jpeg, mode=mode),
+                "WEBP": partial(module.decode_webp, mode=mode),
+            }
+    return {}
+
+
+FASTER = _faster_decoders()
+
+
+def decode(file: Path | io.BytesIO) -> Image.Image:
+    """Return the first frame, upright, as RGB, with transparency laid on white.
+
+    16-bit values, and integers of 32 bits as if they had 16, are divided by 257. Floating-point
+    pixels count from 0 to 1, or to 255 where one is greater than 1. Raises what Pillow raises on a
+    damaged file and on one of more pixels than `PIL.Image.MAX_IMAGE_PIXELS`; other warnings of
+    Pillow, such as those about metadata, are ignored. Raises DataError for other bands (`BANDS`).
+    """
+    with _opened(file) as opened:
+        return _shown(opened)
+
+
+def decode_pixels(file: Path | io.BytesIO, reduction: Callable[[int, int], float]) -> Pixels:
+    """Return what `decode` makes of a file, faster and with the same values.
+
+    Upright RGB images in JPEG, or in WebP without animation, go through `FASTER`. JPEG whose sides
+    `reduction(width, height)` allows to be divided by 2, 4 or 8 is decoded to that size by Pillow.
+    """
+    stream = io.BytesIO(file.read_bytes()) if isinstance(file, Path) else file
+    with _opened(stream) as opened:
+        turn = opened.getexif().get(ExifTags.Base.Orientation, 1)
+        width, height = opened.size if turn not in (5, 6, 7, 8) else opened.size[::-1]
+        allowed = max(1, reduction(width, height))
+        divisor = max(divisor for divisor in (1, 2, 4, 8) if divisor <= allowed)
+        if divisor > 1 and opened.format == "JPEG":
+            opened.draft(None, (opened.width // divisor, opened.height // divisor))
+        elif (
+            opened.format in FASTER
+            and opened.mode == "RGB"
+            and turn == 1
+            and not getattr(opened, "is_animated", False)
+        ):
+            with contextlib.suppress(RuntimeError):  # Pillow then says what is wrong.
+                data = torch.frombuffer(stream.getbuffer(), dtype=torch.uint8)
+                return Pixels(FASTER[opened.format](data), width, height)
+        return Pixels(Pixels.of(_shown(opened)).values, width, height)
+
+
+@contextlib.contextmanager
+def _opened(file: Path | io.BytesIO) -> Iterator[ImageFile]:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        stream = stack.enter_context(file.open("rb")) if isinstance(file, Path) else file
+        if (bands := odd_bands(stream)) is not None:
+            raise DataError(f"has {bands} bands; {BANDS}")
+        yield stack.enter_context(Image.open(stream, formats=FORMATS))
+
+
+BANDS = (
+    "files may hold 1, 3 or 4 bands (gray, RGB, RGBA or CMYK); convert it, or put all images into "
+    "an array for the data set npz"
+)
+"""What is said of other files."""
+
+
+def odd_bands(stream: BinaryIO) -> int | None:
+    """Return the number of bands of a TIFF file that is neither gray, RGB, RGBA nor CMYK.
+
+    None for all others, gray with transparency among them. Pillow would read three of five bands
+    in silence.
+    """
+    header = stream.read(16)
+    stream.seek(0)
+    if header[:4] not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        return None
+    bands, extra = 1, ()
+    with contextlib.suppress(Exception):  # Pillow says later what is wrong with the file.
+        is_big = b"+" in header[:4]
+        tags = TiffImagePlugin.ImageFileDirectory_v2(header if is_big else header[:8])
+        stream.seek(tags.next)
+        tags.load(stream)
+        bands = tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1)
+        extra = tags.get(TiffImagePlugin.EXTRASAMPLES, ())
+    stream.seek(0)
+    is_transparent = bands == 2 and extra in ((1,), (2,))
+    return None if bands in (1, 3, 4) or is_transparent else bands
+
+
+def _shown(opened: ImageFile) -> Image.Image:
+    """Return an opened image upright as RGB."""
+    opened.load()
+    image: Image.Image = opened
+    ImageOps.exif_transpose(image, in_place=True)
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
+    elif image.mode == "F":
+        values = np.nan_to_num(np.asarray(image))
+        scale = 255 if values.max() <= 1 else 1
+        image = Image.fromarray((values * scale).clip(0, 255).round().astype(np.uint8))
+    if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
+        solid = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", solid.size, "white"), solid).convert("RGB")
+    return image.convert("RGB")

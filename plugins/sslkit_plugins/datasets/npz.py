@@ -1,0 +1,248 @@
+"""NumPy archives of images."""
+
+import io
+import math
+import os
+import zipfile
+from collections.abc import Callable
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from pydantic import Field
+
+from sslkit.errors import DataError, printable
+from sslkit.interfaces import ImageSource, Pixels
+from sslkit_plugins.datasets.decoding import decode, decode_pixels
+
+ARRAYS = ("images", "labels", "label", "classes", "jpeg", "offset")
+"""What is read of an archive, under these names and the same followed by `_val`."""
+
+GENEROUS = 1 << 30
+"""Bytes that any archive may unpack to."""
+RATIO = 100
+"""An archive that unpacks to more than GENEROUS and more than this many times its size is a bomb."""
+MOST_CLASSES = 1_000_000
+
+
+class Npz(ImageSource):
+    """Images in a NumPy archive: `images` and, where known, `labels` [N] and `classes`.
+
+    `images` are uint8 or uint16 [N,H,W,C] of any number of channels, or [N,H,W], gray, shown in
+    three equal channels. Instead there may be `jpeg` uint8, the files one after another, and
+    `offset` [N+1], where each begins; `label` is read like `labels`. Validation images come from
+    `val_file`, an archive of the same form, or from arrays named `images_val` and `labels_val`.
+    Nothing pickled is read, and no archive that unpacks to far more than its size or than fits
+    into memory.
+    """
+
+    opens: ClassVar[dict[str, str]] = {"*.npz": "file"}
+
+    def __init__(
+        self,
+        split: str,
+        /,
+        *,
+        file: Annotated[str, Field(description="Archive of the images, .npz.")],
+        val_file: Annotated[
+            str, Field(description="Archive of the validation images, if it is another one.")
+        ] = "",
+    ) -> None:
+        train = self._open(file)
+        val = (
+            self._open(val_file)
+            if val_file
+            else {k.removesuffix("_val"): v for k, v in train.items() if k.endswith("_val")}
+        )
+        self.has_val = bool(val_file) or "images" in val
+        if split == "val" and not self.has_val:
+            raise DataError(f"{file} has no array images_val, and no data.val_file is named")
+        self.file, self.arrays = (val_file or file, val) if split == "val" else (file, train)
+        count = self._check()
+        self.channels, self.bits = _format(self.arrays)
+        if self.has_val and _format(train) != _format(val):
+            splits = " and ".join(
+                "{} channels in {} bits".format(*_format(x)) for x in (train, val)
+            )
+            raise DataError(f"training and validation images of {file} differ: {splits}")
+        self.names = [f"{'val' if split == 'val' else 'train'}/{number}" for number in range(count)]
+        labels = _labels(self.arrays)
+        if labels is None:
+            return
+        if (
+            labels.shape != (count,)
+            or not np.issubdtype(labels.dtype, np.integer)
+            or labels.min() < 0
+        ):
+            raise DataError(
+                f"labels in {self.file} must be {count} whole numbers from 0 up, one an image; "
+                f"they are {labels.dtype} {list(labels.shape)}"
+            )
+        known = [found for found in (_labels(train), _labels(val)) if found is not None]
+        most = max(int(found.max(initial=0)) for found in known)
+        if most >= MOST_CLASSES:
+            raise DataError(
+                f"{file} has the label {most}; labels count classes from 0, of which there may be "
+                f"{MOST_CLASSES:,}"
+            )
+        self.labels = labels.astype(np.int64)
+        self.classes = [str(name) for name in train.get("classes", np.arange(most + 1))]
+        if len(self.classes) <= most:
+            raise DataError(
+                f"{file} has the label {most} but names only {len(self.classes)} classes"
+            )
+
+    @staticmethod
+    def _open(file: str) -> dict[str, np.ndarray]:
+        """Read the arrays of an archive. DataError where it holds none, or cannot be read."""
+        path = os.path.expanduser(file)
+        if not os.path.isfile(path):
+            raise DataError(f"there is no file {file}; name a NumPy archive: --data FILE.npz")
+        try:
+            with open(path, "rb") as stream, zipfile.ZipFile(stream) as archive:
+                members = {
+                    member.filename.removesuffix(".npy"): member for member in archive.infolist()
+                }
+                found = {
+                    name: member
+                    for name, member in members.items()
+                    if name.removesuffix("_val") in ARRAYS
+                }
+                if not found:
+                    held = ", ".join(map(printable, sorted(members)[:10])) or "nothing"
+                    raise DataError(
+                        f"{file} holds {held}, but neither 'images' nor 'jpeg' and 'offset'"
+                    )
+                _refuse_bomb(
+                    file, os.path.getsize(path), sum(member.file_size for member in found.values())
+                )
+                return {name: _read_array(archive, member) for name, member in found.items()}
+        except DataError:
+            raise
+        except Exception as error:
+            raise DataError(
+                f"{file} is not a NumPy archive (.npz) of plain arrays "
+                f"({type(error).__name__}: {printable(str(error))})"
+            ) from error
+
+    def _check(self) -> int:
+        """Return the number of images. DataError where the arrays are not of the form above."""
+        if "images" in self.arrays:
+            images = self.arrays["images"]
+            if (
+                images.dtype not in (np.uint8, np.uint16)
+                or images.ndim not in (3, 4)
+                or 0 in images.shape
+            ):
+                raise DataError(
+                    f"images in {self.file} must be uint8 or uint16 [N,H,W,C] or [N,H,W]; "
+                    f"they are {images.dtype} {list(images.shape)}"
+                )
+            if images.ndim == 4 and images.shape[1] <= 4 < images.shape[3]:
+                raise DataError(
+                    f"images in {self.file} are {list(images.shape)}, but channels come last, "
+                    "[N,H,W,C]; move them with np.moveaxis(images, 1, -1)"
+                )
+            return len(images)
+        if {"jpeg", "offset"} <= self.arrays.keys():
+            offset, stream = self.arrays["offset"], self.arrays["jpeg"]
+            whole = (
+                stream.dtype == np.uint8
+                and stream.ndim == 1
+                and offset.ndim == 1
+                and len(offset) > 1
+            )
+            if (
+                not whole
+                or not np.issubdtype(offset.dtype, np.integer)
+                or offset[0] != 0
+                or offset[-1] != len(stream)
+                or (offset[1:] < offset[:-1]).any()
+            ):
+                raise DataError(
+                    f"offset in {self.file} must rise from 0 to the length of jpeg "
+                    f"({stream.size}), one number more than there are images"
+                )
+            return len(offset) - 1
+        held = ", ".join(sorted(self.arrays)) or "nothing"
+        raise DataError(f"{self.file} holds {held}, but neither 'images' nor 'jpeg' and 'offset'")
+
+    def stored(self, index: int) -> io.BytesIO | None:
+        """Return the file of an image, or None where its pixels are stored."""
+        if "images" in self.arrays:
+            return None
+        first, last = self.arrays["offset"][index : index + 2]
+        return io.BytesIO(self.arrays["jpeg"][first:last].tobytes())
+
+    def image(self, index: int) -> Image.Image:
+        """Return an image as RGB in 8 bits: its first three channels, or the first as gray."""
+        file = self.stored(index)
+        if file is not None:
+            return decode(file)
+        values = self.arrays["images"][index]
+        if values.dtype == np.uint16:
+            values = (values / 257).round().astype(np.uint8)
+        if values.ndim == 3:
+            values = values[..., :3] if values.shape[2] >= 3 else values[..., 0]
+        return Image.fromarray(values).convert("RGB")
+
+    def pixels(self, index: int, reduction: Callable[[int, int], float]) -> Pixels:
+        """Return all channels of an image, in 8 or 16 bits."""
+        file = self.stored(index)
+        if file is not None:
+            return decode_pixels(file, reduction)
+        if self.channels == 3 and self.bits == 8:
+            return super().pixels(index, reduction)
+        values = self.arrays["images"][index]
+        height, width = values.shape[:2]
+        values = np.broadcast_to(values.reshape(height, width, -1), (height, width, self.channels))
+        return Pixels(torch.from_numpy(values.transpose(2, 0, 1).copy()), width, height)
+
+
+def _refuse_bomb(file: str, stored: int, unpacked: int) -> None:
+    """DataError for an archive that unpacks to more bytes than images do."""
+    memory = (
+        os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        if hasattr(os, "sysconf")
+        else math.inf
+    )
+    if unpacked > memory or unpacked > max(GENEROUS, RATIO * stored):
+        raise DataError(
+            f"{file} has {stored:,} bytes and would unpack to {unpacked:,}, which is more than this "
+            "machine's memory or than images ever do; make it a folder of images, or take the file "
+            "from whom you trust"
+        )
+
+
+def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+    """Read an array. ValueError where its size is not that of its header, or for pickles."""
+    with archive.open(member) as stream:
+        version = np.lib.format.read_magic(stream)
+        read_header = (
+            np.lib.format.read_array_header_1_0
+            if version == (1, 0)
+            else np.lib.format.read_array_header_2_0
+        )
+        shape, _, dtype = read_header(stream)
+        if dtype.hasobject:
+            raise ValueError(f"{member.filename} holds pickled objects")
+        if stream.tell() + math.prod(shape) * dtype.itemsize != member.file_size:
+            raise ValueError(
+                f"{member.filename} is not as large as its header says: {list(shape)} of {dtype}"
+            )
+    with archive.open(member) as stream:
+        return np.lib.format.read_array(stream, allow_pickle=False)
+
+
+def _format(arrays: dict[str, np.ndarray]) -> tuple[int, Literal[8, 16]]:
+    """Return channels and bits of the images; gray images are shown in three channels."""
+    if "images" not in arrays:
+        return 3, 8
+    images = arrays["images"]
+    return images.shape[3] if images.ndim == 4 else 3, 16 if images.dtype == np.uint16 else 8
+
+
+def _labels(arrays: dict[str, np.ndarray]) -> np.ndarray | None:
+    """Return the labels [N] as they are stored, or None."""
+    return arrays.get("labels", arrays.get("label"))

@@ -1,0 +1,82 @@
+"""Data sets that torchvision reads and fetches."""
+
+import os
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+import torchvision
+from PIL import Image
+from pydantic import Field
+
+from sslkit.errors import DataError
+from sslkit.interfaces import ImageSource
+
+Root = Annotated[str, Field(description="Folder of torchvision's files.")]
+Download = Annotated[bool, Field(description="Whether torchvision may download the files.")]
+
+
+class _Torchvision(ImageSource):
+    """A set that torchvision reads, and downloads where `download` says so."""
+
+    has_val = True
+
+    def __init__(
+        self, set_name: str, split: str, root: str, download: bool, chosen: dict[str, Any], /
+    ) -> None:
+        try:
+            self.set = getattr(torchvision.datasets, set_name)(
+                os.path.expanduser(root), download=download, **chosen
+            )
+        except (RuntimeError, OSError) as error:
+            how = "fetch it once with --set data.download=true"
+            if download:
+                how = "it could not be fetched"
+            raise DataError(
+                f"{set_name} is not below {root}: {how}, or put torchvision's files there ({error})"
+            ) from error
+        self.names = [f"{split}/{number}" for number in range(len(self.set))]
+        stored = self.set.labels if hasattr(self.set, "labels") else self.set.targets
+        labels = np.asarray(stored, dtype=np.int64)
+        if labels.min() >= 0:
+            self.labels, self.classes = labels, list(self.set.classes)
+
+    def image(self, index: int) -> Image.Image:
+        """Return an image as RGB."""
+        return self.set[index][0].convert("RGB")
+
+
+class Cifar10(_Torchvision):
+    """CIFAR-10 (Krizhevsky 2009): 50,000 and 10,000 images of 32×32 in 10 classes.
+
+    torchvision checks the files before it reads them.
+    """
+
+    nominal: ClassVar[dict[str, int]] = {"pretrain": 50_000, "train": 50_000, "val": 10_000}
+
+    def __init__(self, split: str, /, *, root: Root = "data", download: Download = False) -> None:
+        super().__init__("CIFAR10", split, root, download, {"train": split != "val"})
+
+
+class Cifar100(_Torchvision):
+    """CIFAR-100 (Krizhevsky 2009): 50,000 and 10,000 images of 32×32 in 100 classes.
+
+    torchvision checks the files before it reads them.
+    """
+
+    nominal: ClassVar[dict[str, int]] = {"pretrain": 50_000, "train": 50_000, "val": 10_000}
+
+    def __init__(self, split: str, /, *, root: Root = "data", download: Download = False) -> None:
+        super().__init__("CIFAR100", split, root, download, {"train": split != "val"})
+
+
+class Stl10(_Torchvision):
+    """STL-10 (Coates, Ng & Lee 2011): 100,000 images of 96×96 without labels to train on.
+
+    5,000 and 8,000 with labels are for evaluations.
+    """
+
+    nominal: ClassVar[dict[str, int]] = {"pretrain": 100_000, "train": 5_000, "val": 8_000}
+
+    def __init__(self, split: str, /, *, root: Root = "data", download: Download = False) -> None:
+        named = {"pretrain": "unlabeled", "train": "train", "val": "test"}
+        super().__init__("STL10", split, root, download, {"split": named[split]})

@@ -1,0 +1,222 @@
+"""Initial weights of a timm model: from timm, a file, a run, or an exported folder."""
+
+import json
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import huggingface_hub
+import safetensors
+import timm
+import yaml
+from huggingface_hub import constants
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from sslkit.errors import Fault, RecipeError
+
+PREFIXES = ("module.", "model.", "encoder.", "backbone.")
+"""What training code puts before the names of an encoder's tensors."""
+FILES = ("model.safetensors", "encoder.safetensors")
+"""Files that a folder of weights may hold: those of an export, and those of a run."""
+SECONDS = 10
+"""How long a server may take to answer before it counts as unreachable."""
+
+
+class Source(NamedTuple):
+    """A file of weights, and what the folder around it says of them."""
+
+    file: Path
+    model: str | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+
+def find(weights: str) -> Source:
+    """Find the file of a `weights` option that is a path. RecipeError where there is none."""
+    path = Path(weights).expanduser()
+    if path.is_dir():
+        file = next((path / name for name in FILES if (path / name).is_file()), None)
+        if file is None:
+            raise _fault(f"{weights} holds neither {' nor '.join(FILES)}; train or export first")
+        return Source(file, **_facts(path))
+    if not path.is_file():
+        raise _fault(
+            f"there is no file or folder {weights}; put it back, or give 'timm', a .safetensors "
+            "file, a run folder, or an exported folder"
+        )
+    if path.suffix != ".safetensors":
+        raise _fault(
+            f"{weights} is no .safetensors file, and other formats can run code; convert it once: "
+            "safetensors.torch.save_file(torch.load(FILE, weights_only=True), 'FILE.safetensors')"
+        )
+    return Source(path)
+
+
+def _facts(folder: Path) -> dict[str, Any]:
+    """Return the model, mean and std that a folder states."""
+    stated = exported(folder)
+    if stated is None:
+        stated = _recipe(folder)
+    found = {name: stated.get(name) for name in ("model", "mean", "std")}
+    for name in ("mean", "std"):
+        if found[name] is not None:
+            found[name] = tuple(found[name])
+    return found
+
+
+def _recipe(folder: Path) -> dict[str, Any]:
+    """Return the encoder section of a run's recipe; empty where it is none of this encoder."""
+    try:
+        recipe = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
+        section = recipe["encoder"]
+        return dict(section) if section["use"] == "timm" else {}
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        return {}
+
+
+def exported(folder: Path) -> dict[str, Any] | None:
+    """Return the options that an exported folder states, and `size`; None where it is none.
+
+    It holds either `encoder.json`, written by `Timm.export`, or timm's `config.json`.
+    """
+    try:
+        if (folder / "encoder.json").is_file():
+            return dict(json.loads((folder / "encoder.json").read_text(encoding="utf-8")))
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        preset = config["pretrained_cfg"]
+        options = dict(config.get("model_args", {}))
+        channels = options.pop("in_chans", 3)
+        return {
+            "model": config["architecture"],
+            "options": options,
+            "mean": preset.get("mean"),
+            "std": preset.get("std"),
+            "size": preset.get("input_size", [channels, 224, 224])[-1],
+        }
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def load(model: nn.Module, file: Path) -> None:
+    """Load a file of weights into a model.
+
+    Tensors of a classifier, or of parts that the model does not have, are left out. Positions and
+    windows of another image size are resampled by timm. RecipeError where the rest does not fit.
+    """
+    try:
+        tensors = load_file(file)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise _fault(f"{file} cannot be read: {error}") from error
+    own = model.state_dict()
+    given = {_stripped(name, own): value for name, value in tensors.items()}
+    problem = _misfit(model, own, given)
+    if problem:
+        adapted = _adapted(model, given)
+        if _misfit(model, own, adapted):
+            raise _fault(
+                f"{file.name} does not fit: {problem}; give encoder.model, stem, norm and "
+                "options as the weights were trained with"
+            )
+        given = adapted
+    fitting = {name: value for name, value in given.items() if name in own}
+    model.load_state_dict(fitting, strict=False)
+
+
+def _stripped(name: str, own: dict[str, Tensor]) -> str:
+    """Return the name without the prefixes of training code."""
+    short = name
+    while short not in own:
+        prefix = next((p for p in PREFIXES if short.startswith(p)), None)
+        if prefix is None:
+            return short
+        short = short.removeprefix(prefix)
+    return short
+
+
+def _adapted(model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Let timm's own filter for this architecture resample and rename tensors, if it has one."""
+    adapt = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    if adapt is None:
+        return tensors
+    try:
+        return dict(adapt(dict(tensors), model))
+    except Exception:
+        return tensors
+
+
+def _misfit(model: Any, own: dict[str, Tensor], given: dict[str, Tensor]) -> str:
+    """Say in what `given` does not fit `own`; empty where it does."""
+    missing = [name for name in own if name not in given]
+    missing = [name for name in missing if not name.endswith("num_batches_tracked")]
+    misshaped = [name for name in own if name in given and given[name].shape != own[name].shape]
+    foreign = [name for name in given if name not in own and _belongs(model, own, name)]
+    problems = []
+    if missing:
+        problems.append(f"{len(missing)} missing ({missing[0]})")
+    if misshaped:
+        name = misshaped[0]
+        shapes = f"{list(given[name].shape)} instead of {list(own[name].shape)}"
+        problems.append(f"{len(misshaped)} of another shape ({name} {shapes})")
+    if foreign:
+        problems.append(f"{len(foreign)} too many ({foreign[0]})")
+    if not problems:
+        return ""
+    fitting = len(own) - len(missing) - len(misshaped)
+    return f"of {len(own)} tensors {fitting} fit, {', '.join(problems)}"
+
+
+def _belongs(model: Any, own: dict[str, Tensor], name: str) -> bool:
+    """Tell whether a tensor that the model lacks lies in a part that the model has."""
+    classifiers = model.pretrained_cfg.get("classifier") or ()
+    if isinstance(classifiers, str):
+        classifiers = (classifiers,)
+    if any(name.startswith(f"{classifier}.") for classifier in classifiers):
+        return False
+    parts = {other.partition(".")[0] for other in own}
+    return name.partition(".")[0] in parts
+
+
+def downloaded(model: str) -> dict[str, Any]:
+    """Return arguments of timm.create_model that load timm's weights.
+
+    Weights that were downloaded before are taken from disk. RecipeError where there are none, or
+    where their server does not answer.
+    """
+    preset = timm.get_pretrained_cfg(model)
+    if preset is None or not preset.has_weights:
+        raise _fault(f"timm has no weights for '{model}'; leave encoder.weights out")
+    if not preset.hf_hub_id:
+        return {"pretrained": True}
+    names = ["model.safetensors", "pytorch_model.bin"]
+    if preset.hf_hub_filename:
+        names = [preset.hf_hub_filename]
+    for name in names:
+        cached = huggingface_hub.try_to_load_from_cache(preset.hf_hub_id, name)
+        if isinstance(cached, str):
+            return {"pretrained": True, "pretrained_cfg_overlay": {"file": cached}}
+    if not _answers(constants.ENDPOINT):
+        raise _fault(
+            f"timm's weights of '{model}' are not on this machine, and {constants.ENDPOINT} does "
+            "not answer; download them where there is a network, or give a .safetensors file"
+        )
+    return {"pretrained": True}
+
+
+def _answers(url: str) -> bool:
+    """Tell whether a server answers. huggingface_hub alone would try for a minute."""
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=SECONDS)
+    except urllib.error.HTTPError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _fault(message: str) -> RecipeError:
+    return RecipeError(Fault("encoder.weights", message))

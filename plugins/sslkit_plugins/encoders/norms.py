@@ -1,0 +1,107 @@
+"""Replaces the batch norms of a model: by group norms, or by batch norms over parts of a batch."""
+
+import torch
+from timm.layers import BatchNormAct2d, GroupNormAct
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sslkit.errors import SslkitError
+
+
+def replace_by_group_norm(model: nn.Module, groups: int) -> None:
+    """Replace every batch norm by a group norm; keep its activation, dropout, scale and shift.
+
+    The number of groups is the largest divisor of the channels up to `groups` (Wu & He 2018,
+    arXiv:1803.08494). One group is a layer norm over channels and positions.
+    """
+    made: dict[nn.Module, nn.Module] = {}
+    for name, old in list(model.named_modules(remove_duplicate=False)):
+        if not isinstance(old, nn.modules.batchnorm._BatchNorm):
+            continue
+        if old not in made:
+            channels = old.num_features
+            count = max(n for n in range(1, groups + 1) if channels % n == 0)
+            new = GroupNormAct(channels, count, eps=old.eps, affine=old.affine)
+            new.act = getattr(old, "act", nn.Identity())
+            new.drop = getattr(old, "drop", nn.Identity())
+            if old.affine:
+                new.weight, new.bias = old.weight, old.bias
+            made[old] = new
+        model.set_submodule(name, made[old])
+
+
+class SplitBatchNorm(BatchNormAct2d):
+    """A batch norm that takes the statistics of each of `splits` parts of a batch by itself.
+
+    It stands for several devices on one, as in MoCo's CIFAR-10 demonstration (He et al. 2020,
+    arXiv:1911.05722, section 3.3). Part i holds rows i, i + splits, …. The running statistics
+    follow the mean over parts. In evaluation mode, and in its tensors, it is the batch norm that
+    it replaces.
+    """
+
+    def __init__(self, old: nn.modules.batchnorm._BatchNorm, splits: int) -> None:
+        super().__init__(
+            old.num_features,
+            old.eps,
+            old.momentum,
+            old.affine,
+            old.track_running_stats,
+            apply_act=False,
+        )
+        self.splits = splits
+        self.act = getattr(old, "act", nn.Identity())
+        self.drop = getattr(old, "drop", nn.Identity())
+        self.weight, self.bias = old.weight, old.bias
+        self.running_mean, self.running_var = old.running_mean, old.running_var
+        self.num_batches_tracked = old.num_batches_tracked
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N,C,…] → [N,C,…]. Raises SslkitError where N cannot be split while training."""
+        if self.training:
+            x = self._normalise_parts(x)
+        else:
+            x = F.batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+            )
+        return self.act(self.drop(x))
+
+    def _normalise_parts(self, x: Tensor) -> Tensor:
+        if len(x) % self.splits:
+            raise SslkitError(
+                f"encoder.norm: split takes batches that can be divided by {self.splits}, and this "
+                f"one has {len(x)}; change train.batch_size or encoder.norm_splits"
+            )
+        splits, channels = self.splits, self.num_features
+        mean = self._repeated(self.running_mean)
+        variance = self._repeated(self.running_var)
+        parts = F.batch_norm(
+            x.reshape(-1, splits * channels, *x.shape[2:]),
+            mean,
+            variance,
+            self._repeated(self.weight),
+            self._repeated(self.bias),
+            training=True,
+            momentum=0.1 if self.momentum is None else self.momentum,
+            eps=self.eps,
+        )
+        if mean is not None and variance is not None:
+            with torch.no_grad():
+                self.running_mean.copy_(mean.view(splits, channels).mean(0))
+                self.running_var.copy_(variance.view(splits, channels).mean(0))
+                self.num_batches_tracked.add_(1)
+        return parts.reshape(x.shape)
+
+    def _repeated(self, values: Tensor | None) -> Tensor | None:
+        return None if values is None else values.repeat(self.splits)
+
+
+def split_batch_norms(model: nn.Module, splits: int) -> None:
+    """Make every batch norm a SplitBatchNorm."""
+    for name, old in list(model.named_modules()):
+        if isinstance(old, nn.modules.batchnorm._BatchNorm):
+            model.set_submodule(name, SplitBatchNorm(old, splits))
+
+
+def batch_norms(model: nn.Module) -> list[nn.Module]:
+    """Return all batch norms of a model."""
+    return [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]

@@ -1,0 +1,314 @@
+"""The encoder `timm`: any model of timm, without its classifier."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+import timm
+from pydantic import Field
+from timm.models import ResNet, VisionTransformer
+from torch import Tensor, cat, nn
+
+from sslkit.errors import Fault, RecipeError, SslkitError
+from sslkit.interfaces import Encoder, Normalisation
+from sslkit_plugins.encoders import formats, initial, norms
+from sslkit_plugins.encoders.fit import create, fit, is_resnet
+
+Norm = Literal["model", "group", "layer", "split", "frozen"]
+Rate = Annotated[float, Field(ge=0, lt=1)]
+Side = Annotated[int, Field(ge=1)]
+
+
+class Timm(Encoder):
+    """Any model of timm by its name, without its classifier; features are what timm pools.
+
+    The options with which the model takes images of the recipe's sizes, and the length of its
+    vectors, are found by trying it on empty images. ResNets have layers conv1 (after its ReLU) and
+    res2 … res5, as papers name them; layers of other models are stage1, stage2, ….
+    """
+
+    has_tokens = True
+    initial_options: ClassVar[tuple[str, ...]] = ("weights", "pretrained")
+    libraries: ClassVar[tuple[str, ...]] = ("timm", "torchvision")
+
+    def __init__(
+        self,
+        sizes: tuple[int, ...],
+        channels: int,
+        /,
+        *,
+        model: Annotated[
+            str, Field(description="A name of timm.list_models(), such as resnet50 (the papers').")
+        ] = "resnet50",
+        weights: Annotated[
+            str | None,
+            Field(
+                description="Initial weights: timm (timm's own, downloaded), a .safetensors file, "
+                "a run folder, or an exported folder. Without it: random."
+            ),
+        ] = None,
+        pretrained: Annotated[
+            bool, Field(description="An older word for `weights: timm`.")
+        ] = False,
+        stem: Annotated[
+            Literal["model", "small", "imagenet", "cifar"],
+            Field(
+                description="small: a ResNet's first convolution is 3×3 with stride 1, without "
+                "max-pooling, as is usual at 32 px (He et al. 2016, arXiv:1512.03385, section "
+                "4.2). model: as timm builds it. Older words: cifar, imagenet."
+            ),
+        ] = "model",
+        conv_init: Annotated[
+            Literal["timm", "uniform"],
+            Field(
+                description="uniform: PyTorch's default initialisation of convolutions, and scale "
+                "1 in every batch norm, as in the released PIRL models. timm: as timm draws them."
+            ),
+        ] = "timm",
+        norm: Annotated[
+            Norm,
+            Field(
+                description="What stands for batch norm. group, layer: norms of one image. split: "
+                "statistics of parts of a batch, as on several devices (MoCo). frozen: the "
+                "statistics and scales of the initial weights, not trained."
+            ),
+        ] = "model",
+        norm_groups: Annotated[
+            int,
+            Field(
+                ge=1,
+                description="Most groups of `norm: group`; 32 in Wu & He 2018, arXiv:1803.08494.",
+            ),
+        ] = 32,
+        norm_splits: Annotated[
+            int,
+            Field(
+                ge=2, description="Parts of a batch with `norm: split`; 8 in MoCo's demonstration."
+            ),
+        ] = 2,
+        img_size: Annotated[
+            Literal["auto"] | Side | None,
+            Field(
+                description="timm's img_size, px. auto: the largest view, if the model needs it. "
+                "null: the model's own."
+            ),
+        ] = "auto",
+        drop_path_rate: Annotated[
+            Rate | None,
+            Field(description="Stochastic depth; usually 0 … 0.3. null: the model's."),
+        ] = None,
+        global_pool: Annotated[
+            str | None,
+            Field(description="timm's pooling, such as avg, max or token. null: the model's."),
+        ] = None,
+        mean: Annotated[
+            tuple[float, ...] | None,
+            Field(description="Mean of each channel, of pixels in 0 … 1. null: the model's."),
+        ] = None,
+        std: Annotated[
+            tuple[float, ...] | None,
+            Field(description="Standard deviation of each channel. null: the model's."),
+        ] = None,
+        options: Annotated[
+            dict[str, Any], Field(description="Any other arguments of timm.create_model.")
+        ] = {},  # noqa: B006  (read, never written)
+    ) -> None:
+        super().__init__()
+        chosen = dict(options)
+        for name, value in {"drop_path_rate": drop_path_rate, "global_pool": global_pool}.items():
+            if value is not None:
+                chosen[name] = value
+        self.name, self.channels, self.norm = model, channels, norm
+        self.norm_groups = 1 if norm == "layer" else norm_groups
+        self.small_stem = stem in ("small", "cifar")
+        self.options, self.dim = fit(model, chosen, sizes, channels, img_size)
+        self.normalisation = self._normalisation(mean, std)
+        self.model: Any = self._create("timm" if pretrained else weights, conv_init, norm_splits)
+        self.prefix_tokens = getattr(self.model, "num_prefix_tokens", 0)
+
+    def _create(self, source: str | None, conv_init: str, splits: int) -> nn.Module:
+        """Make the model with its initial weights."""
+        if source is not None and conv_init != "timm":
+            message = f"'{conv_init}' would overwrite the initial weights; leave 'timm'"
+            raise RecipeError(Fault("encoder.conv_init", message))
+        found = None
+        more: dict[str, Any] = {}
+        if source == "timm":
+            self._check_trained_norms()
+            more = initial.downloaded(self.name)
+        elif source is not None:
+            found = self._checked(initial.find(source))
+        try:
+            model: Any = create(self.name, self.options, self.channels, **more)
+        except (RuntimeError, OSError) as error:
+            message = f"timm cannot make '{self.name}': {error}"
+            raise RecipeError(Fault("encoder", message)) from error
+        if self.small_stem:
+            self._shrink_stem(model)
+        if conv_init == "uniform":
+            for module in model.modules():
+                if isinstance(module, nn.Conv2d | nn.BatchNorm2d):
+                    module.reset_parameters()
+        if self.norm != "model":
+            self._replace_norms(model, splits)
+        if found is not None:
+            initial.load(model, found.file)
+        return model
+
+    def _shrink_stem(self, model: Any) -> None:
+        if not is_resnet(model):
+            message = (
+                f"'small' is a stem for timm's ResNets; '{self.name}' is none, so leave 'model'"
+            )
+            raise RecipeError(Fault("encoder.stem", message))
+        model.conv1 = nn.Conv2d(self.channels, model.conv1.out_channels, 3, padding=1, bias=False)
+        nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+        model.maxpool = nn.Identity()
+
+    def _replace_norms(self, model: nn.Module, splits: int) -> None:
+        found = norms.batch_norms(model)
+        if not found:
+            message = (
+                f"'{self.name}' has no batch norm, so there is nothing to replace; leave 'model'"
+            )
+            raise RecipeError(Fault("encoder.norm", message))
+        if self.norm == "frozen":
+            for module in found:
+                module.requires_grad_(False).eval()
+        elif self.norm == "split":
+            norms.split_batch_norms(model, splits)
+        else:
+            norms.replace_by_group_norm(model, self.norm_groups)
+
+    def _check_trained_norms(self) -> None:
+        if self.norm in ("group", "layer"):
+            message = (
+                f"timm's weights belong to batch norms, which '{self.norm}' replaces; take "
+                "'model' or 'frozen', or train without weights"
+            )
+            raise RecipeError(Fault("encoder.norm", message))
+
+    def _normalisation(
+        self, mean: tuple[float, ...] | None, std: tuple[float, ...] | None
+    ) -> Normalisation:
+        """Return the constants of the recipe, else those of timm's configuration."""
+        preset = timm.get_pretrained_cfg(self.name)
+        own = Normalisation() if preset is None else Normalisation(mean=preset.mean, std=preset.std)
+        found = Normalisation(mean=tuple(mean or own.mean), std=tuple(std or own.std))
+        for name, values in (("mean", found.mean), ("std", found.std)):
+            if len(values) != self.channels:
+                message = (
+                    f"the images have {self.channels} channels; give encoder.mean and encoder.std "
+                    f"with {self.channels} numbers"
+                )
+                raise RecipeError(Fault(f"encoder.{name}", message))
+        if min(found.std) <= 0:
+            raise RecipeError(Fault("encoder.std", f"{min(found.std)} is not greater than 0"))
+        return found
+
+    def _checked(self, source: initial.Source) -> initial.Source:
+        """RecipeError where a folder's weights belong to another model or normalisation."""
+        if source.model is not None and _plain_name(source.model) != _plain_name(self.name):
+            message = f"these weights are of '{source.model}'; give encoder.model that name"
+            raise RecipeError(Fault("encoder.weights", message))
+        for name in ("mean", "std"):
+            stated, own = getattr(source, name), getattr(self.normalisation, name)
+            if stated is not None and stated != own:
+                message = f"the weights were trained with {list(stated)}; write it: {name}: {list(stated)}"
+                raise RecipeError(Fault(f"encoder.{name}", message))
+        return source
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training mode; frozen batch norms stay in evaluation mode."""
+        super().train(mode)
+        if self.norm == "frozen":
+            for module in norms.batch_norms(self):
+                module.eval()
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        """float [N,C,H,W] → [N,dim]."""
+        return self.model(images)
+
+    def maps(self, images: Tensor) -> dict[str, Tensor]:
+        """float [N,C,H,W] → {layer: [N,c,h,w]}, shallow to deep."""
+        if not hasattr(self.model, "forward_intermediates"):
+            raise SslkitError(f"timm gives no layers of '{self.name}'")
+        layers: list[Tensor] = self.model.forward_intermediates(images, intermediates_only=True)
+        names = [f"stage{number}" for number in range(1, len(layers) + 1)]
+        if isinstance(self.model, ResNet):
+            names = ["conv1", "res2", "res3", "res4", "res5"]
+        return dict(zip(names, layers, strict=True))
+
+    def sequence(self) -> dict[str, nn.Module]:
+        """Return conv1, res2 … res5 of a ResNet. Raises SslkitError for other models."""
+        model = self.model
+        if not isinstance(model, ResNet):
+            raise SslkitError(f"'{self.name}' has no chain of stages; ResNets have one")
+        return {
+            "conv1": nn.Sequential(model.conv1, model.bn1, model.act1),
+            "res2": nn.Sequential(model.maxpool, model.layer1),
+            "res3": model.layer2,
+            "res4": model.layer3,
+            "res5": model.layer4,
+        }
+
+    def tokens(self, images: Tensor, kept: Tensor | None = None) -> Tensor:
+        """float [N,C,H,W] → [N,prefix_tokens+L,dim] of a vision transformer, normalised.
+
+        `kept` int64 [N,k] are the patches that enter the transformer, counted row by row; the
+        class token and registers always enter (He et al. 2022, arXiv:2111.06377, section 3).
+        Raises SslkitError where the model has no tokens.
+        """
+        if not hasattr(self.model, "num_prefix_tokens"):
+            raise SslkitError(
+                f"'{self.name}' has no tokens; take a vision transformer, such as "
+                "vit_small_patch16_224"
+            )
+        if kept is None:
+            return self.model.forward_features(images)
+        if not isinstance(self.model, VisionTransformer):
+            raise SslkitError(
+                f"'{self.name}' takes all patches; models named vit_… can leave out some"
+            )
+        model = self.model
+        rows = model._pos_embed(model.patch_embed(images))
+        prefix, patches = rows[:, : self.prefix_tokens], rows[:, self.prefix_tokens :]
+        patches = patches.gather(1, kept.unsqueeze(-1).expand(-1, -1, patches.shape[-1]))
+        return model.norm(model.blocks(model.norm_pre(cat([prefix, patches], 1))))
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return the tensors under timm's own names; for ResNets they are torchvision's as well."""
+        return self.model.state_dict()
+
+    @classmethod
+    def opens(cls, folder: Path) -> dict[str, Any] | None:
+        """Return the options that load a folder written by `export`, or any folder of timm's."""
+        stated = initial.exported(folder)
+        if stated is None or not any((folder / name).is_file() for name in initial.FILES):
+            return None
+        stated.pop("size", None)
+        return {**stated, "weights": str(folder)}
+
+    @classmethod
+    def own_size(cls, options: Mapping[str, Any]) -> int | None:
+        """Return the side of the images that a model was made for, px."""
+        source = options.get("weights")
+        stated = initial.exported(Path(source)) if source else None
+        if stated is not None and "size" in stated:
+            return int(stated["size"])
+        preset = timm.get_pretrained_cfg(options["model"]) if "model" in options else None
+        return None if preset is None else preset.input_size[-1]
+
+    def export(self, library: str, folder: Path, size: int) -> str:
+        """Write the encoder for timm, or for torchvision where it has the same architecture."""
+        if library == "timm":
+            return formats.to_timm(self, folder, size)
+        if library == "torchvision":
+            return formats.to_torchvision(self, folder, size)
+        return super().export(library, folder, size)
+
+
+def _plain_name(model: str) -> str:
+    """Return a model's name without the tag of its weights."""
+    return model.partition(".")[0]

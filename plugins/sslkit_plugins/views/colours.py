@@ -1,0 +1,192 @@
+"""What is done to the colours of a view: chances and strengths, and the lists of published methods."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from sslkit.errors import Fault, RecipeError
+
+Chance = Annotated[float, Field(ge=0, le=1)]
+Strength = Annotated[float, Field(ge=0, le=1)]
+Hue = Annotated[float, Field(ge=0, le=0.5)]
+Bits = Annotated[int, Field(ge=1, le=8)]
+Level = Annotated[int, Field(ge=0, le=256)]
+Sigma = Annotated[float, Field(gt=0, le=2)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Colours:
+    """What is done to the colours of a view, in this order; every image has its own draws.
+
+    A preset is the list of a paper or of its code. `official`: PIRL's released models (VISSL,
+    `pirl_jigsaw_4node_resnet50.yaml`). `blur`: PIRL's MLP models (VISSL, `photo_gblur.yaml`), which
+    is SimCLR's list at strength 1. `npid`: Wu et al. 2018. `gray`: VISSL's Jigsaw. `simclr`: Chen
+    et al. 2020a, appendix A. `moco_v1`, `moco_v2`: He et al. 2020, Chen et al. 2020b
+    (`main_moco.py`). `byol_first`, `byol_second`: Grill et al. 2020, table 6. `dino_first`,
+    `dino_second`, `dino_local`: Caron et al. 2021 (`main_dino.py`). `swav`: Caron et al. 2020
+    (`multicropdataset.py`). `amdim`: Bachman et al. 2019 (`datasets.py`, ImageNet).
+    """
+
+    jitter: Annotated[
+        tuple[Strength, Strength, Strength, Hue],
+        Field(
+            description="Largest change of brightness, contrast, saturation and hue, in random "
+            "order, as in torchvision's ColorJitter. Usually 0.4 to 0.8, hue 0.1 to 0.2."
+        ),
+    ] = (0.0, 0.0, 0.0, 0.0)
+    jitter_chance: Annotated[
+        Chance, Field(description="Chance of the jitter. SimCLR, MoCo v2, BYOL: 0.8; PIRL: 1.")
+    ] = 1.0
+    photometric: Annotated[
+        Chance,
+        Field(
+            description="One chance for posterize to 4 … 8 bits, sharpness 0.1 … 1.9, solarize "
+            "from 0 … 256 on, and autocontrast, one after another. PIRL: 0.66."
+        ),
+    ] = 0.0
+    gray: Annotated[Chance, Field(description="Chance of grayscale. Usually 0.2.")] = 0.0
+    blur: Annotated[
+        Chance, Field(description="Chance of a Gaussian blur. SimCLR: 0.5; BYOL: 1 and 0.1.")
+    ] = 0.0
+    blur_sigma: Annotated[
+        tuple[Sigma, Sigma],
+        Field(description="Smallest and largest standard deviation of the blur, px, at most 2."),
+    ] = (0.1, 2.0)
+    posterize: Annotated[Chance, Field(description="Chance of posterize, after the blur.")] = 0.0
+    posterize_bits: Annotated[
+        tuple[Bits, Bits], Field(description="Fewest and most bits that posterize keeps, of 8.")
+    ] = (4, 8)
+    solarize: Annotated[
+        Chance,
+        Field(description="Chance of solarize, after the blur. BYOL: 0 and 0.2."),
+    ] = 0.0
+    solarize_from: Annotated[
+        tuple[Level, Level],
+        Field(
+            description="Smallest and largest threshold, of 0 … 255, from which solarize inverts. "
+            "BYOL, DINO: 128."
+        ),
+    ] = (128, 128)
+
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "official": {"jitter": (0.4, 0.4, 0.4, 0.2), "photometric": 0.66, "gray": 0.2},
+        "blur": {"jitter": (0.8, 0.8, 0.8, 0.2), "jitter_chance": 0.8, "gray": 0.2, "blur": 0.5},
+        "npid": {"jitter": (0.4, 0.4, 0.4, 0.4), "gray": 0.2},
+        "gray": {"gray": 0.66},
+        "none": {},
+        "simclr": {"jitter": (0.8, 0.8, 0.8, 0.2), "jitter_chance": 0.8, "gray": 0.2, "blur": 0.5},
+        "moco_v1": {"jitter": (0.4, 0.4, 0.4, 0.4), "gray": 0.2},
+        "moco_v2": {"jitter": (0.4, 0.4, 0.4, 0.1), "jitter_chance": 0.8, "gray": 0.2, "blur": 0.5},
+        "byol_first": {
+            "jitter": (0.4, 0.4, 0.2, 0.1),
+            "jitter_chance": 0.8,
+            "gray": 0.2,
+            "blur": 1.0,
+        },
+        "byol_second": {
+            "jitter": (0.4, 0.4, 0.2, 0.1),
+            "jitter_chance": 0.8,
+            "gray": 0.2,
+            "blur": 0.1,
+            "solarize": 0.2,
+        },
+        "dino_first": {
+            "jitter": (0.4, 0.4, 0.2, 0.1),
+            "jitter_chance": 0.8,
+            "gray": 0.2,
+            "blur": 1.0,
+        },
+        "dino_second": {
+            "jitter": (0.4, 0.4, 0.2, 0.1),
+            "jitter_chance": 0.8,
+            "gray": 0.2,
+            "blur": 0.1,
+            "solarize": 0.2,
+        },
+        "dino_local": {
+            "jitter": (0.4, 0.4, 0.2, 0.1),
+            "jitter_chance": 0.8,
+            "gray": 0.2,
+            "blur": 0.5,
+        },
+        "swav": {"jitter": (0.8, 0.8, 0.8, 0.2), "jitter_chance": 0.8, "gray": 0.2, "blur": 0.5},
+        "amdim": {"jitter": (0.4, 0.4, 0.4, 0.1), "jitter_chance": 0.8, "gray": 0.25},
+    }
+
+    @property
+    def rgb_only(self) -> tuple[str, ...]:
+        """What this list changes that only images of three channels have."""
+        jitter = self.jitter if self.jitter_chance > 0 else (0.0, 0.0, 0.0, 0.0)
+        amounts = {"saturation": jitter[2], "hue": jitter[3], "gray": self.gray}
+        return tuple(name for name, amount in amounts.items() if amount > 0)
+
+    @property
+    def needs_more(self) -> bool:
+        """Whether a row takes more random numbers than the first NUMBERS."""
+        shares_a_number = self.photometric > 0 and self.blur > 0
+        return self.posterize > 0 or self.solarize > 0 or shares_a_number
+
+
+Preset = Literal[
+    "official",
+    "blur",
+    "npid",
+    "gray",
+    "none",
+    "simclr",
+    "moco_v1",
+    "moco_v2",
+    "byol_first",
+    "byol_second",
+    "dino_first",
+    "dino_second",
+    "dino_local",
+    "swav",
+    "amdim",
+]
+"""Names of `Colours.presets`."""
+
+ColourList = Preset | Colours
+"""Colours of every crop."""
+
+ColourLists = Preset | Colours | tuple[Preset | Colours, ...]
+"""Colours of every crop, or one list for each crop."""
+
+
+def colours_of(
+    colours: ColourLists, *, count: int = 1, channels: int = 3, key: str = "transform.colours"
+) -> tuple[Colours, ...]:
+    """Return the lists of colours of `count` crops: one that holds for all, or `count`.
+
+    `key` is the option's key in a recipe. Raises RecipeError for a name that is no preset, another
+    number of lists, a range that falls, and colours that images of `channels` do not have.
+    """
+    if not isinstance(colours, tuple | list):
+        return (_checked(colours, channels, key),)
+    if len(colours) != count:
+        crops = "1 crop" if count == 1 else f"{count} crops"
+        message = f"holds {len(colours)} lists of colours for {crops}; write {count}, or a single"
+        raise RecipeError(Fault(key, f"{message} preset or mapping for all crops"))
+    return tuple(_checked(one, channels, f"{key}.{i}") for i, one in enumerate(colours))
+
+
+def _checked(colours: ColourList, channels: int, key: str) -> Colours:
+    name = "these colours"
+    if isinstance(colours, str):
+        if colours not in Colours.presets:
+            known = ", ".join(Colours.presets)
+            raise RecipeError(Fault(key, f"no preset '{colours}'; there are: {known}"))
+        name = f"colours '{colours}'"
+        colours = Colours(**Colours.presets[colours])
+    for option in ("blur_sigma", "posterize_bits", "solarize_from"):
+        low, high = getattr(colours, option)
+        if low > high:
+            message = f"[{low}, {high}] falls; write the smaller number first: [{high}, {low}]"
+            raise RecipeError(Fault(f"{key}.{option}", message))
+    if channels != 3 and colours.rgb_only:
+        *rest, last = colours.rgb_only
+        changes = f"{', '.join(rest)} and {last}" if rest else last
+        message = f"{name} change {changes} and need 3 channels; the data set has {channels}"
+        raise RecipeError(Fault(key, f"{message}; set these to 0, or take colours: none"))
+    return colours

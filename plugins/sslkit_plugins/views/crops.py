@@ -1,0 +1,167 @@
+"""Transforms whose views are augmented random resized crops."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from sslkit_plugins.views.colours import Chance, ColourLists
+from sslkit_plugins.views.cuts import Area, Cut, Interpolation, Ratio
+from sslkit_plugins.views.photometric import Photometric
+
+Side = Annotated[int, Field(ge=1, description="Side of a crop, px. Usually 224; CIFAR: 32.")]
+MinArea = Annotated[
+    Area, Field(description="Smallest part of the image in a crop. SimCLR, BYOL: 0.08; MoCo: 0.2.")
+]
+MaxArea = Annotated[Area, Field(description="Largest part of the image in a crop. Usually 1.")]
+Aspect = Annotated[
+    tuple[Ratio, Ratio],
+    Field(description="Narrowest and widest crop, width:height. Usually 3/4 to 4/3."),
+]
+Flip = Annotated[Chance, Field(description="Chance of a horizontal flip. Usually 0.5.")]
+Resize = Annotated[
+    Interpolation,
+    Field(
+        description="Resizes crops to their size, with antialiasing. BYOL, DINO, MAE: bicubic; "
+        "SimCLR: bicubic; PIRL, MoCo, SwAV: bilinear."
+    ),
+]
+Coloured = Annotated[
+    ColourLists,
+    Field(description="What is done to colours: one list for all crops, or a list for each crop."),
+]
+
+
+class Augment(Photometric):
+    """One augmented crop of an image.
+
+    `colours: npid` is NPID's list, `official` that of PIRL, whose NPID++ this is. MAE, BiGAN and
+    DeepCluster take `none`.
+    """
+
+    views = ("image",)
+
+    def __init__(
+        self,
+        channels: int = 3,
+        /,
+        *,
+        size: Side = 224,
+        min_area: MinArea = 0.08,
+        colours: Coloured = "official",
+        flip: Flip = 0.5,
+        interpolation: Resize = "bilinear",
+    ) -> None:
+        cut = Cut(
+            size=size,
+            area=(min_area, 1.0),
+            colours=colours,
+            flip=flip,
+            interpolation=interpolation,
+        )
+        super().__init__({"image": cut}, channels)
+
+
+class Crops(Photometric):
+    """Augmented crops of an image, independent of each other, in the view `global`.
+
+    With two crops, the views of SimCLR (Chen et al. 2020, arXiv:2002.05709, appendix A), MoCo,
+    BYOL, SimSiam, Barlow Twins and AMDIM. `shared` says what the crops of one image have in common:
+    nothing, the flip (AMDIM), or flip and colours.
+    """
+
+    views = ("global",)
+
+    def __init__(
+        self,
+        channels: int = 3,
+        /,
+        *,
+        size: Side = 224,
+        count: Annotated[int, Field(ge=1, description="Crops of an image. Usually 2.")] = 2,
+        min_area: MinArea = 0.08,
+        max_area: MaxArea = 1.0,
+        aspect: Aspect = (0.75, 1.3333333333333333),
+        colours: Coloured = "simclr",
+        flip: Flip = 0.5,
+        shared: Annotated[
+            Literal["none", "flip", "all"],
+            Field(description="Draws that the crops of one image share. AMDIM: flip."),
+        ] = "none",
+        interpolation: Resize = "bilinear",
+    ) -> None:
+        cut = Cut(
+            size=size,
+            area=(min_area, max_area),
+            aspect=aspect,
+            count=count,
+            colours=colours,
+            flip=flip,
+            shared=shared,
+            interpolation=interpolation,
+        )
+        super().__init__({"global": cut}, channels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Local:
+    """The small crops of `multi_crop`."""
+
+    count: Annotated[int, Field(ge=1, description="Crops of an image. SwAV: 6; DINO: 8.")] = 6
+    size: Annotated[int, Field(ge=1, description="Side of a crop, px. Usually 96.")] = 96
+    min_area: Annotated[
+        Area, Field(description="Smallest part of the image in a crop. Usually 0.05.")
+    ] = 0.05
+    max_area: Annotated[
+        Area, Field(description="Largest part of the image in a crop. SwAV: 0.14; DINO: 0.4.")
+    ] = 0.14
+    colours: Coloured = "swav"
+
+
+class MultiCrop(Photometric):
+    """Large crops in the view `global` and small ones in `local`, all independent of each other.
+
+    Multi-crop of SwAV (Caron et al. 2020, arXiv:2006.09882, section 3.2), as DINO and DeepCluster
+    v2 use it.
+    """
+
+    views = ("global", "local")
+
+    def __init__(
+        self,
+        channels: int = 3,
+        /,
+        *,
+        size: Side = 224,
+        count: Annotated[int, Field(ge=1, description="Large crops of an image. Usually 2.")] = 2,
+        min_area: Annotated[
+            Area,
+            Field(description="Smallest part of the image in a crop. SwAV: 0.14; DINO: 0.4."),
+        ] = 0.14,
+        max_area: MaxArea = 1.0,
+        aspect: Aspect = (0.75, 1.3333333333333333),
+        colours: Coloured = "swav",
+        flip: Flip = 0.5,
+        interpolation: Resize = "bilinear",
+        local: Annotated[Local, Field(description="The small crops.")] = Local(),
+    ) -> None:
+        large = Cut(
+            size=size,
+            area=(min_area, max_area),
+            aspect=aspect,
+            count=count,
+            colours=colours,
+            flip=flip,
+            interpolation=interpolation,
+        )
+        small = Cut(
+            size=local.size,
+            area=(local.min_area, local.max_area),
+            aspect=aspect,
+            count=local.count,
+            colours=local.colours,
+            flip=flip,
+            interpolation=interpolation,
+            key="transform.local",
+        )
+        super().__init__({"global": large, "local": small}, channels)

@@ -1,0 +1,117 @@
+"""How views are cut from an image, in the loader's workers."""
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from sslkit.errors import Fault, RecipeError
+from sslkit.interfaces import Pixels
+from sslkit_plugins.views.colours import ColourLists
+from sslkit_plugins.views.steps import Shared
+
+Area = Annotated[float, Field(gt=0, le=1)]
+"""The part of an image that a random resized crop covers."""
+
+Ratio = Annotated[float, Field(gt=0)]
+
+Interpolation = Literal["bilinear", "bicubic"]
+
+Box = tuple[int, int, int, int]
+"""Left, top, right, bottom, in pixels of the whole image."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """How one view is cut, coloured and flipped.
+
+    `count` random resized crops of `size` px a side make a view [count,C,size,size]; None makes one
+    crop [C,size,size]. Each covers a part of the image in `area` with width:height in `aspect`.
+    `flip` is the chance of a horizontal flip on the device: 0 where `__call__` flips. `shared` says
+    what the crops of one image have in common on the device: nothing, the flip, or all draws.
+    `key` is where a recipe holds these options. Raises RecipeError for a range that falls.
+    """
+
+    size: int
+    area: tuple[float, float] = (0.08, 1.0)
+    aspect: tuple[float, float] = (3 / 4, 4 / 3)
+    count: int | None = None
+    colours: ColourLists = "none"
+    flip: float = 0.5
+    shared: Shared = "none"
+    interpolation: Interpolation = "bilinear"
+    key: str = "transform"
+
+    def __post_init__(self) -> None:
+        if self.area[0] > self.area[1]:
+            message = f"{self.area[0]} is more than max_area, {self.area[1]}; take a smaller one"
+            raise RecipeError(Fault(f"{self.key}.min_area", message))
+        low, high = self.aspect
+        if low > high:
+            message = f"[{low}, {high}] falls; write the smaller number first: [{high}, {low}]"
+            raise RecipeError(Fault(f"{self.key}.aspect", message))
+
+    def shape(self, channels: int) -> tuple[int, ...]:
+        """Return the shape of the view, without B."""
+        crop = (channels, self.size, self.size)
+        return crop if self.count is None else (self.count, *crop)
+
+
+def crop_box(
+    width: int,
+    height: int,
+    rng: np.random.Generator,
+    area: tuple[float, float],
+    aspect: tuple[float, float] = (3 / 4, 4 / 3),
+) -> Box:
+    """Return the box of a random resized crop, distributed as torchvision's.
+
+    It covers a part of the image in `area`, with width:height in `aspect`, log-uniform.
+    """
+    (smallest, largest), (narrow, wide) = area, aspect
+    for _ in range(10):
+        pixels = width * height * (smallest + (largest - smallest) * rng.random())
+        ratio = narrow * (wide / narrow) ** rng.random()
+        w, h = round(math.sqrt(pixels * ratio)), round(math.sqrt(pixels / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = int((width - w + 1) * rng.random()), int((height - h + 1) * rng.random())
+            return left, top, left + w, top + h
+    w, h = max(1, min(width, round(height * wide))), max(1, min(height, round(width / narrow)))
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
+
+
+def crop(pixels: Pixels, box: Box, size: int, interpolation: Interpolation = "bilinear") -> Tensor:
+    """Resize `box` of the whole image with antialiasing: [C,h,w] → [C,size,size] of its type."""
+    _, height, width = pixels.values.shape
+    x, y = width / pixels.width, height / pixels.height
+    left, top = min(width - 1, round(box[0] * x)), min(height - 1, round(box[1] * y))
+    right, bottom = max(left + 1, round(box[2] * x)), max(top + 1, round(box[3] * y))
+    return resize(pixels.values[:, top:bottom, left:right], (size, size), interpolation)
+
+
+def resize(
+    values: Tensor, size: tuple[int, int], interpolation: Interpolation = "bilinear"
+) -> Tensor:
+    """Resize uint8 or uint16 [C,h,w] to `size` (height, width) with antialiasing.
+
+    16 bits are resized like 8 bits: columns first, without the overshoot of `bicubic`, then rows.
+    """
+    resized = values.unsqueeze(0)
+    if values.dtype == torch.uint8:
+        return interpolate(resized, size, mode=interpolation, antialias=True)[0].contiguous()
+    most = torch.iinfo(values.dtype).max
+    resized = resized.float()
+    for side in ((values.shape[1], size[1]), size):
+        resized = interpolate(resized, side, mode=interpolation, antialias=True).clamp_(0, most)
+    return resized[0].round_().to(values.dtype)
+
+
+def flip_or_not(views: Tensor, rng: np.random.Generator, chance: float = 0.5) -> Tensor:
+    """Flip […,W] horizontally with this chance."""
+    return views.flip(-1) if rng.random() < chance else views

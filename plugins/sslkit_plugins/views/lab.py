@@ -1,0 +1,108 @@
+"""Lightness and colour of one crop, as CMC shows them."""
+
+import torch
+from torch import Tensor
+
+from sslkit.errors import Fault, RecipeError
+from sslkit_plugins.views.crops import Coloured, Flip, MinArea, Resize, Side
+from sslkit_plugins.views.cuts import Cut
+from sslkit_plugins.views.photometric import Photometric
+from sslkit_plugins.views.steps import Encoding
+
+TO_XYZ = torch.tensor(
+    [
+        [0.412453, 0.357580, 0.180423],
+        [0.212671, 0.715160, 0.072169],
+        [0.019334, 0.119193, 0.950227],
+    ],
+    dtype=torch.float64,
+)
+"""Linear sRGB → XYZ, the matrix of skimage's `rgb2xyz`."""
+WHITE = torch.tensor([0.95047, 1.0, 1.08883], dtype=torch.float64)
+"""XYZ of the white point D65, 2° observer."""
+
+LOW = (0.0, -86.183, -107.857)
+HIGH = (100.0, 98.233, 94.478)
+"""Ends of L, a and b in the sRGB gamut (CMC, `train_CMC.py`)."""
+
+
+def rgb_to_lab(pixels: Tensor) -> Tensor:
+    """Convert sRGB float32 [N,3,H,W] in 0 … 255 to CIE L*a*b* (D65), as skimage's `rgb2lab`."""
+    values = pixels / 255
+    linear = torch.where(values > 0.04045, ((values + 0.055) / 1.055) ** 2.4, values / 12.92)
+    matrix = (TO_XYZ / WHITE.unsqueeze(1)).to(pixels)
+    xyz = torch.einsum("oc,nchw->nohw", matrix, linear)
+    x, y, z = torch.where(
+        xyz > 0.008856, xyz.clamp_min(0) ** (1 / 3), 7.787 * xyz + 16 / 116
+    ).unbind(1)
+    return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], 1)
+
+
+def lab_to_rgb(lab: Tensor) -> Tensor:
+    """Convert CIE L*a*b* float32 [N,3,H,W] to sRGB in 0 … 255, clipped to the gamut."""
+    lightness, a, b = lab.unbind(1)
+    y = (lightness + 16) / 116
+    roots = torch.stack([y + a / 500, y, y - b / 200], 1)
+    xyz = torch.where(roots > 0.2068966, roots**3, (roots - 16 / 116) / 7.787)
+    matrix = torch.linalg.inv(TO_XYZ / WHITE.unsqueeze(1)).to(lab)
+    linear = torch.einsum("oc,nchw->nohw", matrix, xyz).clamp(0, 1)
+    values = torch.where(linear > 0.0031308, 1.055 * linear ** (1 / 2.4) - 0.055, 12.92 * linear)
+    return (255 * values).clamp(0, 255)
+
+
+class LabNormaliser:
+    """Turns sRGB into Lab whose channels span -1 … 1 in the sRGB gamut."""
+
+    def __init__(self, device: torch.device) -> None:
+        low, high = torch.tensor([LOW, HIGH], device=device).view(2, 3, 1, 1)
+        self.centre, self.half = (low + high) / 2, (high - low) / 2
+
+    def __call__(self, pixels: Tensor, out: Tensor | None = None) -> Tensor:
+        """Encode float32 [N,3,H,W] in 0 … 255 into `out`, or a tensor of its own."""
+        return torch.div(rgb_to_lab(pixels) - self.centre, self.half, out=out)
+
+    def undo(self, values: Tensor) -> Tensor:
+        """Return the Lab values [N,3,H,W] that were encoded."""
+        return values * self.half + self.centre
+
+
+class Lab(Photometric):
+    """One crop in CIE L*a*b*: lightness, green to red, blue to yellow, in the view `image`.
+
+    CMC (Tian et al. 2020, arXiv:1906.05849, section 4.1) compares the first channel with the other
+    two. The channels are scaled by their ends in sRGB, as in CMC's code; the encoder's mean and
+    standard deviation are not used. CMC changes no colours before the split.
+    """
+
+    views = ("image",)
+
+    def __init__(
+        self,
+        channels: int = 3,
+        /,
+        *,
+        size: Side = 224,
+        min_area: MinArea = 0.2,
+        colours: Coloured = "none",
+        flip: Flip = 0.5,
+        interpolation: Resize = "bilinear",
+    ) -> None:
+        if channels != 3:
+            message = f"'lab' needs images of 3 channels; the data set has {channels}"
+            raise RecipeError(Fault("transform", f"{message}; take another transform"))
+        cut = Cut(
+            size=size,
+            area=(min_area, 1.0),
+            colours=colours,
+            flip=flip,
+            interpolation=interpolation,
+        )
+        super().__init__({"image": cut}, channels)
+
+    def encoding(self, device: torch.device) -> Encoding:
+        """Return what turns sRGB in 0 … 255 into Lab."""
+        return LabNormaliser(device)
+
+    def picture(self, views: Tensor) -> Tensor:
+        """Turn Lab views back into RGB in 0 … 1."""
+        return lab_to_rgb(LabNormaliser(views.device).undo(views)) / 255

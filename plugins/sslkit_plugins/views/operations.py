@@ -1,0 +1,112 @@
+"""Operations on pixels, in place: float32 [N,C,H,W] in 0 … 255, one parameter per row [N,1,1,1].
+
+Nothing is rounded but where an operation rounds by its nature (posterize). On a CPU comparisons,
+`where` and indices cost ten times as much as arithmetic, so there are none.
+"""
+
+import torch
+from torch import Tensor
+
+
+def luma(pixels: Tensor) -> Tensor:
+    """[N,3,H,W] → [N,1,H,W], ITU-R 601; the mean of C ≠ 3 channels. Not in place."""
+    if pixels.shape[1] != 3:
+        return pixels.mean(1, keepdim=True)
+    red, green, blue = pixels[:, :1], pixels[:, 1:2], pixels[:, 2:]
+    return (red * 0.2989).add_(green, alpha=0.587).add_(blue, alpha=0.114)
+
+
+def adjust_brightness(pixels: Tensor, factor: Tensor) -> None:
+    """factor · pixels."""
+    pixels.mul_(factor).clamp_max_(255)
+
+
+def adjust_contrast(pixels: Tensor, factor: Tensor) -> None:
+    """factor · pixels + (1-factor) · mean gray."""
+    mean = luma(pixels.mean((2, 3), keepdim=True))
+    pixels.mul_(factor).add_(mean.mul_(1 - factor)).clamp_(0, 255)
+
+
+def adjust_saturation(pixels: Tensor, factor: Tensor) -> None:
+    """factor · pixels + (1-factor) · gray."""
+    gray = luma(pixels).mul_(1 - factor)
+    pixels.mul_(factor).add_(gray).clamp_(0, 255)
+
+
+def adjust_hue(pixels: Tensor, turn: Tensor) -> None:
+    """Rotate the hue of HSV by `turn` in -0.5 … 0.5; C = 3.
+
+    Hue in sixths is ±(1 - red + green + blue) from red, -3 … 3, each channel relative to the least
+    and the greatest. There red falls from 1 to 0 between 1 and 2 on either side; green rises
+    between 0 and 1 and falls between -3 and -2; blue is its mirror image.
+    """
+    red, green, blue = pixels.unbind(1)
+    low, high = torch.minimum(red, green), torch.maximum(red, green)
+    torch.minimum(low, blue, out=low)
+    torch.maximum(high, blue, out=high)
+    chroma = high - low
+    hue = high.sub_(low, alpha=2).sub_(red).add_(green).add_(blue)
+    hue.div_(chroma.clamp_min(1e-6)).copysign_(green - blue)
+    hue.add_(6 * turn.squeeze(1))
+    hue.sub_((hue / 6).round_(), alpha=6)
+    near, far = hue.clamp(-1, 1), hue.clamp(-2, 2).sub_(hue)
+    torch.addcmul(low, torch.maximum(near, far), chroma, out=green)
+    torch.addcmul(low, torch.minimum(near, far), chroma, value=-1, out=blue)
+    torch.addcmul(low.add_(chroma, alpha=2), hue.abs_().clamp_(1, 2), chroma, value=-1, out=red)
+
+
+def posterize(pixels: Tensor, bits: Tensor) -> None:
+    """Keep the `bits` highest of eight bits."""
+    step = torch.exp2(8 - bits)
+    pixels.mul_(1 / step).floor_().mul_(step)
+
+
+def adjust_sharpness(pixels: Tensor, factor: Tensor) -> None:
+    """factor · pixels + (1-factor) · smoothed by (1 1 1, 1 5 1, 1 1 1) / 13.
+
+    The outermost pixels are unchanged.
+    """
+    width, flat = pixels.shape[3], pixels.flatten(2)
+    left, right = pixels[..., 0].clone(), pixels[..., -1].clone()
+    # One long row instead of many short ones; the pixels where a row begins and ends are put back.
+    rows = (flat[..., : -2 * width] + flat[..., width:-width]).add_(flat[..., 2 * width :])
+    box = (rows[..., :-2] + rows[..., 1:-1]).add_(rows[..., 2:])
+    share = (1 - factor.flatten(2)) / 13
+    flat[..., width + 1 : -width - 1].mul_(1 - 9 * share).addcmul_(box, share)
+    pixels[..., 0], pixels[..., -1] = left, right
+    pixels.clamp_(0, 255)
+
+
+def solarize(pixels: Tensor, threshold: Tensor) -> None:
+    """Invert the values from `threshold` (an integer) on."""
+    sign = torch.sub(threshold - 1e-3, pixels).sign_()
+    pixels.sub_(127.5).mul_(sign).add_(127.5)
+
+
+def autocontrast(pixels: Tensor, _: Tensor) -> None:
+    """Stretch each channel to 0 … 255; a constant channel stays as it is."""
+    low, high = pixels.amin((2, 3), keepdim=True), pixels.amax((2, 3), keepdim=True)
+    flat = high == low
+    pixels.sub_(low.masked_fill_(flat, 0)).mul_(torch.where(flat, 1.0, 255 / (high - low)))
+
+
+def gaussian_blur(pixels: Tensor, sigma: Tensor) -> None:
+    """Blur with standard deviation `sigma` ≤ 2 px, edges repeated.
+
+    Two products with banded matrices; the kernel has 13 taps.
+    """
+    offset = torch.arange(-6, 7, device=pixels.device)
+    weight = torch.softmax(-offset.square() / (2 * sigma.view(-1, 1).square()), 1)
+
+    def matrix(length: int) -> Tensor:
+        place = torch.arange(length, device=pixels.device)
+        source = (place.unsqueeze(1) + offset).clamp_(0, length - 1)
+        hits = (source.unsqueeze(2) == place).float()
+        return torch.einsum("nt,itj->nij", weight, hits).unsqueeze(1)
+
+    pixels.copy_(matrix(pixels.shape[2]) @ pixels @ matrix(pixels.shape[3]).mT)
+
+
+def flip(pixels: Tensor, _: Tensor) -> None:
+    """Horizontal flip."""
+    pixels.copy_(pixels.flip(-1))

@@ -1,0 +1,61 @@
+"""Overlapping patches of one crop."""
+
+from typing import Annotated, Literal
+
+import numpy as np
+from PIL import Image
+from pydantic import Field
+
+from sslkit.errors import Fault, RecipeError
+from sslkit.interfaces import Pixels, Sample
+from sslkit_plugins.views.crops import Coloured, Flip, MinArea
+from sslkit_plugins.views.cuts import Cut, flip_or_not
+from sslkit_plugins.views.photometric import Photometric
+
+
+class PatchGrid(Photometric):
+    """Overlapping patches of one crop, row by row, in the view `patches`.
+
+    The grid of CPC v2 (Hénaff et al. 2020, arXiv:1905.09272, section 3.3). A crop of `size` gives
+    G² patches, G = (size - patch) // stride + 1; what the last patch leaves over is not shown. The
+    crop is flipped as a whole, before it is cut; colours are drawn for each patch, or once for all
+    patches of an image with `shared: all`. Evaluations show images at `size`.
+    """
+
+    views = ("patches",)
+
+    def __init__(
+        self,
+        channels: int = 3,
+        /,
+        *,
+        size: Annotated[int, Field(ge=1, description="Side of the crop, px. CPC v2: 256.")] = 256,
+        patch: Annotated[int, Field(ge=1, description="Side of a patch, px. Usually 64.")] = 64,
+        stride: Annotated[
+            int,
+            Field(ge=1, description="Distance of neighbouring patches, px. Usually half a patch."),
+        ] = 32,
+        min_area: MinArea = 0.3,
+        colours: Coloured = "simclr",
+        flip: Flip = 0.5,
+        shared: Annotated[
+            Literal["none", "all"],
+            Field(description="`all`: one draw of colours for all patches of an image."),
+        ] = "none",
+    ) -> None:
+        if patch > size:
+            message = f"{patch} px do not fit into a crop of {size} px; take at most {size}"
+            raise RecipeError(Fault("transform.patch", message))
+        cut = Cut(size=size, area=(min_area, 1.0), colours=colours, flip=0.0, shared=shared)
+        super().__init__({"patches": cut}, channels)
+        self.patch, self.stride, self.flip = patch, stride, flip
+        side = (size - patch) // stride + 1
+        self.shapes = {"patches": (side * side, channels, patch, patch)}
+
+    def __call__(self, image: Image.Image | Pixels, rng: np.random.Generator) -> Sample:
+        """Cut patches, integer [G²,C,patch,patch]."""
+        (whole,) = self.cut(image, rng)
+        whole = flip_or_not(whole, rng, self.flip)
+        cells = whole.unfold(1, self.patch, self.stride).unfold(2, self.patch, self.stride)
+        patches = cells.permute(1, 2, 0, 3, 4).flatten(0, 1).contiguous()
+        return Sample({"patches": patches}, {})

@@ -1,0 +1,251 @@
+"""A recipe before it is checked: its file with `--set` and `--data`, and where each key is from."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from sslkit.errors import Fault, PluginError, RecipeError
+from sslkit.recipe import groups, registry, sections
+from sslkit.recipe.contents import OPTIONAL, PARTS, SECTIONS
+from sslkit.recipe.document import MAX_BYTES, Document, Key
+from sslkit.recipe.paths import opened_by
+from sslkit.recipe.settings import SETTINGS
+from sslkit.recipe.signature import REQUIRED, Option, Signature, read_group
+from sslkit.recipe.words import near_files, plain, written
+
+
+class Draft:
+    """The mapping that a recipe file holds after `--set` and `--data`.
+
+    `places` has the file and line of every key, `faults` what is wrong so far.
+    """
+
+    def __init__(self, path: Path, overrides: Sequence[str], data: str | None) -> None:
+        self.path = path
+        self.content: dict[str, Any] = {}
+        self.places: dict[Key, tuple[str, int | None]] = {(): (str(path), None)}
+        self.faults: list[Fault] = []
+        self._load()
+        settings = [setting for setting in map(self._parse, overrides) if setting is not None]
+        # The options of a part that is replaced are dropped first.
+        for key, value in settings:
+            if key[-1] == "use":
+                self._set(key, value)
+        if data is not None:
+            self._replace_data(data)
+        for key, value in settings:
+            if key[-1] != "use":
+                self._set(key, value)
+
+    def refuse(self, key: Key, message: str) -> None:
+        """Add a fault, at the line of the key or of the nearest key above it."""
+        known = key
+        while known not in self.places:
+            known = known[:-1]
+        file, line = self.places[known]
+        self.faults.append(Fault(".".join(key), message, file, line))
+
+    def ordered_faults(self) -> list[Fault]:
+        """Return the faults of the file by line, then the others."""
+
+        def order(fault: Fault) -> tuple[bool, float]:
+            return fault.file != str(self.path), math.inf if fault.line is None else fault.line
+
+        return sorted(self.faults, key=order)
+
+    # ------------------------------------------------------------------------------- the file
+
+    def _load(self) -> None:
+        """Read the file. Raises RecipeError where nothing can be read from it."""
+        content = self._bytes()
+        needed = ", ".join(section for section in SECTIONS if section not in OPTIONAL)
+        try:
+            text = content.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            line = content[: error.start].count(b"\n") + 1
+            fault = Fault("", "is not UTF-8 text; save it as UTF-8", str(self.path), line)
+            raise RecipeError(fault) from error
+        document = Document(text, f"is empty; a recipe needs the sections {needed}")
+        for key, line, message in document.faults:
+            self.faults.append(Fault(".".join(key), message, str(self.path), line))
+        for key, line in document.lines.items():
+            self.places[key] = (str(self.path), line)
+        if isinstance(document.value, dict):
+            self.content = document.value
+        elif not self.faults:
+            held = written(document.value)
+            message = f"holds {held}; a recipe is a mapping of sections"
+            self.faults.append(Fault("", message, str(self.path), 1))
+        if not self.content and self.faults:
+            raise RecipeError(*self.faults)
+
+    def _bytes(self) -> bytes:
+        try:
+            if self.path.is_dir():
+                raise self._unusable(f"is a folder; name a recipe in it{_listing(self.path)}")
+            if not self.path.is_file():
+                raise self._unusable(f"there is no such file{near_files(self.path)}")
+            with self.path.open("rb") as file:
+                content = file.read(MAX_BYTES + 1)
+        except (OSError, ValueError) as error:
+            raise self._unusable(f"cannot be read: {error}") from error
+        if len(content) > MAX_BYTES:
+            raise self._unusable(f"is larger than {MAX_BYTES >> 10} KiB; that is no recipe")
+        return content
+
+    def _unusable(self, message: str) -> RecipeError:
+        return RecipeError(Fault("", message, str(self.path)))
+
+    # ----------------------------------------------------------------------------------- --set
+
+    def _parse(self, override: str) -> tuple[Key, Any] | None:
+        dotted, equals, text = override.partition("=")
+        key = tuple(dotted.strip().split("."))
+        if not equals or not all(key):
+            message = f"{written(override)} is not of the form section.key=value"
+            self.faults.append(Fault("", message, "--set"))
+            return None
+        if not text.strip():
+            return key, None
+        document = Document(text)
+        for below, _, message in document.faults:
+            self.faults.append(Fault(".".join((*key, *below)), message, "--set"))
+        return None if document.faults else (key, document.value)
+
+    def _set(self, key: Key, value: Any) -> None:
+        """Put a value at a key, as `--set` does.
+
+        A preset's name on the way becomes a mapping that starts from it, an option that is left
+        out its default. In optimizer and schedule, null removes the key.
+        """
+        target: Any = self.content
+        for length in range(1, len(key)):
+            target = self._enter(target, key, length)
+            if target is None:
+                return
+        place = self._place(target, key)
+        if place is None:
+            return
+        if _names_part(key) and target.get("use") != value:
+            target.clear()
+        self.places = {
+            known: found for known, found in self.places.items() if known[: len(key)] != key
+        }
+        if value is None and key[0] in ("optimizer", "schedule") and key[1:] and place in target:
+            del target[place]
+            return
+        target[place] = value
+        self.places[key] = ("--set", None)
+
+    def _enter(self, target: Any, key: Key, length: int) -> Any:
+        """Return the mapping or list at the first `length` names of a key, made where needed."""
+        here = key[:length]
+        place = self._place(target, here)
+        if place is None:
+            return None
+        if isinstance(target, dict) and place not in target:
+            target[place] = self._default(here, target)
+            self.places[here] = ("--set", None)
+        inner = target[place]
+        option = self._option(here)
+        if option is not None and isinstance(inner, str):
+            if inner in groups.presets(groups.group_of(option.annotation)):
+                inner = target[place] = {"preset": inner}
+        if isinstance(inner, dict | list):
+            return inner
+        held = f"'{'.'.join(here)}' has no options; it is {written(inner)}"
+        self.faults.append(Fault(".".join(key), held, "--set"))
+        return None
+
+    def _place(self, target: Any, key: Key) -> Any:
+        """Return the last name of a key as a key or number of `target`, None for a wrong number."""
+        name = key[-1]
+        if isinstance(target, dict):
+            return name
+        if name.isdecimal() and name.isascii() and int(name) < len(target):
+            return int(name)
+        message = f"'{'.'.join(key[:-1])}' is a list of {len(target)}, counted from 0"
+        self.faults.append(Fault(".".join(key), message, "--set"))
+        return None
+
+    def _default(self, key: Key, target: Mapping[str, Any]) -> Any:
+        """Return what an option that `target` leaves out stands for; {} where nothing says."""
+        above = self._option(key[:-1])
+        if above is not None:
+            presets = groups.presets(groups.group_of(above.annotation))
+            preset = presets.get(str(target.get("preset")), {})
+            if key[-1] in preset:
+                return plain(preset[key[-1]])
+        option = self._option(key)
+        if option is None or option.default is REQUIRED or option.default is None:
+            return {}
+        return plain(option.default)
+
+    def _option(self, key: Key) -> Option | None:
+        """Return the option at a key, also within groups; None where there is none."""
+        names = key[2:] if key[:1] == ("heads",) else key[1:]
+        if not names:
+            return None
+        signature = self._signature(key[: len(key) - len(names)])
+        if signature is None:
+            return None
+        option = signature.options.get(names[0])
+        for name in names[1:]:
+            if option is None:
+                return None
+            option = _below(option, name)
+        return option
+
+    def _signature(self, key: Key) -> Signature | None:
+        """Return the signature of the part or the settings at a key."""
+        content: Any = self.content
+        for name in key:
+            content = content.get(name) if isinstance(content, dict) else None
+        use = content.get("use") if isinstance(content, dict) else None
+        if key[0] in PARTS and isinstance(use, str):
+            try:
+                return registry.find(PARTS[key[0]], use).signature()
+            except PluginError:
+                return None
+        if key[0] not in SETTINGS:
+            return None
+        return sections.signature(key[0], use if isinstance(use, str) else None)
+
+    # ---------------------------------------------------------------------------------- --data
+
+    def _replace_data(self, data: str) -> None:
+        held = self.content.get("data")
+        current = held if isinstance(held, dict) else {}
+        replaced = opened_by(data, current.get("use"))
+        if isinstance(replaced, str):
+            self.faults.append(Fault("", f"{written(data)}: {replaced}", "--data"))
+            return
+        if replaced["use"] == current.get("use"):
+            replaced = {**current, **replaced}
+        self.content["data"] = replaced
+        for name, value in replaced.items():
+            if value != current.get(name):
+                self.places["data", name] = ("--data", None)
+        self.places.setdefault(("data",), ("--data", None))
+
+
+def _names_part(key: Key) -> bool:
+    """Tell whether a key is the `use` of a part."""
+    length = 3 if key[0] == "heads" else 2
+    return key[0] in PARTS and key[-1] == "use" and len(key) == length
+
+
+def _below(option: Option, name: str) -> Option | None:
+    """Return the option of that name in the group, or the item of that number in the list."""
+    group, listed = groups.group_of(option.annotation), groups.list_of(option.annotation)
+    if name.isdecimal() and listed is not None:
+        items = groups.items_of(listed, int(name) + 1) or []
+        return replace(option, annotation=items[-1], default=REQUIRED) if items else None
+    return None if group is None else read_group(group).options.get(name)
+
+
+def _listing(folder: Path) -> str:
+    names = sorted(path.name for path in folder.glob("*.y*ml"))[:10]
+    return f": {', '.join(names)}" if names else ""

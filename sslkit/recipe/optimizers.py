@@ -1,0 +1,200 @@
+"""Optimizers by timm's name, and their options, read from the source of timm and torch.
+
+Nothing is imported. `names` is empty and `signature` is None where the source says too little; the
+optimizer's class then checks its options when it is made.
+"""
+
+import ast
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from sslkit.recipe import source
+from sslkit.recipe.settings import Optimizer
+from sslkit.recipe.signature import REQUIRED, Option, Signature, read_class
+from sslkit.recipe.source import Source, UnreadableError
+
+FACTORY = "timm.optim._optim_factory"
+GIVEN = {"params", "lr", "weight_decay"}
+"""Parameters of every optimizer that are no options of its own."""
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
+KNOWN = {
+    "momentum": Annotated[Beta, Field(description="Usually 0.9.")],
+    "nesterov": Annotated[bool, Field(description="Nesterov's momentum.")],
+    "eps": Annotated[float, Field(gt=0, description="Added to the denominator.")],
+    "trust_coeff": Annotated[
+        float, Field(gt=0, description="LARS's trust coefficient, usually 0.001.")
+    ],
+}
+"""What the source does not say: bounds and descriptions."""
+DESCRIPTIONS = {"sgd": "Stochastic gradient descent, without Nesterov's momentum by default"}
+BETAS = "Decay rates of the moving averages; the last one is that of the squared gradient."
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An optimizer in timm's registry: the module and the name of its class, and its defaults."""
+
+    module: str
+    name: str
+    defaults: dict[str, Any]
+    description: str
+
+    def definition(self) -> tuple[Source, ast.ClassDef]:
+        """Return the class in its source. Raises UnreadableError."""
+        return source.find(self.module).definition(self.name)
+
+
+def names() -> tuple[str, ...]:
+    """Return the names that timm has for torch's and its own optimizers."""
+    return tuple(_registry())
+
+
+@functools.cache
+def signature(name: str) -> Signature | None:
+    """Return the options of an optimizer with those that all have in common."""
+    try:
+        entry = _registry()[name]
+        options = dict(_options(*entry.definition()))
+    except (KeyError, UnreadableError):
+        return None
+    for option, default in defaults(name, entry.defaults).items():
+        if option in options:
+            options[option] = replace(options[option], default=default)
+    common = common_signature()
+    about = DESCRIPTIONS.get(name, entry.description) or name
+    doc = f"{about} ({entry.module}.{entry.name})"
+    return Signature((), common.options | options, doc, {})
+
+
+def defaults(name: str, timms: dict[str, Any] | None) -> dict[str, Any]:
+    """Return the defaults by which a name differs from its class: `larc` is lars with trust_clip.
+
+    `sgd` is torch's: without Nesterov's momentum.
+    """
+    found = dict(timms or {})
+    if name == "sgd":
+        found.pop("nesterov", None)
+    return found
+
+
+@functools.cache
+def common_signature() -> Signature:
+    """Return the settings that all optimizers have in common."""
+    read = read_class(Optimizer, "optimizer")
+    own = ("use", "options")
+    common = {name: option for name, option in read.options.items() if name not in own}
+    return replace(read, options=common)
+
+
+def having(option: str) -> Iterator[str]:
+    """Yield the optimizers that have an option of that name."""
+    for name in names():
+        found = signature(name)
+        if found is not None and option in found.options:
+            yield name
+
+
+@functools.cache
+def _registry() -> dict[str, Entry]:
+    """Read the calls of `OptimInfo(…)` and `register_alias(…)` in timm's factory."""
+    try:
+        factory = source.find(FACTORY)
+    except UnreadableError:
+        return {}
+    entries: dict[str, Entry] = {}
+    aliases: dict[str, str] = {}
+    for node in ast.walk(factory.tree):
+        match node:
+            case ast.Call(ast.Name("OptimInfo"), arguments, keywords):
+                words = {word.arg: word.value for word in keywords}
+                words |= dict(zip(("name", "opt_class"), arguments, strict=False))
+                _add(entries, factory, words)
+            case ast.Call(
+                ast.Attribute(_, "register_alias"),
+                [ast.Constant(str(alias)), ast.Constant(str(target))],
+            ):
+                aliases[alias] = target
+    known = {alias: entries[target] for alias, target in aliases.items() if target in entries}
+    return entries | known
+
+
+def _add(entries: dict[str, Entry], factory: Source, words: dict[str | None, ast.expr]) -> None:
+    """Add what one call of `OptimInfo` says; nothing where it is not written out."""
+    try:
+        name = str(ast.literal_eval(words["name"])).lower()
+        given = words.get("defaults")
+        timms = (None if given is None else ast.literal_eval(given)) or {}
+        about = words.get("description")
+        description = "" if about is None else str(ast.literal_eval(about))
+        module, class_name = _class(factory, words["opt_class"])
+    except (KeyError, ValueError, UnreadableError):
+        return
+    entries[name] = Entry(module, class_name, timms, description)
+
+
+def _class(factory: Source, node: ast.expr) -> tuple[str, str]:
+    """Return module and name of a class that is written as a name, an attribute or a string."""
+    if isinstance(node, ast.Constant):
+        module, _, name = str(node.value).rpartition(".")
+        return module, name
+    return factory.place(node)
+
+
+def _options(module: Source, node: ast.ClassDef) -> Iterator[tuple[str, Option]]:
+    """Yield the options of a class by name: all parameters but those that every optimizer has."""
+    constructor = _constructor(module, node)
+    if constructor is None:
+        return
+    module, arguments = constructor[0], constructor[1].args
+    positional = [*arguments.posonlyargs, *arguments.args]
+    missing: list[ast.expr | None] = [None] * (len(positional) - len(arguments.defaults))
+    pairs = zip(positional, missing + arguments.defaults, strict=True)
+    keyword = zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
+    for argument, default in [*list(pairs)[1:], *keyword]:
+        if argument.arg not in GIVEN:
+            yield argument.arg, _option(module, argument, default)
+
+
+def _constructor(module: Source, node: ast.ClassDef) -> tuple[Source, ast.FunctionDef] | None:
+    """Return the constructor of a class or of its nearest base, with the module that it is in."""
+    for statement in node.body:
+        if isinstance(statement, ast.FunctionDef) and statement.name == "__init__":
+            return module, statement
+    for base in node.bases:
+        place, name = module.place(base)
+        found = _constructor(*source.find(place).definition(name))
+        if found is not None:
+            return found
+    return None
+
+
+def _option(module: Source, argument: ast.arg, node: ast.expr | None) -> Option:
+    name, default = argument.arg, REQUIRED
+    if node is not None:
+        try:
+            default = module.evaluate(node)
+        except UnreadableError:
+            default = ast.unparse(node)
+    return Option(name, name, _annotation(module, argument, default), default)
+
+
+def _annotation(module: Source, argument: ast.arg, default: Any) -> Any:
+    """Return the type of an option: known, as annotated, or that of its default."""
+    if argument.arg in KNOWN:
+        return KNOWN[argument.arg]
+    if argument.arg == "betas" and isinstance(default, tuple):
+        betas: Any = tuple[(Beta,) * len(default)]
+        return Annotated[betas, Field(description=BETAS)]
+    try:
+        if argument.annotation is not None:
+            return module.annotation(argument.annotation)
+    except UnreadableError:
+        pass
+    if isinstance(default, bool):
+        return bool
+    return int | float if isinstance(default, int | float) else Any
