@@ -1,5 +1,6 @@
 """Scores every candidate of a probe: features in one pass, outcomes by row, then a Result."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -71,7 +72,10 @@ def score_all(
     metrics: Sequence[Metric],
     seeds: int,
 ) -> dict[Row, list[dict[str, Outcome]]]:
-    """Return the outcomes of every row and candidate; their features are dropped after use."""
+    """Return the outcomes of every row and candidate; their features are dropped after use.
+
+    Features that are not finite are not scored: every metric is NaN.
+    """
     names = [metric.name for metric in metrics]
     targets = [_targets(source, probe.device) for source in (probe.train, probe.val)]
     groups = _groups(probe.val, probe.device)
@@ -82,8 +86,9 @@ def score_all(
             train, val = (rows.to(probe.device) for rows in features.pop(key))
             given = Features(train, targets[0], val, targets[1], groups)
             outcomes[key] = []
+            finite = bool(train.isfinite().all() and val.isfinite().all())
             for seed in range(seeds):
-                found = scorer(given, seed)
+                found = scorer(given, seed) if finite else dict.fromkeys(names, math.nan)
                 wrong = outcome_fault(found, names, len(val))
                 if wrong is not None:
                     raise PluginError(wrong)

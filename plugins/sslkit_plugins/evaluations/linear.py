@@ -186,7 +186,7 @@ class Linear(Evaluation):
         labels, classes = features.train_labels, len(probe.classes)
         strength = choose_strength(train, labels, classes)
         logits = val.logits(*logistic_regression(train, labels, classes, strength))
-        return {**accuracy.hits(logits, features.val_labels, probe.classes)}
+        return accuracy.hits(logits, features.val_labels, probe.classes)
 
     def descend(
         self, probe: Probe, candidate: Candidate, seed: int
@@ -241,6 +241,6 @@ class Linear(Evaluation):
                 logits[name].append(classifiers[name](rows))
         labels = torch.as_tensor(probe.val.labels)
         return {
-            name: {**accuracy.hits(torch.cat(parts), labels, probe.classes)}
+            name: accuracy.hits(torch.cat(parts), labels, probe.classes)
             for name, parts in logits.items()
         }
