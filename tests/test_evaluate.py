@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import shutil
+import weakref
 from collections import Counter
 from itertools import chain
 from pathlib import Path
@@ -455,10 +456,11 @@ def test_augmented_batches_meet_every_image_once_an_epoch():
 
 
 def test_features_of_a_layer_are_dropped_after_use():
-    probe, alive = made(), []
+    probe, seen = made(), []
 
     def scorer(features, seed):
-        alive.append(features.train.untyped_storage().nbytes())
+        assert all(earlier() is None for earlier in seen)
+        seen.append(weakref.ref(features.train))
         return {"x": 0.0}
 
     result = probe.compare(scorer, [Metric("x")], layers=True)
@@ -470,7 +472,7 @@ def test_features_of_a_layer_are_dropped_after_use():
         ("conv", "untrained"),
         (None, "raw pixels"),
     ]
-    assert len(alive) == 5
+    assert len(seen) == 5
 
 
 def test_seeds_reach_the_score_and_the_difference_is_paired():

@@ -37,32 +37,19 @@ Scorer = Callable[[Features, int], dict[str, Outcome]]
 def embed(probe: "ImageProbe", *, layers: bool, view: View) -> dict[Row, list[Tensor]]:
     """Return the features of both splits by row and candidate, float32 [N,D] in CPU memory."""
     found: dict[Row, list[Tensor]] = {}
-    for source in (probe.train, probe.val):
+    for number, source in enumerate((probe.train, probe.val)):
         with probe.progress("embedding") as advance:
             for images, index in probe.passes(source, view):
                 for candidate in probe.candidates:
                     given = candidate.embed(images[candidate.size].to(probe.device), layers=layers)
                     for layer, rows in given.items():
                         row = layer if candidate.has_layers else None
-                        _put(found, (row, candidate.name), source, probe, index, rows)
+                        splits = found.setdefault((row, candidate.name), [])
+                        if len(splits) == number:
+                            splits.append(torch.empty(len(source), rows.shape[1]))
+                        splits[number][index] = rows.cpu()
                 advance(len(index), len(source))
     return found
-
-
-def _put(
-    found: dict[Row, list[Tensor]],
-    key: Row,
-    source: ImageSource,
-    probe: "ImageProbe",
-    index: Tensor,
-    rows: Tensor,
-) -> None:
-    """Write the features of some images to their place."""
-    splits = found.setdefault(key, [])
-    number = 0 if source is probe.train else 1
-    if len(splits) == number:
-        splits.append(torch.empty(len(source), rows.shape[1]))
-    splits[number][index] = rows.cpu()
 
 
 def score_all(
