@@ -10,15 +10,14 @@ Scores are means over seeds, with the 95 % interval of Student's t where there a
 
 import argparse
 import json
-import math
 import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 
-from sslkit.evaluation.probe import T_95
+from sslkit.evaluation.intervals import student
 
 EVALUATIONS = ("linear", "knn")
 METHODS = ["pirl_jigsaw", "pirl_rotation", "npid", "jigsaw", "rotnet"]
@@ -71,9 +70,11 @@ def run(method: str, seed: int, options: argparse.Namespace) -> Path:
 
 
 def interval(values: list[float]) -> str:
+    """The mean of several seeds with the half width of its 95 % interval."""
     if len(values) == 1:
         return f"{values[0]:.1f}"
-    return f"{fmean(values):.1f} ± {T_95[len(values) - 2] * stdev(values) / math.sqrt(len(values)):.1f}"
+    low, high = student(values)
+    return f"{fmean(values):.1f} ± {(high - low) / 2:.1f}"
 
 
 def headlines(folder: Path) -> dict[str, dict[str, float]]:
