@@ -31,7 +31,7 @@ from sslkit.interfaces import (
 )
 from sslkit.recipe import registry, wiring
 from sslkit.recipe.document import Document, Dumper
-from sslkit.recipe.signature import REQUIRED, plain, read_class
+from sslkit.recipe.signature import REQUIRED, plain, read_class, written
 from sslkit.training import build, trainer
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -565,9 +565,7 @@ def test_a_dataset_that_is_not_there_says_so(part, tmp_path, monkeypatch):
 @every("evaluations")
 def test_an_evaluation_can_be_made_from_the_command_line(part):
     options = part.signature().options
-    words = [
-        word for option in options.values() for word in (f"--{option.name}", str(option.default))
-    ]
-    choice = recipe.read_evaluation(part.name, words)
+    given = {name: written(option.default) for name, option in options.items()}
+    choice = recipe.read_evaluation(part.name, given)
     assert choice.options == {name: option.default for name, option in options.items()}
     assert isinstance(parts.make(choice), Evaluation)

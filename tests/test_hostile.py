@@ -652,7 +652,7 @@ def test_evaluations_and_export_meet_the_same_sentence(run_folder: Path, lie: st
     sign(path)
     for command in (
         ("eval", "knn", run_folder),
-        ("eval", "linear", run_folder, "--epochs", 1),
+        ("eval", "linear", run_folder),
         ("export", run_folder),
     ):
         assert "does not fit the recipe beside it" in refused(*command)

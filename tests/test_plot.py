@@ -10,7 +10,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from sslkit.cli import app
-from sslkit.errors import DataError, SslkitError
+from sslkit.errors import DataError
 from sslkit.interfaces import Batch, Draws
 from sslkit.report import figures as drawing
 from sslkit.report import views_figure
@@ -242,44 +242,3 @@ def test_curves_bear_numbers_that_are_missing_or_not_finite(tmp_path):
     drawing.curves(metrics(tmp_path / "a" / "c"))
     assert np.isnan(drawing._smooth(np.array([np.nan, 1.0]))[0])
     assert drawing._smooth(np.array([1.0, np.nan, 3.0] * 50))[149] == pytest.approx(2)
-
-
-def result(**layers: float) -> dict:
-    return {
-        "evaluation": "linear",
-        "floors": {"chance": 10.0, "raw pixels (32×32)": 31.2, "the same encoder untrained": 40.0},
-        "layers": {
-            name: {"top1": top1, "interval_images": [max(0, top1 - 4), min(100, top1 + 4)]}
-            for name, top1 in layers.items()
-        },
-        "protocol": {"val_images": 500},
-    }
-
-
-def test_scores_show_floors_and_layers(tmp_path, figures):
-    drawing.scores(result(features=62.5, conv1=100.0, res2=0.0), tmp_path / "linear.png")
-    (axes,) = figures[0].axes
-    assert [label.get_text() for label in axes.get_yticklabels()] == [
-        "chance",
-        "raw pixels (32×32)",
-        "the same encoder untrained",
-        "trained: features",
-        "trained: conv1",
-        "trained: res2",
-    ]
-    assert [text.get_text() for text in axes.texts] == [
-        "10.0",
-        "31.2",
-        "40.0",
-        "62.5",
-        "100.0",
-        "0.0",
-    ]
-    assert "linear" in axes.get_title(loc="left")
-
-
-def test_a_folder_in_the_way_leaves_nothing_behind(tmp_path):
-    (tmp_path / "linear.png").mkdir()
-    with pytest.raises(SslkitError, match="cannot write"):
-        drawing.scores(result(features=1.0), tmp_path / "linear.png")
-    assert [path.name for path in tmp_path.iterdir()] == ["linear.png"]

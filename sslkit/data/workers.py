@@ -1,4 +1,4 @@
-"""Loader processes: what they build, in order, and what happens when one is lost."""
+"""Loader workers: batches in order, and what happens when a worker is lost or a part fails."""
 
 import os
 import re
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from sslkit import faults
 from sslkit.errors import DataError, SslkitError, printable
 
 PREFETCH = 4
@@ -19,7 +20,7 @@ PREFETCH = 4
 
 
 def read(read: Callable[..., Any], *what: Any) -> Any:
-    """Return an image, or the reason why it cannot be read.
+    """Return the image, or the reason why it cannot be read.
 
     Errors in the transform are bugs, not bad images, and are not caught here.
     """
@@ -30,7 +31,7 @@ def read(read: Callable[..., Any], *what: Any) -> Any:
 
 
 def _begin_worker(_: int) -> None:
-    """Use one thread, and leave signals to the process that trains.
+    """Use one thread, and leave signals to the training process.
 
     Terminals and schedulers send them to all processes.
     """
@@ -42,7 +43,7 @@ def _begin_worker(_: int) -> None:
 
 
 def _end_with(parent: int) -> None:
-    """End when `parent` sends SIGTERM: at its exit it waits for its workers to end."""
+    """End when `parent` sends SIGTERM, for it waits for its workers when it exits."""
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass
     os._exit(0)
@@ -52,12 +53,29 @@ def _whole(item: object) -> object:
     return item
 
 
+class _Told(Dataset):
+    """Returns what `builder` makes of an order, or the error for the user.
+
+    An error that a worker raises would reach the user with the worker's traceback in its text.
+    """
+
+    def __init__(self, builder: Dataset) -> None:
+        self.builder = builder
+
+    def __getitem__(self, order: Any) -> Any:
+        try:
+            with faults.telling():
+                return self.builder[order]
+        except SslkitError as error:
+            return error
+
+
 @contextmanager
 def _undisturbed() -> Iterator[None]:
     """Keep SIGCHLD as it is.
 
-    PyTorch would raise at a lost worker wherever this process is, even in the middle of a save. Its
-    queue reports the loss as well, within seconds.
+    PyTorch would raise at a lost worker wherever this process is, also in the middle of a save.
+    Its queue reports a lost worker within seconds as well.
     """
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGCHLD"):
         yield
@@ -74,13 +92,13 @@ def deliver(
 ) -> Iterator[Any]:
     """Yield what `builder` makes of each order, in order, made ahead by `workers` processes.
 
-    Raises an SslkitError that the builder returns; one that a worker raised would reach the user
-    with the worker's traceback in its text.
+    Raises an SslkitError that `builder` returns or raises, and PluginError for a part's exception.
     """
-    made: Iterable[Any] = map(builder.__getitem__, orders)
+    told = _Told(builder)
+    made: Iterable[Any] = map(told.__getitem__, orders)
     if workers:
         made = DataLoader(
-            builder,
+            told,
             batch_size=None,
             sampler=orders,
             num_workers=workers,
@@ -101,6 +119,6 @@ def deliver(
         if not re.match(r"DataLoader worker \(pid", str(error)):
             raise
         raise DataError(
-            "a loader process was ended by the system, for lack of memory perhaps; "
+            "a loader worker was ended by the system, perhaps for lack of memory; "
             f"--set train.workers=0 needs least ({error})"
         ) from error

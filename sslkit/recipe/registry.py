@@ -41,6 +41,13 @@ class Part:
     def __str__(self) -> str:
         return f"{KINDS[self.kind]} '{self.name}' of {self.distribution} {self.version}".rstrip()
 
+    @property
+    def shown(self) -> str:
+        """What messages call the part; without its distribution where that is sslkit itself."""
+        if self.distribution == "sslkit":
+            return f"{KINDS[self.kind]} '{self.name}'"
+        return str(self)
+
     def load(self) -> type:
         """Import the class. Raises PluginError where that fails."""
         try:

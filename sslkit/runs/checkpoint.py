@@ -125,6 +125,15 @@ def _parts(run: Run) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, st
     return tensors, own, rows
 
 
+def tensors(run: Run) -> dict[str, Tensor]:
+    """Return every tensor that a checkpoint of `run` holds on this rank."""
+    method, own, _ = _parts(run)
+    transform = {f"transform.{name}": value for name, value in run.transform.state().items()}
+    moments, _ = _flatten_optimizer(run.optimizer)
+    optimizer = {f"optimizer.{name}": value for name, value in moments.items()}
+    return method | own | transform | optimizer
+
+
 def save(run: Run, folder: Path) -> Path:
     """Write the checkpoint of `run.step`; keep the newest `train.keep`. Atomic: a checkpoint is there whole or not at all.
 
