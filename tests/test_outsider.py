@@ -135,7 +135,9 @@ def test_its_parts_are_listed_and_shown(site: Path, tmp_path: Path) -> None:
     }
     shown = sslkit(tmp_path, "plugins", "show", "channel_order", site=site)
     assert shown.returncode == 0, shown.stderr
-    assert "\n".join(map(str.rstrip, shown.stdout.rstrip().splitlines())) in DOC
+    told_first, _, rest = shown.stdout.partition("Colours, for colours")
+    assert "\n".join(map(str.rstrip, told_first.rstrip().splitlines())) in DOC
+    assert " byol_second " in rest, "the presets follow"
 
 
 def test_its_recipe_trains_though_another_part_is_broken(
@@ -228,14 +230,16 @@ def here(site: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyP
         del sys.modules[name]
 
 
-def test_a_fact_that_heads_are_not_told(
+def test_a_runtime_argument_that_heads_do_not_get(
     site: Path, here: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     here.syspath_prepend(variant(site, tmp_path, "in_dim: int, /, *", "dim: int, /, *"))
-    head = recipe.read(RECIPE).heads["image"]
-    sentence = "cosine asks for 'dim', which heads are not told; they may ask for in_dim, crops"
+    sentence = (
+        "cosine requires the runtime argument 'dim', which heads do not get; "
+        "allowed: in_dim, crops, shape"
+    )
     with pytest.raises(RecipeError, match=sentence):
-        parts.make(head, in_dim=4, crops=1)
+        recipe.read(RECIPE)
     assert sentence in DOC
 
 
