@@ -661,7 +661,7 @@ def test_a_split_takes_a_fifth_of_every_class_and_depends_on_the_seed_alone(trai
     [
         (["--kk", "3"], "--kk  no such option; did you mean '--k'?"),
         (["--layer", "all"], "did you mean '--layers'?"),
-        (["--k", "0"], "--k  0 is not a whole number ≥ 1"),
+        (["--k", "0"], "expected int ≥ 1, got 0"),
         (["--k", "[1"], "--k  is not valid YAML"),
         (["--k"], "requires an argument"),
         (["--weights", "none"], "--weights  belongs to an encoder"),
