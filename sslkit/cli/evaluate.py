@@ -178,7 +178,9 @@ def _made(
 def _parameter(option: Option) -> inspect.Parameter:
     """Make the parameter of an option: a flag for true or false, else text."""
     flag = f"--{option.name.replace('_', '-')}"
-    kind, text, metavar = str | None, option.description, "VALUE"
+    kind: Any = str | None
+    text = option.description
+    metavar: str | None = "VALUE"
     if option.words == "true or false":
         flag, kind, metavar = f"{flag}/--no-{flag.removeprefix('--')}", bool | None, None
     elif option.words.startswith("one of "):

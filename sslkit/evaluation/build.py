@@ -1,7 +1,6 @@
 """What `sslkit eval` was asked for → a probe: of a run, of `--encoder`, or of both."""
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,7 +51,7 @@ class Run:
     folder: Path
     recipe: Recipe
     checkpoint: Path
-    state: Mapping[str, Any]
+    state: checkpoint.State
 
     def facts(self) -> dict[str, Any]:
         """Return what the protocol says of the run."""
