@@ -150,7 +150,7 @@ def test_values_are_parsed_as_those_of_set_and_booleans_are_flags(install, label
     assert flag in help_text
     assert "--costs VALUE Costs to try. (a list" in help_text and "[default: [0.1]]" in help_text
     code, _, err = sslkit(*words, "--costs", "[a]")
-    assert code == 2 and "--costs" in err and "is not a list" in err
+    assert code == 2 and err.startswith("--costs  ") and "a list" in err
     code, _, err = sslkit(*words, "--whitening")
     assert code == 2 and "did you mean '--whiten'" in err
 
