@@ -99,7 +99,7 @@ def test_the_gradient_vanishes_at_the_optimum(monkeypatch, chunk):
     assert wrong.mean(0).abs().max() < 1e-4, "the bias is free: mean probabilities are the shares"
 
 
-def test_a_boundless_regulariser_leaves_the_shares_of_the_classes():
+def test_a_boundless_regulariser_leaves_the_class_shares():
     torch.manual_seed(0)
     labels = torch.tensor([0] * 6 + [1] * 3 + [2])
     weights, bias = fitted(torch.randn(10, 4), labels, 3, 1e3)

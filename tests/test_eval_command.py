@@ -137,7 +137,7 @@ def test_help_shows_descriptions_defaults_and_choices():
     assert "--device" in text and "--out" in text and "[RUN]" in text
 
 
-def test_values_are_parsed_as_those_of_set_and_booleans_are_flags(install, labelled, tmp_path):
+def test_values_are_read_as_by_set_and_booleans_are_flags(install, labelled, tmp_path):
     install("costly", OPTIONS.format(name="which_one"))
     out = tmp_path / "out"
     words = ["eval", "costly", *encoder(labelled), "--out", out]

@@ -185,7 +185,7 @@ def test_an_encoder_alone_is_measured_on_a_folder(painted, tmp_path, monkeypatch
     assert sizes == [160, 32], "timm's test models were made for 160 px"
 
 
-def test_an_exported_folder_is_measured_beside_its_untrained_twin(
+def test_an_exported_folder_stands_beside_its_untrained_twin(
     trained, painted, tmp_path, monkeypatch
 ):
     folder = tmp_path / "mine" / "export" / "timm"
@@ -211,7 +211,7 @@ def test_training_and_validation_folders_are_used_as_they_are(trained, tmp_path)
     assert code == 2 and "has validation images of its own; leave the option out" in err
 
 
-def test_a_split_takes_a_fifth_of_every_class_and_depends_on_the_seed_alone(trained):
+def test_a_split_takes_a_fifth_of_every_class_by_seed(trained):
     one, same, other = (
         build(Request(run=trained, split_seed=seed, device="cpu")).probe for seed in (0, 0, 1)
     )
