@@ -108,7 +108,7 @@ def progress(title: str) -> Iterator[Callable[[int, int], None]]:
 class Training:
     """The screen of a training session: a bar on a terminal, a line now and then elsewhere."""
 
-    def __init__(self, run: Run, folder: Path) -> None:
+    def __init__(self, run: Run) -> None:
         from rich.console import Console
         from rich.progress import (
             BarColumn,
@@ -119,7 +119,8 @@ class Training:
             TimeRemainingColumn,
         )
 
-        self.run, self.folder = run, folder
+        self.run = run
+        self.folder: Path | None = None
         self.console = Console(markup=False, highlight=False, emoji=False)
         self.first_step, self.every = run.step, max(1, run.steps // 20)
         self.clock: tuple[float, int] | None = None
@@ -141,9 +142,10 @@ class Training:
             "", total=run.steps, completed=run.step, epoch="-", loss="-", lr="-", rate="-"
         )
 
-    def begin(self, notes: list[str], resumed: bool) -> None:
-        """What is about to run, and where."""
+    def begin(self, notes: list[str], folder: Path | None) -> None:
+        """Say what is about to run; `folder` is that of a run which is resumed."""
         run, chosen = self.run, self.run.recipe.train
+        self.folder = folder
         world = run.loader.world
         for note in notes:
             print_text(note, stderr=True)
@@ -157,8 +159,14 @@ class Training:
                 f"the learning rate only warms up and never comes to {run.recipe.optimizer.lr:g}: schedule.warmup_epochs = "
                 f"{run.recipe.schedule.warmup_epochs:g} of train.epochs = {chosen.epochs}"
             )
-        self._say(f"{'resumed at step ' + str(run.step) + ': ' if resumed else ''}{self.folder}")
+        if folder is not None:
+            self._say(f"resumed at step {run.step}: {folder}")
         self.bar.start()
+
+    def made(self, folder: Path) -> None:
+        """Say where the run is written, once its folder is made."""
+        self.folder = folder
+        self._say(str(folder))
 
     def show(self, rows: list[Row], told: list[str], health: Health) -> None:
         """What is told of skipped steps, and the newest numbers. The first step is judged at once, later ones where the verdict is
@@ -203,11 +211,12 @@ class Training:
     def stopped(self, signal: str) -> None:
         self.close()
         self._say_unreadable()
-        done = (
-            f"after step {self.run.step}, saved"
-            if self.run.step > self.first_step
-            else "before a step was done"
-        )
+        if self.folder is None:
+            self._say(f"stopped by {signal} before a step was done; nothing was written")
+            return
+        done = "before a step was done"
+        if self.run.step > self.first_step:
+            done = f"after step {self.run.step}, saved"
         self._say(f"stopped by {signal} {done}; go on with: sslkit train --resume {self.folder}")
 
     def done(self, health: Health) -> None:
@@ -219,9 +228,9 @@ class Training:
         if self.run.skipped:
             self._say(f"{self.run.skipped} steps were skipped, for numbers that were not finite")
         self._say_unreadable()
-        self._say(
-            f"encoder: {self.folder / 'encoder.safetensors'}\nnext: sslkit eval linear {self.folder}"
-        )
+        assert self.folder is not None
+        encoder = self.folder / "encoder.safetensors"
+        self._say(f"encoder: {encoder}\nnext: sslkit eval linear {self.folder}")
 
     def _say_unreadable(self) -> None:
         if self.run.unreadable:

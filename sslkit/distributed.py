@@ -24,6 +24,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from sslkit import faults
 from sslkit.errors import LostProcess, SslkitError
 
 RESTARTS = 3
@@ -34,6 +35,9 @@ PATIENCE = timedelta(minutes=30)
 
 ENDED = "SSLKIT_ENDED"
 """The environment variable that names the file in which `launch` finds the exit code of a fault that no restart can mend."""
+
+GRACE = 10
+"""Seconds that a rank with the same fault waits to be ended by the launcher."""
 
 _parent = os.getppid()
 
@@ -171,10 +175,11 @@ def joined(device: torch.device) -> Iterator[None]:
         dist.barrier()
     except Exception as error:
         # No way out leads through a collective, for which the others may never come.
-        lost = isinstance(error, RuntimeError) and re.search(
-            r"(?i)connection|broken pipe|by peer|nccl|socket", str(error)
-        )
+        lost = faults.lost(error)
         if _first_to_fail(attempt, number) != number:
+            if isinstance(error, SslkitError) and ENDED in os.environ:
+                # The first one ends the launcher, which must not see this exit before that.
+                time.sleep(GRACE)
             raise SystemExit(2) from error
         if lost:
             reason = re.sub(r"^\[\S+\] ", "", str(error).splitlines()[0]).partition(". ")[0]

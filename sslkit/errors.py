@@ -1,4 +1,4 @@
-"""What can go wrong, as the user is told it: one clear sentence, what, where, how to mend it."""
+"""Errors that the user can mend: one sentence each, with what, where and a remedy."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,10 @@ def printable(text: str) -> str:
 
 
 class SslkitError(Exception):
-    """A fault that the user can mend. The command line prints it and ends with exit code 2, without a traceback."""
+    """An error that the user can mend. The command line prints it and exits with code 2."""
+
+    traceback: str = ""
+    """The traceback of the exception behind it, shown where SSLKIT_DEBUG is set."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +48,13 @@ class RecipeError(SslkitError):
         self.faults = faults
         super().__init__("\n".join(str(fault) for fault in faults))
 
+    def __reduce__(self) -> tuple[type["RecipeError"], tuple[Fault, ...]]:
+        """Survive the way from a loader worker to the process that trains."""
+        return type(self), self.faults
+
 
 class PluginError(SslkitError):
-    """A part that is not installed, is claimed by two distributions, or cannot be imported."""
+    """A part that is not installed, cannot be imported, raises, or breaks its contract."""
 
 
 class DataError(SslkitError):

@@ -5,12 +5,16 @@ from typing import Literal
 
 import torch
 
+from sslkit import faults
+from sslkit.data.contract import check_source
 from sslkit.draws import Draws
-from sslkit.errors import Fault, RecipeError
+from sslkit.errors import Fault, PluginError, RecipeError
 from sslkit.interfaces import (
     Encoder,
+    Evaluation,
     Head,
     ImageSource,
+    Loss,
     Method,
     NegativeSampler,
     Parts,
@@ -20,6 +24,18 @@ from sslkit.recipe import Choice, Recipe, wiring
 
 MEMORIES = 1000
 """First number of the random streams of further memories, away from those of training."""
+
+CONTRACTS: dict[str, tuple[type, tuple[str, ...]]] = {
+    "encoders": (Encoder, ("dim", "dims", "normalisation")),
+    "heads": (Head, ("out_dim",)),
+    "transforms": (PretextTransform, ("size", "shapes", "num_targets")),
+    "samplers": (NegativeSampler, ("candidates",)),
+    "losses": (Loss, ()),
+    "methods": (Method, ()),
+    "datasets": (ImageSource, ("names",)),
+    "evaluations": (Evaluation, ()),
+}
+"""The base class of each kind, and the attributes that an instance must have."""
 
 
 @dataclass(frozen=True)
@@ -41,21 +57,38 @@ class DataFormat:
         return cls(len(source), source.channels, source.bits, classes)
 
 
-def make(choice: Choice, **known: object):
+def make(choice: Choice, *, place: str = "", **known: object):
     """Make the part that a recipe chose, with the runtime arguments that its constructor requires.
 
-    Raises RecipeError for a runtime argument that parts of its kind do not get.
+    `place` is the key of the recipe that messages name, where the kind does not tell it. Raises
+    RecipeError for a runtime argument that parts of its kind do not get, PluginError for an
+    exception of the constructor or a part that breaks the contract of its kind.
     """
     wrong = wiring.unknown_runtime(choice)
     if wrong is not None:
         raise RecipeError(Fault(choice.kind, wrong))
     arguments = [known[name] for name in choice.part.signature().runtime]
-    return choice.part.load()(*arguments, **choice.arguments)
+    cls = choice.part.load()
+    called = f"{choice.part.shown}{f' ({place})' if place else ''}"
+    with faults.telling(f"{called} fails in __init__"):
+        made = cls(*arguments, **choice.arguments)
+    base, promised = CONTRACTS[choice.kind]
+    if not isinstance(made, base):
+        raise PluginError(f"{called} is no sslkit.interfaces.{base.__name__}; derive it from that")
+    faults.label(made, called)
+    with faults.telling():
+        for name in promised:
+            if not hasattr(made, name):
+                raise PluginError(f"{called} has no attribute '{name}'; set it in __init__")
+    return made
 
 
 def make_source(recipe: Recipe, split: str) -> ImageSource:
     """Open the recipe's data set: split `pretrain`, `train` or `val`."""
-    return make(recipe.data, split=split)
+    source = make(recipe.data, split=split)
+    with faults.telling():
+        check_source(source, recipe.data.part.shown)
+    return source
 
 
 def make_transform(recipe: Recipe, data: DataFormat | None = None) -> PretextTransform:
@@ -86,23 +119,16 @@ def sides(transform: PretextTransform) -> tuple[int, ...]:
 
 
 def make_method(
-    recipe: Recipe,
-    transform: PretextTransform,
-    data: DataFormat,
-    *,
-    images: int | None = None,
-    restored: bool = False,
+    recipe: Recipe, transform: PretextTransform, data: DataFormat, *, restored: bool = False
 ) -> Method:
     """Make encoder, heads, samplers, loss and their wiring, initialised from the recipe's seed.
 
-    The encoder is made first, so that it starts the same whatever stands behind it. `images`
-    replaces the number of images that samplers are made for. `restored`: a checkpoint will be
-    loaded, so the encoder's initial weights are not read. Sets the normalisation of `transform`
-    to that of the encoder. Raises RecipeError where parts do not fit each other.
+    The encoder is made first, so that it starts the same whatever stands behind it. `restored`: a
+    checkpoint will be loaded, so the encoder's initial weights are not read. Sets the normalisation
+    of `transform` to that of the encoder. Raises RecipeError where parts do not fit each other.
     """
     torch.manual_seed(recipe.train.seed)
     cls: type[Method] = recipe.method.part.load()
-    images = data.images if images is None else images
     choice = _without_initial_weights(recipe.encoder) if restored else recipe.encoder
     encoder = make(choice, sizes=sides(transform), channels=data.channels)
     transform.normalisation = encoder.normalisation
@@ -111,8 +137,8 @@ def make_method(
     for name in _in_order({name: reads[name] for name in recipe.heads}):
         heads[name] = _make_head(recipe, cls, transform, data, reads, heads, encoder, name)
     _check_compared(cls, heads)
-    samplers = _make_samplers(recipe, cls, heads, images)
-    parts = Parts(encoder, heads, samplers, make(recipe.loss), images)
+    samplers = _make_samplers(recipe, cls, heads, data.images)
+    parts = Parts(encoder, heads, samplers, make(recipe.loss), data.images)
     return make(recipe.method, parts=parts)
 
 
@@ -164,7 +190,8 @@ def _make_head(
         wanted = _targets(recipe, transform, data, cls.predicts[name])
         if choice.options.get("out_dim") == "auto":
             choice = replace(choice, options={**choice.options, "out_dim": wanted})
-    head: Head = make(choice, in_dim=in_dim, crops=crops, shape=shape[-3:])
+    place = f"heads.{name}"
+    head: Head = make(choice, place=place, in_dim=in_dim, crops=crops, shape=shape[-3:])
     if wanted is not None and head.out_dim != wanted:
         raise RecipeError(
             Fault(

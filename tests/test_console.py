@@ -1,4 +1,4 @@
-"""What the screen says while a run trains, and how scores are shown."""
+"""What the screen says while a run trains."""
 
 from pathlib import Path
 from types import SimpleNamespace as Thing
@@ -27,7 +27,9 @@ def screen(steps=200, warmup=0.0, epochs=4):
         unreadable={},
         skipped=0,
     )
-    return console.Training(run, Path("runs/mine/1")), Health(10.0, steps)
+    shown = console.Training(run)
+    shown.made(Path("runs/mine/1"))
+    return shown, Health(10.0, steps)
 
 
 def follow(shown, health, spreads):
@@ -41,7 +43,7 @@ def test_a_collapse_is_told_when_it_happens_and_once(capsys):
     shown, health = screen()
     follow(shown, health, [1.0] * 60 + [0.0] * 120)
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("health: ")]
-    assert len(lines) == 2 and lines[1].startswith("health: collapsed: std_image is 0.0")
+    assert len(lines) == 2 and lines[1].startswith("health: collapsed: feature_std/image is 0.0")
 
 
 def test_the_clock_starts_after_the_first_step(capsys):
@@ -54,28 +56,10 @@ def test_the_clock_starts_after_the_first_step(capsys):
 
 
 def test_a_run_that_only_warms_up_is_told(capsys):
-    screen(warmup=2.0, epochs=2)[0].begin([], resumed=False)
+    screen(warmup=2.0, epochs=2)[0].begin([], None)
     assert (
         "never comes to 0.05: schedule.warmup_epochs = 2 of train.epochs = 2"
         in capsys.readouterr().out
     )
-    screen(warmup=2.0, epochs=4)[0].begin([], resumed=False)
+    screen(warmup=2.0, epochs=4)[0].begin([], None)
     assert "warmup" not in capsys.readouterr().out
-
-
-def test_scores_leave_out_what_says_nothing(capsys):
-    score = {"top1": 50.0, "top5": 100.0, "interval_images": [40.0, 60.0], "interval_seeds": 1.5}
-    result = {"evaluation": "knn", "floors": {"chance": 33.3}, "layers": {"features": score}}
-
-    def table(seeds, classes):
-        console.print_scores(
-            result
-            | {"protocol": {"train_images": 9, "val_images": 9, "classes": classes, "seeds": seeds}}
-        )
-        return capsys.readouterr().out
-
-    assert "top-5" not in table(3, 3) and "± 1.5" in table(3, 3) and "100.0" not in table(3, 3)
-    assert table(1, 3).startswith(
-        "knn: 9 training and 9 validation images, 3 classes; per cent\n"
-    ), "a title is not wrapped"
-    assert "seeds" not in table(1, 10) and "top-5" in table(1, 10)

@@ -26,11 +26,12 @@ from sslkit.interfaces import (
     Loss,
     Method,
     NegativeSampler,
+    Normalisation,
     PretextTransform,
 )
 from sslkit.recipe import registry, wiring
 from sslkit.recipe.document import Document, Dumper
-from sslkit.recipe.signature import REQUIRED, plain, read_class
+from sslkit.recipe.signature import REQUIRED, plain, read_class, written
 from sslkit.training import build, trainer
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -168,11 +169,12 @@ def test_its_options_are_typed_and_survive_yaml(part):
 
 
 @every("encoders")
-def test_an_encoder_gives_one_vector_per_image_and_maps_from_shallow_to_deep(part):
-    encoder = small(part).eval()
+def test_an_encoder_gives_vectors_and_maps_from_shallow_to_deep(part):
+    encoder = small(part, (64, 48), 3).eval()
     images = torch.randn(3, 3, 64, 64)
     with torch.no_grad():
         features, maps = encoder(images), encoder.maps(images)
+        assert encoder(images[..., :48, :48]).shape == (3, encoder.dim)
     assert features.shape == (3, encoder.dim)
     areas = [rows.shape[-1] * rows.shape[-2] for rows in maps.values()]
     assert all(rows.dim() == 4 and len(rows) == 3 for rows in maps.values())
@@ -180,6 +182,31 @@ def test_an_encoder_gives_one_vector_per_image_and_maps_from_shallow_to_deep(par
     assert sum(value.numel() for value in encoder.weights().values()) == sum(
         v.numel() for v in encoder.state_dict().values()
     )
+    assert len(encoder.normalisation.mean) == len(encoder.normalisation.std) == 3
+
+
+@every("encoders")
+def test_an_encoder_exports_itself_and_opens_its_export(part, tmp_path):
+    encoder = small(part, (64,), 3).eval()
+    images = torch.randn(3, 3, 64, 64)
+    for library in encoder.libraries:
+        folder = tmp_path / library
+        folder.mkdir()
+        scope = {"folder": str(folder)}
+        exec(encoder.export(library, folder, 64), scope)
+        options, faults = part.signature().validate(part.name, part.load().opens(folder))
+        assert not faults and part.load().own_size(options) == 64
+        other = part.load()((64,), 3, **part.signature().arguments(options)).eval()
+        with torch.no_grad():
+            torch.testing.assert_close(scope["model"](images), encoder(images))
+            torch.testing.assert_close(other(images), encoder(images))
+
+
+@every("encoders")
+def test_options_of_initial_weights_have_defaults(part):
+    signature = part.signature()
+    for name in signature.attributes["initial_options"]:
+        assert signature.options[name].default is not REQUIRED
 
 
 # ------------------------------------------------------------------------------------------------------------------------- heads
@@ -269,15 +296,31 @@ def test_its_device_phase_normalises_with_draws_of_its_own(part):
         assert -3 < view.min() < 0 < view.max() < 3, "ImageNet's normalisation"
 
 
+OWN_SCALES = {"lab"}
+"""Transforms that scale their values themselves, whatever the encoder's normalisation."""
+
+
 @every("transforms")
-def test_plain_only_normalises(part):
+def test_plain_normalises_as_the_encoder_says(part):
+    if part.name in OWN_SCALES:
+        pytest.skip("scales its values itself")
     transform = small(part)
     images = torch.stack([torch.zeros(3, 8, 8), torch.full((3, 8, 8), 255)]).to(torch.uint8)
-    low, high = transform.plain(images)
-    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    torch.testing.assert_close(low[:, 0, 0], -mean / std, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(high[:, 0, 0], (1 - mean) / std, rtol=1e-4, atol=1e-4)
+    for numbers in (Normalisation(), Normalisation(mean=(0.5, 0.4, 0.3), std=(0.5, 1.0, 0.25))):
+        transform.normalisation = numbers
+        low, high = transform.plain(images)
+        mean, std = torch.tensor(numbers.mean), torch.tensor(numbers.std)
+        torch.testing.assert_close(low[:, 0, 0], -mean / std, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(high[:, 0, 0], (1 - mean) / std, rtol=1e-4, atol=1e-4)
     assert images[1].eq(255).all()
+
+
+@every("transforms")
+def test_pictures_of_plain_images_are_the_images(part):
+    transform = small(part)
+    image = torch.from_numpy(np.array(picture(16, 12))).permute(2, 0, 1)[None]
+    shown = transform.picture(transform.plain(image))
+    torch.testing.assert_close(shown, image / 255, rtol=1e-3, atol=1e-3)
 
 
 @every("transforms")
@@ -522,9 +565,7 @@ def test_a_dataset_that_is_not_there_says_so(part, tmp_path, monkeypatch):
 @every("evaluations")
 def test_an_evaluation_can_be_made_from_the_command_line(part):
     options = part.signature().options
-    words = [
-        word for option in options.values() for word in (f"--{option.name}", str(option.default))
-    ]
-    choice = recipe.read_evaluation(part.name, words)
+    given = {name: written(option.default) for name, option in options.items()}
+    choice = recipe.read_evaluation(part.name, given)
     assert choice.options == {name: option.default for name, option in options.items()}
     assert isinstance(parts.make(choice), Evaluation)

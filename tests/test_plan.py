@@ -1,4 +1,4 @@
-"""What a recipe would cost, told without its data and without training."""
+"""What a recipe costs, estimated without its data and without training."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from sslkit import recipe
 from sslkit.cli import app
 from sslkit.errors import RecipeError
-from sslkit.training import plan
+from sslkit.training import plan, rehearsal
 
 IMAGENET = Path(__file__).parents[1] / "recipes" / "imagenet" / "pirl_jigsaw.yaml"
 QUICK = [
@@ -38,7 +38,7 @@ def sslkit(*words: object) -> tuple[int, str, str]:
 @pytest.fixture(autouse=True)
 def nowhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(plan, "LARGEST_BANK", 2048)
+    monkeypatch.setattr(rehearsal, "LARGEST_BANK", 2048)
     yield
     assert not list(tmp_path.glob("*")) or (tmp_path / "given").exists(), "a plan writes nothing"
 
@@ -54,6 +54,7 @@ def test_imagenet_is_planned_without_its_images():
     assert "per 256 images 0.03 " in out
     assert "view patches uint8 [1024, 9, 3, 16, 16]" in out
     assert re.search(r"an epoch [\d.,]+ (seconds|minutes|hours|days)", out)
+    assert re.search(r"rehearsed: 8 images [\d.,]+ images/s on cpu, float32", out)
 
 
 def test_devices_share_the_batch():
@@ -64,7 +65,7 @@ def test_devices_share_the_batch():
     assert "655,957,504 bytes (625.6 MiB) on every device" in out
 
 
-def test_devices_share_a_bank_that_is_spread():
+def test_devices_share_a_sharded_bank():
     code, out, err = sslkit(
         "plan",
         IMAGENET,
@@ -76,10 +77,10 @@ def test_devices_share_a_bank_that_is_spread():
     assert "10,249,336 bytes (9.8 MiB) on every device" in out, "1,281,167 · 128 · 2 / 32"
 
 
-def test_images_may_be_told():
+def test_the_number_of_images_may_be_given():
     code, out, err = sslkit("plan", IMAGENET, *settings("train.epochs=10"), "--images", 5000)
     assert code == 0, err
-    assert "5,000 (as told)" in out and "4 an epoch × 10 epochs = 40" in out
+    assert "5,000 (given)" in out and "4 an epoch × 10 epochs = 40" in out
     assert "bank [5000, 128]: 2,560,000 bytes" in out
 
 
@@ -105,7 +106,7 @@ def test_warm_up_shows_in_the_rates():
     "words, sentence",
     [
         (["--devices", "3"], "cannot be shared by 3 processes; take a multiple of 3"),
-        (["--images", "1000"], "1024 is more than the 1000 images there are"),
+        (["--images", "1000"], "1000 images do not fill a batch of 1024; take smaller batches"),
         (["--set", "train.device=mps"], "this machine has no 'mps' device"),
         (
             ["--set", "data.use=image_folder", "--set", "data.root=gone"],
@@ -114,7 +115,7 @@ def test_warm_up_shows_in_the_rates():
         (["--set", "data.use=image_folder", "--set", "data.root=gone"], "--images N"),
     ],
 )
-def test_what_cannot_be_planned_is_told_in_a_sentence(words, sentence):
+def test_what_cannot_be_planned_is_one_sentence(words, sentence):
     code, _, err = sslkit("plan", IMAGENET, *settings(), *words)
     assert code == 2
     assert sentence in err and "Traceback" not in err
@@ -168,7 +169,7 @@ def test_every_shipped_recipe_can_be_counted():
         made = recipe.read(path)
         if made.data.use == "image_folder":
             with pytest.raises(RecipeError, match="--images N"):
-                plan.count_images(made)
+                plan.find_data(made)
         else:
-            count, how = plan.count_images(made)
-            assert count > 0 and how
+            data, _, how = plan.find_data(made)
+            assert data.images > 0 and how

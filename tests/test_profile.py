@@ -12,7 +12,7 @@ from sslkit.training.profile import SECTIONS, WAITING, Profile, Stopwatch, measu
 CPU = torch.device("cpu")
 
 
-def test_a_section_is_counted_less_what_is_inside_it(monkeypatch):
+def test_a_section_is_counted_without_those_inside_it(monkeypatch):
     clock = iter(range(100))
     monkeypatch.setattr(time, "perf_counter", lambda: float(next(clock)))
     watch = Stopwatch(CPU)
@@ -25,7 +25,7 @@ def test_a_section_is_counted_less_what_is_inside_it(monkeypatch):
     assert watch.seconds == {"forward": 3.0, "encoder": 2.0}
 
 
-def test_but_for_waiting_nothing_is_counted_until_it_is_exact(monkeypatch):
+def test_only_waiting_is_counted_until_it_is_exact(monkeypatch):
     clock = iter(range(100))
     monkeypatch.setattr(time, "perf_counter", lambda: float(next(clock)))
     watch = Stopwatch(CPU)
@@ -59,21 +59,36 @@ def found(**seconds: float) -> Profile:
             "overhead-bound: 33 % of a step is the loop itself",
             "train.batch_size",
         ),
-        (found(backward=3.0), "compute-bound: the largest part is backward, 75 %", "--devices"),
-        (found(busy=0.9), "compute-bound: the largest part is encoder", "bf16"),
+        (found(backward=3.0), "compute-bound: the largest section is backward, 75 %", "--devices"),
+        (found(busy=0.9), "compute-bound: the largest section is encoder", "bf16"),
     ],
 )
 def test_verdicts_name_what_bounds_the_rate_and_what_to_change(profile, verdict, remedy):
     assert profile.verdict().startswith(verdict) and remedy in profile.verdict()
 
 
-def test_every_section_is_found_and_the_parts_are_as_they_were(make):
+def test_every_section_is_found_and_no_part_is_changed(make):
     run = make("train.epochs=20")
     run.step = 1
+    draw = type(run.method.sampler).draw
     profile = measure(run, 2)
     assert profile.seconds.keys() == {*SECTIONS, "the rest"}
     assert profile.total == pytest.approx(sum(profile.seconds.values())) and profile.busy is None
-    assert "draw" not in vars(run.method.sampler) and not run.method.encoder._forward_hooks
+    assert type(run.method.sampler).draw is draw and not run.method.encoder._forward_hooks
+
+
+def test_modules_of_a_method_have_sections_of_their_names(make):
+    run = make("train.epochs=20")
+    run.method.teacher = torch.nn.ModuleDict({"encoder": torch.nn.Linear(2, 2)})
+    forward = run.method.forward
+
+    def with_teacher(batch, progress):
+        run.method.teacher["encoder"](torch.zeros(1, 2))
+        return forward(batch, progress)
+
+    run.method.forward = with_teacher
+    run.step = 1
+    assert "teacher" in measure(run, 2).seconds
 
 
 @pytest.mark.parametrize("devices", [1, 2])

@@ -23,7 +23,7 @@ from sslkit.cli import app
 from sslkit.errors import TrainingError
 from sslkit.runs import checkpoint, folders
 from sslkit.runs.metrics import Metrics, Row
-from sslkit.training import session, trainer
+from sslkit.training import finite, signals, trainer
 
 LONG = ("--set", "train.save_minutes=0", "--set", "train.epochs=5")
 """15 steps, a checkpoint after each."""
@@ -132,9 +132,9 @@ def test_a_second_signal_ends_the_process_at_once_unless_it_is_an_echo(again, co
     """A terminal and a launcher may both pass on the first, a moment apart."""
     script = f"""
 import os, signal
-from sslkit import session
-session.AGAIN = {again}
-with session.signals(lambda: False) as caught:
+from sslkit.training import signals
+signals.AGAIN = {again}
+with signals.signals(lambda: False) as caught:
     for _ in range(2):
         os.kill(os.getpid(), signal.SIGINT)
     assert caught == [signal.SIGINT]
@@ -144,7 +144,7 @@ with session.signals(lambda: False) as caught:
 
 def test_a_signal_before_the_first_step_stops_at_once(make):
     run = make()
-    with pytest.raises(session.Stopped) as stopped, session.signals(lambda: run.step == 0):
+    with pytest.raises(signals.Stopped) as stopped, signals.signals(lambda: run.step == 0):
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(1)
     assert stopped.value.exit_code == 143 and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
@@ -180,8 +180,8 @@ def test_what_is_in_a_run_folder(unbroken):
             "loss",
             "loss_image",
             "loss_patches",
-            "std_image",
-            "std_patches",
+            "feature_std/image",
+            "feature_std/patches",
             "match",
             "gradient_norm",
         )
@@ -231,8 +231,8 @@ def test_the_recipe_in_the_folder_trains_the_same_again(unbroken, tmp_path):
     ).read_bytes()
 
 
-def break_loss(monkeypatch, *numbers: int) -> None:
-    """The loss is not a number at these calls, counted from 1."""
+def break_loss(monkeypatch, *numbers: int, rehearsed: int = 1) -> None:
+    """The loss is not a number at these steps, counted from 1 after the rehearsed ones."""
     from sslkit_plugins.losses import LambdaNCE
 
     forward = LambdaNCE.forward
@@ -240,7 +240,7 @@ def break_loss(monkeypatch, *numbers: int) -> None:
 
     def broken(self, *given):
         calls.append(1)
-        return forward(self, *given) * (float("nan") if len(calls) in numbers else 1)
+        return forward(self, *given) * (float("nan") if len(calls) - rehearsed in numbers else 1)
 
     monkeypatch.setattr(LambdaNCE, "forward", broken)
 
@@ -267,7 +267,7 @@ def test_a_skipped_step_leaves_no_trace(make, monkeypatch):
     steps = trainer.train(run)
     next(steps)
     before = {name: value.clone() for name, value in everything(run).items()}
-    break_loss(monkeypatch, 1)
+    break_loss(monkeypatch, 1, rehearsed=0)
     assert next(steps).skipped
     assert_same(before, everything(run))
     assert not next(steps).skipped and run.step == 3
@@ -429,19 +429,19 @@ def test_metrics_drop_what_will_be_done_again(tmp_path):
 def test_a_metric_that_is_not_finite_is_named(tiny, make, tmp_path):
     run = make()
     step = trainer.Step(7, 0, 0.1, torch.tensor(1.0), {}, torch.tensor([0, 1]))
-    row = Row(7, 0, 0.1, 1.0, {"match": float("inf"), "std_image": 1.0})
+    row = Row(7, 0, 0.1, 1.0, {"match": float("inf"), "feature_std/image": 1.0})
     with pytest.raises(
         TrainingError,
         match=r"step 7: match not finite .*images 00.png, 01.jpg, see not_finite.json",
     ):
-        session.check_finite([row], [step], run, tmp_path)
+        finite.check_finite([row], [step], run, tmp_path)
     known = {
         "step": 7,
         "lr": 0.1,
-        "values": {"loss": "1.0", "match": "inf", "std_image": "1.0"},
+        "values": {"loss": "1.0", "match": "inf", "feature_std/image": "1.0"},
         "images": ["00.png", "01.jpg"],
     }
     assert json.loads((tmp_path / "not_finite.json").read_text()) == known
-    assert session.check_finite([row], [replace(step, skipped=True)], run, tmp_path)[0].startswith(
+    assert finite.check_finite([row], [replace(step, skipped=True)], run, tmp_path)[0].startswith(
         "skipped step 7: match not finite"
     )

@@ -184,6 +184,8 @@ def test_training_with_a_spread_bank_is_training_with_one_bank(ranks, tiny, tmp_
         load_file(tmp_path / f"{name}.safetensors") for name in ("1-0", "2-0", "2-1")
     )
     assert len(first["samplers.image.bank"]) == len(second["samplers.image.bank"]) == 12
-    first["samplers.image.bank"] = torch.cat([first["samplers.image.bank"], second["samplers.image.bank"]])
+    first["samplers.image.bank"] = torch.cat(
+        [first["samplers.image.bank"], second["samplers.image.bank"]]
+    )
     for name, value in one.items():
         torch.testing.assert_close(first[name], value, rtol=1e-4, atol=1e-5)

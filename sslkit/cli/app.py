@@ -1,21 +1,29 @@
 """The application: its errors, its version."""
 
+import os
+import traceback
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from sslkit import __version__, console
+from sslkit import __version__, console, faults
 from sslkit.errors import SslkitError
 
 
 class _Commands(TyperGroup):
-    """Whatever the user can mend is printed in one piece, without a traceback, and ends with exit code 2."""
+    """Prints an error that the user can mend, without a traceback, and exits with code 2.
+
+    An exception of a part is such an error. SSLKIT_DEBUG=1 shows its traceback as well.
+    """
 
     def invoke(self, context: Any) -> Any:
         try:
-            return super().invoke(context)
+            with faults.telling():
+                return super().invoke(context)
         except SslkitError as error:
+            if os.environ.get(faults.DEBUG):
+                console.print_text(error.traceback or traceback.format_exc(), stderr=True)
             console.print_error(error)
             raise typer.Exit(2) from error
 

@@ -148,13 +148,13 @@ def plan(
     ] = None,
     devices: Annotated[int, typer.Option(min=1, help="Devices that share the batch.")] = 1,
 ) -> None:
-    """What a recipe would cost, without data or training: shapes, parameters, memory, steps, rates, time."""
+    """Estimate what a recipe costs, without data or training, and rehearse its first steps."""
     from sslkit import recipe
 
     made = recipe.read(path, overrides=overrides or (), data=data)
     from sslkit.training.plan import plan as make_plan
 
-    for title, rows in make_plan(made, images=images, devices=devices).sections.items():
+    for title, rows in make_plan(made, images=images, devices=devices).items():
         console.print_table(("what", "how much"), rows, title=title)
 
 

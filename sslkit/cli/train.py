@@ -10,6 +10,22 @@ from sslkit import console
 from sslkit.cli.app import app
 from sslkit.cli.options import Data, Overrides
 
+Resume = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="RUN", help="Go on with this run, exactly where it stopped.", show_default=False
+    ),
+]
+Runs = Annotated[Path, typer.Option(metavar="DIR", help="Where run folders are made.")]
+Devices = Annotated[
+    int | None,
+    typer.Option(min=1, help="Ranks on this machine, one per GPU.", show_default=False),
+]
+Profile = Annotated[
+    bool,
+    typer.Option("--profile", help="Only measure where the time of a step goes; train nothing."),
+]
+
 
 @app.command()
 def train(
@@ -18,27 +34,15 @@ def train(
     ] = None,
     overrides: Overrides = None,
     data: Data = None,
-    resume: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="RUN", help="Go on with this run, exactly where it stopped.", show_default=False
-        ),
-    ] = None,
-    runs: Annotated[Path, typer.Option(metavar="DIR", help="Where run folders are made.")] = Path(
-        "runs"
-    ),
-    devices: Annotated[
-        int | None,
-        typer.Option(min=1, help="Processes on this machine, one per GPU.", show_default=False),
-    ] = None,
-    profile: Annotated[
-        bool,
-        typer.Option(
-            "--profile", help="Only measure where the time of a step goes; train nothing."
-        ),
-    ] = False,
+    resume: Resume = None,
+    runs: Runs = Path("runs"),
+    devices: Devices = None,
+    profile: Profile = False,
 ) -> None:
-    """Train a recipe: a run folder with metrics, pictures, checkpoints and the encoder."""
+    """Train a recipe: a run folder with metrics, pictures, checkpoints and the encoder.
+
+    A new run is rehearsed first: a recipe that cannot train is refused before anything is written.
+    """
     if (path is None) == (resume is None):
         raise typer.BadParameter("name a recipe to start, or --resume RUN to go on; not both")
     if resume is not None and profile:
@@ -69,17 +73,18 @@ def train(
 
 
 def _profile(made: Any, runs: Path) -> None:
+    """Measure a recipe and show the table."""
     from sslkit import distributed
     from sslkit.device import pick_device
     from sslkit.training.profile import profile
 
     with distributed.joined(pick_device(made.train.device)):
         found, folder = profile(made, runs)
-        if distributed.rank() == 0:
-            title = f"{made.name}: {found.images / found.step:.1f} images/s, {1000 * found.step:.1f} ms a step of {found.images} images"
-            console.print_table(
-                ("section", "ms a step", "share", "what it is"), found.rows(), title=title
-            )
-            console.print_text(
-                f"{found.verdict()}\nwritten: {folder / 'profile.json'}, {folder / 'trace.json'}"
-            )
+        if distributed.rank() > 0:
+            return
+        rate, step = found.images / found.step, 1000 * found.step
+        title = f"{made.name}: {rate:.1f} images/s, {step:.1f} ms a step of {found.images} images"
+        columns = ("section", "ms a step", "share", "what it is")
+        console.print_table(columns, found.rows(), title=title)
+        written = f"written: {folder / 'profile.json'}, {folder / 'trace.json'}"
+        console.print_text(f"{found.verdict()}\n{written}")

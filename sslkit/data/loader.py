@@ -1,7 +1,7 @@
-"""Image sources → batches. Deterministic: what is in a batch is a function of seed and step alone, whatever the number of workers.
+"""Image sources → batches. What is in a batch depends on seed and step alone, not on workers.
 
-A worker builds one whole batch from a ticket (epoch, the indices of the global batch, this rank's share), so that an unreadable
-image can be replaced by one that is not in the batch already.
+A worker builds one full batch from a ticket: epoch, indices of the global batch, the places of this
+rank. So an unreadable image can be replaced by one that is not in the batch already.
 """
 
 import hashlib
@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from sslkit import faults
 from sslkit.data.plain import Plain, unlike
 from sslkit.data.workers import deliver, read
 from sslkit.errors import DataError, PluginError, SslkitError, printable
 from sslkit.interfaces import Batch, ImageSource, PretextTransform, Sample
 
 ORDER, VIEWS, FULL_PASS, REPLACEMENT = range(4)
-"""Streams of random numbers: the order of an epoch, an image's views, its views in the first pass, what replaces it."""
+"""Streams of random numbers: the order of an epoch, views, views of a full pass, replacements."""
 
 
 def fingerprint(source: ImageSource) -> str:
@@ -33,7 +34,10 @@ def fingerprint(source: ImageSource) -> str:
 
 
 def auto_workers(device_type: str) -> int:
-    """Loader processes of one training process: up to 16 beside a GPU; half of its share of the cores where the CPU itself trains."""
+    """Return the loader processes of one rank.
+
+    Up to 16 beside a GPU; half of the rank's cores where the CPU itself trains.
+    """
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
@@ -87,12 +91,14 @@ class _Builder(Dataset):
                 number = left[int(draws.integers(len(left)))]
                 taken.add(number)
                 image = self._fetch(ticket, number)
-            samples.append(self.transform(image, self._rng(ticket, number)))
+            with faults.telling(about=f"image {self._name(number)}"):
+                samples.append(self.transform(image, self._rng(ticket, number)))
             index.append(number)
-        if (wrong := self._wrong_view(samples)) is not None:
+        if (wrong := self._wrong_sample(samples)) is not None:
             return wrong
+        with faults.telling(f"targets of {faults.called(self.transform)} cannot be stacked"):
+            targets = _stacked([sample.targets for sample in samples])
         views = _stacked([sample.views for sample in samples])
-        targets = _stacked([sample.targets for sample in samples])
         if self.labels is not None:
             targets["label"] = torch.from_numpy(self.labels[index])
         return views, targets, torch.tensor(index), tuple(unreadable)
@@ -118,17 +124,25 @@ class _Builder(Dataset):
         own = [other for other in range(place, count, size) if other not in taken]
         return own or [*set(range(count)) - taken]
 
-    def _wrong_view(self, samples: list[Sample]) -> PluginError | None:
-        """Return an error where a view is not of the promised shape and type."""
-        shapes = self.transform.shapes
+    def _wrong_sample(self, samples: list[Sample]) -> PluginError | None:
+        """Return an error where a sample is not what the transform promised."""
+        called, shapes = faults.called(self.transform), self.transform.shapes
         for sample in samples:
+            if not isinstance(sample, Sample):
+                return PluginError(f"{called} returned {type(sample).__name__}, not a Sample")
+            if sample.views.keys() != shapes.keys():
+                made, promised = ", ".join(sample.views), ", ".join(shapes)
+                return PluginError(
+                    f"{called} made the views {made}; its `shapes` promise {promised}"
+                )
             for name, view in sample.views.items():
-                integer = view.dtype in (torch.uint8, torch.uint16)
-                if not integer or tuple(view.shape) != tuple(shapes.get(name, ())):
+                dtype, shape = getattr(view, "dtype", None), list(getattr(view, "shape", ()))
+                integer = dtype in (torch.uint8, torch.uint16)
+                if not integer or shape != list(shapes[name]):
+                    made = f"{type(view).__name__} of {dtype} {shape}"
                     return PluginError(
-                        f"transform {type(self.transform).__name__} made a view '{name}' of "
-                        f"{view.dtype} {list(view.shape)}; its `shapes` promise torch.uint8 or "
-                        f"torch.uint16 of {shapes}"
+                        f"{called} made a view '{name}' that is a {made}; its `shapes` promise "
+                        f"torch.uint8 or torch.uint16 of {list(shapes[name])}"
                     )
         return None
 
@@ -136,6 +150,15 @@ class _Builder(Dataset):
 def _stacked(items: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Stack tensors of several images by name."""
     return {name: torch.stack([item[name] for item in items]) for name in items[0]}
+
+
+def check_fills(images: int, batch_size: int) -> None:
+    """Raise DataError where the images of a data set do not fill one batch."""
+    if images < batch_size:
+        raise DataError(
+            f"{images} images do not fill a batch of {batch_size}; take smaller batches: "
+            f"--set train.batch_size={max(2, images // 2)}"
+        )
 
 
 class Loader:
@@ -165,12 +188,7 @@ class Loader:
         self.rank, self.world, self.micro_batches = rank, world, micro_batches
         self.step_size = batch_size * micro_batches * world
         self.steps_per_epoch = len(source) // self.step_size
-        if self.steps_per_epoch == 0:
-            smaller = max(2, len(source) // 2)
-            raise DataError(
-                f"{len(source)} images do not fill a batch of {self.step_size}; take smaller "
-                f"batches: --set train.batch_size={smaller}"
-            )
+        check_fills(len(source), self.step_size)
 
     @property
     def steps_of_pass(self) -> int:
@@ -201,7 +219,7 @@ class Loader:
         for indices in self._in_order():
             for ticket in self._tickets(FULL_PASS, 0, indices):
                 orders.append(ticket.indices[ticket.first : ticket.last])
-        return deliver(Plain(self.source, size, strict=False), orders, self.workers, self.pin)
+        return deliver(Plain(self.source, size), orders, self.workers, self.pin)
 
     def _in_order(self) -> Iterator[np.ndarray]:
         """Yield the global batches of a pass in the order of the data set."""

@@ -1,4 +1,4 @@
-"""Loader processes: what they build, in order, and what happens when one is lost."""
+"""Loader workers: batches in order, and what happens when a worker is lost or a part fails."""
 
 import os
 import re
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from sslkit import faults
 from sslkit.errors import DataError, SslkitError, printable
 
 PREFETCH = 4
@@ -19,7 +20,10 @@ PREFETCH = 4
 
 
 def read(read: Callable[..., Any], *what: Any) -> Any:
-    """The image, or the reason why there is none. What goes wrong in cutting it is no fault of an image, so that it is not caught here."""
+    """Return the image, or the reason why it cannot be read.
+
+    Errors in the transform are bugs, not bad images, and are not caught here.
+    """
     try:
         return read(*what)
     except Exception as error:
@@ -27,7 +31,10 @@ def read(read: Callable[..., Any], *what: Any) -> Any:
 
 
 def _begin_worker(_: int) -> None:
-    """One thread; signals are left to the process that trains, for terminals and schedulers send them to all."""
+    """Use one thread, and leave signals to the training process.
+
+    Terminals and schedulers send them to all processes.
+    """
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):
@@ -36,7 +43,7 @@ def _begin_worker(_: int) -> None:
 
 
 def _end_with(parent: int) -> None:
-    """End when `parent` sends SIGTERM: at its exit it waits for its workers, and for ever if they ignored that too."""
+    """End when `parent` sends SIGTERM, for it waits for its workers when it exits."""
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass
     os._exit(0)
@@ -46,10 +53,30 @@ def _whole(item: object) -> object:
     return item
 
 
+class _Told(Dataset):
+    """Returns what `builder` makes of an order, or the error for the user.
+
+    An error that a worker raises would reach the user with the worker's traceback in its text.
+    """
+
+    def __init__(self, builder: Dataset) -> None:
+        self.builder = builder
+
+    def __getitem__(self, order: Any) -> Any:
+        try:
+            with faults.telling():
+                return self.builder[order]
+        except SslkitError as error:
+            return error
+
+
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Keep SIGCHLD as it is: PyTorch would raise at a lost worker wherever this process happens to be, in the middle of a save for one.
-    Its queue tells as well, within seconds."""
+    """Keep SIGCHLD as it is.
+
+    PyTorch would raise at a lost worker wherever this process is, also in the middle of a save.
+    Its queue reports a lost worker within seconds as well.
+    """
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGCHLD"):
         yield
         return
@@ -63,14 +90,15 @@ def _undisturbed() -> Iterator[None]:
 def deliver(
     builder: Dataset, orders: Iterable[Any], workers: int, pin: bool = False
 ) -> Iterator[Any]:
-    """What `builder` makes of each order, in their sequence, made ahead by `workers` processes. Raises the error for the user that it returns.
+    """Yield what `builder` makes of each order, in order, made ahead by `workers` processes.
 
-    An error that a worker *raised* would reach the user with the worker's traceback in its text.
+    Raises an SslkitError that `builder` returns or raises, and PluginError for a part's exception.
     """
-    made: Iterable[Any] = map(builder.__getitem__, orders)
+    told = _Told(builder)
+    made: Iterable[Any] = map(told.__getitem__, orders)
     if workers:
         made = DataLoader(
-            builder,
+            told,
             batch_size=None,
             sampler=orders,
             num_workers=workers,
@@ -91,5 +119,6 @@ def deliver(
         if not re.match(r"DataLoader worker \(pid", str(error)):
             raise
         raise DataError(
-            f"a loader process was ended by the system, for lack of memory perhaps; --set train.workers=0 needs least ({error})"
+            "a loader worker was ended by the system, perhaps for lack of memory; "
+            f"--set train.workers=0 needs least ({error})"
         ) from error

@@ -125,6 +125,15 @@ def _parts(run: Run) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, st
     return tensors, own, rows
 
 
+def tensors(run: Run) -> dict[str, Tensor]:
+    """Return every tensor that a checkpoint of `run` holds on this rank."""
+    method, own, _ = _parts(run)
+    transform = {f"transform.{name}": value for name, value in run.transform.state().items()}
+    moments, _ = _flatten_optimizer(run.optimizer)
+    optimizer = {f"optimizer.{name}": value for name, value in moments.items()}
+    return method | own | transform | optimizer
+
+
 def save(run: Run, folder: Path) -> Path:
     """Write the checkpoint of `run.step`; keep the newest `train.keep`. Atomic: a checkpoint is there whole or not at all.
 
@@ -262,6 +271,11 @@ def read_state(checkpoint: Path) -> State:
         ) from error
 
 
+def exists(folder: Path) -> bool:
+    """Tell whether a run folder holds a checkpoint, whole or damaged."""
+    return any((folder / "checkpoints").glob("step-*"))
+
+
 def newest(folder: Path) -> tuple[Path, State, list[str]]:
     """The newest checkpoint that is whole, its state, and a sentence for each damaged one that was passed over."""
     passed_over: list[str] = []
@@ -341,7 +355,7 @@ def resume(run: Run, folder: Path) -> list[str]:
     """
     home, notes = folder / "checkpoints", [f"{folder} holds no checkpoint yet: it begins anew"]
     chosen = ""
-    if distributed.rank() == 0 and any(home.glob("step-*")):
+    if distributed.rank() == 0 and exists(folder):
         found, _, notes = newest(folder)
         chosen = found.name
     # One process looks whether all is whole, for the memory of many processes may be large.

@@ -13,8 +13,25 @@ from sslkit.recipe import Recipe
 from sslkit.runs.files import write_text, writing
 
 
+def check_place(root: Path) -> None:
+    """Raise CheckpointError where no run folder can be made below `root`. Makes nothing."""
+    place = Path(os.path.abspath(root))
+    while not os.path.lexists(place):
+        place = place.parent
+    if not os.path.isdir(place):
+        raise CheckpointError(
+            f"cannot make the run folder below {root}: {place} is no folder; choose another place "
+            "with --runs"
+        )
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise CheckpointError(
+            f"cannot make the run folder below {root}: {place} is not writable; choose another place "
+            "with --runs"
+        )
+
+
 def new_folder(root: Path, recipe: Recipe) -> Path:
-    """runs/<recipe>/<time>, not there before, and `latest` beside it; the recipe and the environment written into it."""
+    """Make runs/<recipe>/<time> with the recipe in it, and let `latest` beside it point there."""
     parent = root / recipe.name
     stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     for attempt in range(1000):
@@ -35,7 +52,7 @@ def new_folder(root: Path, recipe: Recipe) -> Path:
 
 
 def point_latest(folder: Path) -> None:
-    """Make `latest` beside `folder` point to it; a file system without links goes without."""
+    """Make `latest` beside `folder` point to it, where the file system has links."""
     link = folder.parent / f".latest-{os.getpid()}"
     try:
         link.symlink_to(folder.name)
@@ -45,12 +62,16 @@ def point_latest(folder: Path) -> None:
 
 
 def find_folder(where: Path | None, root: Path = Path("runs")) -> Path:
-    """A run folder: the one named, or that of the newest checkpoint below `root`. Raises CheckpointError where there is none."""
+    """Return the run folder named, or that of the newest checkpoint below `root`.
+
+    Raises CheckpointError where there is none.
+    """
     if where is not None:
         folder = Path(os.path.expanduser(where))
         if not os.path.isfile(folder / "recipe.yaml"):
             raise CheckpointError(
-                f"{where} is not a run folder: it holds no recipe.yaml; name a folder such as runs/pirl_jigsaw/latest"
+                f"{where} is not a run folder: it holds no recipe.yaml; name a folder such as "
+                "runs/pirl_jigsaw/latest"
             )
         return _inspected(folder.resolve())
     states = [
@@ -60,20 +81,25 @@ def find_folder(where: Path | None, root: Path = Path("runs")) -> Path:
     ]
     if not states:
         raise CheckpointError(
-            f"there is no trained run below {root}/; train one first: sslkit train recipes/pirl_jigsaw.yaml"
+            f"there is no trained run below {root}/; train one first: "
+            "sslkit train recipes/pirl_jigsaw.yaml"
         )
     return _inspected(max(states, key=lambda path: path.stat().st_mtime).parents[2].resolve())
 
 
 def _inspected(folder: Path) -> Path:
-    """The same folder. CheckpointError where a link in it leads out, through which a stranger's folder would be written elsewhere, or
-    where something is neither a file nor a folder, such as a pipe, at which reading would wait for ever."""
+    """Return the same folder.
+
+    Raises CheckpointError where a link in it leads out, since writing would follow it, or where
+    something is neither a file nor a folder, such as a pipe, since reading it never ends.
+    """
     for base, folders, files in os.walk(folder):
         for path in (Path(base, name) for name in (*folders, *files)):
             mode = path.lstat().st_mode
             if stat.S_ISLNK(mode) and not Path(os.path.realpath(path)).is_relative_to(folder):
                 raise CheckpointError(
-                    f"{path} is a link that leads out of the run folder; put a copy in its place: cp -rL"
+                    f"{path} is a link that leads out of the run folder; put a copy in its place: "
+                    "cp -rL"
                 )
             if not (stat.S_ISLNK(mode) or stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
                 raise CheckpointError(f"{path} is neither a file nor a folder; remove it")
@@ -82,7 +108,10 @@ def _inspected(folder: Path) -> Path:
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """The run folder for this process alone, until it ends or is killed. CheckpointError where another one trains in it."""
+    """Lock the run folder for this process, until it ends or is killed.
+
+    Raises CheckpointError where another process trains in it.
+    """
     path = folder / ".lock"
     with writing(path):
         lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)

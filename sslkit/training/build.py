@@ -1,20 +1,35 @@
 """Recipe → Run: everything that training needs, made and checked."""
 
+from dataclasses import replace
+
 import torch
 
-from sslkit import distributed
+from sslkit import distributed, faults
 from sslkit.data.loader import Loader, auto_workers, fingerprint
 from sslkit.device import pick_device, pick_precision
 from sslkit.errors import Fault, RecipeError
-from sslkit.interfaces import Encoder
+from sslkit.interfaces import Encoder, ImageSource, Method
 from sslkit.parts import DataFormat, make_method, make_source, make_transform, sharded_rows
 from sslkit.recipe import Recipe
 from sslkit.runs.run import Run
 from sslkit.training.optim import make_optimizer, make_schedule
 
 
-def build(recipe: Recipe) -> Run:
-    """Make a run. Raises RecipeError or DataError; writes nothing."""
+@faults.telling()
+def build(
+    recipe: Recipe,
+    source: ImageSource | None = None,
+    *,
+    images: int | None = None,
+    loader_class: type[Loader] = Loader,
+    restored: bool = False,
+) -> Run:
+    """Make a run on the recipe's data set, or on another `source`.
+
+    `images` replaces the number of images that the method is made for. `restored`: a checkpoint
+    will be loaded, so the encoder's initial weights are not read. Raises RecipeError,
+    DataError or PluginError; writes nothing.
+    """
     chosen, world = recipe.train, distributed.world()
     device = pick_device(chosen.device)
     batch_size = chosen.per_rank_batch(world)
@@ -23,11 +38,14 @@ def build(recipe: Recipe) -> Run:
         raise RecipeError(Fault("train.sync_batchnorm", message))
     if chosen.deterministic:
         torch.use_deterministic_algorithms(True)
-    source = make_source(recipe, "pretrain")
+    if source is None:
+        source = make_source(recipe, "pretrain")
     data = DataFormat.of(source)
+    if images is not None:
+        data = replace(data, images=images)
     transform = make_transform(recipe, data)
-    method = make_method(recipe, transform, data).to(device)
-    loader = Loader(
+    method = make_method(recipe, transform, data, restored=restored).to(device)
+    loader = loader_class(
         source,
         transform,
         batch_size=batch_size,
@@ -47,10 +65,7 @@ def build(recipe: Recipe) -> Run:
     optimizer = make_optimizer(method, recipe.optimizer)
     set_rate = make_schedule(optimizer, recipe.schedule, chosen.epochs, loader.steps_per_epoch)
     if chosen.compile:
-        for module in method.modules():
-            if isinstance(module, Encoder):
-                # One graph for each size of view: the shape of a batch never changes.
-                module.compile(dynamic=False)
+        _compile(method)
     model = distributed.parallel(
         method,
         sync_batchnorm=chosen.sync_batchnorm,
@@ -71,3 +86,10 @@ def build(recipe: Recipe) -> Run:
         device=device,
         precision=pick_precision(chosen.precision, device),
     )
+
+
+def _compile(method: Method) -> None:
+    """Compile every encoder of a method: one graph for each size of view."""
+    for module in method.modules():
+        if isinstance(module, Encoder):
+            module.compile(dynamic=False)

@@ -1,10 +1,11 @@
-"""Where the time of a training step goes: seconds by section, a verdict with its remedy, and a trace."""
+"""Measures where the time of a training step goes: seconds by section, a verdict, a trace."""
 
+import functools
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import islice
@@ -14,13 +15,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from sslkit import distributed
-from sslkit.interfaces import Negatives
+from sslkit import distributed, faults
+from sslkit.interfaces import Negatives, NegativeSampler
+from sslkit.parts import DataFormat, make_source
 from sslkit.recipe import Recipe
 from sslkit.runs import files
 from sslkit.runs.run import Run
 from sslkit.training import trainer
 from sslkit.training.build import build
+from sslkit.training.rehearsal import rehearse_recipe
 
 WAITING = "waiting for data"
 
@@ -30,7 +33,7 @@ SECTIONS = {
     "views": "colours, blur, flips, normalisation",
     "encoder": "forward",
     "heads": "forward",
-    "loss": "but for its negatives",
+    "loss": "without negatives",
     "negatives": "drawn and compared",
     "start of an epoch": "passes over the images",
     "forward": "the method's wiring",
@@ -38,16 +41,20 @@ SECTIONS = {
     "optimizer": "and the norm of the gradient",
     "memory": "written after the step",
 }
-"""What a step consists of; the rest is the loop itself."""
+"""What a step consists of; the rest is the loop itself. Other modules of a method, such as its
+moving averages, have sections of their own names."""
+
+REST = "the rest"
 
 WARM, TRACED = 3, 3
 """Steps that are not measured, and steps in the trace."""
 
 
 class Stopwatch:
-    """Seconds by section, less those of the sections inside; a device is waited for at every border while it is `exact`.
+    """Seconds by section, without those of the sections inside.
 
-    Otherwise only waiting for data is timed, which costs nothing.
+    While it is `exact` it waits for the device at every border. Otherwise it times only the waiting
+    for data, which costs nothing.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -64,7 +71,7 @@ class Stopwatch:
         finally:
             self.end()
 
-    # Not compiled with the encoder that it is hooked to: the clock is nothing that a graph can hold.
+    # Not compiled with the encoder that it is hooked to: a graph cannot hold a clock.
     @torch.compiler.disable
     def begin(self, section: str) -> None:
         self._border()
@@ -86,49 +93,59 @@ class Stopwatch:
 
 @contextmanager
 def _watched(run: Run, watch: Stopwatch) -> Iterator[None]:
-    """Sections inside the method's forward pass, too."""
-    parts: list[tuple[str, nn.Module]] = [("heads", head) for head in run.method.heads.values()]
-    for name, child in run.method.named_children():
-        if name not in ("heads", "samplers"):
-            parts.append((name, child))
-    hooks = []
-    for name, module in parts:
-        hooks.append(module.register_forward_pre_hook(lambda *_, name=name: watch.begin(name)))
-        hooks.append(module.register_forward_hook(lambda *_: watch.end()))
-    samplers: list[Any] = list(run.method.samplers.values())
-    for sampler in samplers:
-        _time_negatives(sampler, watch)
-    try:
+    """Time the modules of the method under the names that the method gives them, and negatives."""
+    with ExitStack() as stack:
+        for name, child in run.method.named_children():
+            group = isinstance(child, nn.ModuleDict | nn.ModuleList)
+            for module in child.children() if group else [child]:
+                _hook(module, name, watch, stack)
+        for cls in _classes(NegativeSampler):
+            _time(cls, "draw", watch, stack)
+            _time(cls, "recall", watch, stack)
+        for cls in _classes(Negatives):
+            _time(cls, "similarity", watch, stack)
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for sampler in samplers:
-            del sampler.draw, sampler.recall
 
 
-def _time_negatives(sampler: Any, watch: Stopwatch) -> None:
-    """Replace `draw` and `recall` of an instance by versions that are timed as negatives."""
-    draw = sampler.draw
+def _hook(module: nn.Module, section: str, watch: Stopwatch, stack: ExitStack) -> None:
+    """Time the forward passes of a module until `stack` is closed."""
+    before = module.register_forward_pre_hook(lambda *_: watch.begin(section))
+    after = module.register_forward_hook(lambda *_: watch.end())
+    stack.callback(before.remove)
+    stack.callback(after.remove)
 
-    def timed(function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*given: Any, **options: Any) -> Any:
-            with watch("negatives"):
-                return function(*given, **options)
 
-        return call
+def _classes(base: type) -> list[type]:
+    """Return `base` and all classes below it."""
+    found = [base]
+    for cls in base.__subclasses__():
+        found += _classes(cls)
+    return list(dict.fromkeys(found))
 
-    def drawn(*given: Any, **options: Any) -> Negatives:
-        negatives: Any = timed(draw)(*given, **options)
-        negatives.similarity = timed(negatives.similarity)
-        return negatives
 
-    sampler.draw, sampler.recall = drawn, timed(sampler.recall)
+def _time(cls: type, name: str, watch: Stopwatch, stack: ExitStack) -> None:
+    """Time the calls of a method that a class defines as negatives, until `stack` is closed."""
+    function: Any = vars(cls).get(name)
+    if function is None:
+        return
+
+    @functools.wraps(function)
+    def timed(*given: Any, **options: Any) -> Any:
+        with watch("negatives"):
+            return function(*given, **options)
+
+    setattr(cls, name, timed)
+    stack.callback(setattr, cls, name, function)
 
 
 @dataclass(frozen=True)
 class Profile:
-    """`step` seconds as it runs; `seconds` by section; `busy`, the share of a step in which a GPU computes, None on a CPU."""
+    """Seconds of a step of `images` images.
+
+    `step` is a step as it runs, `waiting` its wait for data; `seconds` are those by section while
+    every section is waited for; `busy` is the fraction of a step in which a GPU computes, None on a
+    CPU.
+    """
 
     images: int
     step: float
@@ -142,86 +159,93 @@ class Profile:
         return sum(self.seconds.values())
 
     def rows(self) -> list[tuple[str, str, str, str]]:
-        """section, ms a step, share, what it is."""
-        return [
-            (
-                name,
-                f"{1000 * value:.2f}",
-                f"{100 * value / self.total:.1f} %",
-                SECTIONS.get(name, "python, and what no section holds"),
-            )
-            for name, value in self.seconds.items()
-        ]
+        """Return section, ms a step, fraction, what it is."""
+        rows = []
+        for name, value in self.seconds.items():
+            what = "python, and what no section holds" if name == REST else "forward"
+            fraction = f"{100 * value / self.total:.1f} %"
+            rows.append((name, f"{1000 * value:.2f}", fraction, SECTIONS.get(name, what)))
+        return rows
 
     def verdict(self) -> str:
-        """What bounds the rate, and what to change."""
-        waiting, overhead = self.waiting / self.step, self.seconds["the rest"] / self.total
+        """Return what bounds the rate, and what to change."""
+        waiting, overhead = self.waiting / self.step, self.seconds[REST] / self.total
         if waiting >= 0.1:
             return (
-                f"data-bound: {100 * waiting:.0f} % of a step is spent waiting for data; more loader workers (--set train.workers=…), images "
-                "packed once (sslkit pack), or fewer pixels to cut (transform sizes)"
+                f"data-bound: {100 * waiting:.0f} % of a step is spent waiting for data; use more "
+                "loader workers (--set train.workers=…), images packed once (sslkit pack), or "
+                "smaller views"
             )
         if self.busy is not None and self.busy < 0.8:
             return (
-                f"overhead-bound: the GPU computes in {100 * self.busy:.0f} % of a step; a larger batch (--set train.batch_size=…) or "
-                "--set train.compile=true"
+                f"overhead-bound: the GPU computes in {100 * self.busy:.0f} % of a step; use a "
+                "larger batch (--set train.batch_size=…) or --set train.compile=true"
             )
         if self.busy is None and overhead >= 0.1:
-            return f"overhead-bound: {100 * overhead:.0f} % of a step is the loop itself; a larger batch (--set train.batch_size=…)"
+            return (
+                f"overhead-bound: {100 * overhead:.0f} % of a step is the loop itself; use a larger "
+                "batch (--set train.batch_size=…)"
+            )
         largest = max(self.seconds, key=lambda name: self.seconds[name])
         return (
-            f"compute-bound: the largest part is {largest}, {100 * self.seconds[largest] / self.total:.0f} % of a step; fewer pixels or a smaller "
-            "encoder, train.precision: bf16 where the hardware has it, or more devices (--devices)"
+            f"compute-bound: the largest section is {largest}, "
+            f"{100 * self.seconds[largest] / self.total:.0f} % of a step; use smaller views, a "
+            "smaller encoder, train.precision: bf16 where the hardware has it, or more devices "
+            "(--devices)"
         )
 
 
 def measure(run: Run, steps: int, trace: Path | None = None) -> Profile:
-    """Train for a few steps: as they are, then with every section waited for, then (where `trace` names a file) under torch.profiler.
+    """Train for a few steps: as they are, then exactly timed, then under torch.profiler.
 
-    Every rank calls it, and takes the same steps; rank 0 writes the trace.
+    The last only where `trace` names a file, which rank 0 writes. Every rank takes the same steps.
     """
-    watch = Stopwatch(run.device)
+    watch, busy = Stopwatch(run.device), None
     with _watched(run, watch):
         trained = trainer.train(run, watch)
-
-        def timed(count: int) -> tuple[float, dict[str, float]]:
-            """Seconds a step, in all and by section."""
-            watch.seconds.clear()
-            began = _now(run.device)
-            for _ in islice(trained, count):
-                pass
-            return (_now(run.device) - began) / count, {
-                name: value / count for name, value in watch.seconds.items()
-            }
-
-        timed(WARM)
-        step, light = timed(steps)
+        _timed(run, trained, watch, WARM)
+        step, light = _timed(run, trained, watch, steps)
         watch.exact = True
-        total, by_section = timed(steps)
+        total, by_section = _timed(run, trained, watch, steps)
         watch.exact = False
-        busy = None
         if trace is not None:
-            os.environ.setdefault(
-                "KINETO_LOG_LEVEL", "99"
-            )  # it says on stderr that it starts and stops
-            activities = [torch.profiler.ProfilerActivity.CPU]
-            if run.device.type == "cuda":
-                activities.append(torch.profiler.ProfilerActivity.CUDA)
-            with torch.profiler.profile(activities=activities, acc_events=True) as profiler:
-                traced, _ = timed(TRACED)
-            if distributed.rank() == 0:
-                profiler.export_chrome_trace(str(trace))
-            if run.device.type == "cuda":
-                busy = (
-                    sum(event.self_device_time_total for event in profiler.key_averages())
-                    / 1e6
-                    / TRACED
-                    / traced
-                )
+            busy = _trace(run, trained, watch, trace)
         trained.close()
-    seconds = {name: by_section[name] for name in SECTIONS if name in by_section}
-    seconds["the rest"] = max(0.0, total - sum(seconds.values()))
+    names = [*SECTIONS, *(name for name in by_section if name not in SECTIONS)]
+    seconds = {name: by_section[name] for name in names if name in by_section}
+    seconds[REST] = max(0.0, total - sum(seconds.values()))
     return Profile(run.recipe.train.batch_size, step, light.get(WAITING, 0.0), seconds, busy)
+
+
+def _timed(
+    run: Run, trained: Iterator[trainer.Step], watch: Stopwatch, count: int
+) -> tuple[float, dict[str, float]]:
+    """Take `count` steps; return the seconds of one, in all and by section."""
+    watch.seconds.clear()
+    began = _now(run.device)
+    for _ in islice(trained, count):
+        pass
+    by_section = {name: value / count for name, value in watch.seconds.items()}
+    return (_now(run.device) - began) / count, by_section
+
+
+def _trace(
+    run: Run, trained: Iterator[trainer.Step], watch: Stopwatch, trace: Path
+) -> float | None:
+    """Write a trace of TRACED steps; return the fraction in which a GPU computes."""
+    # The profiler otherwise reports on stderr that it starts and stops.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if run.device.type == "cuda":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=activities, acc_events=True) as profiler:
+        traced, _ = _timed(run, trained, watch, TRACED)
+    if distributed.rank() == 0:
+        profiler.export_chrome_trace(str(trace))
+    if run.device.type != "cuda":
+        return None
+    busy = sum(event.self_device_time_total for event in profiler.key_averages())
+    return busy / 1e6 / TRACED / traced
 
 
 def _now(device: torch.device) -> float:
@@ -230,30 +254,30 @@ def _now(device: torch.device) -> float:
     return time.perf_counter()
 
 
+@faults.telling()
 def profile(recipe: Recipe, runs: Path, steps: int = 10) -> tuple[Profile, Path]:
-    """Measure a recipe; nothing is trained or saved but runs/<recipe>/profile_<time>/{profile.json,trace.json}.
+    """Measure a recipe. Trains nothing; writes runs/<recipe>/profile_<time>/.
 
-    The first pass over all images is left out.
+    The folder holds profile.json and trace.json. What a method does before its first step is left
+    out.
     """
     needed = 1 + WARM + 2 * steps + TRACED
-    run = build(
-        replace(recipe, train=replace(recipe.train, epochs=max(recipe.train.epochs, needed)))
-    )
+    train = replace(recipe.train, epochs=max(recipe.train.epochs, needed))
+    source = make_source(recipe, "pretrain")
+    rehearse_recipe(recipe, DataFormat.of(source), source)
+    run = build(replace(recipe, train=train), source)
     run.step = 1
     folder = runs / recipe.name / f"profile_{datetime.now().strftime('%Y-%m-%d_%H-%M-%S')}"
     leader = distributed.rank() == 0
-    if leader:
-        with files.writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
     with files.writing(folder):
+        if leader:
+            folder.mkdir(parents=True, exist_ok=True)
         found = measure(run, steps, folder / "trace.json")
     if leader:
-        numbers = {
+        known = {
             "images_per_second": found.images / found.step,
             "step": found.step,
             "waiting": found.waiting,
-        }
-        known = numbers | {
             "busy": found.busy,
             "sections": found.seconds,
             "verdict": found.verdict(),

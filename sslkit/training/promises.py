@@ -1,6 +1,8 @@
-"""Checks of what a method promises of every step."""
+"""Checks of what a method promises of every step, in one sentence."""
 
-from sslkit import distributed
+from torch import Tensor
+
+from sslkit import distributed, faults
 from sslkit.errors import PluginError
 from sslkit.interfaces import Output
 from sslkit.runs.run import Run
@@ -10,28 +12,60 @@ TAKEN = {"step", "epoch", "lr", "loss", "gradient_norm"}
 
 
 class Promises:
-    """Refuses a method whose outputs break the contract, in one sentence."""
+    """Refuses a method whose outputs break the contract. Never waits for the device.
 
-    def __init__(self, run: Run) -> None:
-        self.run = run
+    `ranks` train together, those of this run by default.
+    """
+
+    def __init__(self, run: Run, *, ranks: int | None = None) -> None:
+        self.run, self.called = run, faults.called(run.method)
         self.names: set[str] | None = None
+        self.kept: set[str] = set()
         self.weights = {}
-        if distributed.world() > 1 and run.method.uses_every_parameter:
+        if (ranks or distributed.world()) > 1 and run.method.uses_every_parameter:
             named = run.method.named_parameters()
             self.weights = {name: value for name, value in named if value.requires_grad}
 
+    def check_output(self, output: object) -> Output:
+        """Return `output`; PluginError where it or one of its tensors is none of the contract's."""
+        if not isinstance(output, Output):
+            kind = type(output).__name__
+            raise PluginError(f"{self.called} returned {kind}; it must return an Output")
+        loss = output.loss
+        if not isinstance(loss, Tensor) or loss.dim() > 0 or not loss.is_floating_point():
+            raise PluginError(
+                f"{faults.called(self.run.method.loss)} gives {self.called} a loss that is "
+                f"{_shown(loss)}; it must be a float scalar: take the mean over images"
+            )
+        for name, value in {**output.feature_std, **output.metrics}.items():
+            if not isinstance(value, Tensor) or value.dim() > 0 or value.requires_grad:
+                raise PluginError(
+                    f"{self.called} reports '{name}' as {_shown(value)}; it must be a detached "
+                    "scalar tensor"
+                )
+        for name, rows in output.keep.items():
+            if not isinstance(rows, Tensor) or rows.dim() == 0:
+                raise PluginError(f"{self.called} keeps '{name}' as {_shown(rows)}; it needs rows")
+        return output
+
     def check_names(self, outputs: list[Output]) -> None:
-        """PluginError unless all micro-batches of all steps report metrics of the same names."""
+        """PluginError unless all micro-batches of all steps have the same names."""
         for output in outputs:
             names = set(output.metrics) | {f"feature_std/{name}" for name in output.feature_std}
+            kept = set(output.keep)
             if self.names is None:
                 self._check_free(names)
-                self.names = names
+                self.names, self.kept = names, kept
             if names != self.names:
                 raise PluginError(
-                    f"method '{self.run.recipe.method.use}' reports the metrics {_listed(names)} "
-                    f"at step {self.run.step + 1} and {_listed(self.names)} before; an Output "
-                    "must have metrics of the same names at every step"
+                    f"{self.called} reports the metrics {_listed(names)} at step "
+                    f"{self.run.step + 1} and {_listed(self.names)} before; an Output must have "
+                    "metrics of the same names at every step"
+                )
+            if kept != self.kept:
+                raise PluginError(
+                    f"{self.called} keeps {_listed(kept)} at step {self.run.step + 1} and "
+                    f"{_listed(self.kept)} before; an Output must keep the same names at every step"
                 )
 
     def check_gradients(self) -> None:
@@ -39,18 +73,26 @@ class Promises:
         unused = [name for name, value in self.weights.items() if value.grad is None]
         if unused:
             raise PluginError(
-                f"method '{self.run.recipe.method.use}' leaves {len(unused)} weights without "
-                f"gradient, {unused[0]} the first; to train it on several ranks, set the class "
-                "attribute uses_every_parameter = False of the method"
+                f"{self.called} leaves {len(unused)} weights without gradient, {unused[0]} the "
+                "first; to train it on several ranks, set the class attribute "
+                "uses_every_parameter = False of the method"
             )
 
     def _check_free(self, names: set[str]) -> None:
         if names & TAKEN:
             raise PluginError(
-                f"method '{self.run.recipe.method.use}' names a metric "
-                f"'{min(names & TAKEN)}', a name that is taken; take another one"
+                f"{self.called} names a metric '{min(names & TAKEN)}', a name that is taken; take "
+                "another one"
             )
 
 
 def _listed(names: set[str]) -> str:
     return ", ".join(sorted(names)) or "(none)"
+
+
+def _shown(value: object) -> str:
+    """Return type and shape of what stands where a tensor should."""
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    graph = ", with gradient" if value.requires_grad else ""
+    return f"{value.dtype} {list(value.shape)}{graph}"

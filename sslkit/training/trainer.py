@@ -8,7 +8,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from sslkit import distributed
+from sslkit import distributed, faults
 from sslkit.interfaces import Batch, Output, Progress
 from sslkit.runs.run import Run
 from sslkit.training import streams
@@ -100,7 +100,7 @@ def _step(run: Run, promises: Promises, taken: list[Batch], watch: Watch) -> Ste
     run.optimizer.zero_grad(set_to_none=True)
     outputs = []
     for micro_batch, batch in enumerate(taken):
-        outputs.append(_accumulate(run, progress, batch, micro_batch, watch))
+        outputs.append(_accumulate(run, promises, progress, batch, micro_batch, watch))
     promises.check_names(outputs)
     promises.check_gradients()
     with watch("optimizer"):
@@ -118,7 +118,12 @@ def _step(run: Run, promises: Promises, taken: list[Batch], watch: Watch) -> Ste
 
 
 def _accumulate(
-    run: Run, progress: Progress, batch: Batch, micro_batch: int, watch: Watch
+    run: Run,
+    promises: Promises,
+    progress: Progress,
+    batch: Batch,
+    micro_batch: int,
+    watch: Watch,
 ) -> Output:
     """Run one micro-batch forward and backward; gradients add up."""
     count = run.loader.micro_batches
@@ -129,10 +134,11 @@ def _accumulate(
         batch = run.transform.on_device(batch, draws)
     streams.seed_model(run, run.step, micro_batch)
     progress = replace(progress, draws=streams.draws(run, streams.METHOD, run.step, micro_batch))
+    called = f"{faults.called(run.method)} with {faults.called(run.method.loss)}"
     with distributed.summing(run.model, micro_batch + 1 == count):
         with watch("forward"), run.autocast():
-            output = run.model(batch, progress)
-        with watch("backward"):
+            output = promises.check_output(run.model(batch, progress))
+        with watch("backward"), faults.telling(f"{called} fails in backward"):
             (output.loss / count).backward()
     return replace(output, loss=output.loss.detach())
 
@@ -146,7 +152,8 @@ def _update(run: Run, *, may_skip: bool) -> tuple[Tensor, bool]:
     clip = run.recipe.train.clip_grad
     if clip is not None:
         torch.nn.utils.clip_grads_with_norm_(run.weights, clip, norm)
-    run.optimizer.step()
+    with faults.telling(f"optimizer '{run.recipe.optimizer.use}' fails in step"):
+        run.optimizer.step()
     return norm, False
 
 

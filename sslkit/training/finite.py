@@ -1,0 +1,76 @@
+"""Numbers that are not finite: found, described, written down."""
+
+import json
+import math
+from pathlib import Path
+
+import torch
+
+from sslkit import distributed
+from sslkit.errors import TrainingError, printable
+from sslkit.runs import files
+from sslkit.runs.metrics import Row
+from sslkit.runs.run import Run
+from sslkit.training import trainer
+
+NOT_FINITE = "not_finite.json"
+"""Beside the metrics: all that is known of a step whose numbers were not finite."""
+
+REMEDY = (
+    "Nothing was saved after it; lower the rate (--set optimizer.lr=…), warm up "
+    "(--set schedule.warmup_epochs=…), clip (--set train.clip_grad=1.0) or skip such steps "
+    "(--set train.on_nan=skip), then start anew, or write it into {0}/recipe.yaml and go on: "
+    "sslkit train --resume {0}"
+)
+
+
+def check_finite(rows: list[Row], steps: list[trainer.Step], run: Run, folder: Path) -> list[str]:
+    """Return a sentence for each step that was skipped; TrainingError at one that was not."""
+    skipped = []
+    for row, step in zip(rows, steps, strict=True):
+        if step.skipped:
+            skipped.append(f"skipped {_describe(row, step, run, folder)}")
+        elif _not_finite(row):
+            raise TrainingError(f"{_describe(row, step, run, folder)}. {REMEDY.format(folder)}")
+    return skipped
+
+
+def check_weights(run: Run, folder: Path) -> None:
+    """Raise TrainingError where a weight is not finite.
+
+    The last loss predates the last update, so the weights are checked before saving.
+    """
+    tensors = run.method.state_dict().items()
+    values = {name: value for name, value in tensors if value.is_floating_point()}
+    finite = torch.stack([value.isfinite().all() for value in values.values()]).tolist()
+    wrong = [name for name, fine in zip(values, finite, strict=True) if not fine]
+    if wrong:
+        raise TrainingError(
+            f"step {run.step} left {len(wrong)} weights not finite, {wrong[0]} the first. "
+            f"{REMEDY.format(folder)}"
+        )
+
+
+def _not_finite(row: Row) -> list[str]:
+    numbers = {"loss": row.loss, **row.metrics}
+    return [name for name, value in numbers.items() if not math.isfinite(value)]
+
+
+def _describe(row: Row, step: trainer.Step, run: Run, folder: Path) -> str:
+    """Return what was not finite, at which rate, in which images; write down all images.
+
+    Every rank calls it.
+    """
+    index = distributed.gather(step.index).tolist()
+    names = [str(run.source.names[place]) for place in index]
+    if distributed.rank() == 0:
+        values = {name: repr(value) for name, value in {"loss": row.loss, **row.metrics}.items()}
+        known = {"step": row.step, "lr": row.lr, "values": values, "images": names}
+        files.write_text(folder / NOT_FINITE, json.dumps(known, indent=1))
+    shown = ", ".join(map(printable, names[:8]))
+    if len(names) > 8:
+        shown += f" and {len(names) - 8} more"
+    return (
+        f"step {row.step}: {', '.join(_not_finite(row))} not finite "
+        f"(learning rate {row.lr:.3g}; images {shown}, see {NOT_FINITE})"
+    )

@@ -1,0 +1,97 @@
+"""What a session writes into its run folder, which is made when the first step is done."""
+
+import json
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from sslkit import distributed
+from sslkit.runs import checkpoint, files, folders
+from sslkit.runs.metrics import Metrics, Row
+from sslkit.runs.run import Run
+
+
+class Record:
+    """Metrics, checkpoints and pictures of one session.
+
+    `folder` is that of a run which is resumed, or None. A new one is made below `runs` by
+    `open`, so that a run that fails before its first step leaves nothing. Every rank calls the
+    same methods; rank 0 writes, and each rank its own rows of a sharded bank.
+    """
+
+    def __init__(self, run: Run, folder: Path | None, runs: Path) -> None:
+        self.run, self.folder, self.runs = run, folder, runs
+        self.leader = distributed.rank() == 0
+        self.began = run.step
+        """The step that the session starts from."""
+        self.metrics: Metrics | None = None
+        self.board: Any = None
+        self._held = ExitStack()
+
+    def lock(self) -> None:
+        """Take the folder for this process alone. CheckpointError where another one has it."""
+        assert self.folder is not None
+        if self.leader:
+            self._held.enter_context(folders.held(self.folder))
+
+    def open(self) -> bool:
+        """Make the folder where there is none, and what each session writes into it.
+
+        Returns whether a folder was made.
+        """
+        made = self.folder is None
+        if made:
+            name = str(folders.new_folder(self.runs, self.run.recipe)) if self.leader else ""
+            self.folder = Path(distributed.broadcast_text(name))
+            self.lock()
+        assert self.folder is not None
+        distributed.remember(str(self.folder))
+        if self.leader:
+            if self.began == 0:
+                known = json.dumps(checkpoint.environment(self.run), indent=1)
+                files.write_text(self.folder / "environment.json", known)
+            self.metrics = Metrics(self.folder / "metrics.jsonl", self.began)
+            self.board = _tensorboard(self.folder)
+        return made
+
+    def add(self, rows: list[Row]) -> None:
+        """Append steps to the metrics."""
+        if self.metrics is not None:
+            self.metrics.add(rows)
+        if self.board is not None:
+            for row in rows:
+                for name, value in {"loss": row.loss, "lr": row.lr, **row.metrics}.items():
+                    self.board.add_scalar(name, value, row.step)
+
+    def save(self) -> None:
+        """Write the checkpoint, the encoder alone, and the curves so far."""
+        assert self.folder is not None
+        checkpoint.save(self.run, self.folder)
+        if self.leader:
+            from sslkit.report import figures
+
+            checkpoint.save_encoder(self.run, self.folder)
+            with files.writing(self.folder / "curves.png"):
+                figures.curves(self.folder)
+
+    def draw_views(self) -> None:
+        """Write views.png. The import of matplotlib takes a second, so the first step is first."""
+        from sslkit.report.views_figure import draw_views
+
+        assert self.folder is not None
+        path, seed = self.folder / "views.png", self.run.recipe.train.seed
+        with files.writing(path):
+            draw_views(self.run.source, self.run.transform, path, seed=seed)
+
+    def close(self) -> None:
+        """Let the folder go."""
+        self._held.close()
+
+
+def _tensorboard(folder: Path) -> Any:
+    """Return a TensorBoard writer, None without the extra (`pip install 'sslkit[tensorboard]'`)."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(folder / "tensorboard")

@@ -1,0 +1,307 @@
+"""Rehearses a recipe on made-up images before anything is written: real parts, real steps."""
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import islice
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from sslkit import distributed, faults
+from sslkit.data.loader import Loader, check_fills
+from sslkit.data.made_up import MadeUp
+from sslkit.device import pick_device
+from sslkit.errors import PluginError
+from sslkit.interfaces import Batch, Encoder, ImageSource
+from sslkit.parts import DataFormat
+from sslkit.recipe import Recipe
+from sslkit.runs import checkpoint
+from sslkit.runs.run import Run
+from sslkit.training import trainer
+from sslkit.training.build import build
+from sslkit.training.promises import Promises
+
+FEW = 2
+"""Images of a rehearsal on a CPU."""
+
+MORE = 32
+"""Images of a second rehearsal on a CPU, after one with FEW has failed: a loss or a split batch
+norm may need more rows."""
+
+LARGEST_BANK = 2**16
+"""Images that the rehearsed method is made for at most."""
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What a rehearsal measured.
+
+    `run` is the throw-away run; `images` counts those of one rank's micro-batch; `seconds` are
+    those of a step without loading; `activations` are the bytes kept for the backward pass.
+    """
+
+    run: Run
+    images: int
+    seconds: float
+    activations: int
+
+
+def rehearse_recipe(
+    recipe: Recipe,
+    data: DataFormat,
+    source: ImageSource | None = None,
+    *,
+    devices: int | None = None,
+    few: int = FEW,
+    repeats: int = 1,
+) -> Rehearsal:
+    """Make a second run on made-up images in the format of `data`, and take its first steps.
+
+    On a GPU the whole micro-batch of one rank is rehearsed, on a CPU `few` images of it. `source`
+    lends its boxes and other attributes to the made-up images. `devices` is the number of ranks,
+    those of this run by default. torch's generators are left as they are. Raises RecipeError,
+    DataError or PluginError.
+    """
+    ranks = devices or distributed.world()
+    whole = recipe.train.per_rank_batch(ranks)
+    check_fills(data.images, recipe.train.batch_size)
+    device = pick_device(recipe.train.device)
+    images = whole if device.type != "cpu" else min(whole, few)
+    more = whole if device.type != "cpu" else min(whole, MORE)
+    if distributed.world() > 1:
+        images = more  # No second attempt: the other ranks may not have failed.
+    generators = [torch.cuda.current_device()] if device.type == "cuda" else []
+    with torch.random.fork_rng(generators):
+        try:
+            return rehearse(_small_run(recipe, data, source, images), repeats, ranks=ranks)
+        except PluginError:
+            if images == more:
+                raise
+        return rehearse(_small_run(recipe, data, source, more), repeats, ranks=ranks)
+
+
+def _small_run(recipe: Recipe, data: DataFormat, source: ImageSource | None, images: int) -> Run:
+    """Make the run to throw away: one micro-batch is its whole data set."""
+    batch_size = images * distributed.world()
+    train = replace(
+        recipe.train,
+        batch_size=batch_size,
+        accumulate=1,
+        workers=0,
+        compile=False,
+        on_nan="stop",
+        epochs=max(recipe.train.epochs, 3),
+    )
+    rows = max(batch_size, min(data.images, LARGEST_BANK))
+    made_up = MadeUp(data.channels, data.bits, data.classes, batch_size, source)
+    small = replace(recipe, train=train)
+    return build(small, made_up, images=rows, loader_class=_ShortLoader)
+
+
+class _ShortLoader(Loader):
+    """Notes when a method has seen a pass over the images to its end."""
+
+    passed = False
+
+    def full_pass(self, epoch: int) -> Iterator[Batch]:
+        """Yield every image once, with augmented views."""
+        yield from super().full_pass(epoch)
+        self.passed = True
+
+    def plain_pass(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield every image once, un-augmented."""
+        yield from super().plain_pass(size)
+        self.passed = True
+
+
+def rehearse(run: Run, repeats: int = 1, *, ranks: int = 1) -> Rehearsal:
+    """Take the first `repeats` steps of `run`, then try what a checkpoint and an export need.
+
+    `ranks` is the number of ranks that the recipe is meant for.
+    """
+    images = run.loader.batch_size
+    activations: dict[int, int] = {}
+    spoilt: list[str] = []
+    with faults.telling(about=f"rehearsed with a batch of {images}"):
+        with _watched_parts(run, spoilt), _counted(run, activations):
+            clock, step = _first_step(run)
+        _check_finite(run, step, spoilt)
+        _check_gradients(run, ranks)
+        seconds = clock.seconds
+        for _ in islice(trainer.train(run, clock), repeats - 1):
+            seconds = min(seconds, clock.seconds)
+        _check_tensors(run.method, checkpoint.tensors(run))
+        _check_exported(run, images)
+        _check_start(run)
+    return Rehearsal(run, images, seconds, sum(activations.values()))
+
+
+class _Clock:
+    """Times the sections of a step, and notes in which of them an exception was raised."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.seconds = 0.0
+        """Seconds of the last step, without loading."""
+        self.failed = ""
+
+    @contextmanager
+    def __call__(self, section: str) -> Iterator[None]:
+        began = self._now()
+        try:
+            yield
+        except Exception:
+            self.failed = section
+            raise
+        self.seconds += self._now() - began
+        if section == "waiting for data":
+            self.seconds = 0.0
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+
+def _first_step(run: Run) -> tuple[_Clock, trainer.Step]:
+    """Begin an epoch and take a step.
+
+    A pass over a few images is shorter than a real one. Where a method fails after it, in finding
+    more clusters than there are images for example, that proves nothing: the step is taken alone.
+    """
+    clock = _Clock(run.device)
+    try:
+        return clock, next(trainer.train(run, clock))
+    except Exception:
+        short = isinstance(run.loader, _ShortLoader) and run.loader.passed
+        # With several ranks no collective may follow: the others may not have failed.
+        if clock.failed != "start of an epoch" or not short or distributed.world() > 1:
+            raise
+    setattr(run.method, "begin_epoch", lambda epoch: None)  # noqa: B010
+    return clock, next(trainer.train(run, clock))
+
+
+@contextmanager
+def _counted(run: Run, sizes: dict[int, int]) -> Iterator[None]:
+    """Collect the bytes of tensors that are kept for the backward pass, by their address."""
+    values = [*run.method.parameters(), *run.method.buffers()]
+    own = {value.untyped_storage().data_ptr() for value in values}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        yield
+
+
+@contextmanager
+def _watched_parts(run: Run, spoilt: list[str]) -> Iterator[None]:
+    """Check the views that the method gets; collect parts whose output is not finite, in order."""
+
+    def views(method: nn.Module, given: tuple[Batch, ...]) -> None:
+        _check_views(run, given[0])
+
+    def finite(part: nn.Module, given: object, output: object) -> None:
+        if isinstance(output, Tensor) and not output.isfinite().all():
+            spoilt.append(faults.called(part))
+
+    hooks = [run.method.register_forward_pre_hook(views)]
+    parts = [run.method.loss, *run.method.heads.values()]
+    parts += [module for module in run.method.modules() if isinstance(module, Encoder)]
+    hooks += [part.register_forward_hook(finite) for part in parts]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _check_views(run: Run, batch: Batch) -> None:
+    called, images = faults.called(run.transform), run.loader.batch_size
+    if not isinstance(batch, Batch):
+        kind = type(batch).__name__
+        raise PluginError(f"{called} returned {kind} from on_device; it must return a Batch")
+    for name, shape in run.transform.shapes.items():
+        view = batch.views.get(name)
+        if view is None:
+            raise PluginError(f"{called} has no view '{name}' any more after on_device")
+        if view.dtype != torch.float32 or list(view.shape) != [images, *shape]:
+            raise PluginError(
+                f"{called} made a view '{name}' of {view.dtype} {list(view.shape)} in on_device; "
+                f"it must be torch.float32 of {[images, *shape]}"
+            )
+        if not view.isfinite().all():
+            raise PluginError(f"{called} made a view '{name}' that is not finite in on_device")
+
+
+def _check_finite(run: Run, step: trainer.Step, spoilt: list[str]) -> None:
+    numbers = {"loss": step.loss, **step.metrics}
+    wrong = [name for name, value in numbers.items() if not value.isfinite()]
+    if not wrong:
+        return
+    method = faults.called(run.method)
+    blamed = spoilt[0] if spoilt else method
+    raise PluginError(
+        f"{blamed} gives numbers that are not finite for made-up images: {', '.join(wrong)} of "
+        f"{method} is {numbers[wrong[0]].item()}; look for divisions by zero, logarithms of zero, "
+        "a temperature that is too small, or try train.precision=fp32"
+    )
+
+
+def _check_gradients(run: Run, ranks: int) -> None:
+    trained = [value for value in run.method.encoder.parameters() if value.requires_grad]
+    alone = type(run.method).uses_every_parameter and bool(trained)
+    if alone and all(value.grad is None for value in trained):
+        raise PluginError(
+            f"{faults.called(run.method)} gives the encoder no gradient; its loss must depend on "
+            "self.encode(view), without detach and no_grad"
+        )
+    Promises(run, ranks=ranks).check_gradients()
+
+
+def _check_tensors(part: object, tensors: dict[str, Tensor]) -> None:
+    """Raise PluginError where a tensor cannot be written into a file."""
+    for name, value in tensors.items():
+        try:
+            save({name: value.detach().reshape(-1)[:1].cpu().clone()})
+        except Exception as error:
+            raise PluginError(
+                f"{faults.called(part)} holds '{name}', which cannot be saved "
+                f"({faults.describe(error)}); keep plain dense tensors as parameters and buffers"
+            ) from error
+
+
+@torch.no_grad()
+def _check_exported(run: Run, images: int) -> None:
+    exported, transform = run.method.exported, run.transform
+    called = faults.called(exported)
+    if not isinstance(exported, Encoder):
+        raise PluginError(
+            f"{faults.called(run.method)} exports {type(exported).__name__}, not an Encoder"
+        )
+    _check_tensors(exported, exported.weights())
+    shape = (images, run.data.channels, transform.size, transform.size)
+    dtype = torch.uint8 if run.data.bits == 8 else torch.uint16
+    pixels = torch.randint(2**run.data.bits, shape, dtype=torch.int32).to(dtype)
+    features = exported.eval()(transform.plain(pixels.to(run.device)))
+    if list(features.shape) != [images, exported.dim]:
+        raise PluginError(
+            f"{called} gives features {list(features.shape)} for {images} images; its `dim` "
+            f"promises {[images, exported.dim]}"
+        )
+
+
+def _check_start(run: Run) -> None:
+    value = run.method.at_start(run.recipe.train.batch_size)
+    if value is not None and not (isinstance(value, int | float) and math.isfinite(value)):
+        raise PluginError(
+            f"{faults.called(run.method)} expects {value!r} as its first loss; at_start must "
+            "return a finite number or None"
+        )
