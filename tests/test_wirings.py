@@ -395,6 +395,17 @@ def test_evaluations_see_the_teacher(photos, tmp_path, monkeypatch):
     assert all(torch.equal(seen["untrained"][key], value) for key, value in first.items())
 
 
+def test_statistics_are_what_a_forward_pass_may_change(photos):
+    """Batch norms of the network and of copies; neither memories nor a method's own buffers."""
+    teacher = made("teacher", photos)
+    norms = [module for module in teacher.method.modules() if hasattr(module, "running_mean")]
+    kept = set(map(id, teacher.statistics()))
+    assert norms and all(id(norm.running_mean) in kept for norm in norms)
+    clusters, memories = made("clusters", photos), made("two_memories", photos)
+    assert id(clusters.method.assigned) not in set(map(id, clusters.statistics()))
+    assert memories.statistics() == []
+
+
 # -------------------------------------------------------------------------------- between two epochs
 
 
