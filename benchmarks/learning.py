@@ -1,4 +1,4 @@
-"""Does it learn? Trains recipes with several seeds, evaluates each run, and prints one table beside every floor.
+"""Does it learn? Trains recipes with several seeds, evaluates each run, and prints one table beside every baseline.
 
     python benchmarks/learning.py shapes
     python benchmarks/learning.py folder --data DIR --epochs 100 --methods pirl_jigsaw npid rotnet
@@ -10,16 +10,16 @@ Scores are means over seeds, with the 95 % interval of Student's t where there a
 
 import argparse
 import json
-import math
 import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 
-from sslkit.evaluation.probe import T_95
+from sslkit.evaluation.intervals import student
 
+EVALUATIONS = ("linear", "knn")
 METHODS = ["pirl_jigsaw", "pirl_rotation", "npid", "jigsaw", "rotnet"]
 RECIPES = Path(__file__).parent.parent / "recipes"
 
@@ -63,40 +63,48 @@ def run(method: str, seed: int, options: argparse.Namespace) -> Path:
                 *sets,
             )
         finished.touch()
-    for evaluation in ("linear", "knn"):
+    for evaluation in EVALUATIONS:
         if not (latest / "eval" / f"{evaluation}.json").exists():
             sslkit(options.threads, log, "eval", evaluation, str(latest))
     return latest
 
 
 def interval(values: list[float]) -> str:
+    """The mean of several seeds with the half width of its 95 % interval."""
     if len(values) == 1:
         return f"{values[0]:.1f}"
-    return f"{fmean(values):.1f} ± {T_95[len(values) - 2] * stdev(values) / math.sqrt(len(values)):.1f}"
+    low, high = student(values)
+    return f"{fmean(values):.1f} ± {(high - low) / 2:.1f}"
+
+
+def headlines(folder: Path) -> dict[str, dict[str, float]]:
+    """Top-1 in per cent by candidate and evaluation; of encoders, that of their features."""
+    found: dict[str, dict[str, float]] = {}
+    for name in EVALUATIONS:
+        result = json.loads((folder / "eval" / f"{name}.json").read_text())
+        for entry in result["entries"]:
+            if entry["row"] in (None, "features"):
+                value = entry["scores"]["top-1"]["value"]
+                found.setdefault(entry["candidate"], {})[name] = 100 * value
+    return found
+
+
+def row(name: str, scores: list[dict[str, float]]) -> str:
+    """One line of Markdown: mean and interval over seeds for each evaluation."""
+    cells = [interval([score[evaluation] for score in scores]) for evaluation in EVALUATIONS]
+    return f"| {name} | {' | '.join(cells)} | {len(scores)} |"
 
 
 def table(folders: dict[str, list[Path]]) -> str:
-    """Markdown: floors first, from the first method's runs, then each method."""
+    """Markdown: the baselines of the first method's runs, then each method."""
     lines = ["| features | linear probe | kNN | seeds |", "|---|---|---|---|"]
-    scores = {
-        method: [
-            [
-                json.loads((folder / "eval" / f"{name}.json").read_text())
-                for name in ("linear", "knn")
-            ]
-            for folder in there
-        ]
-        for method, there in folders.items()
-    }
-    first = next(iter(scores.values()))
-    for floor in first[0][0]["floors"]:
-        values = [[pair[i]["floors"][floor] for pair in first] for i in (0, 1)]
-        lines.append(f"| {floor} | {interval(values[0])} | {interval(values[1])} | {len(first)} |")
-    for method, pairs in scores.items():
-        values = [[pair[i]["layers"]["features"]["top1"] for pair in pairs] for i in (0, 1)]
-        lines.append(
-            f"| **{method}** | {interval(values[0])} | {interval(values[1])} | {len(pairs)} |"
-        )
+    runs = {method: [headlines(folder) for folder in there] for method, there in folders.items()}
+    first = next(iter(runs.values()))
+    for candidate in first[0]:
+        if candidate != "trained":
+            lines.append(row(candidate, [scores[candidate] for scores in first]))
+    for method, scores in runs.items():
+        lines.append(row(f"**{method}**", [score["trained"] for score in scores]))
     return "\n".join(lines)
 
 

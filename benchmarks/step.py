@@ -85,7 +85,9 @@ class ByHand:
             {"params": exempt, "weight_decay": 0.0},
             {"params": decayed, "weight_decay": chosen.weight_decay},
         ]
-        self.optimizer = torch.optim.SGD(groups, lr=chosen.lr, momentum=chosen.options.get("momentum", 0.0))
+        self.optimizer = torch.optim.SGD(
+            groups, lr=chosen.lr, momentum=chosen.options.get("momentum", 0.0)
+        )
 
     def step(self, batch: Batch) -> torch.Tensor:
         image, patches, index = batch.views["image"], batch.views["patches"], batch.index

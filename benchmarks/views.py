@@ -31,7 +31,7 @@ from sslkit.interfaces import Batch, Draws
 from sslkit_plugins.datasets import ImageFolder, decode_pixels
 from sslkit_plugins.datasets.decoding import ENDINGS
 from sslkit_plugins.methods.pirl import Jigsaw
-from sslkit_plugins.views import photometric as views
+from sslkit_plugins.views import Normaliser, steps
 
 # ------------------------------------------------------------------------------ the official list, as VISSL's configuration has it
 
@@ -197,22 +197,22 @@ def operations(
 def timed(spent: dict[str, float]) -> Iterator[None]:
     """Within it, every operation of the device phase adds its CPU time to `spent`."""
 
-    def clock(operation: Callable) -> Callable:
+    def clock(operation: Callable, name: str = "") -> Callable:
         def run(*arguments):
             before = time.process_time()
             done = operation(*arguments)
-            spent[operation.__name__] += time.process_time() - before
+            spent[name or operation.__name__] += time.process_time() - before
             return done
 
         return run
 
-    def draw(*arguments) -> list[views.Step]:
+    def draw(*arguments) -> list[steps.Step]:
         return [step._replace(operation=clock(step.operation)) for step in draw_steps(*arguments)]
 
-    draw_steps, normalise = views.draw_steps, views.normalise
-    views.draw_steps, views.normalise = draw, clock(normalise)
+    draw_steps, normalise = steps.draw_steps, Normaliser.__call__
+    steps.draw_steps, Normaliser.__call__ = draw, clock(normalise, "normalise")  # type: ignore[method-assign]
     yield
-    views.draw_steps, views.normalise = draw_steps, normalise
+    steps.draw_steps, Normaliser.__call__ = draw_steps, normalise  # type: ignore[method-assign]
 
 
 def decoders(images: list[Image.Image], repeats: int) -> None:

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch.distributed as dist
 from PIL import Image
 
 from sslkit import distributed, recipe
+from sslkit.recipe import registry, source
 from sslkit.runs.run import Run
 from sslkit.training.build import build
 
@@ -97,6 +99,27 @@ def ranks(tmp_path):
         return [process.exitcode for process in processes]
 
     return run
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """`install(name, entry_points, module=source)`: a distribution on sys.path; its folder."""
+
+    def add(name: str, entry_points: str, **modules: str) -> Path:
+        folder = tmp_path / name
+        info = folder / f"{name}-1.0.dist-info"
+        info.mkdir(parents=True)
+        (info / "entry_points.txt").write_text(textwrap.dedent(entry_points))
+        for module, text in modules.items():
+            (folder / f"{module}.py").write_text(textwrap.dedent(text))
+        monkeypatch.syspath_prepend(folder)
+        registry.discover.cache_clear()
+        return folder
+
+    yield add
+    monkeypatch.undo()
+    for cached in (registry.discover, registry._signature, source.find):
+        cached.cache_clear()
 
 
 @pytest.fixture

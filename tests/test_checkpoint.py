@@ -81,7 +81,7 @@ def test_layouts_in_memory_survive(make, folder):
 def test_the_memory_and_the_frozen_constant_are_in_it(make, folder):
     run = advance(make(), 2)
     held = load_file(checkpoint.save(run, folder) / "method.safetensors")
-    assert torch.equal(held["method.sampler.bank"], run.method.sampler.bank)
+    assert torch.equal(held["method.samplers.image.bank"], run.method.sampler.bank)
     assert (
         held["method.loss.log_mean_exp"] == run.method.loss.log_mean_exp != 0
         and held["method.loss.frozen"]

@@ -1,4 +1,4 @@
-"""What the screen says while a run trains, and how scores are shown."""
+"""What the screen says while a run trains."""
 
 from pathlib import Path
 from types import SimpleNamespace as Thing
@@ -63,21 +63,3 @@ def test_a_run_that_only_warms_up_is_told(capsys):
     )
     screen(warmup=2.0, epochs=4)[0].begin([], None)
     assert "warmup" not in capsys.readouterr().out
-
-
-def test_scores_leave_out_what_says_nothing(capsys):
-    score = {"top1": 50.0, "top5": 100.0, "interval_images": [40.0, 60.0], "interval_seeds": 1.5}
-    result = {"evaluation": "knn", "floors": {"chance": 33.3}, "layers": {"features": score}}
-
-    def table(seeds, classes):
-        console.print_scores(
-            result
-            | {"protocol": {"train_images": 9, "val_images": 9, "classes": classes, "seeds": seeds}}
-        )
-        return capsys.readouterr().out
-
-    assert "top-5" not in table(3, 3) and "± 1.5" in table(3, 3) and "100.0" not in table(3, 3)
-    assert table(1, 3).startswith(
-        "knn: 9 training and 9 validation images, 3 classes; per cent\n"
-    ), "a title is not wrapped"
-    assert "seeds" not in table(1, 10) and "top-5" in table(1, 10)

@@ -143,28 +143,30 @@ class Pixels(Encoder):
 def test_jigsaw_predicts_the_order():
     torch.manual_seed(0)
     head = ConcatPatches(12, 9, out_dim=6)
-    method = Jigsaw(Parts(Pixels(12), {"order": head}, None, CrossEntropy()))
+    method = Jigsaw(Parts(Pixels(12), {"order": head}, {}, CrossEntropy(), images=5))
     patches, order = torch.randn(5, 9, 3, 2, 2), torch.tensor([0, 5, 2, 2, 1])
     output = method(Batch({"patches": patches}, {"order": order}, torch.arange(5)), PROGRESS)
     logits = head(patches.flatten(2))
     torch.testing.assert_close(output.loss, F.cross_entropy(logits, order))
     assert (
         output.metrics["accuracy"] == (logits.argmax(1) == order).float().mean()
-        and output.keys is None
+        and output.keep == {}
     )
+    assert method.at_start(64) == pytest.approx(math.log(6))
 
 
 @pytest.mark.parametrize("copies", [1, 4])
 def test_rotnet_predicts_the_turn_of_every_copy(copies):
     torch.manual_seed(0)
     head = Linear(12, out_dim=4)
-    method = RotNet(Parts(Pixels(12), {"rotation": head}, None, CrossEntropy()))
+    method = RotNet(Parts(Pixels(12), {"rotation": head}, {}, CrossEntropy(), images=5))
     shape = (5,) if copies == 1 else (5, 4)
     rotated, turns = torch.randn(*shape, 3, 2, 2), torch.randint(4, shape)
     output = method(Batch({"rotated": rotated}, {"rotation": turns}, torch.arange(5)), PROGRESS)
     logits = head(rotated.flatten(-3)).flatten(0, -2)
     torch.testing.assert_close(output.loss, F.cross_entropy(logits, turns.flatten()))
     assert output.metrics["accuracy"] == (logits.argmax(1) == turns.flatten()).float().mean()
+    assert method.at_start(64) == pytest.approx(math.log(4))
 
 
 def test_untrained_answers_cost_log_of_their_number():

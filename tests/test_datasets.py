@@ -433,7 +433,7 @@ def test_views_of_reduced_images_are_the_same_and_none_is_enlarged(tmp_path, tra
         divisor = round(640 / pixels.values.shape[2])
         boxes = transform.boxes(640, 480, np.random.default_rng(seed))
         for (left, top, right, bottom), cut in zip(boxes, transform.crops, strict=True):
-            assert divisor == 1 or min(right - left, bottom - top) >= divisor * size
+            assert divisor == 1 or min(right - left, bottom - top) >= divisor * cut.size
         sample = transform(pixels, np.random.default_rng(seed))
         other = transform(source.image(0), np.random.default_rng(seed))
         for name, view in sample.views.items():
@@ -540,7 +540,7 @@ def test_npz_of_files(tmp_path):
         ({"x": np.zeros(3)}, r"holds x, but neither 'images' nor 'jpeg' and 'offset'"),
         (
             {"images": np.zeros((2, 4, 4, 3))},
-            r"must be uint8 \[N,H,W,3\] or \[N,H,W\]; they are float64 \[2, 4, 4, 3\]",
+            r"must be uint8 or uint16 \[N,H,W,C\] or \[N,H,W\]; they are float64 \[2, 4, 4, 3\]",
         ),
         ({"images": np.zeros((2, 3, 4, 4), np.uint8)}, r"they are uint8 \[2, 3, 4, 4\]"),
         ({"images": np.zeros((0, 4, 4, 3), np.uint8)}, r"they are uint8 \[0, 4, 4, 3\]"),

@@ -23,6 +23,8 @@ from sslkit.errors import DataError, RecipeError
 from sslkit.runs import checkpoint
 from sslkit.training.build import build
 from sslkit.training.trainer import train
+from sslkit_plugins.losses import InfoNCE
+from sslkit_plugins.samplers import in_batch
 
 WITHOUT_BATCH_NORM = "encoder.model=test_efficientnet_ln"
 """Batch norm sees half of the batch on each of two ranks; layer norm does not mind."""
@@ -95,7 +97,7 @@ def test_ranks_and_accumulated_parts_train_as_one_process_with_the_joined_batch(
                 value, one[name], rtol=1e-4, atol=1e-5 if name.startswith("gradient") else 1e-6
             )
     first = all_ranks[0]
-    torch.testing.assert_close(first["sampler.bank"].norm(dim=1), torch.ones(24))
+    torch.testing.assert_close(first["samplers.image.bank"].norm(dim=1), torch.ones(24))
     assert first["loss.frozen"]
 
 
@@ -121,6 +123,31 @@ def test_gather_with_gradient_gives_the_gradients_of_the_joined_batch(ranks, tmp
     parts = [load_file(tmp_path / f"{number}.safetensors") for number in range(2)]
     torch.testing.assert_close(torch.cat([part["query"] for part in parts]), query.grad)
     torch.testing.assert_close(torch.cat([part["key"] for part in parts]), key.grad)
+
+
+def test_in_batch_negatives_of_two_ranks_are_those_of_the_joined_batch(ranks, tmp_path):
+    """NT-Xent of four images of two copies: loss, and gradients as DDP averages them."""
+    pairs = torch.randn(4, 2, 5, generator=torch.Generator().manual_seed(0))
+
+    def work(folder):
+        world, rank = distributed.world(), distributed.rank()
+        own = pairs.chunk(world)[rank].clone().requires_grad_()
+        unit = F.normalize(own, dim=-1)
+        rows, partners = unit.flatten(0, 1), unit.flip(1).flatten(0, 1)
+        negatives = in_batch(rows)
+        assert negatives.count == 6
+        loss = InfoNCE(temperature=0.3)(rows, partners, negatives)
+        loss.backward()
+        found = {"loss": distributed.mean(loss.detach()), "gradient": own.grad / world}
+        save_file(found, folder / f"{world}-{rank}.safetensors")
+
+    work(tmp_path)
+    assert ranks(work) == [0, 0]
+    names = ("1-0", "2-0", "2-1")
+    one, *parts = (load_file(tmp_path / f"{name}.safetensors") for name in names)
+    torch.testing.assert_close(torch.cat([part["gradient"] for part in parts]), one["gradient"])
+    for part in parts:
+        torch.testing.assert_close(part["loss"], one["loss"])
 
 
 def test_what_ranks_tell_each_other(ranks):
@@ -250,7 +277,7 @@ def test_two_devices_stopped_then_resumed_under_torchrun_end_as_one_process(
     assert result.exit_code == 0, result.output
     one = (tmp_path / "one" / "tiny" / "latest").resolve()
     expected, found = (whole(path) for path in (one, folder))
-    assert expected.keys() == found.keys() and len(found["sampler.bank"]) == 24
+    assert expected.keys() == found.keys() and len(found["samplers.image.bank"]) == 24
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5)
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == 6
@@ -424,7 +451,7 @@ def test_synchronised_batch_norm_without_gpus_is_refused(ranks, tiny, capfd):
         ranks(lambda folder: build(recipe.read(tiny, overrides=("train.sync_batchnorm=true",))))
     ) == [1, 2]
     assert (
-        "train.sync_batchnorm  PyTorch has it on GPUs alone, not on 'cpu'; set it to false"
+        "train.sync_batchnorm  PyTorch has it on GPUs only, not on 'cpu'; set it to false"
         in capfd.readouterr().err
     )
 

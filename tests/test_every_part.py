@@ -1,7 +1,8 @@
-"""What sslkit/interfaces.py promises of every kind of part, asked of every part that is installed."""
+"""What `sslkit.interfaces` promises of every kind of part, asked of every part that is installed."""
 
 import inspect
 import math
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import yaml
 from PIL import Image
 from torch.nn import functional as F
 
-from sslkit import parts, recipe
+from sslkit import interfaces, parts, recipe
 from sslkit.errors import DataError
 from sslkit.interfaces import (
     Batch,
@@ -25,26 +26,39 @@ from sslkit.interfaces import (
     Loss,
     Method,
     NegativeSampler,
+    Normalisation,
     PretextTransform,
 )
-from sslkit.recipe import registry
+from sslkit.recipe import registry, wiring
 from sslkit.recipe.document import Document, Dumper
-from sslkit.recipe.signature import REQUIRED, plain, read_class
+from sslkit.recipe.signature import REQUIRED, plain, read_class, written
 from sslkit.training import build, trainer
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 
 PROMISE = {
-    "encoders": (Encoder, set()),
-    "heads": (Head, {"in_dim", "crops"}),
-    "transforms": (PretextTransform, set()),
-    "samplers": (NegativeSampler, {"dim", "num_images"}),
-    "losses": (Loss, set()),
-    "methods": (Method, {"parts"}),
-    "datasets": (ImageSource, {"split"}),
-    "evaluations": (Evaluation, set()),
+    "encoders": Encoder,
+    "heads": Head,
+    "transforms": PretextTransform,
+    "samplers": NegativeSampler,
+    "losses": Loss,
+    "methods": Method,
+    "datasets": ImageSource,
+    "evaluations": Evaluation,
 }
-"""Kind → (class, facts that it may ask for), as the table in interfaces.py has them."""
+"""Kind → class."""
+
+KNOWN = {
+    "sizes": (64, 32),
+    "channels": 3,
+    "in_dim": 10,
+    "crops": 4,
+    "shape": (3, 12, 12),
+    "dim": 6,
+    "num_images": 30,
+    "split": "pretrain",
+}
+"""A value of each runtime argument but `parts`."""
 
 SMALL = {
     "size": 32,
@@ -64,15 +78,17 @@ def every(kind):
     )
 
 
-def small(part, *facts, **options):
-    """The part with whatever makes it small, among the options that it has."""
+def small(part, known=None, **options):
+    """Make the part with whatever makes it small, among the options that it has."""
     signature = part.signature()
+    known = KNOWN | (known or {})
     chosen, faults = signature.validate(
         part.name, {n: v for n, v in (SMALL | options).items() if n in signature.options}
     )
     assert not faults
     torch.manual_seed(0)
-    return part.load()(*facts[: len(signature.runtime)], **signature.arguments(chosen))
+    runtime = [known[name] for name in signature.runtime]
+    return part.load()(*runtime, **signature.arguments(chosen))
 
 
 # --------------------------------------------------------------------------------------------------------------------- all kinds
@@ -86,11 +102,18 @@ def test_every_kind_has_a_part():
     assert {part.kind for part in registry.parts()} == set(PROMISE) == set(registry.KINDS)
 
 
+def test_the_table_of_runtime_arguments_is_what_recipes_are_checked_by():
+    """`| heads | `in_dim`, `crops` (K …), … |` in the docstring of `sslkit.interfaces`."""
+    rows = re.findall(r"^\| (\w+) +\| (.*?)\s*\|$", interfaces.__doc__, re.MULTILINE)
+    table = {kind: tuple(re.findall(r"`(\w+)`", text)) for kind, text in rows[1:]}
+    assert table == wiring.RUNTIME
+    assert set(sum(table.values(), ())) == {*KNOWN, "parts"}
+
+
 @every_part
-def test_it_is_of_its_kind_and_asks_only_for_facts_of_its_kind(part):
-    kind, facts = PROMISE[part.kind]
-    assert issubclass(part.load(), kind)
-    assert set(part.signature().runtime) <= facts
+def test_it_is_of_its_kind_and_requires_runtime_arguments_of_its_kind(part):
+    assert issubclass(part.load(), PROMISE[part.kind])
+    assert set(part.signature().runtime) <= set(wiring.RUNTIME[part.kind])
 
 
 @every_part
@@ -146,11 +169,12 @@ def test_its_options_are_typed_and_survive_yaml(part):
 
 
 @every("encoders")
-def test_an_encoder_gives_one_vector_per_image_and_maps_from_shallow_to_deep(part):
-    encoder = small(part).eval()
+def test_an_encoder_gives_vectors_and_maps_from_shallow_to_deep(part):
+    encoder = small(part, (64, 48), 3).eval()
     images = torch.randn(3, 3, 64, 64)
     with torch.no_grad():
         features, maps = encoder(images), encoder.maps(images)
+        assert encoder(images[..., :48, :48]).shape == (3, encoder.dim)
     assert features.shape == (3, encoder.dim)
     areas = [rows.shape[-1] * rows.shape[-2] for rows in maps.values()]
     assert all(rows.dim() == 4 and len(rows) == 3 for rows in maps.values())
@@ -158,6 +182,31 @@ def test_an_encoder_gives_one_vector_per_image_and_maps_from_shallow_to_deep(par
     assert sum(value.numel() for value in encoder.weights().values()) == sum(
         v.numel() for v in encoder.state_dict().values()
     )
+    assert len(encoder.normalisation.mean) == len(encoder.normalisation.std) == 3
+
+
+@every("encoders")
+def test_an_encoder_exports_itself_and_opens_its_export(part, tmp_path):
+    encoder = small(part, (64,), 3).eval()
+    images = torch.randn(3, 3, 64, 64)
+    for library in encoder.libraries:
+        folder = tmp_path / library
+        folder.mkdir()
+        scope = {"folder": str(folder)}
+        exec(encoder.export(library, folder, 64), scope)
+        options, faults = part.signature().validate(part.name, part.load().opens(folder))
+        assert not faults and part.load().own_size(options) == 64
+        other = part.load()((64,), 3, **part.signature().arguments(options)).eval()
+        with torch.no_grad():
+            torch.testing.assert_close(scope["model"](images), encoder(images))
+            torch.testing.assert_close(other(images), encoder(images))
+
+
+@every("encoders")
+def test_options_of_initial_weights_have_defaults(part):
+    signature = part.signature()
+    for name in signature.attributes["initial_options"]:
+        assert signature.options[name].default is not REQUIRED
 
 
 # ------------------------------------------------------------------------------------------------------------------------- heads
@@ -165,7 +214,7 @@ def test_an_encoder_gives_one_vector_per_image_and_maps_from_shallow_to_deep(par
 
 @every("heads")
 def test_a_head_leaves_leading_dimensions_free(part):
-    head = small(part, 10, 4, out_dim=6).eval()
+    head = small(part, out_dim=6).eval()
     over_crops = "crops" in part.signature().runtime
     rows = torch.randn(2, 5, 4, 10) if over_crops else torch.randn(2, 5, 10)
     with torch.no_grad():
@@ -247,15 +296,31 @@ def test_its_device_phase_normalises_with_draws_of_its_own(part):
         assert -3 < view.min() < 0 < view.max() < 3, "ImageNet's normalisation"
 
 
+OWN_SCALES = {"lab"}
+"""Transforms that scale their values themselves, whatever the encoder's normalisation."""
+
+
 @every("transforms")
-def test_plain_only_normalises(part):
+def test_plain_normalises_as_the_encoder_says(part):
+    if part.name in OWN_SCALES:
+        pytest.skip("scales its values itself")
     transform = small(part)
     images = torch.stack([torch.zeros(3, 8, 8), torch.full((3, 8, 8), 255)]).to(torch.uint8)
-    low, high = transform.plain(images)
-    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    torch.testing.assert_close(low[:, 0, 0], -mean / std, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(high[:, 0, 0], (1 - mean) / std, rtol=1e-4, atol=1e-4)
+    for numbers in (Normalisation(), Normalisation(mean=(0.5, 0.4, 0.3), std=(0.5, 1.0, 0.25))):
+        transform.normalisation = numbers
+        low, high = transform.plain(images)
+        mean, std = torch.tensor(numbers.mean), torch.tensor(numbers.std)
+        torch.testing.assert_close(low[:, 0, 0], -mean / std, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(high[:, 0, 0], (1 - mean) / std, rtol=1e-4, atol=1e-4)
     assert images[1].eq(255).all()
+
+
+@every("transforms")
+def test_pictures_of_plain_images_are_the_images(part):
+    transform = small(part)
+    image = torch.from_numpy(np.array(picture(16, 12))).permute(2, 0, 1)[None]
+    shown = transform.picture(transform.plain(image))
+    torch.testing.assert_close(shown, image / 255, rtol=1e-3, atol=1e-3)
 
 
 @every("transforms")
@@ -280,7 +345,7 @@ def remembers(part):
 
 @every("samplers")
 def test_drawing_does_not_update_and_gives_count_candidates(part):
-    sampler, index = small(part, 6, 30), torch.tensor([3, 0, 29])
+    sampler, index = small(part), torch.tensor([3, 0, 29])
     before = snapshot(sampler)
     for shape in [(3, 6), (2, 3, 6)]:
         terms = shape[0] if len(shape) == 3 else 1
@@ -298,7 +363,7 @@ def test_drawing_does_not_update_and_gives_count_candidates(part):
 def test_the_own_image_is_no_negative(part):
     if not remembers(part):
         pytest.skip("remembers no image")
-    sampler, index = small(part, 6, 30), torch.arange(30)
+    sampler, index = small(part), torch.arange(30)
     for key in range(20):
         assert sampler.draw(index, Draws(key)).similarity(sampler.recall(index)).max() < 0.9999
 
@@ -307,7 +372,7 @@ def test_the_own_image_is_no_negative(part):
 def test_updates_keep_unit_norms_and_touch_no_other_image(part):
     if not remembers(part):
         pytest.skip("remembers no image")
-    sampler, index, everyone = small(part, 6, 30), torch.tensor([3, 0, 29]), torch.arange(30)
+    sampler, index, everyone = small(part), torch.tensor([3, 0, 29]), torch.arange(30)
     before = sampler.recall(everyone).clone()
     sampler.update(index, 5 * unit(3, 6))
     after = sampler.recall(everyone)
@@ -319,9 +384,9 @@ def test_updates_keep_unit_norms_and_touch_no_other_image(part):
 
 @every("samplers")
 def test_all_its_memory_is_in_its_state(part):
-    sampler, index = small(part, 6, 30), torch.tensor([3, 0, 29])
+    sampler, index = small(part), torch.tensor([3, 0, 29])
     sampler.update(index, unit(3, 6))
-    other = small(part, 6, 30)
+    other = small(part)
     other.load_state_dict(sampler.state_dict())
     query = unit(2, 3, 6, seed=2)
     one, two = (each.draw(index, Draws(5), 2).similarity(query) for each in (sampler, other))
@@ -418,12 +483,7 @@ def test_every_shipped_recipe_trains_a_step(path, photos):
         if not torch.equal(value, before[name])
     ]
     assert moved, "the encoder learns"
-    expected = run.method.loss.at_start(
-        dim=next(iter(run.method.heads.values())).out_dim,
-        negatives=run.method.sampler.draw(first.index, Draws(1)).count
-        if run.method.sampler is not None
-        else 1,
-    )
+    expected = run.method.at_start(run.recipe.train.batch_size)
     if expected is not None:
         assert 0.2 * expected < first.loss.item() < 3 * expected + 2
 
@@ -505,9 +565,7 @@ def test_a_dataset_that_is_not_there_says_so(part, tmp_path, monkeypatch):
 @every("evaluations")
 def test_an_evaluation_can_be_made_from_the_command_line(part):
     options = part.signature().options
-    words = [
-        word for option in options.values() for word in (f"--{option.name}", str(option.default))
-    ]
-    choice = recipe.read_evaluation(part.name, words)
+    given = {name: written(option.default) for name, option in options.items()}
+    choice = recipe.read_evaluation(part.name, given)
     assert choice.options == {name: option.default for name, option in options.items()}
     assert isinstance(parts.make(choice), Evaluation)

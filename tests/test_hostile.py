@@ -200,12 +200,11 @@ def test_a_model_is_one_that_timm_knows(model: str, images: Path) -> None:
 def test_lines_that_load_an_encoder_quote_its_name() -> None:
     from sslkit_plugins.encoders import Timm
 
-    encoder = Timm(model="test_resnet")
+    encoder = Timm((64,), 3, model="test_resnet", norm="group")
     encoder.name = "x'); open('pwned', 'w') #"
     scope: dict[str, Any] = {}
-    line = next(
-        line for line in encoder.loading("timm", "x").splitlines() if "create_model" in line
-    )
+    lines = encoder.export("timm", Path(), 64).splitlines()
+    line = next(line for line in lines if "create_model" in line)
     with pytest.raises(RuntimeError, match="Unknown model"):
         exec("import timm\n" + line, scope)
 
@@ -653,7 +652,7 @@ def test_evaluations_and_export_meet_the_same_sentence(run_folder: Path, lie: st
     sign(path)
     for command in (
         ("eval", "knn", run_folder),
-        ("eval", "linear", run_folder, "--epochs", 1),
+        ("eval", "linear", run_folder),
         ("export", run_folder),
     ):
         assert "does not fit the recipe beside it" in refused(*command)
@@ -923,7 +922,7 @@ def test_a_clock_that_is_set_back_gives_every_run_a_folder_of_its_own(
             def now(cls, *_: object) -> datetime:
                 return datetime(2026, 10, 25, hour, 30)  # noqa: B023
 
-        monkeypatch.setattr(checkpoint, "datetime", Clock)
+        monkeypatch.setattr(folders, "datetime", Clock)
         folders.append(folders.new_folder(home / "runs", made))
         assert (home / "runs" / "tiny" / "latest").resolve() == folders[-1]
     assert len(set(folders)) == 4

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from sslkit.errors import RecipeError
-from sslkit.recipe import Optimizer, Schedule
+from sslkit.recipe import SCHEDULES, Cosine, Optimizer
+from sslkit.runs import checkpoint
 from sslkit.training.optim import make_optimizer, make_schedule
 
 
@@ -17,11 +18,14 @@ def network():
     )
 
 
-def rates(steps, epochs=10, steps_per_epoch=10, lr=1.0, **options):
-    set_rate = make_schedule(
-        torch.optim.SGD(network().parameters(), lr=lr), Schedule(**options), epochs, steps_per_epoch
-    )
+def rates(steps, use="cosine", epochs=10, steps_per_epoch=10, lr=1.0, **options):
+    optimizer = torch.optim.SGD(network().parameters(), lr=lr)
+    set_rate = make_schedule(optimizer, SCHEDULES[use](**options), epochs, steps_per_epoch)
     return [set_rate(step) for step in steps]
+
+
+def chosen(use="sgd", lr=0.1, **options):
+    return Optimizer(use=use, lr=lr, options=options)
 
 
 def test_biases_and_norms_do_not_decay_unless_asked():
@@ -47,39 +51,42 @@ def test_frozen_parameters_are_left_out():
     )
 
 
-def test_options_reach_the_optimizer_and_nesterov_is_off_by_default():
-    sgd = make_optimizer(network(), Optimizer(lr=0.1, momentum=0.8))
+def test_options_reach_the_optimizer_and_nesterov_is_off():
+    sgd = make_optimizer(network(), chosen(momentum=0.8))
     assert type(sgd) is torch.optim.SGD
-    assert sgd.defaults["momentum"] == 0.8 and sgd.defaults["nesterov"] is False
-    assert (
-        make_optimizer(network(), Optimizer(lr=0.1, momentum=0.8, nesterov=True)).defaults[
-            "nesterov"
-        ]
-        is True
-    )
-    adamw = make_optimizer(network(), Optimizer(use="adamw", lr=0.1, betas=(0.8, 0.9), eps=1e-3))
+    assert (sgd.defaults["momentum"], sgd.defaults["nesterov"]) == (0.8, False)
+    assert make_optimizer(network(), chosen(momentum=0.8, nesterov=True)).defaults["nesterov"]
+    adamw = make_optimizer(network(), chosen("adamw", betas=[0.8, 0.9], eps=1e-3))
     assert type(adamw) is torch.optim.AdamW
-    assert adamw.defaults["betas"] == (0.8, 0.9) and adamw.defaults["eps"] == 1e-3
-    assert make_optimizer(network(), Optimizer(use="adamw", lr=0.1)).defaults["betas"] == (
-        0.9,
-        0.999,
-    )
+    assert (adamw.defaults["betas"], adamw.defaults["eps"]) == ((0.8, 0.9), 1e-3)
+    assert make_optimizer(network(), chosen("adamw")).defaults["betas"] == (0.9, 0.999)
+    lars = make_optimizer(network(), chosen("lars", trust_coeff=0.02))
+    assert lars.defaults["trust_coeff"] == 0.02
+
+
+def test_a_name_has_timms_defaults_unless_the_recipe_differs():
+    """`larc` is the class of `lars` with clipping: the name alone tells them apart."""
+    assert make_optimizer(network(), chosen("lars")).defaults["trust_clip"] is False
+    assert make_optimizer(network(), chosen("larc")).defaults["trust_clip"] is True
+    given = make_optimizer(network(), chosen("larc", trust_clip=False))
+    assert given.defaults["trust_clip"] is False
 
 
 @pytest.mark.parametrize(
-    ("options", "sentence"),
+    ("optimizer", "sentence"),
     [
-        ({"use": "sgdd"}, "optimizer.use.*no optimizer 'sgdd'"),
-        ({"use": "adamw", "momentum": 0.9}, "optimizer.momentum.*'adamw' has no such option"),
-        ({"use": "sgd", "betas": (0.9, 0.99)}, "optimizer.betas.*'sgd' has no such option"),
-        ({"use": "sgd", "nesterov": True}, "optimizer.use.*Nesterov momentum requires a momentum"),
-        ({"use": "adahessian"}, "optimizer.use.*'adahessian' cannot be used"),
-        ({"use": "fusedlamb"}, "optimizer.use.*no optimizer 'fusedlamb' here"),
+        (chosen("sgdd"), "optimizer.use.*no optimizer 'sgdd'"),
+        (chosen("adamw", momentum=0.9), "optimizer.momentum.*'adamw' has no such option"),
+        (chosen("sgd", betas=(0.9, 0.99)), "optimizer.betas.*'sgd' has no such option"),
+        (chosen("sgd", nesterov=True), "optimizer.use.*Nesterov momentum requires a momentum"),
+        (chosen("adahessian"), "optimizer.use.*'adahessian' cannot be used"),
+        (chosen("fusedlamb"), "optimizer.use.*no optimizer 'fusedlamb' here"),
     ],
+    ids=lambda value: value.use if isinstance(value, Optimizer) else "",
 )
-def test_what_cannot_be_used_is_refused_with_a_sentence(options, sentence):
+def test_what_cannot_be_used_is_refused_with_a_sentence(optimizer, sentence):
     with pytest.raises(RecipeError, match=sentence):
-        make_optimizer(network(), Optimizer(lr=0.1, **options))
+        make_optimizer(network(), optimizer)
 
 
 def test_cosine():
@@ -87,7 +94,7 @@ def test_cosine():
     assert rates([25]) == pytest.approx([(1 + math.cos(math.pi / 4)) / 2])
 
 
-def test_warm_up_is_linear_and_the_schedule_counts_from_the_first_step():
+def test_warm_up_is_linear_and_counts_from_the_first_step():
     values = rates(range(20), warmup_epochs=1, warmup_lr=0.5)
     assert values[:10] == pytest.approx([0.5 + 0.05 * i for i in range(10)])
     assert values[10] == pytest.approx((1 + math.cos(math.pi * 10 / 100)) / 2)
@@ -115,5 +122,48 @@ def test_the_rate_is_a_pure_function_of_the_step():
 
 def test_every_group_gets_the_rate():
     optimizer = make_optimizer(network(), Optimizer(lr=1.0, weight_decay=0.1))
-    make_schedule(optimizer, Schedule(), 10, 10)(50)
+    make_schedule(optimizer, Cosine(), 10, 10)(50)
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.5, 0.5])
+
+
+def decays(optimizer):
+    return [group["weight_decay"] for group in optimizer.param_groups]
+
+
+def test_weight_decay_follows_half_a_cosine_from_its_own_value():
+    optimizer = make_optimizer(network(), Optimizer(use="adamw", lr=0.1, weight_decay=0.04))
+    set_rate = make_schedule(optimizer, Cosine(final_weight_decay=0.4), 10, 10)
+    expected = {0: 0.04, 50: 0.22, 75: 0.4 - 0.36 * (1 - math.sqrt(0.5)) / 2, 100: 0.4}
+    for step in (75, 0, 100, 50):
+        set_rate(step)
+        assert decays(optimizer) == pytest.approx([expected[step], 0])
+
+
+def test_the_group_that_decays_need_not_be_the_first():
+    module = network()
+    groups = [
+        {"params": module[1].parameters(), "weight_decay": 0.0},
+        {"params": module[0].parameters(), "weight_decay": 0.2},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=0.1)
+    make_schedule(optimizer, Cosine(final_weight_decay=0.0), 10, 10)(50)
+    assert decays(optimizer) == pytest.approx([0, 0.1])
+
+
+def test_the_weight_decay_goes_on_after_a_resume(make, tmp_path):
+    settings = (
+        "optimizer={use: adamw, lr: 0.01, weight_decay: 0.04}",
+        "schedule={final_weight_decay: 0.4}",
+        "train.epochs=4",
+    )
+    unbroken, first, second = make(*settings), make(*settings), make(*settings)
+    for run in (unbroken, first):
+        run.set_rate(3)
+    first.step = 3
+    checkpoint.save(first, tmp_path)
+    checkpoint.resume(second, tmp_path)
+    for step in (4, 11):
+        unbroken.set_rate(step)
+        second.set_rate(step)
+        assert decays(second.optimizer) == decays(unbroken.optimizer)
+        assert 0.04 < decays(second.optimizer)[0] < 0.4

@@ -170,7 +170,7 @@ def test_its_recipe_trains_though_another_part_is_broken(
             "no transform named 'chanel_order' is installed; did you mean 'channel_order'?",
         ),
         ("loss.margn=1", "no such option of hinge; did you mean 'margin'?"),
-        ("loss.margin=-1", "-1 is not a number ≥ 0"),
+        ("loss.margin=-1", "expected float ≥ 0, got -1"),
         ("heads={image: {use: cosine}}", "method 'pirl' needs a head named 'permuted'"),
     ],
     ids=["name", "option", "bound", "head"],
@@ -187,7 +187,7 @@ def test_faults_are_told_as_for_our_own_parts(
         (
             "in_dim: int, /, *, out_dim",
             "in_dim: int, out_dim",
-            "parameter 'in_dim' of head 'cosine' of outsider 1.0 must stand before '/', as a fact, or after '*', as an option",
+            "parameter 'in_dim' of head 'cosine' of outsider 1.0 must stand before '/', as a runtime argument, or after '*', as an option",
         ),
         (
             "class Cosine(Head)",

@@ -15,7 +15,7 @@ from sslkit.interfaces import Batch, Draws, Encoder, Loss, NegativeSampler, Part
 from sslkit_plugins.heads import ConcatPatches, Linear
 from sslkit_plugins.losses import LambdaNCE
 from sslkit_plugins.methods.npid import Npid
-from sslkit_plugins.methods.pirl import Jigsaw, JigsawRotation, Pirl, Rotation, feature_std
+from sslkit_plugins.methods.pirl import Jigsaw, JigsawRotation, Pirl, Rotation
 from sslkit_plugins.samplers import MemoryBank
 from sslkit_plugins.views import Augment
 
@@ -242,7 +242,7 @@ def pirl(sampler, loss, cls=Pirl):
     heads = {"image": Linear(5, out_dim=4), "patches": ConcatPatches(5, 9, out_dim=4, patch_dim=4)}
     if cls is Npid:
         del heads["patches"]
-    return cls(Parts(Means(), heads, sampler, loss))
+    return cls(Parts(Means(), heads, {"image": sampler}, loss, images=20))
 
 
 def test_the_terms_of_the_loss_are_told_by_view():
@@ -269,13 +269,15 @@ def test_pretext_view_goes_first_and_both_terms_meet_the_memory():
         prediction[0], method.heads["patches"](method.encode(batch().views["patches"]))
     )
     assert negatives == ("negatives", 2) and target.shape == (3, 4)
-    torch.testing.assert_close(output.keys, prediction[1].detach())
-    assert not output.keys.requires_grad
-    assert set(output.metrics) == {"std_patches", "std_image", "match"}
+    assert output.keep.keys() == {"image"} and not output.keep["image"].requires_grad
+    torch.testing.assert_close(output.keep["image"], prediction[1].detach())
+    assert set(output.metrics) == {"match"}
+    assert set(output.feature_std) == {"patches", "image"}
     assert output.metrics["match"] == pytest.approx(
         F.cosine_similarity(prediction[1], target).mean().item(), abs=1e-6
     )
-    assert not any(value.requires_grad for value in output.metrics.values())
+    reported = [*output.metrics.values(), *output.feature_std.values()]
+    assert not any(value.requires_grad for value in reported)
 
 
 def test_memory_is_written_once_with_f():
@@ -283,9 +285,8 @@ def test_memory_is_written_once_with_f():
     method = pirl(sampler, Seen())
     output = method(batch(), PROGRESS)
     sampler.calls.clear()
-    method.after_step(torch.tensor([2, 3, 4]), output.keys, PROGRESS)
-    assert sampler.calls == [("update", [2, 3, 4], output.keys)]
-    torch.testing.assert_close(method.keys(batch()), output.keys)
+    method.after_step(torch.tensor([2, 3, 4]), output.keep, PROGRESS)
+    assert sampler.calls == [("update", [2, 3, 4], output.keep["image"])]
 
 
 @pytest.mark.parametrize(("share", "silent"), [(0.0, "patches"), (1.0, "image")])
@@ -303,11 +304,12 @@ def test_bank_rows_keep_unit_norm_and_only_those_of_the_batch_move():
     method = pirl(MemoryBank(4, 20, negatives=6), LambdaNCE())
     before = method.sampler.bank.clone()
     output = method(batch(), PROGRESS)
-    method.after_step(batch().index, output.keys, PROGRESS)
+    method.after_step(batch().index, output.keep, PROGRESS)
     moved = (method.sampler.bank != before).any(1).nonzero().flatten().tolist()
     assert moved == [2, 3, 4]
     torch.testing.assert_close(method.sampler.bank.norm(dim=1), torch.ones(20))
-    expected = F.normalize(0.5 * before[2:5] + 0.5 * F.normalize(output.keys, dim=1), dim=1)
+    keys = F.normalize(output.keep["image"], dim=1)
+    expected = F.normalize(0.5 * before[2:5] + 0.5 * keys, dim=1)
     torch.testing.assert_close(method.sampler.bank[2:5], expected)
 
 
@@ -324,20 +326,25 @@ def test_npid_is_the_image_term_of_pirl():
     images = replace(batch(), views={"image": batch().views["image"]})
     first = both(batch(), replace(PROGRESS, draws=Draws(5)))
     second = alone(images, replace(PROGRESS, draws=Draws(5)))
-    assert alone.encoder.shown == [(3, 3, 8, 8)] and set(second.metrics) == {"std_image", "match"}
+    assert alone.encoder.shown == [(3, 3, 8, 8)]
+    assert set(second.metrics) == {"match"} and set(second.feature_std) == {"image"}
     torch.testing.assert_close(first.loss, second.loss)
-    assert Npid.reads == {"image": "image"} and Npid.stores == "image"
+    assert Npid.reads == {"image": "image"} and Npid.stores == ("image",)
 
 
 def test_pirl_without_an_image_is_a_sentence():
     with pytest.raises(RecipeError, match="needs a view 'image'"):
-        Pirl(Parts(Means(), {"patches": ConcatPatches(5, 9)}, Ledger(), Seen()))
+        heads = {"patches": ConcatPatches(5, 9)}
+        Pirl(Parts(Means(), heads, {"image": Ledger()}, Seen(), images=20))
 
 
-def test_spread():
-    assert feature_std(F.normalize(torch.ones(50, 8), dim=1)) == 0
-    torch.manual_seed(0)
-    assert feature_std(F.normalize(torch.randn(5000, 64), dim=1)) == pytest.approx(1, abs=0.02)
+def test_the_loss_before_training_is_that_of_random_vectors_against_a_random_bank():
+    """Four numbers, six negatives, τ = 0.5: ln 6 + 1/(2·4·0.25); one more for NCE."""
+    loss = LambdaNCE(form="info_nce", temperature=0.5)
+    method = pirl(MemoryBank(4, 20, negatives=6), loss)
+    assert method.at_start(64) == pytest.approx(math.log(6) + 0.5)
+    method = pirl(MemoryBank(4, 20, negatives="all"), LambdaNCE(temperature=0.5))
+    assert method.at_start(64) == pytest.approx(math.log(19) + 1.5)
 
 
 def test_augment_feeds_npid():

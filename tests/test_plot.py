@@ -10,14 +10,14 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from sslkit.cli import app
-from sslkit.errors import DataError, SslkitError
+from sslkit.errors import DataError
 from sslkit.interfaces import Batch, Draws
 from sslkit.report import figures as drawing
 from sslkit.report import views_figure
 from sslkit.report.views_figure import draw_views
 from sslkit_plugins.datasets import ImageFolder
 from sslkit_plugins.methods import jigsaw, pirl, rotnet
-from sslkit_plugins.views import Augment
+from sslkit_plugins.views import Augment, Crops, Lab, Local, MultiCrop, PatchGrid
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 SMALL = {"size": 32, "resize": 32, "grid": 2, "patch": 12}
@@ -77,6 +77,13 @@ def overlaps(figure) -> list[tuple[int, int]]:
             ["patches 1", "patches 2", "patches 3", "patches 4"],
         ),
         (rotnet.Rotate(size=32), ["rotated 1", "rotated 2", "rotated 3", "rotated 4"]),
+        (Crops(size=32), ["global 1", "global 2"]),
+        (
+            MultiCrop(size=32, local=Local(size=16, count=3)),
+            ["global 1", "global 2", "local 1", "local 2", "local 3"],
+        ),
+        (PatchGrid(size=32, patch=8, stride=4), ["patches 1 … 49"]),
+        (Lab(size=32), ["image"]),
     ],
     ids=lambda value: type(value).__name__ if not isinstance(value, list) else "",
 )
@@ -117,6 +124,29 @@ def test_views_are_in_the_order_that_the_model_gets_them(photos, figures, tmp_pa
     for picture, view in zip(shown[1:], [views["image"][0], *views["patches"][0]], strict=True):
         expected = view.permute(1, 2, 0) * std + mean
         np.testing.assert_allclose(picture, expected.clamp(0, 1), atol=1e-4)
+
+
+def test_many_crops_are_laid_out_as_they_lie(photos, figures, tmp_path):
+    """A grid without overlap and colours is the crop itself, in lines of white."""
+    source = ImageFolder("pretrain", root=str(photos))
+    transform = PatchGrid(size=40, patch=10, stride=10, flip=0.0, colours="none")
+    draw_views(source, transform, tmp_path / "views.png", images=1, draws=1, seed=5)
+    mosaic = np.asarray(figures[0].axes[1].get_images()[0].get_array())
+    _, image = views_figure._some(source, 1, 5)[0]
+    (whole,) = transform.cut(image, np.random.default_rng((5, 0)))
+    assert mosaic.shape == (43, 43, 3) and (mosaic[10] == 1).all() and (mosaic[:, 21] == 1).all()
+    kept = [place for place in range(43) if place % 11 != 10]
+    shown = 255 * mosaic[kept][:, kept].transpose(2, 0, 1)
+    np.testing.assert_allclose(shown, whole.numpy(), atol=0.1)
+
+
+def test_lab_is_drawn_in_the_colours_of_the_image(photos, figures, tmp_path):
+    source, transform = ImageFolder("pretrain", root=str(photos)), Lab(size=32, flip=0.0)
+    draw_views(source, transform, tmp_path / "views.png", images=1, draws=1, seed=5)
+    shown = np.asarray(figures[0].axes[1].get_images()[0].get_array())
+    _, image = views_figure._some(source, 1, 5)[0]
+    (whole,) = transform.cut(image, np.random.default_rng((5, 0)))
+    np.testing.assert_allclose(255 * shown.transpose(2, 0, 1), whole.numpy(), atol=0.5)
 
 
 def test_views_name_the_answers(photos, figures, tmp_path):
@@ -212,44 +242,3 @@ def test_curves_bear_numbers_that_are_missing_or_not_finite(tmp_path):
     drawing.curves(metrics(tmp_path / "a" / "c"))
     assert np.isnan(drawing._smooth(np.array([np.nan, 1.0]))[0])
     assert drawing._smooth(np.array([1.0, np.nan, 3.0] * 50))[149] == pytest.approx(2)
-
-
-def result(**layers: float) -> dict:
-    return {
-        "evaluation": "linear",
-        "floors": {"chance": 10.0, "raw pixels (32×32)": 31.2, "the same encoder untrained": 40.0},
-        "layers": {
-            name: {"top1": top1, "interval_images": [max(0, top1 - 4), min(100, top1 + 4)]}
-            for name, top1 in layers.items()
-        },
-        "protocol": {"val_images": 500},
-    }
-
-
-def test_scores_show_floors_and_layers(tmp_path, figures):
-    drawing.scores(result(features=62.5, conv1=100.0, res2=0.0), tmp_path / "linear.png")
-    (axes,) = figures[0].axes
-    assert [label.get_text() for label in axes.get_yticklabels()] == [
-        "chance",
-        "raw pixels (32×32)",
-        "the same encoder untrained",
-        "trained: features",
-        "trained: conv1",
-        "trained: res2",
-    ]
-    assert [text.get_text() for text in axes.texts] == [
-        "10.0",
-        "31.2",
-        "40.0",
-        "62.5",
-        "100.0",
-        "0.0",
-    ]
-    assert "linear" in axes.get_title(loc="left")
-
-
-def test_a_folder_in_the_way_leaves_nothing_behind(tmp_path):
-    (tmp_path / "linear.png").mkdir()
-    with pytest.raises(SslkitError, match="cannot write"):
-        drawing.scores(result(features=1.0), tmp_path / "linear.png")
-    assert [path.name for path in tmp_path.iterdir()] == ["linear.png"]

@@ -237,6 +237,161 @@ def test_the_options_of_optimizers_are_those_of_their_classes() -> None:
     assert read > 50
 
 
+def settings(path: Path, optimizer: str, schedule: str = "{}") -> recipe.Recipe:
+    return read(path, f"optimizer={optimizer}", f"schedule={schedule}")
+
+
+def test_an_optimizer_has_options_of_its_own(path: Path, tmp_path: Path) -> None:
+    lars = settings(path, "{use: lars, lr: 0.1, momentum: 0.9, trust_coeff: 0.02}")
+    assert lars.optimizer.options == {"momentum": 0.9, "trust_coeff": 0.02}
+    adamw = settings(path, "{use: adamw, lr: 1, betas: [0.9, 0.95], eps: null}")
+    assert adamw.optimizer.options == {"betas": (0.9, 0.95)}
+    for made in (lars, adamw):
+        again = tmp_path / "again.yaml"
+        again.write_text(made.as_yaml())
+        assert read(again) == made
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "key", "message"),
+    [
+        ("use: lars, trust_coef: 1", "trust_coef", "no such option of lars; did you mean 'trust_"),
+        ("use: lars, trust_coeff: 0", "trust_coeff", "expected float > 0, got 0. LARS's trust"),
+        ("use: adamw, betas: [0.9]", "betas", "expected a list of 2, each float ≥ 0 and < 1, got"),
+        ("use: adan, betas: [0.9, 0.9]", "betas", "expected a list of 3, each float ≥ 0 and < 1"),
+        ("use: adamw, momentum: 0.9", "momentum", "'adamw' has no option 'momentum'; remove it"),
+        ("use: lars, weight_decay: -1", "weight_decay", "expected float ≥ 0, got -1. Usually"),
+        ("use: 3", "use", "3 is not a name; there are: sgd, momentum"),
+        ("options: {momentum: 1}", "options", "no such option of sgd"),
+    ],
+)
+def test_an_option_that_an_optimizer_does_not_take(
+    path: Path, optimizer: str, key: str, message: str
+) -> None:
+    with pytest.raises(RecipeError) as caught:
+        settings(path, f"{{lr: 0.1, {optimizer}}}")
+    (fault,) = caught.value.faults
+    assert fault.key == f"optimizer.{key}"
+    assert fault.message.startswith(message)
+
+
+@pytest.mark.parametrize("name", ["npid", "pirl_jigsaw"])
+def test_another_optimizer_ends_in_a_remedy_that_works(name: str) -> None:
+    file = Path(__file__).parents[1] / "recipes" / f"{name}.yaml"
+    with pytest.raises(RecipeError) as caught:
+        read(file, "optimizer.use=adamw")
+    (fault,) = caught.value.faults
+    assert (fault.file, fault.line) == (
+        str(file),
+        1
+        + file.read_text()
+        .split("\n")
+        .index("optimizer: {use: sgd, lr: 0.05, momentum: 0.9, weight_decay: 1.0e-4}"),
+    )
+    remedy = fault.message.partition("remove it: --set ")[2]
+    made = read(file, "optimizer.use=adamw", remedy).optimizer
+    assert (made.use, made.options, made.lr) == ("adamw", {}, 0.05)
+    kept = read(file, "optimizer.use=lars").optimizer
+    assert (kept.use, kept.options) == ("lars", {"momentum": 0.9})
+
+
+def test_where_the_source_says_nothing_the_class_decides(path: Path, monkeypatch) -> None:
+    """As with another version of timm: names and options pass `check`, what all share is checked."""
+
+    def forget() -> None:
+        optimizers._registry.cache_clear()
+        optimizers.signature.cache_clear()
+
+    monkeypatch.setattr(optimizers, "FACTORY", "timm.optim.no_such_file")
+    forget()
+    try:
+        made = settings(path, "{use: any, lr: 1, betas: [0.9, 0.95]}").optimizer
+        assert (made.use, made.options) == ("any", {"betas": [0.9, 0.95]})
+        with pytest.raises(RecipeError, match=r"optimizer.lr  expected float > 0, got 0"):
+            settings(path, "{use: any, lr: 0}")
+        assert recipe.json_schema()["properties"]["optimizer"] == {"type": "object"}
+    finally:
+        forget()
+
+
+def test_null_removes_an_option_and_nothing_else(path: Path) -> None:
+    assert read(path, "optimizer.momentum=null").optimizer.options == {}
+    with pytest.raises(RecipeError, match=r"no such option of sgd; did you mean 'momentum'"):
+        read(path, "optimizer.momemtum=null")
+    with pytest.raises(RecipeError, match=r"sgd needs the option 'lr' \(float > 0\). Peak"):
+        read(path, "optimizer.lr=null")
+
+
+def test_a_schedule_has_options_of_its_own(path: Path) -> None:
+    sgd = "{lr: 1}"
+    assert settings(path, sgd).schedule == recipe.Cosine()
+    step = settings(path, sgd, "{use: step, step_epochs: 5, warmup_epochs: 1}").schedule
+    assert step == recipe.Step(step_epochs=5, warmup_epochs=1.0)
+    multistep = settings(path, sgd, "{use: multistep, milestones: [3, 5], factor: 0.2}").schedule
+    assert multistep == recipe.Multistep(milestones=(3, 5), factor=0.2)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "key", "message"),
+    [
+        (
+            "use: cosine, step_epochs: 30",
+            "step_epochs",
+            "'cosine' has no option 'step_epochs'; remove it: --set schedule.step_epochs=null",
+        ),
+        (
+            "use: step, final_lr: 0.1",
+            "final_lr",
+            "'step' has no option 'final_lr'; remove it: --set schedule.final_lr=null",
+        ),
+        ("use: constant, per: step, factor: 1", "factor", "'constant' has no option 'factor';"),
+        ("use: multistep", "milestones", "multistep needs the option 'milestones'"),
+        ("warmup: 3", "warmup", "no such option of cosine; did you mean 'warmup_lr'"),
+        ("use: linear", "use", "no schedule named 'linear'; there are: cosine, constant, step"),
+        (
+            "final_weight_decay: 0.4",
+            "final_weight_decay",
+            "changes optimizer.weight_decay, which is 0, so nothing decays; set",
+        ),
+    ],
+)
+def test_an_option_that_a_schedule_would_ignore(
+    path: Path, schedule: str, key: str, message: str
+) -> None:
+    with pytest.raises(RecipeError) as caught:
+        settings(path, "{lr: 1}", f"{{{schedule}}}")
+    (fault,) = caught.value.faults
+    assert fault.key == f"schedule.{key}"
+    assert fault.message.startswith(message)
+
+
+def test_recipes_that_version_0_1_wrote_out_are_read(path: Path) -> None:
+    """They hold every option of every schedule, and null for what an optimizer does not have."""
+    made = settings(
+        path,
+        "{use: adamw, lr: 1, momentum: null, nesterov: false, betas: null, eps: 1e-6}",
+        "{use: cosine, final_lr: 0.1, warmup_epochs: 2.0, warmup_lr: 0.0, per: step, "
+        "milestones: [], factor: 0.1, step_epochs: 30}",
+    )
+    assert made.optimizer.options == {"eps": 1e-6}
+    assert made.schedule == recipe.Cosine(final_lr=0.1, warmup_epochs=2.0)
+
+
+@pytest.mark.parametrize("text", ["\x85", "a\x85b", "\u2028", "a \u2029"])
+def test_line_breaks_of_yaml_survive_writing(text: str) -> None:
+    import yaml
+
+    written = yaml.dump({"key": text}, Dumper=Dumper, allow_unicode=True)
+    assert Document(written).value == {"key": text}
+
+
+def test_items_of_lists_have_lines() -> None:
+    document = Document("a:\n- 1\n- b: 2\n  c: &x 3\n")
+    assert document.lines[("a", "1")] == 3
+    assert document.lines[("a", "1", "c")] == 4
+    assert document.faults[0][:2] == (("a", "1", "c"), 4)
+
+
 def test_schema_names_every_part_and_option() -> None:
     schema = recipe.json_schema()
     json.dumps(schema, allow_nan=False)
@@ -263,7 +418,7 @@ def test_schema_names_every_part_and_option() -> None:
         "minimum": 0,
         "maximum": 1,
         "default": 0.5,
-        "description": "a number between 0 and 1",
+        "description": "float between 0 and 1",
     }
     assert bank["additionalProperties"] is False
     required = {

@@ -1,4 +1,6 @@
-"""The memory bank: who is drawn, what is written, in which form similarity is computed."""
+"""Samplers: who is drawn, what is written, in which form similarity is computed."""
+
+import math
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ from sslkit.errors import RecipeError
 from sslkit.interfaces import Draws
 from sslkit_plugins import samplers
 from sslkit_plugins.losses import LambdaNCE
-from sslkit_plugins.samplers import BankNegatives, MemoryBank
+from sslkit_plugins.samplers import BankNegatives, KeyNegatives, MemoryBank, in_batch
 
 DIM = 6
 
@@ -189,3 +191,41 @@ def test_all_state_is_in_the_state_dict():
 def test_a_bank_of_one_image_is_refused():
     with pytest.raises(RecipeError, match="at least 2 images"):
         MemoryBank(DIM, 1)
+
+
+def test_vectors_are_compared_with_every_query():
+    """Cosines of (1,0) and (0.6,0.8) with (1,0), (0,1) and (-1,0), for two terms; by hand."""
+    query = torch.tensor([[1.0, 0.0], [0.6, 0.8]]).expand(2, -1, -1)
+    vectors = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
+    expected = torch.tensor([[1.0, 0.0, -1.0], [0.6, 0.8, -0.6]]).expand(2, -1, -1)
+    negatives = KeyNegatives(vectors)
+    assert negatives.count == 3
+    torch.testing.assert_close(negatives.similarity(query), expected)
+    torch.testing.assert_close(negatives.similarity(query[0]), expected[0])
+
+
+def test_own_vectors_give_minus_infinity_and_no_gradient():
+    vectors = torch.eye(2).requires_grad_()
+    own = torch.tensor([[True, False], [False, False]])
+    scores = KeyNegatives(vectors, own, count=1).similarity(torch.eye(2))
+    assert scores.tolist() == [[-math.inf, 0.0], [0.0, 1.0]]
+    scores.exp().sum().backward()
+    torch.testing.assert_close(vectors.grad, torch.tensor([[0.0, 1.0], [1.0, math.e]]))
+
+
+def test_vectors_are_compared_in_float32_under_autocast():
+    rows = F.normalize(torch.randn(5, DIM), dim=1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        scores = KeyNegatives(rows.bfloat16()).similarity(rows.bfloat16())
+    assert scores.dtype == torch.float32
+    torch.testing.assert_close(scores, rows.bfloat16().float() @ rows.bfloat16().float().T)
+
+
+@pytest.mark.parametrize("copies", [1, 2, 3])
+def test_in_batch_all_rows_of_other_images_are_negatives(copies):
+    rows = F.normalize(torch.randn(4 * copies, DIM), dim=1)
+    negatives = in_batch(rows, copies=copies)
+    scores = negatives.similarity(rows)
+    images = torch.arange(4).repeat_interleave(copies)
+    assert torch.equal(scores.isinf(), images.unsqueeze(1) == images)
+    assert negatives.count == 3 * copies == (~scores.isinf()).sum(1)[0]

@@ -13,7 +13,7 @@ from sslkit.training.build import build
 from sslkit.training.trainer import train
 from sslkit_plugins import samplers
 from sslkit_plugins.losses import InfoNCE, LambdaNCE
-from sslkit_plugins.samplers import BLOCK, MemoryBank
+from sslkit_plugins.samplers.memory_bank import BLOCK, MemoryBank
 
 DIM, IMAGES, BATCH, TERMS, STEPS = 6, 43, 8, 2, 3
 """43 rows: blocks of 22 and 21, or of 11, 11, 11 and 10."""
@@ -142,7 +142,7 @@ def test_fewer_images_than_processes_are_refused(monkeypatch):
     monkeypatch.setattr(distributed, "rank", lambda: 3)
     with pytest.raises(
         RecipeError,
-        match=r"sampler.shards.*5 images are too few to spread over 4 processes; set it to none",
+        match=r"sampler.shards.*5 images are too few for 4 ranks; set it to none",
     ):
         MemoryBank(DIM, 5, shards="auto")
 
@@ -183,7 +183,9 @@ def test_training_with_a_spread_bank_is_training_with_one_bank(ranks, tiny, tmp_
     one, first, second = (
         load_file(tmp_path / f"{name}.safetensors") for name in ("1-0", "2-0", "2-1")
     )
-    assert len(first["sampler.bank"]) == len(second["sampler.bank"]) == 12
-    first["sampler.bank"] = torch.cat([first["sampler.bank"], second["sampler.bank"]])
+    assert len(first["samplers.image.bank"]) == len(second["samplers.image.bank"]) == 12
+    first["samplers.image.bank"] = torch.cat(
+        [first["samplers.image.bank"], second["samplers.image.bank"]]
+    )
     for name, value in one.items():
         torch.testing.assert_close(first[name], value, rtol=1e-4, atol=1e-5)

@@ -21,8 +21,8 @@ from sslkit_plugins.losses import LambdaNCE
 from sslkit_plugins.methods import pirl
 from sslkit_plugins.methods.pirl import Jigsaw, Pirl, Rotation
 from sslkit_plugins.samplers import BankNegatives, MemoryBank
-from sslkit_plugins.views import photometric as views
-from sslkit_plugins.views.photometric import COLOURS
+from sslkit_plugins.views import Colours, operations
+from sslkit_plugins.views import steps as views
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 IMAGENET = 1_281_167
@@ -176,7 +176,8 @@ class Normed(Encoder):
 def test_batch_norm_sees_the_patches_first_and_then_the_images_each_alone():
     """Patches of value 1, images of 2, PyTorch's 0.1: running mean 0.9·(0.1·1) + 0.1·2 = 0.29, after two updates a step."""
     heads = {"image": Linear(3, out_dim=4), "patches": ConcatPatches(3, 9, patch_dim=4, out_dim=4)}
-    method = Pirl(Parts(Normed(), heads, MemoryBank(4, 9, negatives=5), LambdaNCE()))
+    sampler = MemoryBank(4, 9, negatives=5)
+    method = Pirl(Parts(Normed(), heads, {"image": sampler}, LambdaNCE(), images=9))
     batch = Batch(
         {"image": torch.full((2, 3, 6, 6), 2.0), "patches": torch.ones(2, 9, 3, 4, 4)},
         {},
@@ -190,7 +191,7 @@ def test_batch_norm_sees_the_patches_first_and_then_the_images_each_alone():
 def test_the_released_models_initialisation():
     """PyTorch's default is uniform within 1/√fan-in, of deviation 1/√(3·fan-in): 0.0476 for 7×7×3, 0.0241 for 3×3×64. Scales are 1."""
     torch.manual_seed(0)
-    model = Timm(model="resnet18", conv_init="uniform").model
+    model = Timm((64,), 3, model="resnet18", conv_init="uniform").model
     assert model.conv1.weight.std().item() == pytest.approx(0.0476, rel=0.02)
     assert model.layer1[0].conv1.weight.std().item() == pytest.approx(0.0241, rel=0.02)
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
@@ -203,7 +204,7 @@ def test_pretrained_weights_are_not_overwritten():
     with pytest.raises(
         RecipeError, match=r"encoder\.conv_init  'uniform' would overwrite the pretrained weights"
     ):
-        Timm(model="resnet18", pretrained=True, conv_init="uniform")
+        Timm((64,), 3, model="resnet18", pretrained=True, conv_init="uniform")
 
 
 def test_heads_are_linear_with_biases_and_the_patches_share_one():
@@ -255,12 +256,17 @@ def test_heads_of_the_mlp_models():
 
 def test_crops_of_the_paper():
     """The image 224 px of at least 8 %; the puzzle another crop, 255 px of at least 60 %; a rotated view is cut like the image."""
-    assert Jigsaw().crops == pirl.JigsawRotation().crops == ((224, 0.08), (255, 0.6))
-    assert Rotation().crops == ((224, 0.08), (224, 0.08))
+    for transform in (Jigsaw(), pirl.JigsawRotation()):
+        assert [(cut.size, cut.area) for cut in transform.crops] == [
+            (224, (0.08, 1.0)),
+            (255, (0.6, 1.0)),
+        ]
+        assert all((cut.flip, cut.shared) == (0.5, "none") for cut in transform.crops)
+    assert [(cut.size, cut.area) for cut in Rotation().crops] == [(224, (0.08, 1.0))] * 2
+    assert all(cut.shared == "none" for cut in Rotation().crops)
     for transform in (Jigsaw(), Rotation()):
         first, second = transform.boxes(300, 260, np.random.default_rng(0))
         assert first != second
-    assert Jigsaw.flips and not Jigsaw.shared and not Rotation.shared
 
 
 def test_image_and_rotated_view_are_different_crops():
@@ -276,7 +282,8 @@ def test_image_and_rotated_view_are_different_crops():
 
 
 def drawn(rows, colours):
-    return views.draw_steps(Draws(0).uniform(rows, views.NUMBERS), COLOURS[colours], flips=True)
+    uniform = Draws(0).uniform(rows, views.NUMBERS)
+    return views.draw_steps(uniform, Colours(**Colours.presets[colours]))
 
 
 @pytest.mark.parametrize(
@@ -305,10 +312,12 @@ def test_colours_come_in_their_order_as_often_as_they_should(colours, chances):
     listed = ["posterize", "adjust_sharpness", "solarize", "autocontrast"]
     assert [step.operation.__name__ for step in photometric] == listed
     assert all(torch.equal(step.chosen, photometric[0].chosen) for step in photometric), "one coin"
-    assert last["gray"].operation is views.adjust_saturation and not last["gray"].parameter.any()
     assert (
-        last["gaussian_blur"].operation is views.gaussian_blur
-        and last["flip"].operation is views.flip
+        last["gray"].operation is operations.adjust_saturation and not last["gray"].parameter.any()
+    )
+    assert (
+        last["gaussian_blur"].operation is operations.gaussian_blur
+        and last["flip"].operation is operations.flip
     )
     seen = {
         "jitter": times > 0,

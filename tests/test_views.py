@@ -10,19 +10,18 @@ from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as reference
 
-from sslkit.interfaces import Batch, Draws, Pixels
+from sslkit.interfaces import Batch, Draws, Normalisation, Pixels
 from sslkit_plugins.methods.pirl import Jigsaw
-from sslkit_plugins.views import Augment
-from sslkit_plugins.views import photometric as views
-from sslkit_plugins.views.photometric import (
-    COLOURS,
-    MEAN,
-    STD,
+from sslkit_plugins.views import (
+    Augment,
     Colours,
+    Normaliser,
+    colours_of,
     crop,
     crop_box,
-    finish,
     flip_or_not,
+    operations,
+    steps,
 )
 
 
@@ -35,9 +34,23 @@ def bytes_like(*shape, seed=0):
     return pixels
 
 
+NORMALISE = Normaliser(Normalisation(), torch.device("cpu"))
+
+
+def finish(view, draws, colours, **options):
+    """The view after one list of colours, or several."""
+    lists = colours if isinstance(colours, tuple) else (colours,)
+    return steps.finish(view, draws, lists, NORMALISE, **options)
+
+
+def preset(name):
+    return Colours(**Colours.presets[name])
+
+
 def back(pixels):
     """Undo the normalisation: 0 … 255."""
-    return pixels * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)
+    mean, scale = Normalisation().tensors()
+    return pixels / scale + mean
 
 
 def far(ours, theirs):
@@ -70,20 +83,20 @@ def after(operation, images, parameters=None):
 @pytest.mark.parametrize("name", ["adjust_brightness", "adjust_contrast", "adjust_saturation"])
 def test_brightness_contrast_saturation(name):
     images = bytes_like(5, 3, 20, 24)
-    ours = after(getattr(views, name), images, FACTORS)
+    ours = after(getattr(operations, name), images, FACTORS)
     for row, factor in enumerate(FACTORS.tolist()):
         assert_like(ours[row], getattr(reference, name), images[row], factor)
 
 
 def test_a_flip_mirrors():
     images = bytes_like(2, 3, 5, 7)
-    assert torch.equal(after(views.flip, images), images.flip(-1).float())
+    assert torch.equal(after(operations.flip, images), images.flip(-1).float())
 
 
 def test_hue():
     turns = torch.tensor([-0.5, -0.2, 0.0, 0.13, 0.5])
     images = bytes_like(5, 3, 20, 24)
-    ours = after(views.adjust_hue, images, turns)
+    ours = after(operations.adjust_hue, images, turns)
     for row, turn in enumerate(turns.tolist()):
         assert_like(ours[row], reference.adjust_hue, images[row], turn)
     assert far(ours[2], images[2]) < 1e-3
@@ -92,7 +105,7 @@ def test_hue():
 def test_posterize():
     bits = torch.arange(4, 9).float()
     images = bytes_like(5, 3, 20, 24)
-    ours = after(views.posterize, images, bits)
+    ours = after(operations.posterize, images, bits)
     for row in range(5):
         assert far(ours[row], reference.posterize(images[row], int(bits[row]))) == 0
 
@@ -100,7 +113,7 @@ def test_posterize():
 def test_sharpness():
     factors = torch.tensor([0.1, 0.7, 1.0, 1.5, 1.9])
     images = bytes_like(5, 3, 20, 24)
-    ours = after(views.adjust_sharpness, images, factors)
+    ours = after(operations.adjust_sharpness, images, factors)
     for row, factor in enumerate(factors.tolist()):
         assert_like(ours[row], reference.adjust_sharpness, images[row], factor)
 
@@ -110,21 +123,17 @@ def test_tiny_patches_survive_every_operation(side):
     every = Colours(
         jitter=(0.4, 0.4, 0.4, 0.2),
         jitter_chance=1,
-        photometric_chance=1,
-        gray_chance=0.5,
-        blur_chance=1,
+        photometric=1,
+        gray=0.5,
+        blur=1,
     )
-    assert (
-        finish(bytes_like(4, 3, side, side), Draws(0), every, flips=True, shared=False)
-        .isfinite()
-        .all()
-    )
+    assert finish(bytes_like(4, 3, side, side), Draws(0), every).isfinite().all()
 
 
 def test_solarize_inverts_from_the_threshold_on():
     thresholds = torch.tensor([0.0, 100.0, 255.0, 256.0])
     images = bytes_like(4, 3, 20, 24)
-    ours = after(views.solarize, images, thresholds)
+    ours = after(operations.solarize, images, thresholds)
     for row in range(3):
         assert far(ours[row], reference.solarize(images[row], thresholds[row].item())) == 0
     assert torch.equal(ours[3], images[3].float()), "256 inverts nothing"
@@ -133,18 +142,18 @@ def test_solarize_inverts_from_the_threshold_on():
 def test_autocontrast_leaves_constant_channels():
     images = bytes_like(3, 3, 20, 24) // 3 + 50
     images[1, 2] = 9
-    assert far(after(views.autocontrast, images), reference.autocontrast(images)) <= 1.01
+    assert far(after(operations.autocontrast, images), reference.autocontrast(images)) <= 1.01
 
 
 def test_luma():
     images = bytes_like(3, 3, 20, 24)
-    assert far(views.luma(images.float()), reference.rgb_to_grayscale(images)) <= 1.01
+    assert far(operations.luma(images.float()), reference.rgb_to_grayscale(images)) <= 1.01
 
 
 def test_blur_is_a_gaussian_with_repeated_edges():
     sigmas = torch.tensor([0.1, 0.8, 2.0])
     images = bytes_like(3, 3, 18, 24).float()
-    ours = after(views.gaussian_blur, images.clone(), sigmas)
+    ours = after(operations.gaussian_blur, images.clone(), sigmas)
     for row, sigma in enumerate(sigmas.tolist()):
         padded = torch.nn.functional.pad(images[row : row + 1], (6, 6, 6, 6), mode="replicate")
         theirs = reference.gaussian_blur(padded, [13, 13], [sigma, sigma])[0, :, 6:-6, 6:-6]
@@ -154,12 +163,12 @@ def test_blur_is_a_gaussian_with_repeated_edges():
 def test_jitter_follows_each_rows_order():
     """All 24 orders of four operations that do not commute, each against torchvision's in that order, rows mixed."""
     image = bytes_like(3, 16, 16)
-    uniform = torch.full((24, views.NUMBERS), 0.9)
+    uniform = torch.full((24, steps.NUMBERS), 0.9)
     uniform[:, 1] = (torch.randperm(24, generator=torch.Generator().manual_seed(0)) + 0.5) / 24
-    steps = views.draw_steps(
-        uniform, Colours(jitter=(0.4, 0.5, 0.3, 0.2), jitter_chance=1), flips=False
+    drawn = steps.draw_steps(
+        uniform, Colours(jitter=(0.4, 0.5, 0.3, 0.2), jitter_chance=1), flip=0.0
     )
-    ours = back(views.apply(steps, image.repeat(24, 1, 1, 1)))
+    ours = back(steps.apply(drawn, image.repeat(24, 1, 1, 1), NORMALISE))
     parameters = [1 + 0.8 * 0.4, 1 + 0.8 * 0.5, 1 + 0.8 * 0.3, 0.8 * 0.2]
     names = ["adjust_brightness", "adjust_contrast", "adjust_saturation", "adjust_hue"]
     for row, number in enumerate((uniform[:, 1] * 24).long().tolist()):
@@ -199,23 +208,20 @@ def test_rows_draw_independently():
 
 def test_the_same_draws_give_the_same_pixels():
     view = bytes_like(3, 9, 3, 12, 12)
-    first, second, other = (
-        finish(view, Draws(key), COLOURS["official"], flips=True, shared=False) for key in (1, 1, 2)
-    )
+    first, second, other = (finish(view, Draws(key), preset("official")) for key in (1, 1, 2))
     assert torch.equal(first, second) and not torch.equal(first, other)
 
 
-@pytest.mark.parametrize("colours", COLOURS)
+@pytest.mark.parametrize("colours", Colours.presets)
 @pytest.mark.parametrize("shape", [(4, 3, 10, 10), (4, 5, 3, 10, 10)])
 def test_two_processes_draw_what_one_draws(colours, shape):
     view = bytes_like(*shape)
-    whole = finish(view, Draws(7), COLOURS[colours], flips=True, shared=False)
+    whole = finish(view, Draws(7), preset(colours))
     halves = [
         finish(
             view[2 * rank : 2 * rank + 2],
             Draws(7, rank=rank, world=2),
-            COLOURS[colours],
-            flips=True,
+            preset(colours),
             shared=False,
         )
         for rank in (0, 1)
@@ -225,18 +231,14 @@ def test_two_processes_draw_what_one_draws(colours, shape):
 
 def test_crops_of_an_image_may_share_their_draws():
     view = bytes_like(1, 1, 3, 12, 12).repeat(6, 4, 1, 1, 1)
-    done = finish(view, Draws(0), COLOURS["official"], flips=True, shared=True)
+    done = finish(view, Draws(0), preset("official"), shared="all")
     assert torch.equal(done, done[:, :1].expand_as(done))
     assert len({tuple(row.flatten().tolist()) for row in done[:, 0]}) == 6
 
 
 def test_flips_fall_per_patch():
     view = bytes_like(1, 1, 3, 6, 6).repeat(400, 9, 1, 1, 1)
-    done = (
-        back(finish(view, Draws(0), COLOURS["none"], flips=True, shared=False))
-        .round()
-        .to(torch.uint8)
-    )
+    done = back(finish(view, Draws(0), preset("none"))).round().to(torch.uint8)
     flipped = (done == view.flip(-1)).flatten(2).all(2)
     assert torch.equal(~flipped, (done == view).flatten(2).all(2)), (
         "flipped or untouched, nothing else"
@@ -249,10 +251,10 @@ def test_flips_fall_per_patch():
 
 def test_gray_and_blur_fall_as_often_as_they_should():
     view = bytes_like(1, 3, 8, 8).repeat(4000, 1, 1, 1)
-    gray = back(finish(view, Draws(0), COLOURS["gray"], flips=False, shared=False))
+    gray = back(finish(view, Draws(0), preset("gray"), flip=0.0))
     share = ((gray - gray[:, :1]).abs().amax((1, 2, 3)) < 0.1).float().mean()
     assert abs(share - 0.66) < 0.03
-    blur = back(finish(view, Draws(0), Colours(blur_chance=0.5), flips=False, shared=False))
+    blur = back(finish(view, Draws(0), Colours(blur=0.5), flip=0.0))
     assert abs((far_rows(blur, view) < 0.1).float().mean() - 0.5 * (1 + 0.07)) < 0.05, (
         "a radius near 0.1 is seen as no blur"
     )
@@ -265,7 +267,7 @@ def far_rows(ours, theirs):
 def test_the_photometric_coin_is_one_coin():
     """Autocontrast is in the list, so rows of low contrast tell who was chosen: p = 0.66 of them reach 0 or 255."""
     view = (bytes_like(1, 3, 8, 8) // 4 + 90).repeat(3000, 1, 1, 1)
-    done = back(finish(view, Draws(0), Colours(photometric_chance=0.66), flips=False, shared=False))
+    done = back(finish(view, Draws(0), Colours(photometric=0.66), flip=0.0))
     chosen = far_rows(done, view) > 0.5
     assert abs(chosen.float().mean() - 0.66) < 0.03
     assert done[chosen].amin((1, 2, 3)).max() < 0.1, "every chosen row was stretched as well"
@@ -274,12 +276,10 @@ def test_the_photometric_coin_is_one_coin():
 def test_parameters_of_the_official_list():
     """Ranges and means; every whole number and each of the 4! orders equally often; nothing goes with anything else."""
     count = 54_000
-    steps = views.draw_steps(
-        Draws(0).uniform(count, views.NUMBERS), COLOURS["official"], flips=True
-    )
+    drawn = steps.draw_steps(Draws(0).uniform(count, steps.NUMBERS), preset("official"))
     factors, listed = (
-        [step.parameter for step in steps[:4]],
-        [step.parameter for step in steps[16:19]],
+        [step.parameter for step in drawn[:4]],
+        [step.parameter for step in drawn[16:19]],
     )
     spans = [(0.6, 1.4)] * 3 + [(-0.2, 0.2), (4, 8), (0.1, 1.9), (0, 256)]
     for numbers, (low, high) in zip(factors + listed, spans, strict=True):
@@ -287,11 +287,11 @@ def test_parameters_of_the_official_list():
         assert numbers.mean() == pytest.approx((low + high) / 2, abs=0.02 * (high - low))
     assert listed[0].unique(return_counts=True)[1].min() > 0.95 * count / 5
     assert len(listed[2].unique(return_counts=True)[1]) == 257
-    codes = sum(step.chosen.long() << number for number, step in enumerate(steps[:16]))
+    codes = sum(step.chosen.long() << number for number, step in enumerate(drawn[:16]))
     counts = codes.unique(return_counts=True)[1]
     assert len(counts) == 24 and counts.min() > 0.9 * count / 24
     together = np.corrcoef(
-        torch.stack([*factors, *listed, *(step.chosen.float() for step in steps[19:21]), codes])
+        torch.stack([*factors, *listed, *(step.chosen.float() for step in drawn[19:21]), codes])
     )
     assert (np.abs(together - np.eye(len(together))) < 0.02).all()
 
@@ -310,7 +310,7 @@ def photo(width, height, seed=0):
 def test_boxes_fall_like_torchvisions(width, height, min_area):
     """Means of left, top, width, height over many draws; the long pictures need the fallback."""
     rng = np.random.default_rng(0)
-    ours = np.array([crop_box(width, height, rng, min_area) for _ in range(3000)])
+    ours = np.array([crop_box(width, height, rng, (min_area, 1.0)) for _ in range(3000)])
     assert (ours[:, :2] >= 0).all() and (ours[:, 2] <= width).all() and (ours[:, 3] <= height).all()
     ours[:, 2:] -= ours[:, :2]
     picture = torch.zeros(3, height, width)
@@ -325,7 +325,7 @@ def test_boxes_fall_like_torchvisions(width, height, min_area):
 def test_crop_is_a_bilinear_resize_of_the_box():
     """The same as torchvision's and Pillow's, of images whole and of a part of them."""
     image = photo(90, 70)
-    for box in (crop_box(90, 70, np.random.default_rng(5), 0.6), (0, 0, 90, 70)):
+    for box in (crop_box(90, 70, np.random.default_rng(5), (0.6, 1.0)), (0, 0, 90, 70)):
         ours = crop(Pixels.of(image), box, 32)
         assert ours.shape == (3, 32, 32) and ours.dtype == torch.uint8 and ours.is_contiguous()
         assert (
@@ -379,7 +379,5 @@ def test_augment():
 
 
 def test_expected_ranges_after_normalisation():
-    done = back(
-        finish(bytes_like(200, 3, 16, 16), Draws(0), COLOURS["official"], flips=True, shared=False)
-    )
+    done = back(finish(bytes_like(200, 3, 16, 16), Draws(0), preset("official")))
     assert done.min() > -0.01 and done.max() < 255.01 and math.isfinite(done.sum())

@@ -1,38 +1,48 @@
-"""Heads: what stands between the encoder and the loss while training, and is thrown away afterwards."""
+"""Heads between the encoder and the loss, thrown away after training. K crops or patches."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from sslkit.interfaces import Head
 
-OutDim = PositiveInt | Literal["auto"]
-"""`auto`: the number of classes of the target that the head predicts; resolved by the toolkit."""
+OutDim = Annotated[
+    PositiveInt | Literal["auto"],
+    Field(
+        description="Length of the output. Usually 128; `auto`: the number of classes of the "
+        "target that the head predicts."
+    ),
+]
+BatchNorm = Annotated[
+    bool,
+    Field(
+        description="Normalise the output over the batch, without scale and shift; learns sooner "
+        "on small sets. PIRL: false."
+    ),
+]
+HiddenDim = Annotated[int, Field(ge=1, description="Width of the hidden layer. PIRL-MLP: 2048.")]
 
 
 def resolved(out_dim: OutDim) -> int:
-    """Return `out_dim`, which the toolkit has replaced where the recipe says `auto`."""
+    """Return `out_dim`, which the toolkit has replaced if the recipe says `auto`."""
     assert out_dim != "auto", "the toolkit resolves auto"
     return out_dim
 
 
 def flat_batch_norm(norm: nn.BatchNorm1d | None, features: Tensor) -> Tensor:
-    """[…,D] → […,D], the statistics taken over all leading dimensions; unchanged where there is no `norm`."""
-    return (
-        features
-        if norm is None
-        else norm(features.flatten(0, -2)).unflatten(0, features.shape[:-1])
-    )
+    """Apply `norm` to […,D], with statistics over all leading dimensions; None changes nothing."""
+    if norm is None:
+        return features
+    return norm(features.flatten(0, -2)).unflatten(0, features.shape[:-1])
 
 
 class Linear(Head):
-    """One linear layer (f of PIRL: Misra & van der Maaten 2020, arXiv:1912.01991).
+    """One linear layer (f of PIRL: Misra & van der Maaten 2020, arXiv:1912.01991)."""
 
-    `batch_norm` normalises the outputs over the batch, without scale and shift: not the paper's, but it learns sooner on small sets.
-    """
-
-    def __init__(self, in_dim: int, /, *, out_dim: OutDim = 128, batch_norm: bool = False) -> None:
+    def __init__(
+        self, in_dim: int, /, *, out_dim: OutDim = 128, batch_norm: BatchNorm = False
+    ) -> None:
         super().__init__()
         self.out_dim = resolved(out_dim)
         self.project = nn.Linear(in_dim, self.out_dim)
@@ -44,9 +54,10 @@ class Linear(Head):
 
 
 class Mlp(Head):
-    """Linear, ReLU, linear: the image head of PIRL's MLP models (VISSL, `resnet50_mlphead.yaml`), and SimCLR's projection.
+    """Linear, ReLU, linear.
 
-    `batch_norm` as in `linear`.
+    The image head of PIRL's MLP models (VISSL, `resnet50_mlphead.yaml`), and SimCLR's projection
+    (Chen et al. 2020, arXiv:2002.05709, section 4.2).
     """
 
     def __init__(
@@ -54,9 +65,9 @@ class Mlp(Head):
         in_dim: int,
         /,
         *,
-        hidden_dim: PositiveInt = 2048,
+        hidden_dim: HiddenDim = 2048,
         out_dim: OutDim = 128,
-        batch_norm: bool = False,
+        batch_norm: BatchNorm = False,
     ) -> None:
         super().__init__()
         self.out_dim = resolved(out_dim)
@@ -73,10 +84,10 @@ class Mlp(Head):
 
 
 class ConcatPatches(Head):
-    """Project each patch, concatenate in the order given, project again (g of PIRL, arXiv:1912.01991).
+    """Project each patch, concatenate in the order given, project again.
 
-    One projection is shared by all patches and separate from the image head's. `hidden_dim` puts a linear layer and a ReLU before
-    the patch projection and a ReLU after it, as in the MLP models (VISSL, `resnet50_mlphead.yaml`). `batch_norm` as in `linear`.
+    g of PIRL (Misra & van der Maaten 2020, arXiv:1912.01991). All patches share one
+    projection, which is not that of the image head.
     """
 
     def __init__(
@@ -85,10 +96,18 @@ class ConcatPatches(Head):
         crops: int,
         /,
         *,
-        patch_dim: PositiveInt = 128,
+        patch_dim: Annotated[
+            int, Field(ge=1, description="Length of a patch's projection. PIRL: 128.")
+        ] = 128,
         out_dim: OutDim = 128,
-        hidden_dim: PositiveInt | None = None,
-        batch_norm: bool = False,
+        hidden_dim: Annotated[
+            PositiveInt | None,
+            Field(
+                description="Width of a linear layer and a ReLU before the patch projection, with "
+                "a ReLU after it (VISSL, `resnet50_mlphead.yaml`: 2048); null: none."
+            ),
+        ] = None,
+        batch_norm: BatchNorm = False,
     ) -> None:
         super().__init__()
         self.out_dim = resolved(out_dim)

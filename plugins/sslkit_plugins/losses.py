@@ -1,4 +1,4 @@
-"""Losses. Letters: T terms, N rows, M negatives, D features, C classes."""
+"""Losses that papers share. Letters: T terms, N rows, M negatives, D features, C classes."""
 
 import math
 from collections.abc import Iterator
@@ -6,46 +6,58 @@ from contextlib import contextmanager
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field, PositiveFloat
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
 from sslkit import distributed
 from sslkit.interfaces import Loss, Negatives
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
+Temperature = Annotated[
+    float,
+    Field(
+        gt=0, description="τ, by which cosines are divided. Usually 0.07 to 0.5; NPID, PIRL: 0.07."
+    ),
+]
 
 
 def contrast(
     prediction: Tensor, target: Tensor, negatives: Negatives, temperature: float
 ) -> tuple[Tensor, Tensor]:
-    """prediction [T,N,D], target [N,D] of unit norm → logits of the positive [T,N] and of the negatives [T,N,M], float32.
+    """Return float32 logits of the positive [T,N] and of the negatives [T,N,M].
 
-    float32 because exp(1/τ) overflows half precision for the customary τ = 0.07.
+    `prediction` [T,N,D], `target` [N,D] of unit norm. float32 because exp(1/τ) overflows half
+    precision for the usual τ = 0.07.
     """
     query = F.normalize(prediction.float(), dim=-1)
-    return (query * target.float()).sum(-1) / temperature, negatives.similarity(query) / temperature
+    positive = (query * target.float()).sum(-1)
+    return positive / temperature, negatives.similarity(query) / temperature
 
 
 def info_nce_terms(positive: Tensor, others: Tensor) -> Tensor:
-    """[T,N], [T,N,M] logits → [T]: mean over N of -log( e₀ / (e₀ + Σⱼ eⱼ) )."""
+    """Return the mean over N of -log(e₀ / (e₀ + Σⱼ eⱼ)), [T], of logits [T,N] and [T,N,M]."""
     return (torch.logaddexp(positive, others.logsumexp(-1)) - positive).mean(-1)
 
 
 def log_mean_exp_at_start(dim: int, temperature: float) -> float:
-    """log E[exp(s/τ)] for the cosine s of random unit vectors of `dim` numbers, by the normal approximation 1 / (2·D·τ²)."""
+    """Return log E[exp(s/τ)] for the cosine s of random unit vectors of `dim` numbers.
+
+    The normal approximation 1 / (2·D·τ²).
+    """
     return 1 / (2 * dim * temperature**2)
 
 
 class LambdaNCE(Loss):
-    """λ · term(pretext view) + (1-λ) · term(image): PIRL's loss (arXiv:1912.01991). λ = 0 is NPID.
+    """λ · term(pretext view) + (1-λ) · term(image): PIRL's loss. λ = 0 is NPID's.
 
-    Let eₖ = exp(cos(v, mₖ)/τ), m₀ the image's own memory, and M negatives. `form` says what a term is:
+    Misra & van der Maaten 2020, arXiv:1912.01991. Let eₖ = exp(cos(v, mₖ)/τ), m₀ the image's own
+    memory, and M negatives. A term is, by `form`:
 
-    * `official`: -log(e₀/(e₀+K)) - Σⱼ log(K/(eⱼ+K)), where K = M·ē and ē, the mean of e over the pretext term of the first batch,
-      is frozen for ever (NCE as the released models were trained: VISSL, `nce_loss.py`). log ē is a buffer and survives a resume.
-    * `paper`: the same with K replaced by each row's own Σⱼ eⱼ (the paper's h with the denominator of the network's output).
-    * `info_nce`: -log(e₀/(e₀+Σⱼ eⱼ)), as PIRL's MLP models (with τ = 0.1) and PyContrast have it.
+    * `official`: -log(e₀/(e₀+K)) - Σⱼ log(K/(eⱼ+K)) with K = M·ē. ē, the mean of e over the pretext
+      term of the first batch, stays frozen. The released models were trained so (VISSL,
+      `nce_loss.py`). log ē is a buffer and survives a resume.
+    * `paper`: the same, with each row's own Σⱼ eⱼ in place of K.
+    * `info_nce`: -log(e₀/(e₀+Σⱼ eⱼ)), as in PIRL's MLP models (τ = 0.1) and PyContrast.
     """
 
     needs_negatives = True
@@ -53,9 +65,17 @@ class LambdaNCE(Loss):
     def __init__(
         self,
         *,
-        lambda_: Fraction = 0.5,
-        temperature: PositiveFloat = 0.07,
-        form: Literal["official", "paper", "info_nce"] = "official",
+        lambda_: Annotated[
+            float,
+            Field(ge=0, le=1, description="λ, the weight of the pretext term. PIRL: 0.5; NPID: 0."),
+        ] = 0.5,
+        temperature: Temperature = 0.07,
+        form: Annotated[
+            Literal["official", "paper", "info_nce"],
+            Field(
+                description="NCE with a frozen constant, the paper's NCE, or InfoNCE: see above."
+            ),
+        ] = "official",
     ) -> None:
         super().__init__()
         self.lambda_, self.temperature, self.form = lambda_, temperature, form
@@ -70,37 +90,42 @@ class LambdaNCE(Loss):
     def forward(
         self, prediction: Tensor, target: Tensor, negatives: Negatives | None = None
     ) -> Tensor:
-        """prediction [T,N,D] (T = 2: pretext view, image; T = 1: image), target [N,D] memory of the images → scalar."""
-        assert negatives is not None, "lambda_nce needs the negatives of a sampler"
+        """prediction [T,N,D], target [N,D] memory of the images → scalar.
+
+        T = 2: pretext view, image; T = 1: image.
+        """
+        assert negatives is not None, "check refuses a method without negatives"
         positive, others = contrast(prediction, target, negatives, self.temperature)
-        terms = (
-            info_nce_terms(positive, others)
-            if self.form == "info_nce"
-            else self._nce(positive, others, negatives.count)
-        )
+        if self.form == "info_nce":
+            terms = info_nce_terms(positive, others)
+        else:
+            terms = self._nce(positive, others, negatives.count)
         self.terms = terms.detach()
         if len(terms) == 1:
             return terms[0]
         return self.lambda_ * terms[0] + (1 - self.lambda_) * terms[1]
 
     def _nce(self, positive: Tensor, others: Tensor, count: int) -> Tensor:
-        """[T,N], [T,N,M] logits → [T], written with softplus: -log(e/(e+K)) = softplus(log K - s/τ)."""
+        """Return the NCE terms [T] of logits [T,N] and [T,N,M].
+
+        Written with softplus: -log(e/(e+K)) = softplus(log K - s/τ).
+        """
         if self.form == "official":
-            constant = self._frozen_at(positive[0].detach(), others[0].detach(), count) + math.log(
-                count
-            )
+            frozen = self._frozen_at(positive[0].detach(), others[0].detach(), count)
+            constant = frozen + math.log(count)
+            push = F.softplus(others - constant).sum(-1)
         else:
-            # A row all of whose shared candidates are its own image has no negatives: K is 0, and so is the term.
+            # A row whose shared candidates are all its own image has no negatives: K = 0, term 0.
             constant = others.logsumexp(-1).clamp(min=torch.finfo(torch.float32).min)
-        pull = F.softplus(constant - positive)
-        push = F.softplus(
-            others - (constant if constant.dim() == 0 else constant.unsqueeze(-1))
-        ).sum(-1)
-        return (pull + push).mean(-1)
+            push = F.softplus(others - constant.unsqueeze(-1)).sum(-1)
+        return (F.softplus(constant - positive) + push).mean(-1)
 
     @contextmanager
     def observe(self) -> Iterator[None]:
-        """ē is then the mean over all calls inside, each of as many rows, and over ranks; what was frozen before stays."""
+        """Freeze ē at the mean over all calls inside, each of as many rows, and over ranks.
+
+        What was frozen before stays.
+        """
         self._seen = []
         try:
             yield
@@ -112,7 +137,10 @@ class LambdaNCE(Loss):
             self._seen = None
 
     def _frozen_at(self, positive: Tensor, others: Tensor, count: int) -> Tensor:
-        """log ē; [N], [N,M] logits of the pretext term → that of this batch alone as long as more of them are observed."""
+        """Return log ē for logits [N], [N,M] of the pretext term.
+
+        While more batches are observed, it is that of this batch alone.
+        """
         self._is_frozen = self._is_frozen or bool(self.frozen)
         if self._is_frozen:
             return self.log_mean_exp
@@ -120,20 +148,21 @@ class LambdaNCE(Loss):
             with self.observe():
                 self._frozen_at(positive, others, count)
             return self.log_mean_exp
-        seen = torch.logaddexp(positive, others.logsumexp(-1)).logsumexp(0) - math.log(
-            len(positive) * (1 + count)
-        )
-        self._seen.append(seen)
-        return seen
+        total = torch.logaddexp(positive, others.logsumexp(-1)).logsumexp(0)
+        self._seen.append(total - math.log(len(positive) * (1 + count)))
+        return self._seen[-1]
 
     def at_start(self, *, dim: int, negatives: int) -> float | None:
-        """log M + 1/(2Dτ²), and 1 more for the NCE forms: 12.17 and 11.17 for M = 32,000, D = 128, τ = 0.07."""
+        """log M + 1/(2Dτ²), and 1 more for the NCE forms.
+
+        M = 32,000, D = 128, τ = 0.07: 11.17, NCE 12.17.
+        """
         value = math.log(negatives) + log_mean_exp_at_start(dim, self.temperature)
         return value if self.form == "info_nce" else value + 1
 
 
 class InfoNCE(Loss):
-    """-log( e₀ / (e₀ + Σⱼ eⱼ) ), eₖ = exp(cos/τ), averaged over rows and terms.
+    """-log(e₀ / (e₀ + Σⱼ eⱼ)), eₖ = exp(cos/τ), averaged over rows and terms.
 
     van den Oord et al. 2018, arXiv:1807.03748, equation 4; with the other images of the batch as
     negatives (`samplers.in_batch`) it is NT-Xent (Chen et al. 2020, arXiv:2002.05709, equation 1).
@@ -141,7 +170,7 @@ class InfoNCE(Loss):
 
     needs_negatives = True
 
-    def __init__(self, *, temperature: PositiveFloat = 0.07) -> None:
+    def __init__(self, *, temperature: Temperature = 0.07) -> None:
         super().__init__()
         self.temperature = temperature
         self.terms: Tensor | None = None
@@ -150,7 +179,7 @@ class InfoNCE(Loss):
         self, prediction: Tensor, target: Tensor, negatives: Negatives | None = None
     ) -> Tensor:
         """prediction [N,D] or [T,N,D], target [N,D] → scalar."""
-        assert negatives is not None, "info_nce needs negatives"
+        assert negatives is not None, "check refuses a method without negatives"
         prediction = prediction if prediction.dim() == 3 else prediction.unsqueeze(0)
         target = F.normalize(target.float(), dim=-1)
         terms = info_nce_terms(*contrast(prediction, target, negatives, self.temperature))
@@ -163,9 +192,21 @@ class InfoNCE(Loss):
 
 
 class CrossEntropy(Loss):
-    """Softmax cross-entropy of a pretext task whose answer is one of C classes."""
+    """Softmax cross-entropy of a target that is one of C classes."""
 
-    def __init__(self, *, label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0) -> None:
+    def __init__(
+        self,
+        *,
+        label_smoothing: Annotated[
+            float,
+            Field(
+                ge=0,
+                lt=1,
+                description="Share of the target spread evenly over all classes "
+                "(Szegedy et al. 2016, arXiv:1512.00567, section 7). Usually 0 or 0.1.",
+            ),
+        ] = 0.0,
+    ) -> None:
         super().__init__()
         self.label_smoothing = label_smoothing
 
@@ -176,5 +217,5 @@ class CrossEntropy(Loss):
         return F.cross_entropy(prediction.float(), target, label_smoothing=self.label_smoothing)
 
     def at_start(self, *, dim: int, negatives: int) -> float | None:
-        """log C: every answer equally likely; `dim` is C."""
+        """log C, every class equally likely; `dim` is C."""
         return math.log(dim)

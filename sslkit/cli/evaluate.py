@@ -1,7 +1,6 @@
 """`sslkit eval`: one command for each installed evaluation, made from its signature."""
 
 import inspect
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -179,13 +178,13 @@ def _made(
 def _parameter(option: Option) -> inspect.Parameter:
     """Make the parameter of an option: a flag for true or false, else text."""
     flag = f"--{option.name.replace('_', '-')}"
-    kind, text, metavar = str | None, _help(option), "VALUE"
-    if option.annotation is bool or option.description == "true or false":
+    kind, text, metavar = str | None, option.description, "VALUE"
+    if option.words == "true or false":
         flag, kind, metavar = f"{flag}/--no-{flag.removeprefix('--')}", bool | None, None
-    elif option.description.startswith("one of "):
-        metavar = option.description.removeprefix("one of ").replace("'", "").replace(", ", "|")
+    elif option.words.startswith("one of "):
+        metavar = option.words.removeprefix("one of ").replace("'", "").replace(", ", "|")
     else:
-        text = f"{text} ({option.description})".strip()
+        text = f"{text} ({option.words})".strip()
     if option.default is not REQUIRED and option.default is not None:
         text = f"{text}  [default: {plain(option.default)}]"
     shown = typer.Option(flag, help=text, metavar=metavar, show_default=False)
@@ -195,14 +194,6 @@ def _parameter(option: Option) -> inspect.Parameter:
         default=None,
         annotation=Annotated[kind, shown],
     )
-
-
-def _help(option: Option) -> str:
-    """Return the description in the annotation of an option."""
-    for item in getattr(option.annotation, "__metadata__", ()):
-        if getattr(item, "description", None):
-            return item.description
-    return ""
 
 
 def evaluate(part: Part, given: dict[str, Any]) -> None:
@@ -229,23 +220,14 @@ def evaluate(part: Part, given: dict[str, Any]) -> None:
         against=tuple(folders.find_folder(folder) for folder in given["against"] or ()),
         split_seed=given["split_seed"],
         device=given["device"],
+        out=given["out"],
     )
     console.print_text(f"{part.name} on {given['encoder'] if run is None else run}")
     needs = part.signature().attributes.get("needs", "labels")
-    probe, notes = build.build(request, needs, progress=console.progress)
+    probe, notes, home = build.build(request, needs, progress=console.progress)
     for note in notes:
         console.print_text(note, stderr=True)
     result = store.run(choice, probe)
-    path = store.write(given["out"] or _home(request), result)
+    path = store.write(home, result)
     console.print_result(result)
     console.print_text(f"written: {path}")
-
-
-def _home(request: Any) -> Path:
-    """Return the folder of results: within the run, or named after `--encoder`."""
-    if request.run is not None:
-        return request.run / "eval"
-    name = (
-        Path(request.encoder).resolve().name if Path(request.encoder).is_dir() else request.encoder
-    )
-    return Path("eval", re.sub(r"[^A-Za-z0-9._-]+", "_", name))

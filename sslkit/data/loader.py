@@ -1,7 +1,7 @@
-"""Image sources → batches. Deterministic: what is in a batch is a function of seed and step alone, whatever the number of workers.
+"""Image sources → batches. What is in a batch depends on seed and step alone, not on workers.
 
-A worker builds one whole batch from a ticket (epoch, the indices of the global batch, this rank's share), so that an unreadable
-image can be replaced by one that is not in the batch already.
+A worker builds one full batch from a ticket: epoch, indices of the global batch, the places of this
+rank. So an unreadable image can be replaced by one that is not in the batch already.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from sslkit.errors import DataError, PluginError, SslkitError, printable
 from sslkit.interfaces import Batch, ImageSource, PretextTransform, Sample
 
 ORDER, VIEWS, FULL_PASS, REPLACEMENT = range(4)
-"""Streams of random numbers: the order of an epoch, an image's views, its views in the first pass, what replaces it."""
+"""Streams of random numbers: the order of an epoch, views, views of a full pass, replacements."""
 
 
 def fingerprint(source: ImageSource) -> str:
@@ -34,7 +34,10 @@ def fingerprint(source: ImageSource) -> str:
 
 
 def auto_workers(device_type: str) -> int:
-    """Loader processes of one training process: up to 16 beside a GPU; half of its share of the cores where the CPU itself trains."""
+    """Return the loader processes of one rank.
+
+    Up to 16 beside a GPU; half of the rank's cores where the CPU itself trains.
+    """
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
@@ -216,7 +219,7 @@ class Loader:
         for indices in self._in_order():
             for ticket in self._tickets(FULL_PASS, 0, indices):
                 orders.append(ticket.indices[ticket.first : ticket.last])
-        return deliver(Plain(self.source, size, strict=False), orders, self.workers, self.pin)
+        return deliver(Plain(self.source, size), orders, self.workers, self.pin)
 
     def _in_order(self) -> Iterator[np.ndarray]:
         """Yield the global batches of a pass in the order of the data set."""

@@ -1,28 +1,25 @@
 """Images as evaluations show them: resized, cropped in the centre, not augmented."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from sslkit.data.workers import deliver, read
-from sslkit.errors import DataError, printable
+from sslkit.data.workers import read
 from sslkit.interfaces import ImageSource, Pixels
 
 
 class Plain(Dataset):
     """Indices [N] → un-augmented uint8 or uint16 [N,C,size,size], and the indices.
 
-    `strict`: an unreadable image is an error; otherwise it is black.
+    An unreadable image is black.
     """
 
-    def __init__(self, source: ImageSource, size: int, *, strict: bool = True) -> None:
-        self.source, self.size, self.strict = source, size, strict
+    def __init__(self, source: ImageSource, size: int) -> None:
+        self.source, self.size = source, size
 
-    def __getitem__(self, indices: np.ndarray) -> tuple[Tensor, Tensor] | DataError:
+    def __getitem__(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
         kind = np.uint8 if self.source.bits == 8 else np.uint16
         pixels = np.zeros((len(indices), self.size, self.size, self.source.channels), kind)
         for row, index in enumerate(indices.tolist()):
@@ -30,11 +27,6 @@ class Plain(Dataset):
             image = unlike(image, self.source) or image
             if not isinstance(image, str):
                 pixels[row] = plain_pixels(image, self.size)
-            elif self.strict:
-                return DataError(
-                    f"{printable(str(self.source.names[index]))} cannot be read, and an evaluation "
-                    f"replaces no image: repair or remove it ({image})"
-                )
         return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(indices)
 
 
@@ -88,11 +80,3 @@ def plain_box(width: int, height: int, size: int) -> tuple[float, float, float, 
     left, top = (across - size) / 2, (down - size) / 2
     scale_x, scale_y = width / across, height / down
     return left * scale_x, top * scale_y, (left + size) * scale_x, (top + size) * scale_y
-
-
-def plain_batches(
-    source: ImageSource, size: int, batch_size: int, workers: int = 0
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """uint8 or uint16 [N,C,size,size] and index [N] of every image in order, as evaluations show them (`plain_view`)."""
-    orders = np.split(np.arange(len(source)), range(batch_size, len(source), batch_size))
-    return deliver(Plain(source, size), orders, workers)

@@ -1,9 +1,10 @@
 """What `sslkit eval` was asked for → a probe: of a run, of `--encoder`, or of both."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -33,6 +34,15 @@ class Request:
     against: tuple[Path, ...] = ()
     split_seed: int | None = None
     device: str = "auto"
+    out: Path | None = None
+
+
+class Built(NamedTuple):
+    """A probe, a sentence for each damaged checkpoint passed over, and where results go."""
+
+    probe: ImageProbe
+    notes: list[str]
+    home: Path
 
 
 @dataclass(frozen=True)
@@ -53,10 +63,8 @@ class Run:
         }
 
 
-def build(
-    request: Request, needs: str = "labels", *, progress: Progress = silent
-) -> tuple[ImageProbe, list[str]]:
-    """Return the probe of a request, and a sentence for each damaged checkpoint passed over.
+def build(request: Request, needs: str = "labels", *, progress: Progress = silent) -> Built:
+    """Make the probe of a request.
 
     Data are opened and checked against `needs` before any weights are loaded.
     """
@@ -82,7 +90,17 @@ def build(
         progress,
     )
     probe.fit_statistics()
-    return probe, notes
+    return Built(probe, notes, _home(request, foreign))
+
+
+def _home(request: Request, foreign: Foreign | None) -> Path:
+    """Return the folder of results: `--out`, within the run, or named after the encoder."""
+    if request.out is not None:
+        return request.out
+    if request.run is not None:
+        return request.run / "eval"
+    assert foreign is not None
+    return Path("eval", re.sub(r"[^A-Za-z0-9._-]+", "_", foreign.name))
 
 
 def _foreign(request: Request) -> Foreign | None:
@@ -174,7 +192,7 @@ def _network(
             f"and these have {given.channels} and {given.bits}; name others: --data DIR"
         )
     transform = make_transform(run.recipe, data)
-    method = make_method(run.recipe, transform, data)
+    method = make_method(run.recipe, transform, data, restored=trained)
     if trained:
         checkpoint.load_method(method, run.checkpoint)
     return Network(

@@ -1,5 +1,6 @@
 """Scores every candidate of a probe: features in one pass, outcomes by row, then a Result."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -36,32 +37,19 @@ Scorer = Callable[[Features, int], dict[str, Outcome]]
 def embed(probe: "ImageProbe", *, layers: bool, view: View) -> dict[Row, list[Tensor]]:
     """Return the features of both splits by row and candidate, float32 [N,D] in CPU memory."""
     found: dict[Row, list[Tensor]] = {}
-    for source in (probe.train, probe.val):
+    for number, source in enumerate((probe.train, probe.val)):
         with probe.progress("embedding") as advance:
             for images, index in probe.passes(source, view):
                 for candidate in probe.candidates:
                     given = candidate.embed(images[candidate.size].to(probe.device), layers=layers)
                     for layer, rows in given.items():
                         row = layer if candidate.has_layers else None
-                        _put(found, (row, candidate.name), source, probe, index, rows)
+                        splits = found.setdefault((row, candidate.name), [])
+                        if len(splits) == number:
+                            splits.append(torch.empty(len(source), rows.shape[1]))
+                        splits[number][index] = rows.cpu()
                 advance(len(index), len(source))
     return found
-
-
-def _put(
-    found: dict[Row, list[Tensor]],
-    key: Row,
-    source: ImageSource,
-    probe: "ImageProbe",
-    index: Tensor,
-    rows: Tensor,
-) -> None:
-    """Write the features of some images to their place."""
-    splits = found.setdefault(key, [])
-    number = 0 if source is probe.train else 1
-    if len(splits) == number:
-        splits.append(torch.empty(len(source), rows.shape[1]))
-    splits[number][index] = rows.cpu()
 
 
 def score_all(
@@ -71,7 +59,10 @@ def score_all(
     metrics: Sequence[Metric],
     seeds: int,
 ) -> dict[Row, list[dict[str, Outcome]]]:
-    """Return the outcomes of every row and candidate; their features are dropped after use."""
+    """Return the outcomes of every row and candidate; their features are dropped after use.
+
+    Features that are not finite are not scored: every metric is NaN.
+    """
     names = [metric.name for metric in metrics]
     targets = [_targets(source, probe.device) for source in (probe.train, probe.val)]
     groups = _groups(probe.val, probe.device)
@@ -82,8 +73,9 @@ def score_all(
             train, val = (rows.to(probe.device) for rows in features.pop(key))
             given = Features(train, targets[0], val, targets[1], groups)
             outcomes[key] = []
+            finite = bool(train.isfinite().all() and val.isfinite().all())
             for seed in range(seeds):
-                found = scorer(given, seed)
+                found = scorer(given, seed) if finite else dict.fromkeys(names, math.nan)
                 wrong = outcome_fault(found, names, len(val))
                 if wrong is not None:
                     raise PluginError(wrong)

@@ -31,6 +31,9 @@ class Foreign:
         self, images: ImageSource, size: int | None, device: torch.device, *, alone: bool
     ) -> list[Candidate]:
         """Return the encoder, and its untrained twin where it is measured alone."""
+        cls: Any = self.choice.part.load()
+        if size is None:
+            size = cls.own_size(self.choice.arguments) or DEFAULT_SIZE
         found: list[Candidate] = [self._network(self.name, self.choice, images, size, device)]
         if alone and self.trained:
             weights = self.choice.part.signature().options["weights"].default
@@ -44,14 +47,11 @@ class Foreign:
         name: str,
         choice: Choice,
         images: ImageSource,
-        size: int | None,
+        size: int,
         device: torch.device,
         *,
         baseline: bool = False,
     ) -> Network:
-        cls: Any = choice.part.load()
-        if size is None:
-            size = cls.own_size(choice.arguments) or DEFAULT_SIZE
         torch.manual_seed(SEED)
         try:
             encoder: Encoder = make(choice, sizes=(size,), channels=images.channels)
@@ -109,7 +109,7 @@ def _of_folder(folder: Path) -> Foreign:
         cls: Any = part.load()
         options = cls.opens(folder)
         if options is not None:
-            return Foreign(folder.resolve().name, _choice(part, options), True)
+            return Foreign(_name(folder.resolve()), _choice(part, options), True)
     names = ", ".join(part.name for part in parts)
     raise RecipeError(
         Fault(
@@ -117,6 +117,12 @@ def _of_folder(folder: Path) -> Foreign:
             f"no encoder ({names}) opens {folder}; export a run first: sslkit export RUN --to timm",
         )
     )
+
+
+def _name(folder: Path) -> str:
+    """Name an exported folder after its run."""
+    inside = folder.parent.name == "export"
+    return folder.parent.parent.name if inside else folder.name
 
 
 def _choice(part: registry.Part, given: dict[str, Any]) -> Choice:

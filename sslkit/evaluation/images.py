@@ -8,13 +8,12 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from sslkit.data.plain import plain_box
+from sslkit.data.plain import decoded, plain_box, unlike
 from sslkit.data.workers import deliver, read
 from sslkit.errors import DataError, printable
-from sslkit.interfaces import ImageSource
+from sslkit.interfaces import ImageSource, Pixels
 
 View = Literal["crop", "squash"]
 BATCH = 128
@@ -23,6 +22,7 @@ MIN_AREA, ASPECT = 0.08, (3 / 4, 4 / 3)
 """Random crops: smallest share of the image, and range of width / height (Szegedy et al. 2015,
 arXiv:1409.4842, section 6)."""
 
+Picture = Image.Image | Pixels
 Box = tuple[float, float, float, float]
 
 
@@ -40,7 +40,7 @@ class Resized:
     sizes: tuple[int, ...]
     view: View
 
-    def __call__(self, image: Image.Image | Tensor, rng: np.random.Generator) -> tuple[Tensor, ...]:
+    def __call__(self, image: Picture, rng: np.random.Generator) -> tuple[Tensor, ...]:
         width, height = _extent(image)
         cuts = []
         for size in self.sizes:
@@ -58,7 +58,7 @@ class RandomCrops:
     size: int
     count: int
 
-    def __call__(self, image: Image.Image | Tensor, rng: np.random.Generator) -> tuple[Tensor, ...]:
+    def __call__(self, image: Picture, rng: np.random.Generator) -> tuple[Tensor, ...]:
         cuts = []
         for _ in range(self.count):
             cut = resize(image, random_box(*_extent(image), rng), self.size)
@@ -66,14 +66,14 @@ class RandomCrops:
         return (torch.stack(cuts),)
 
 
-Cut = Callable[[Image.Image | Tensor, np.random.Generator], tuple[Tensor, ...]]
+Cut = Callable[[Picture, np.random.Generator], tuple[Tensor, ...]]
 
 
-def _extent(image: Image.Image | Tensor) -> tuple[int, int]:
+def _extent(image: Picture) -> tuple[int, int]:
     """Return width and height."""
-    if isinstance(image, Image.Image):
-        return image.size
-    return image.shape[-1], image.shape[-2]
+    if isinstance(image, Pixels):
+        return image.values.shape[-1], image.values.shape[-2]
+    return image.size
 
 
 def random_box(width: int, height: int, rng: np.random.Generator) -> Box:
@@ -88,15 +88,22 @@ def random_box(width: int, height: int, rng: np.random.Generator) -> Box:
     return 0.0, 0.0, float(width), float(height)
 
 
-def resize(image: Image.Image | Tensor, box: Box, size: int) -> Tensor:
+def resize(image: Picture, box: Box, size: int) -> Tensor:
     """Return the box (left, top, right, bottom) of an image, resized to [C,size,size]."""
-    if isinstance(image, Image.Image):
-        small = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
-        return torch.from_numpy(np.array(small)).permute(2, 0, 1)
-    left, top, right, bottom = (round(end) for end in box)
-    part = image[:, top:bottom, left:right].unsqueeze(0).float()
-    small = F.interpolate(part, (size, size), mode="bilinear", antialias=True)[0]
-    return small.round_().clamp_(0, torch.iinfo(image.dtype).max).to(image.dtype)
+    if not isinstance(image, Pixels):
+        return torch.from_numpy(_resize(image, box, size)).permute(2, 0, 1)
+    channels = []
+    for values in image.values.numpy():
+        if values.dtype == np.uint16:  # Pillow resizes 16 bits as floating-point numbers only.
+            found = _resize(Image.fromarray(values.astype(np.float32)), box, size)
+            channels.append(found.round().astype(np.uint16))
+        else:
+            channels.append(_resize(Image.fromarray(values), box, size))
+    return torch.from_numpy(np.stack(channels))
+
+
+def _resize(image: Image.Image, box: Box, size: int) -> np.ndarray:
+    return np.array(image.resize((size, size), Image.Resampling.BILINEAR, box=box))
 
 
 class _Builder(Dataset):
@@ -108,7 +115,8 @@ class _Builder(Dataset):
     def __getitem__(self, order: Order) -> tuple[tuple[Tensor, ...], Tensor] | DataError:
         cuts = []
         for index in order.indices.tolist():
-            image = read(self._image, index)
+            image = read(decoded, self.source, index)
+            image = unlike(image, self.source) or image
             if isinstance(image, str):
                 return DataError(
                     f"{printable(str(self.source.names[index]))} cannot be read, and an evaluation "
@@ -117,11 +125,6 @@ class _Builder(Dataset):
             cuts.append(self.cut(image, np.random.default_rng((self.seed, order.epoch, index))))
         stacked = tuple(torch.stack(views) for views in zip(*cuts, strict=True))
         return stacked, torch.from_numpy(order.indices)
-
-    def _image(self, index: int) -> Image.Image | Tensor:
-        if self.source.channels == 3 and self.source.bits == 8:
-            return self.source.image(index)
-        return self.source.pixels(index, lambda width, height: 1.0).values
 
 
 def read_images(

@@ -1,5 +1,6 @@
 """The probe that evaluations get: images of two splits, and the candidates to score."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -56,7 +57,7 @@ class ImageProbe(Probe):
     facts: dict[str, Any] = field(default_factory=dict)
     workers: int = 0
     progress: Progress = silent
-    kept: dict[tuple[ImageSource, View], dict[int, Tensor]] = field(
+    kept: dict[tuple[ImageSource, View], dict[int, np.ndarray]] = field(
         default_factory=dict, repr=False
     )
     """Resized images by (source, view) and size, uint8 or uint16 [N,C,S,S]."""
@@ -153,30 +154,28 @@ class ImageProbe(Probe):
                 yield dict(zip(sizes, images, strict=True)), index
             return
         for order in orders:
-            index = torch.from_numpy(order.indices)
-            yield {size: kept[size][index] for size in sizes}, index
+            found = {size: torch.from_numpy(kept[size][order.indices]) for size in sizes}
+            yield found, torch.from_numpy(order.indices)
 
-    def _keep(self, source: ImageSource, view: View, sizes: list[int]) -> dict[int, Tensor] | None:
+    def _keep(
+        self, source: ImageSource, view: View, sizes: list[int]
+    ) -> dict[int, np.ndarray] | None:
         """Return all images by size, decoded now or earlier; None where they do not fit."""
         kept = self.kept.setdefault((source, view), {})
         missing = [size for size in sizes if size not in kept]
         if not missing:
             return kept
-        dtype = torch.uint8 if source.bits == 8 else torch.uint16
-        per_pixel = len(source) * source.channels * dtype.itemsize
+        dtype = np.dtype(np.uint8 if source.bits == 8 else np.uint16)
+        shapes = {size: (len(source), source.channels, size, size) for size in missing}
         held = sum(images.nbytes for views in self.kept.values() for images in views.values())
-        if held + per_pixel * sum(size * size for size in missing) > KEPT:
+        if held + dtype.itemsize * sum(map(math.prod, shapes.values())) > KEPT:
             return None
-        made = {
-            size: torch.empty(len(source), source.channels, size, size, dtype=dtype)
-            for size in missing
-        }
-        orders = in_order(len(source))
+        made = {size: np.empty(shape, dtype) for size, shape in shapes.items()}
         with self.progress("reading images") as advance:
-            cut = Resized(tuple(missing), view)
+            cut, orders = Resized(tuple(missing), view), in_order(len(source))
             for images, index in read_images(source, cut, orders, workers=self.workers):
                 for size, pixels in zip(missing, images, strict=True):
-                    made[size][index] = pixels
+                    made[size][index.numpy()] = pixels.numpy()
                 advance(len(index), len(source))
         kept |= made
         return kept

@@ -194,8 +194,12 @@ class Method(nn.Module, ABC):
         """Return the loss expected before training for a global batch of `images`, or None."""
         return None
 
-    def encode(self, view: Tensor) -> Tensor:
-        """[B,C,H,W] → [B,dim]; [B,K,C,H,W] → [B,K,dim] in one image-major pass."""
+    def encode(self, view: Tensor, encoder: nn.Module | None = None) -> Tensor:
+        """[B,C,H,W] → [B,dim]; [B,K,C,H,W] → [B,K,dim] in one image-major pass.
+
+        `encoder` stands in for the method's own: a teacher, a slow copy.
+        """
+        encoder = self.encoder if encoder is None else encoder
         if view.dim() == 4:
-            return self.encoder(view)
-        return self.encoder(view.flatten(0, 1)).unflatten(0, view.shape[:2])
+            return encoder(view)
+        return encoder(view.flatten(0, 1)).unflatten(0, view.shape[:2])

@@ -91,9 +91,9 @@ class Encoder(nn.Module, ABC):
 
     @classmethod
     def own_size(cls, options: Mapping[str, Any]) -> int | None:
-        """Return the side of the images that the encoder of these options was made for, px.
+        """Return the side of the images that an encoder of these options was made for, px.
 
-        None where it takes any. Pretrained encoders are evaluated at this size.
+        None where it takes any. Encoders that no run trained are evaluated at this size.
         """
         return None
 

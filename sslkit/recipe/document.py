@@ -12,7 +12,7 @@ import yaml
 from sslkit.recipe.words import written
 
 MAX_BYTES = 1 << 16
-"""Of a whole text: PyYAML reads about 100 KiB a second."""
+"""Largest text that is read: PyYAML takes a second for 100 KiB."""
 MAX_DEPTH = 20
 BREAKS = {"\x85", "\u2028", "\u2029"}
 """Line breaks of YAML, which survive only as escapes."""
@@ -25,7 +25,7 @@ Key = tuple[str, ...]
 
 
 def whole(text: str) -> str:
-    """The same text. ValueError for halves of surrogate pairs, which no file can hold."""
+    """Return the same text. Raises ValueError for half a surrogate pair, which no file can hold."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -34,7 +34,10 @@ def whole(text: str) -> str:
 
 
 def resolve(text: str) -> Any:
-    """A plain scalar → null, true, false, a decimal number, or text. ValueError for numbers that no option can hold."""
+    """Return what a plain scalar stands for: null, true, false, a decimal number, or text.
+
+    Raises ValueError for numbers that no option can hold.
+    """
     if text in ("", "~", "null"):
         return None
     if text in ("true", "false"):
@@ -49,7 +52,7 @@ def resolve(text: str) -> Any:
 
 
 class Dumper(yaml.SafeDumper):
-    """Quotes whatever `resolve` would not take for the same text."""
+    """Quotes text that `resolve` would read as something else."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -69,11 +72,11 @@ Dumper.add_representer(str, _represent_text)
 
 
 class TooDeepError(Exception):
-    """Reading stops here: PyYAML's time grows with the square of the depth."""
+    """Stops the reading: PyYAML's time grows with the square of the depth."""
 
 
 class Document:
-    """Plain data of one YAML text, the line of every key, and what is not allowed in it."""
+    """Plain data of one YAML text, the line of every key, and the faults in it."""
 
     def __init__(self, text: str, when_empty: str = "is empty") -> None:
         self.lines: dict[Key, int] = {}
@@ -128,11 +131,8 @@ class Document:
             )
             return None
         if event.anchor is not None:
-            self._refuse(
-                key,
-                line,
-                f"anchor &{event.anchor} is not allowed in a recipe; write the value out where it is used",
-            )
+            message = f"anchor &{event.anchor} is not allowed in a recipe; write the value out"
+            self._refuse(key, line, f"{message} where it is used")
         if event.tag is not None:
             self._refuse(
                 key, line, f"tag {event.tag} is not allowed in a recipe; write the plain value"
@@ -155,7 +155,7 @@ class Document:
         )
 
     def _sequence(self, key: Key, depth: int) -> list[Any]:
-        items = []
+        items: list[Any] = []
         while not self._events.check_event(yaml.SequenceEndEvent):
             here = (*key, str(len(items)))
             self.lines[here] = self._events.peek_event().start_mark.line + 1

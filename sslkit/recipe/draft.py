@@ -125,7 +125,7 @@ class Draft:
             target = self._enter(target, key, length)
             if target is None:
                 return
-        place = self._place(target, key)
+        place = self._place(target, key, len(key))
         if place is None:
             return
         if _names_part(key) and target.get("use") != value:
@@ -142,7 +142,7 @@ class Draft:
     def _enter(self, target: Any, key: Key, length: int) -> Any:
         """Return the mapping or list at the first `length` names of a key, made where needed."""
         here = key[:length]
-        place = self._place(target, here)
+        place = self._place(target, key, length)
         if place is None:
             return None
         if isinstance(target, dict) and place not in target:
@@ -159,15 +159,18 @@ class Draft:
         self.faults.append(Fault(".".join(key), held, "--set"))
         return None
 
-    def _place(self, target: Any, key: Key) -> Any:
-        """Return the last name of a key as a key or number of `target`, None for a wrong number."""
-        name = key[-1]
+    def _place(self, target: Any, key: Key, length: int) -> Any:
+        """Return the last of the first `length` names of a key, for a list as a number.
+
+        None where the list has no such item.
+        """
+        name = key[length - 1]
         if isinstance(target, dict):
             return name
         if name.isdecimal() and name.isascii() and int(name) < len(target):
             return int(name)
-        message = f"'{'.'.join(key[:-1])}' is a list of {len(target)}, counted from 0"
-        self.faults.append(Fault(".".join(key), message, "--set"))
+        held = f"'{'.'.join(key[: length - 1])}' is a list of {len(target)}, counted from 0"
+        self.faults.append(Fault(".".join(key), held, "--set"))
         return None
 
     def _default(self, key: Key, target: Mapping[str, Any]) -> Any:

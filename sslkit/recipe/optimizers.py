@@ -8,6 +8,7 @@ import ast
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from types import GenericAlias
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -152,8 +153,8 @@ def _options(module: Source, node: ast.ClassDef) -> Iterator[tuple[str, Option]]
         return
     module, arguments = constructor[0], constructor[1].args
     positional = [*arguments.posonlyargs, *arguments.args]
-    missing: list[ast.expr | None] = [None] * (len(positional) - len(arguments.defaults))
-    pairs = zip(positional, missing + arguments.defaults, strict=True)
+    missing = [None] * (len(positional) - len(arguments.defaults))
+    pairs = zip(positional, [*missing, *arguments.defaults], strict=True)
     keyword = zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
     for argument, default in [*list(pairs)[1:], *keyword]:
         if argument.arg not in GIVEN:
@@ -174,7 +175,8 @@ def _constructor(module: Source, node: ast.ClassDef) -> tuple[Source, ast.Functi
 
 
 def _option(module: Source, argument: ast.arg, node: ast.expr | None) -> Option:
-    name, default = argument.arg, REQUIRED
+    name = argument.arg
+    default: Any = REQUIRED
     if node is not None:
         try:
             default = module.evaluate(node)
@@ -188,7 +190,7 @@ def _annotation(module: Source, argument: ast.arg, default: Any) -> Any:
     if argument.arg in KNOWN:
         return KNOWN[argument.arg]
     if argument.arg == "betas" and isinstance(default, tuple):
-        betas: Any = tuple[(Beta,) * len(default)]
+        betas: Any = GenericAlias(tuple, (Beta,) * len(default))
         return Annotated[betas, Field(description=BETAS)]
     try:
         if argument.annotation is not None:

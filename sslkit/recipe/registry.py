@@ -1,4 +1,4 @@
-"""Parts by kind and name, found by entry point; their options, read from the source without importing it."""
+"""Parts by kind and name, found by entry point; their options, read from the source."""
 
 import functools
 import importlib
@@ -21,12 +21,15 @@ KINDS = {
     "datasets": "data set",
     "evaluations": "evaluation",
 }
-"""Every kind of part, and what one of them is called. The entry-point group of a kind is `sslkit.<kind>`."""
+"""Every kind of part, and what one of them is called.
+
+The entry-point group of a kind is `sslkit.<kind>`.
+"""
 
 
 @dataclass(frozen=True)
 class Part:
-    """One entry point: `name` of a `kind`, brought by a `distribution`, to be imported as `object` from `module`."""
+    """One entry point of a distribution: the class `object` of `module`."""
 
     kind: str
     name: str
@@ -46,14 +49,15 @@ class Part:
         return str(self)
 
     def load(self) -> type:
-        """Import the class. PluginError where that fails."""
+        """Import the class. Raises PluginError where that fails."""
         try:
             found: Any = importlib.import_module(self.module)
             for name in self.object.split("."):
                 found = getattr(found, name)
         except (Exception, SystemExit) as error:
+            remedy = f"repair or reinstall {self.distribution}"
             raise PluginError(
-                f"{self} cannot be imported from {self.module}: {sentence(error)}; repair or reinstall {self.distribution}"
+                f"{self} cannot be imported from {self.module}: {sentence(error)}; {remedy}"
             ) from error
         if not isinstance(found, type):
             raise PluginError(
@@ -62,25 +66,35 @@ class Part:
         return found
 
     def signature(self) -> Signature:
-        """Facts, options, docstring and attributes, from the source where it is plain enough, else from the imported class."""
+        """Return the signature, from the source where that is plain, else from the class.
+
+        Raises PluginError where neither can be read.
+        """
         return _signature(self)
 
 
 def parts(kind: str | None = None) -> list[Part]:
-    """Every installed part, or those of one kind, by kind and name. Imports none of them. PluginError for an unknown kind."""
+    """Return the installed parts, or those of one kind, by kind and name. Imports none of them.
+
+    Raises PluginError for an unknown kind.
+    """
     if kind is not None and kind not in KINDS:
         raise PluginError(f"there is no kind {written(kind)} of parts; {advice(kind, KINDS)}")
     return [part for part in discover() if kind in (None, part.kind)]
 
 
 def find(kind: str, name: str) -> Part:
-    """The part called `name`. PluginError where there is none, or where two distributions claim the name."""
+    """Return the part of that name.
+
+    Raises PluginError where there is none, or where two distributions claim the name.
+    """
     installed = parts(kind)
     found = [part for part in installed if part.name == name]
     if not found:
+        near = advice(name, [part.name for part in installed])
         raise PluginError(
-            f"no {KINDS[kind]} named {written(name)} is installed; {advice(name, [part.name for part in installed])}; "
-            f"if a package should bring it, install or reinstall that package"
+            f"no {KINDS[kind]} named {written(name)} is installed; {near}; if a package should "
+            "bring it, install or reinstall that package"
         )
     if len(found) > 1:
         claims = " and ".join(

@@ -4,12 +4,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from sslkit.recipe import optimizers
-from sslkit.recipe.settings import SCHEDULES, Optimizer, Train, without_unused
+from sslkit.recipe.settings import SCHEDULES, Optimizer, Train
 from sslkit.recipe.signature import REQUIRED, Faults, Signature, read_class
 from sslkit.recipe.words import advice, written
 
 DEFAULTS = {"optimizer": "sgd", "schedule": "cosine"}
 """What a section uses that does not say."""
+
+
+WRITTEN = {"final_lr", "milestones", "factor", "step_epochs"}
+"""Options of all schedules, which sslkit 0.1 wrote into every recipe.yaml, used or not."""
 
 
 def names(section: str) -> tuple[str, ...]:
@@ -33,37 +37,68 @@ def read(section: str, content: Mapping[str, Any]) -> tuple[Any, Faults]:
         options, faults = read_class(Train, section).validate(section, content)
         return (None if faults else Train(**options)), faults
     use = content.get("use", DEFAULTS[section])
+    wrong = _wrong_use(section, use)
+    if wrong:
+        return None, [("use", wrong)]
+    given = {name: value for name, value in content.items() if name != "use"}
+    return (_optimizer if section == "optimizer" else _schedule)(use, given)
+
+
+def _wrong_use(section: str, use: Any) -> str:
+    """Say what is wrong with the name of an optimizer or a schedule, "" if nothing."""
     known = names(section)
     if not isinstance(use, str):
-        return None, [("use", f"{written(use)} is not a name; there are: {', '.join(known)}")]
-    if known and use not in known:
-        where = " in torch or timm" if section == "optimizer" else ""
-        return None, [("use", f"no {section} named {written(use)}{where}; {advice(use, known)}")]
-    own = signature(section, use)
-    common = optimizers.common_signature()
-    given = without_unused(section, content, set(own.options) if own else set())
-    given.pop("use", None)
-    if own is None:
-        options, faults = common.validate(use, _of(common, given))
-        extra = {name: value for name, value in given.items() if name not in common.options}
-        made = None if faults else Optimizer(use=use, **options, options=extra)
-        return made, faults
-    faults = []
-    for name in [name for name in given if name not in own.options and _elsewhere(section, name)]:
-        remedy = f"remove it: --set {section}.{name}=null"
-        faults.append((name, f"'{use}' has no option '{name}'; {remedy}"))
-        del given[name]
-    for name in [name for name in _of(own, given) if given[name] is None]:
-        if own.options[name].default is not REQUIRED:
-            del given[name]
+        return f"{written(use)} is not a name; there are: {', '.join(known)}"
+    if not known or use in known:
+        return ""
+    where = " in torch or timm" if section == "optimizer" else ""
+    return f"no {section} named {written(use)}{where}; {advice(use, known)}"
+
+
+def _schedule(use: str, given: Mapping[str, Any]) -> tuple[Any, Faults]:
+    own = read_class(SCHEDULES[use], use)
+    if set(given) >= WRITTEN:
+        given = _of(own, given)
+    given, faults = _without_others("schedule", use, own, given)
     options, wrong = own.validate(use, given)
     faults += wrong
+    return (None if faults else SCHEDULES[use](**options)), faults
+
+
+def _optimizer(use: str, given: Mapping[str, Any]) -> tuple[Any, Faults]:
+    common, own = optimizers.common_signature(), optimizers.signature(use)
+    if own is None:
+        options, faults = common.validate(use, _of(common, given))
+        options |= {name: value for name, value in given.items() if name not in common.options}
+    else:
+        given, faults = _without_others("optimizer", use, own, given)
+        options, wrong = own.validate(use, given)
+        faults += wrong
     if faults:
         return None, faults
-    if section == "schedule":
-        return SCHEDULES[use](**options), []
+    # The optimizer's own defaults are left to it, for they differ between versions of torch.
     extra = {name: options[name] for name in given if name not in common.options}
     return Optimizer(use=use, **_of(common, options), options=extra), []
+
+
+def _without_others(
+    section: str, use: str, own: Signature, given: Mapping[str, Any]
+) -> tuple[dict[str, Any], Faults]:
+    """Drop the options that say nothing, and refuse those of other optimizers or schedules.
+
+    Null stands for the default; null or false of another optimizer's option is as good as nothing.
+    """
+    kept: dict[str, Any] = {}
+    faults = []
+    for name, value in given.items():
+        option = own.options.get(name)
+        if option is None and _elsewhere(section, name):
+            if value is not None and value is not False:
+                remedy = f"remove it: --set {section}.{name}=null"
+                faults.append((name, f"'{use}' has no option '{name}'; {remedy}"))
+        elif option is None or option.default is REQUIRED or value is not None:
+            kept[name] = value
+    return kept, faults
 
 
 def _of(signature: Signature, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Settings of training: optimizer, schedule, length, device."""
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -185,25 +184,3 @@ class Train:
 
 SETTINGS: dict[str, type] = {"optimizer": Optimizer, "schedule": Schedule, "train": Train}
 """Each section of settings, and what it is read into."""
-
-WRITTEN = {
-    "optimizer": {"momentum", "nesterov", "betas", "eps"},
-    "schedule": {"final_lr", "milestones", "factor", "step_epochs"},
-}
-"""Options that sslkit 0.1 wrote into every recipe.yaml, whether or not they were used."""
-
-
-def without_unused(section: str, content: Mapping[str, Any], known: set[str]) -> dict[str, Any]:
-    """Drop the options that sslkit 0.1 wrote though the chosen optimizer or schedule has none.
-
-    A section that does not hold all of them was written by hand and stays as it is.
-    """
-    written = WRITTEN.get(section, set())
-    if not written or not written <= set(content):
-        return dict(content)
-    kept = {}
-    for name, value in content.items():
-        is_unused = name in written and name not in known
-        if not is_unused or (section == "optimizer" and value not in (None, False)):
-            kept[name] = value
-    return kept

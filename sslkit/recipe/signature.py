@@ -51,7 +51,17 @@ class Option:
 
     def refuse(self, value: Any) -> str:
         """Say that `value` is of the wrong type."""
-        return f"{written(value)} is not {self.words}{self.more}"
+        return f"expected {self.words}, got {written(value)}{self._choices}{self.more}"
+
+    @property
+    def _choices(self) -> str:
+        """The presets and the options of a group."""
+        group = groups.group_of(self.annotation)
+        if group is None:
+            return ""
+        presets, names = groups.presets(group), read_group(group).options
+        chosen = f"; presets: {', '.join(presets)}" if presets else ""
+        return f"{chosen}; options of a mapping: {', '.join(names)}"
 
 
 @dataclass(frozen=True)
@@ -139,7 +149,8 @@ def _settle(option: Option, value: Any, key: str) -> tuple[Any, Faults]:
     others = [other for other in groups.members(annotation) if not groups.has_group(other)]
     if others:
         try:
-            adapter = pydantic.TypeAdapter(typing.Union[tuple(others)])  # noqa: UP007
+            union: Any = typing.Union[tuple(others)]  # noqa: UP007
+            adapter: pydantic.TypeAdapter[Any] = pydantic.TypeAdapter(union)
             return adapter.validate_json(json.dumps(value), strict=True), []
         except pydantic.ValidationError:
             pass

@@ -37,10 +37,12 @@ class GroupTable:
 def option_rows(signature: Signature) -> tuple[Row, list[Row]]:
     """Return the columns, and a row for each option; descriptions where an option has one."""
     options = list(signature.options.values())
-    rows = [(option.name, option.words, _default(option)) for option in options]
+    rows: list[Row] = [(option.name, option.words, _default(option)) for option in options]
     if not any(option.description for option in options):
         return ("option", "type", "default"), rows
-    described = [(*row, option.description) for row, option in zip(rows, options, strict=True)]
+    described: list[Row] = [
+        (*row, option.description) for row, option in zip(rows, options, strict=True)
+    ]
     return ("option", "type", "default", "description"), described
 
 

@@ -89,10 +89,20 @@ def _choices(
 
 
 def _names(method: Choice, wiring: Mapping[str, Any]) -> Iterator[Wrong]:
-    """Class attributes of a method name only heads that it reads."""
+    """Class attributes of a method name heads that it reads, and no name means two things."""
     reads = wiring.get("reads")
     if reads is None:
         return
+    for name, source in reads.items():
+        if source != name and reads.get(source) == source:
+            yield (
+                ("method", "use"),
+                f"head '{name}' of '{method.use}' reads '{source}', the name of a view and of a "
+                "head; give that head another name in `reads`",
+            )
+    if circle := _circle(reads):
+        message = f"the heads of '{method.use}' read each other in a circle: {', '.join(circle)}"
+        yield ("method", "use"), message
     for attribute in ("predicts", "compares", "stores"):
         for name in wiring.get(attribute) or ():
             if name not in reads:
@@ -101,6 +111,17 @@ def _names(method: Choice, wiring: Mapping[str, Any]) -> Iterator[Wrong]:
                     f"the class of '{method.use}' names head '{name}' in `{attribute}`, but not in "
                     "`reads`",
                 )
+
+
+def _circle(reads: Mapping[str, str]) -> list[str]:
+    """Return heads that read each other, directly or not."""
+    for name in reads:
+        chain = [name]
+        while (source := reads[chain[-1]]) in reads and source != chain[-1]:
+            if source in chain:
+                return sorted(chain)
+            chain.append(source)
+    return []
 
 
 def _heads(

@@ -15,8 +15,8 @@ from sslkit.recipe import groups
 
 WORDS = {
     bool: "true or false",
-    int: "a whole number",
-    float: "a number",
+    int: "int",
+    float: "float",
     str: "text",
     pathlib.Path: "a path",
     type(None): "null",
@@ -27,7 +27,7 @@ WORDS = {
 
 
 def describe(annotation: Any) -> str:
-    """Describe a type: "a whole number ≥ 1", "one of 'official', 'blur'", "a number or null"."""
+    """Describe a type: "int ≥ 1", "one of 'official', 'blur'", "float > 0 or null"."""
     limits: dict[str, Any] = {}
     while typing.get_origin(annotation) is typing.Annotated:
         annotation, *metadata = typing.get_args(annotation)
@@ -55,8 +55,8 @@ def _union(annotation: Any) -> str:
     words = []
     for member in groups.members(annotation):
         words.append("a preset" if groups.is_preset(member, group) else describe(member))
-    if "a number" in words and "a whole number" in words:
-        words.remove("a whole number")
+    if "int" in words and "float" in words:
+        words.remove("int")
     *others, last = dict.fromkeys(words)
     return f"{', '.join(others)} or {last}" if others else last
 

@@ -89,7 +89,16 @@ def _draw_bars(axes: Axes, pivot: Pivot, bars: list[Bar]) -> None:
     _set_ends(axes, metric, values)
     whisker = f"; whisker: 95 % interval of {', '.join(dict.fromkeys(kinds))}" if kinds else ""
     axes.set_xlabel(f"{metric.title}{whisker}", fontsize=8)
-    axes.set_title(printable(heading(pivot.result)), fontsize=9, loc="left", parse_math=False)
+    title = "\n".join(filter(None, (printable(heading(pivot.result)), _subject(pivot.result))))
+    axes.set_title(title, fontsize=9, loc="left", parse_math=False)
+
+
+def _subject(result: dict[str, Any]) -> str:
+    """Return the run of a result by its last two folders, and its step."""
+    protocol = result["protocol"]
+    if "run" not in protocol:
+        return ""
+    return printable(f"{'/'.join(Path(protocol['run']).parts[-2:])}, step {protocol['step']}")
 
 
 def _set_ends(axes: Axes, metric: Metric, values: list[tuple[float, float, str]]) -> None:

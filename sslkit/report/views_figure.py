@@ -15,7 +15,9 @@ from sslkit.interfaces import Batch, Draws, ImageSource, PretextTransform, Sampl
 from sslkit.report import figures
 
 CELL, MOSAIC, GAP, SPACE, MARGIN, TOP = 1.1, 2.6, 0.06, 0.3, 0.15, 0.85
-"""Inches: side of a crop, side of a mosaic, between crops, between groups, around all, above all."""
+"""Inches: sides of a crop and a mosaic, gaps between crops and groups, margins around, above."""
+LETTER = 0.068
+"""Inches that a letter of the caption takes, at most."""
 ROW = 12
 """Most crops that stand in a row; more are shown as a mosaic."""
 
@@ -81,12 +83,13 @@ class _Sheet:
         self.line = MOSAIC if max(self.counts.values()) > ROW else CELL
         self.side = min(2, draws) * CELL
         self.block = draws * (self.line + GAP) + SPACE
-        wide = sum(SPACE + _width(count) for count in self.counts.values())
-        self.width, self.height = 2 * MARGIN + self.side + wide, TOP + images * self.block
-        self.figure = Figure(figsize=(self.width, self.height))
-        self._text(MARGIN, 0.25, type(transform).__name__, fontsize=11, weight="bold", va="center")
         sizes = ", ".join(f"{name} {_size(shape)}" for name, shape in transform.shapes.items())
         caption = f"what the model is shown, in the drawn order: {sizes}"
+        wide = sum(SPACE + _width(count) for count in self.counts.values())
+        self.width = MARGIN + max(self.side + wide + MARGIN, LETTER * len(caption))
+        self.height = TOP + images * self.block
+        self.figure = Figure(figsize=(self.width, self.height))
+        self._text(MARGIN, 0.25, type(transform).__name__, fontsize=11, weight="bold", va="center")
         self._text(MARGIN, 0.45, caption, fontsize=8, va="center")
 
     def original(self, number: int, image: Image.Image, name: str) -> None:
@@ -97,8 +100,8 @@ class _Sheet:
         )
         letters = int(self.side / 0.065)
         caption = name if len(name) <= letters else f"…{name[1 - letters :]}"
-        place = {"ha": "center", "va": "top", "transform": axes.transAxes}
-        axes.text(0.5, -0.03, caption, fontsize=6, parse_math=False, **place)
+        text = axes.text(0.5, -0.03, caption, fontsize=6, ha="center", va="top", parse_math=False)
+        text.set_transform(axes.transAxes)
 
     def draw(self, number: int, draw: int, batch: Batch) -> None:
         """Show all views of one draw, and its targets."""

@@ -271,6 +271,11 @@ def read_state(checkpoint: Path) -> State:
         ) from error
 
 
+def exists(folder: Path) -> bool:
+    """Tell whether a run folder holds a checkpoint, whole or damaged."""
+    return any((folder / "checkpoints").glob("step-*"))
+
+
 def newest(folder: Path) -> tuple[Path, State, list[str]]:
     """The newest checkpoint that is whole, its state, and a sentence for each damaged one that was passed over."""
     passed_over: list[str] = []
@@ -350,7 +355,7 @@ def resume(run: Run, folder: Path) -> list[str]:
     """
     home, notes = folder / "checkpoints", [f"{folder} holds no checkpoint yet: it begins anew"]
     chosen = ""
-    if distributed.rank() == 0 and any(home.glob("step-*")):
+    if distributed.rank() == 0 and exists(folder):
         found, _, notes = newest(folder)
         chosen = found.name
     # One process looks whether all is whole, for the memory of many processes may be large.

@@ -22,10 +22,12 @@ def build(
     *,
     images: int | None = None,
     loader_class: type[Loader] = Loader,
+    restored: bool = False,
 ) -> Run:
     """Make a run on the recipe's data set, or on another `source`.
 
-    `images` replaces the number of images that the method is made for. Raises RecipeError,
+    `images` replaces the number of images that the method is made for. `restored`: a checkpoint
+    will be loaded, so the encoder's initial weights are not read. Raises RecipeError,
     DataError or PluginError; writes nothing.
     """
     chosen, world = recipe.train, distributed.world()
@@ -42,7 +44,7 @@ def build(
     if images is not None:
         data = replace(data, images=images)
     transform = make_transform(recipe, data)
-    method = make_method(recipe, transform, data).to(device)
+    method = make_method(recipe, transform, data, restored=restored).to(device)
     loader = loader_class(
         source,
         transform,

@@ -45,7 +45,7 @@ def run(recipe: Recipe, folder: Path | None, runs: Path, show: Callable[[Run], S
     with distributed.joined(pick_device(recipe.train.device)), faults.telling():
         if folder is None and (before := distributed.remembered()) is not None:
             folder = Path(before)
-        made = _prepare(recipe, runs, resumed=folder is not None)
+        made = _prepare(recipe, folder, runs)
         record, notes = Record(made, folder, runs), []
         try:
             if folder is not None:
@@ -58,14 +58,15 @@ def run(recipe: Recipe, folder: Path | None, runs: Path, show: Callable[[Run], S
             record.close()
 
 
-def _prepare(recipe: Recipe, runs: Path, *, resumed: bool) -> Run:
+def _prepare(recipe: Recipe, folder: Path | None, runs: Path) -> Run:
     """Make the run; rehearse it where it is new."""
     source = make_source(recipe, "pretrain")
-    if not resumed:
+    if folder is None:
         if distributed.rank() == 0:
             folders.check_place(runs)
         rehearse_recipe(recipe, DataFormat.of(source), source)
-    return build(recipe, source)
+    restored = folder is not None and checkpoint.exists(folder)
+    return build(recipe, source, restored=restored)
 
 
 def _train(made: Run, record: Record, notes: list[str], screen: Screen | None) -> int:

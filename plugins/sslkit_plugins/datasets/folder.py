@@ -27,10 +27,10 @@ def _passed_over(name: str) -> bool:
 class ImageFolder(ImageSource):
     """A folder of images, flat or nested, of any size and mode.
 
-    Folders `train/` and `val/` (or `test/`) below `root` are the two splits; without them all images
-    are one split, and `train/` among other folders is a class like them. An image's class is the
-    first folder below the split, as in torchvision; there are no classes where there is at most
-    one such folder, or images lie beside it. Hidden files and folders, links that lead out of the
+    Folders `train/` and `val/` (or `test/`) below `root` are the two splits; without them all
+    images are one split, and `train/` among other folders is a class like them. An image's class
+    is the first folder below the split, as in torchvision; there are no classes where there is at
+    most one such folder, or images lie beside it. Hidden files and folders, links that lead out of the
     split, and what is no regular file, such as pipes and devices, are skipped. Files hold gray,
     RGB, RGBA or CMYK; a TIFF of other bands is refused, and a fourth band that is neither
     transparency nor black is not read.

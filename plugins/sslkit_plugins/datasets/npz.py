@@ -22,7 +22,7 @@ ARRAYS = ("images", "labels", "label", "classes", "jpeg", "offset")
 GENEROUS = 1 << 30
 """Bytes that any archive may unpack to."""
 RATIO = 100
-"""An archive that unpacks to more than GENEROUS and more than this many times its size is a bomb."""
+"""An archive that unpacks to more than GENEROUS and this many times its size is a bomb."""
 MOST_CLASSES = 1_000_000
 
 
@@ -139,10 +139,10 @@ class Npz(ImageSource):
                     f"images in {self.file} must be uint8 or uint16 [N,H,W,C] or [N,H,W]; "
                     f"they are {images.dtype} {list(images.shape)}"
                 )
-            if images.ndim == 4 and images.shape[1] <= 4 < images.shape[3]:
+            if _has_channels_first(images.shape):
                 raise DataError(
-                    f"images in {self.file} are {list(images.shape)}, but channels come last, "
-                    "[N,H,W,C]; move them with np.moveaxis(images, 1, -1)"
+                    f"images in {self.file} must have their channels last, [N,H,W,C]; they are "
+                    f"{images.dtype} {list(images.shape)}; move them: np.moveaxis(images, 1, -1)"
                 )
             return len(images)
         if {"jpeg", "offset"} <= self.arrays.keys():
@@ -209,9 +209,9 @@ def _refuse_bomb(file: str, stored: int, unpacked: int) -> None:
     )
     if unpacked > memory or unpacked > max(GENEROUS, RATIO * stored):
         raise DataError(
-            f"{file} has {stored:,} bytes and would unpack to {unpacked:,}, which is more than this "
-            "machine's memory or than images ever do; make it a folder of images, or take the file "
-            "from whom you trust"
+            f"{file} has {stored:,} bytes and would unpack to {unpacked:,}, which is more than "
+            "this machine's memory or than images ever do; make it a folder of images, or take the "
+            "file from whom you trust"
         )
 
 
@@ -241,6 +241,11 @@ def _format(arrays: dict[str, np.ndarray]) -> tuple[int, Literal[8, 16]]:
         return 3, 8
     images = arrays["images"]
     return images.shape[3] if images.ndim == 4 else 3, 16 if images.dtype == np.uint16 else 8
+
+
+def _has_channels_first(shape: tuple[int, ...]) -> bool:
+    """Tell whether images [N,?,?,?] are rather [N,C,H,W]: up to four rows of longer columns."""
+    return len(shape) == 4 and shape[3] != 3 and shape[1] <= 4 and shape[1] < min(shape[2:])
 
 
 def _labels(arrays: dict[str, np.ndarray]) -> np.ndarray | None:

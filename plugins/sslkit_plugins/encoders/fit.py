@@ -66,7 +66,7 @@ def fit(
                 message = f"'{model}' has no option '{unknown}'; remove it"
                 raise RecipeError(Fault(_key(unknown), message)) from error
             if unknown not in attempt:
-                reason = _first_line(error)
+                reason = first_line(error)
             continue
         return Fitted(chosen, _width(model, outputs))
     sides = " and ".join(f"{side} px" for side in sizes)
@@ -124,7 +124,8 @@ def _key(option: str) -> str:
     return f"encoder.{option}" if named else "encoder.options"
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's text, or the name of its class."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 

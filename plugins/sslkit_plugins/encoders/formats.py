@@ -34,7 +34,7 @@ def to_timm(encoder: "Timm", folder: Path, size: int) -> str:
                 "import timm",
                 "import torch",
                 "from safetensors.torch import load_file",
-                f"model = timm.create_model({encoder.name!r}{_arguments(encoder)}, num_classes=0)",
+                f"model = timm.create_model({encoder.name!r}, num_classes=0{_arguments(encoder)})",
                 *_stem(encoder),
                 *_norms(encoder),
                 'model.load_state_dict(load_file(f"{folder}/model.safetensors"))',
@@ -119,11 +119,11 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 
 
 def _arguments(encoder: "Timm") -> str:
-    """Return the options as keyword arguments, each after a comma."""
-    words = [f", {name}={value!r}" for name, value in encoder.options.items()]
+    """Return the options as one argument, quoted as Python writes them."""
+    options = dict(encoder.options)
     if encoder.channels != 3:
-        words.append(f", in_chans={encoder.channels}")
-    return "".join(words)
+        options["in_chans"] = encoder.channels
+    return f", **{options!r}" if options else ""
 
 
 def _stem(encoder: "Timm") -> list[str]:

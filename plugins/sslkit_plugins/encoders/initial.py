@@ -57,13 +57,13 @@ def find(weights: str) -> Source:
 
 def _facts(folder: Path) -> dict[str, Any]:
     """Return the model, mean and std that a folder states."""
-    stated = exported(folder)
-    if stated is None:
-        stated = _recipe(folder)
-    found = {name: stated.get(name) for name in ("model", "mean", "std")}
+    stated = exported(folder) or _recipe(folder)
+    found: dict[str, Any] = {}
+    if isinstance(stated.get("model"), str):
+        found["model"] = stated["model"]
     for name in ("mean", "std"):
-        if found[name] is not None:
-            found[name] = tuple(found[name])
+        if isinstance(stated.get(name), list):
+            found[name] = tuple(stated[name])
     return found
 
 
@@ -73,7 +73,7 @@ def _recipe(folder: Path) -> dict[str, Any]:
         recipe = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
         section = recipe["encoder"]
         return dict(section) if section["use"] == "timm" else {}
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, yaml.YAMLError):
         return {}
 
 
@@ -83,21 +83,29 @@ def exported(folder: Path) -> dict[str, Any] | None:
     It holds either `encoder.json`, written by `Timm.export`, or timm's `config.json`.
     """
     try:
-        if (folder / "encoder.json").is_file():
-            return dict(json.loads((folder / "encoder.json").read_text(encoding="utf-8")))
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        preset = config["pretrained_cfg"]
-        options = dict(config.get("model_args", {}))
-        channels = options.pop("in_chans", 3)
-        return {
-            "model": config["architecture"],
-            "options": options,
-            "mean": preset.get("mean"),
-            "std": preset.get("std"),
-            "size": preset.get("input_size", [channels, 224, 224])[-1],
-        }
-    except (OSError, ValueError, KeyError, TypeError):
+        own = folder / "encoder.json"
+        if own.is_file():
+            stated = dict(json.loads(own.read_text(encoding="utf-8")))
+        else:
+            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            stated = _of_timm(config)
+        return {**stated, "size": int(stated["size"])}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
+
+
+def _of_timm(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the options and the size that timm's config.json states."""
+    preset = config["pretrained_cfg"]
+    options = dict(config.get("model_args", {}))
+    options.pop("in_chans", None)
+    return {
+        "model": config["architecture"],
+        "options": options,
+        "mean": preset["mean"],
+        "std": preset["std"],
+        "size": preset["input_size"][-1],
+    }
 
 
 def load(model: nn.Module, file: Path) -> None:

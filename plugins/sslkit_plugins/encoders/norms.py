@@ -1,5 +1,7 @@
 """Replaces the batch norms of a model: by group norms, or by batch norms over parts of a batch."""
 
+from typing import Any
+
 import torch
 from timm.layers import BatchNormAct2d, GroupNormAct
 from torch import Tensor, nn
@@ -39,15 +41,8 @@ class SplitBatchNorm(BatchNormAct2d):
     it replaces.
     """
 
-    def __init__(self, old: nn.modules.batchnorm._BatchNorm, splits: int) -> None:
-        super().__init__(
-            old.num_features,
-            old.eps,
-            old.momentum,
-            old.affine,
-            old.track_running_stats,
-            apply_act=False,
-        )
+    def __init__(self, old: Any, splits: int) -> None:
+        super().__init__(old.num_features, old.eps, old.momentum, apply_act=False)
         self.splits = splits
         self.act = getattr(old, "act", nn.Identity())
         self.drop = getattr(old, "drop", nn.Identity())
@@ -71,34 +66,33 @@ class SplitBatchNorm(BatchNormAct2d):
                 f"encoder.norm: split takes batches that can be divided by {self.splits}, and this "
                 f"one has {len(x)}; change train.batch_size or encoder.norm_splits"
             )
+        own: Any = self
         splits, channels = self.splits, self.num_features
-        mean = self._repeated(self.running_mean)
-        variance = self._repeated(self.running_var)
+        momentum = self.momentum
+        if momentum is None:  # the mean over all batches
+            momentum = 1 / (1 + int(own.num_batches_tracked))
+        mean, variance = own.running_mean.repeat(splits), own.running_var.repeat(splits)
         parts = F.batch_norm(
             x.reshape(-1, splits * channels, *x.shape[2:]),
             mean,
             variance,
-            self._repeated(self.weight),
-            self._repeated(self.bias),
+            None if own.weight is None else own.weight.repeat(splits),
+            None if own.bias is None else own.bias.repeat(splits),
             training=True,
-            momentum=0.1 if self.momentum is None else self.momentum,
+            momentum=momentum,
             eps=self.eps,
         )
-        if mean is not None and variance is not None:
-            with torch.no_grad():
-                self.running_mean.copy_(mean.view(splits, channels).mean(0))
-                self.running_var.copy_(variance.view(splits, channels).mean(0))
-                self.num_batches_tracked.add_(1)
+        with torch.no_grad():
+            own.running_mean.copy_(mean.view(splits, channels).mean(0))
+            own.running_var.copy_(variance.view(splits, channels).mean(0))
+            own.num_batches_tracked.add_(1)
         return parts.reshape(x.shape)
-
-    def _repeated(self, values: Tensor | None) -> Tensor | None:
-        return None if values is None else values.repeat(self.splits)
 
 
 def split_batch_norms(model: nn.Module, splits: int) -> None:
-    """Make every batch norm a SplitBatchNorm."""
+    """Make every batch norm that keeps statistics a SplitBatchNorm."""
     for name, old in list(model.named_modules()):
-        if isinstance(old, nn.modules.batchnorm._BatchNorm):
+        if isinstance(old, nn.modules.batchnorm._BatchNorm) and old.track_running_stats:
             model.set_submodule(name, SplitBatchNorm(old, splits))
 
 

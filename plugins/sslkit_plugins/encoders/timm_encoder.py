@@ -12,7 +12,7 @@ from torch import Tensor, cat, nn
 from sslkit.errors import Fault, RecipeError, SslkitError
 from sslkit.interfaces import Encoder, Normalisation
 from sslkit_plugins.encoders import formats, initial, norms
-from sslkit_plugins.encoders.fit import create, fit, is_resnet
+from sslkit_plugins.encoders.fit import create, first_line, fit, is_resnet
 
 Norm = Literal["model", "group", "layer", "split", "frozen"]
 Rate = Annotated[float, Field(ge=0, lt=1)]
@@ -129,7 +129,7 @@ class Timm(Encoder):
     def _create(self, source: str | None, conv_init: str, splits: int) -> nn.Module:
         """Make the model with its initial weights."""
         if source is not None and conv_init != "timm":
-            message = f"'{conv_init}' would overwrite the initial weights; leave 'timm'"
+            message = f"'{conv_init}' would overwrite the pretrained weights; leave 'timm'"
             raise RecipeError(Fault("encoder.conv_init", message))
         found = None
         more: dict[str, Any] = {}
@@ -141,7 +141,7 @@ class Timm(Encoder):
         try:
             model: Any = create(self.name, self.options, self.channels, **more)
         except (RuntimeError, OSError) as error:
-            message = f"timm cannot make '{self.name}': {error}"
+            message = f"timm cannot make '{self.name}': {first_line(error)}"
             raise RecipeError(Fault("encoder", message)) from error
         if self.small_stem:
             self._shrink_stem(model)
@@ -157,9 +157,7 @@ class Timm(Encoder):
 
     def _shrink_stem(self, model: Any) -> None:
         if not is_resnet(model):
-            message = (
-                f"'small' is a stem for timm's ResNets; '{self.name}' is none, so leave 'model'"
-            )
+            message = f"'small' is for plain ResNets such as resnet50; '{self.name}' is none, so leave 'model'"
             raise RecipeError(Fault("encoder.stem", message))
         model.conv1 = nn.Conv2d(self.channels, model.conv1.out_channels, 3, padding=1, bias=False)
         nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
@@ -242,8 +240,8 @@ class Timm(Encoder):
 
     def sequence(self) -> dict[str, nn.Module]:
         """Return conv1, res2 … res5 of a ResNet. Raises SslkitError for other models."""
-        model = self.model
-        if not isinstance(model, ResNet):
+        model: Any = self.model
+        if not isinstance(self.model, ResNet):
             raise SslkitError(f"'{self.name}' has no chain of stages; ResNets have one")
         return {
             "conv1": nn.Sequential(model.conv1, model.bn1, model.act1),
@@ -254,28 +252,29 @@ class Timm(Encoder):
         }
 
     def tokens(self, images: Tensor, kept: Tensor | None = None) -> Tensor:
-        """float [N,C,H,W] → [N,prefix_tokens+L,dim] of a vision transformer, normalised.
+        """float [N,C,H,W] → [N,prefix_tokens+L,width] of a vision transformer, normalised.
 
         `kept` int64 [N,k] are the patches that enter the transformer, counted row by row; the
         class token and registers always enter (He et al. 2022, arXiv:2111.06377, section 3).
         Raises SslkitError where the model has no tokens.
         """
-        if not hasattr(self.model, "num_prefix_tokens"):
-            raise SslkitError(
-                f"'{self.name}' has no tokens; take a vision transformer, such as "
-                "vit_small_patch16_224"
-            )
-        if kept is None:
-            return self.model.forward_features(images)
-        if not isinstance(self.model, VisionTransformer):
-            raise SslkitError(
-                f"'{self.name}' takes all patches; models named vit_… can leave out some"
-            )
         model = self.model
+        if kept is None:
+            rows = model.forward_features(images) if hasattr(model, "num_prefix_tokens") else None
+            if not isinstance(rows, Tensor) or rows.dim() != 3:
+                raise self._without_tokens("has no tokens")
+            return rows
+        if not isinstance(model, VisionTransformer):
+            raise self._without_tokens("cannot leave out patches")
         rows = model._pos_embed(model.patch_embed(images))
         prefix, patches = rows[:, : self.prefix_tokens], rows[:, self.prefix_tokens :]
         patches = patches.gather(1, kept.unsqueeze(-1).expand(-1, -1, patches.shape[-1]))
         return model.norm(model.blocks(model.norm_pre(cat([prefix, patches], 1))))
+
+    def _without_tokens(self, what: str) -> SslkitError:
+        return SslkitError(
+            f"'{self.name}' {what}; take a vision transformer, such as vit_small_patch16_224"
+        )
 
     def weights(self) -> dict[str, Tensor]:
         """Return the tensors under timm's own names; for ResNets they are torchvision's as well."""
@@ -292,12 +291,12 @@ class Timm(Encoder):
 
     @classmethod
     def own_size(cls, options: Mapping[str, Any]) -> int | None:
-        """Return the side of the images that a model was made for, px."""
+        """Return the side of the images that a model was made for: a folder's, or timm's, px."""
         source = options.get("weights")
         stated = initial.exported(Path(source)) if source else None
-        if stated is not None and "size" in stated:
-            return int(stated["size"])
-        preset = timm.get_pretrained_cfg(options["model"]) if "model" in options else None
+        if stated is not None:
+            return stated["size"]
+        preset = timm.get_pretrained_cfg(options["model"])
         return None if preset is None else preset.input_size[-1]
 
     def export(self, library: str, folder: Path, size: int) -> str:

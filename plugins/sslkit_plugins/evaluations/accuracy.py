@@ -1,12 +1,12 @@
 """Accuracy: hits by image, its metrics, and what a guess reaches."""
 
+import math
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from sslkit.interfaces import ImageSource, Metric
+from sslkit.interfaces import ImageSource, Metric, Outcome
 
 TOP_1 = Metric("top-1", "%", low=0, high=1)
 TOP_5 = Metric("top-5", "%", low=0, high=1)
@@ -17,8 +17,10 @@ def metrics(classes: Sequence[str]) -> list[Metric]:
     return [TOP_1, TOP_5] if len(classes) > 5 else [TOP_1]
 
 
-def hits(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> dict[str, np.ndarray]:
-    """[N,C], [N] → bool [N] by metric: is the label among the best?"""
+def hits(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> dict[str, Outcome]:
+    """[N,C], [N] → bool [N] by metric: is the label among the best? NaN for logits that are NaN."""
+    if logits.isnan().any():
+        return {metric.name: math.nan for metric in metrics(classes)}
     order = logits.topk(min(5, logits.shape[1]), dim=1).indices.cpu()
     found = order == labels.cpu().unsqueeze(1)
     among = {"top-1": found[:, 0], "top-5": found.any(1)}

@@ -20,44 +20,58 @@ SEEDS, EPOCHS, LR = 3, 28, 0.01
 """Of `solver: sgd`, as in PIRL's protocol."""
 
 
-class Classifier(NamedTuple):
-    """`weights` [C,D] and `bias` [C] on features from which `mean` [D] is taken, times `scale`."""
+class Standardised(NamedTuple):
+    """Features [N,D] that count as standardised: minus `mean` [D], times `scale` [D].
 
-    weights: Tensor
-    bias: Tensor
+    The products apply mean and scale to the weights, so no standardised copy is made.
+    """
+
+    features: Tensor
     mean: Tensor
     scale: Tensor
 
-    def logits(self, features: Tensor) -> Tensor:
-        """[N,D] → [N,C]. Standardises the weights, so that no copy of the features is made."""
-        weights = self.weights * self.scale
-        return F.linear(features, weights, self.bias - weights @ self.mean)
+    def logits(self, weights: Tensor, bias: Tensor) -> Tensor:
+        """[C,D], [C] → [N,C]."""
+        weights = weights * self.scale
+        return F.linear(self.features, weights, bias - weights @ self.mean)
+
+    def some(self, rows: Tensor | slice) -> "Standardised":
+        """Return some of the rows."""
+        return self._replace(features=self.features[rows])
 
 
-def standardisation(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and 1 / standard deviation of each number, 0 for constants."""
-    mean, std = features.mean(0), features.std(0, correction=0)
+def standardise(train: Tensor, val: Tensor) -> tuple[Standardised, Standardised]:
+    """Standardise both splits by mean and standard deviation of the training split.
+
+    What is constant in training becomes 0. Where D exceeds the N training rows, both are rotated to
+    the span of these: N numbers instead of D, the same regularised fit.
+    """
+    mean, std = train.mean(0), train.std(0, correction=0)
     usable = std > 1e-6 * std.max().clamp_min(1e-12)
-    return mean, torch.where(usable, 1 / std, torch.zeros_like(std))
+    scale = torch.where(usable, 1 / std, torch.zeros_like(std))
+    if train.shape[1] <= len(train):
+        return Standardised(train, mean, scale), Standardised(val, mean, scale)
+    basis, upper = torch.linalg.qr(((train - mean) * scale).T)
+    zero, one = mean.new_zeros(len(train)), mean.new_ones(len(train))
+    rotated = ((val - mean) * scale) @ basis
+    return Standardised(upper.T.contiguous(), zero, one), Standardised(rotated, zero, one)
 
 
 def logistic_regression(
-    features: Tensor,
+    rows: Standardised,
     labels: Tensor,
     classes: int,
     strength: float,
-    start: Classifier | None = None,
-) -> Classifier:
-    """Fit [N,D] and [N] by full-batch L-BFGS from `start`, in chunks of rows.
+    start: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return weights [C,D] and bias [C], fitted by full-batch L-BFGS from `start`.
 
-    Minimises mean cross-entropy + strength/2 · |W|² on standardised features; the bias is free.
+    Minimises mean cross-entropy + strength/2 · |weights|²; the bias is free. Reads the features in
+    chunks of rows.
     """
     if start is None:
-        mean, scale = standardisation(features)
-        weights = features.new_zeros(classes, features.shape[1])
-        start = Classifier(weights, features.new_zeros(classes), mean, scale)
-    weights, bias = start.weights.clone().requires_grad_(), start.bias.clone().requires_grad_()
-    fitted = Classifier(weights, bias, start.mean, start.scale)
+        start = rows.mean.new_zeros(classes, len(rows.mean)), rows.mean.new_zeros(classes)
+    weights, bias = (values.clone().requires_grad_() for values in start)
     search = torch.optim.LBFGS(
         [weights, bias],
         max_iter=60,
@@ -70,27 +84,29 @@ def logistic_regression(
         search.zero_grad()
         total = strength / 2 * weights.square().sum()
         total.backward()
-        for rows, targets in zip(features.split(CHUNK), labels.split(CHUNK), strict=True):
-            loss = F.cross_entropy(fitted.logits(rows), targets, reduction="sum") / len(labels)
+        for first in range(0, len(labels), CHUNK):
+            part = slice(first, first + CHUNK)
+            logits = rows.some(part).logits(weights, bias)
+            loss = F.cross_entropy(logits, labels[part], reduction="sum") / len(labels)
             loss.backward()
             total = total.detach() + loss.detach()
         return total
 
     search.step(closure)
-    return Classifier(weights.detach(), bias.detach(), start.mean, start.scale)
+    return weights.detach(), bias.detach()
 
 
-def choose_strength(features: Tensor, labels: Tensor, classes: int) -> float:
+def choose_strength(rows: Standardised, labels: Tensor, classes: int) -> float:
     """Return the strength that does best on a fifth of every class, held out of the training rows.
 
     Each fit starts where the one before it ended.
     """
-    fit, held = (torch.as_tensor(rows) for rows in split_by_class(labels.cpu().numpy(), 0.2, 0))
-    some, rest = features[fit], features[held]
-    best, chosen, classifier = -1.0, STRENGTHS[0], None
+    fit, held = (torch.as_tensor(half) for half in split_by_class(labels.cpu().numpy(), 0.2, 0))
+    some, rest = rows.some(fit), rows.some(held)
+    best, chosen, fitted = -1.0, STRENGTHS[0], None
     for strength in STRENGTHS:
-        classifier = logistic_regression(some, labels[fit], classes, strength, classifier)
-        right = classifier.logits(rest).argmax(1) == labels[held]
+        fitted = logistic_regression(some, labels[fit], classes, strength, fitted)
+        right = rest.logits(*fitted).argmax(1) == labels[held]
         share = right.float().mean().item()
         if share > best:
             best, chosen = share, strength
@@ -166,11 +182,11 @@ class Linear(Evaluation):
 
     def regress(self, features: Features, probe: Probe) -> dict[str, Outcome]:
         """Return the hits of the logistic regression."""
-        classes = len(probe.classes)
-        strength = choose_strength(features.train, features.train_labels, classes)
-        classifier = logistic_regression(features.train, features.train_labels, classes, strength)
-        logits = classifier.logits(features.val)
-        return {**accuracy.hits(logits, features.val_labels, probe.classes)}
+        train, val = standardise(features.train, features.val)
+        labels, classes = features.train_labels, len(probe.classes)
+        strength = choose_strength(train, labels, classes)
+        logits = val.logits(*logistic_regression(train, labels, classes, strength))
+        return accuracy.hits(logits, features.val_labels, probe.classes)
 
     def descend(
         self, probe: Probe, candidate: Candidate, seed: int
@@ -225,6 +241,6 @@ class Linear(Evaluation):
                 logits[name].append(classifiers[name](rows))
         labels = torch.as_tensor(probe.val.labels)
         return {
-            name: {**accuracy.hits(torch.cat(parts), labels, probe.classes)}
+            name: accuracy.hits(torch.cat(parts), labels, probe.classes)
             for name, parts in logits.items()
         }

@@ -1,5 +1,8 @@
-"""Jigsaw puzzles: Noroozi & Favaro 2016, "Unsupervised Learning of Visual Representations by Solving Jigsaw Puzzles",
-arXiv:1603.09246. The covariant task that PIRL's jigsaw view is compared with. Letters: K patches, B images."""
+"""Jigsaw: Noroozi & Favaro 2016, "Unsupervised Learning of Visual Representations by Solving Jigsaw
+Puzzles", arXiv:1603.09246.
+
+The covariant task that PIRL's jigsaw view is compared with. Letters: K patches, B images.
+"""
 
 import functools
 import itertools
@@ -37,9 +40,10 @@ POOL = 300_000
 
 @functools.cache
 def hamming_permutations(patches: int, count: int, seed: int = 0) -> np.ndarray:
-    """uint8 [min(count, patches!), patches]: orders that differ in many places (the paper's algorithm 1).
+    """Return orders that differ in many places (algorithm 1): uint8 [min(count, patches!), patches].
 
-    Greedy: the first is random, each next one has the largest smallest Hamming distance to those before, ties falling at random.
+    Greedy: the first is random; each next one has the largest smallest Hamming distance to those
+    before, with ties broken at random.
     """
     rng = np.random.default_rng(seed)
     if patches <= 9:

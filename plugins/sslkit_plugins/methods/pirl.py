@@ -1,4 +1,5 @@
-"""PIRL: Misra & van der Maaten 2020, "Self-Supervised Learning of Pretext-Invariant Representations", arXiv:1912.01991.
+"""PIRL: Misra & van der Maaten 2020, "Self-Supervised Learning of Pretext-Invariant
+Representations", arXiv:1912.01991.
 
 Letters: B images, K patches, D features. "Official" is facebookresearch/vissl.
 """
@@ -128,7 +129,10 @@ class Rotation(Photometric):
         self.num_targets = {"rotation": 4}
 
     def __call__(self, image: Image.Image | Pixels, rng: np.random.Generator) -> Sample:
-        """Cut image and rotated, integer [C,size,size]; rotation, counter-clockwise quarter turns."""
+        """Cut image and rotated, integer [C,size,size].
+
+        `rotation` counts counter-clockwise quarter turns.
+        """
         whole, other = [flip_or_not(view, rng, self.flip) for view in self.cut(image, rng)]
         turns = int(rng.integers(4))
         rotated = torch.rot90(other, turns, (1, 2)).contiguous()

@@ -1,4 +1,4 @@
-"""What is done to the colours of a view: chances and strengths, and the lists of published methods."""
+"""What is done to the colours of a view: chances, strengths, and the lists of papers."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
@@ -165,9 +165,12 @@ def colours_of(
     if not isinstance(colours, tuple | list):
         return (_checked(colours, channels, key),)
     if len(colours) != count:
-        crops = "1 crop" if count == 1 else f"{count} crops"
-        message = f"holds {len(colours)} lists of colours for {crops}; write {count}, or a single"
-        raise RecipeError(Fault(key, f"{message} preset or mapping for all crops"))
+        lists = f"{len(colours)} list{'' if len(colours) == 1 else 's'} of colours"
+        message = f"holds {lists} for 1 crop; write a preset or a mapping"
+        if count > 1:
+            remedy = f"write {count}, or a single preset or mapping for all crops"
+            message = f"holds {lists} for {count} crops; {remedy}"
+        raise RecipeError(Fault(key, message))
     return tuple(_checked(one, channels, f"{key}.{i}") for i, one in enumerate(colours))
 
 

@@ -6,17 +6,18 @@ Letters: T terms, N rows, M negatives, D features.
 import math
 from itertools import permutations
 from statistics import NormalDist
+from typing import Annotated
 
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import NonNegativeFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sslkit.errors import Fault, RecipeError
 from sslkit.interfaces import Head, Loss, Negatives, Pixels, Sample
-from sslkit_plugins.views.photometric import Area, ColourList, Photometric
+from sslkit_plugins.views import Area, ColourLists, Cut, Photometric
 
 ORDERS = list(permutations(range(3)))
 
@@ -27,14 +28,18 @@ class ChannelOrder(Photometric):
     views = ("image", "permuted")
 
     def __init__(
-        self, *, size: PositiveInt = 224, min_area: Area = 0.2, colours: ColourList = "none"
+        self,
+        *,
+        size: Annotated[int, Field(ge=1, description="Side of both crops, px.")] = 224,
+        min_area: Annotated[Area, Field(description="Smallest part of the image in a crop.")] = 0.2,
+        colours: Annotated[ColourLists, Field(description="Colours of both crops.")] = "none",
     ) -> None:
-        self.size, self.colours, self.crops = size, colours, ((size, min_area),) * 2
-        self.shapes = {"image": (3, size, size), "permuted": (3, size, size)}
+        cut = Cut(size=size, area=(min_area, 1.0), colours=colours)
+        super().__init__({"image": cut, "permuted": cut})
         self.num_targets = {"order": len(ORDERS)}
 
     def __call__(self, image: Image.Image | Pixels, rng: np.random.Generator) -> Sample:
-        """image and permuted uint8 [3,size,size]; order [], a number of ORDERS."""
+        """Cut image and permuted uint8 [3,size,size]; order [], a number of ORDERS."""
         whole, other = self.cut(image, rng)
         number = int(rng.integers(len(ORDERS)))
         return Sample(
@@ -59,6 +64,8 @@ class Cosine(Head):
 class Hinge(Loss):
     """max(0, margin - cos⁺ + cos⁻), averaged over negatives, rows and terms: the triplet loss of FaceNet
     (Schroff et al. 2015, arXiv:1503.03832, section 3.1) with every negative of the sampler."""
+
+    needs_negatives = True
 
     def __init__(self, *, margin: NonNegativeFloat = 0.5) -> None:
         super().__init__()

@@ -1,0 +1,43 @@
+"""Negatives that are vectors at hand: rows of the batch, of a queue."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from sslkit import distributed
+from sslkit.interfaces import Negatives
+
+
+class KeyNegatives(Negatives):
+    """Vectors [M,D] that every query is compared with.
+
+    `own` bool [N,M] marks those of the query's own image, which give -inf; None marks none.
+    `count` is the number of candidates of a query, M unless it is given.
+    """
+
+    def __init__(
+        self, vectors: Tensor, own: Tensor | None = None, *, count: int | None = None
+    ) -> None:
+        self.vectors, self.own = vectors, own
+        self.count = len(vectors) if count is None else count
+
+    def similarity(self, query: Tensor) -> Tensor:
+        """[T,N,D] or [N,D] unit-norm queries → float32 [T,N,M] or [N,M]."""
+        with torch.autocast(query.device.type, enabled=False):
+            scores = query.float() @ self.vectors.float().T
+        return scores if self.own is None else scores.masked_fill(self.own, -math.inf)
+
+
+def in_batch(rows: Tensor, copies: int = 2) -> KeyNegatives:
+    """Take the rows of all other images of the global batch as negatives.
+
+    `rows` [B·copies,D] of unit norm are image-major: `copies` rows of one image stand together.
+    Every row of another image, on any rank, is a negative of each query, 2B-2 for two copies (Chen
+    et al. 2020, arXiv:2002.05709, section 2.1). Gradients reach the rows of all ranks.
+    """
+    every = distributed.gather_with_gradient(rows)
+    images = torch.arange(len(every), device=rows.device) // copies
+    first = distributed.rank() * len(rows)
+    own = images[first : first + len(rows)].unsqueeze(1) == images
+    return KeyNegatives(every, own, count=len(every) - copies)

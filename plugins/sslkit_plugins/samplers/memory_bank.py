@@ -1,0 +1,164 @@
+"""A memory of every image. Letters: T terms, B images, M negatives, D features, n images."""
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from sslkit import distributed
+from sslkit.errors import Fault, RecipeError
+from sslkit.interfaces import Draws, Negatives, NegativeSampler
+from sslkit_plugins.samplers.bank_negatives import BankNegatives
+from sslkit_plugins.samplers.blocks import Blocks
+
+BLOCK = 2**12
+"""Rows of a new bank that come from one generator."""
+
+Count = Annotated[int, Field(ge=1)]
+
+
+class MemoryBank(NegativeSampler):
+    """One unit-norm vector per image, which moves towards the image's newest embedding.
+
+    Wu et al. 2018, arXiv:1805.01978, section 3; PIRL: arXiv:1912.01991. A written row is
+    normalize(momentum · row + (1 - momentum) · embedding). For large sets, `dtype` keeps rows in
+    half precision (products, means and norms stay float32), and `shards: auto` gives each rank a
+    block of rows with the same results.
+    """
+
+    recalls = True
+
+    def __init__(
+        self,
+        dim: int,
+        num_images: int,
+        /,
+        *,
+        negatives: Annotated[
+            Count | Literal["all"],
+            Field(
+                description="Negatives of a query, drawn uniformly with replacement from the rows "
+                "of other images; `all`: every other row, for sets small enough. NPID: 4,096; "
+                "PIRL: 32,000."
+            ),
+        ] = 4096,
+        momentum: Annotated[
+            float,
+            Field(ge=0, le=1, description="Weight of the old row at an update. The papers: 0.5."),
+        ] = 0.5,
+        init: Annotated[
+            Literal["random", "forward"],
+            Field(
+                description="First rows: `random` unit vectors, or the embeddings that the "
+                "untrained network gives in a `forward` pass over all images."
+            ),
+        ] = "random",
+        draws: Annotated[
+            Literal["term", "image", "batch"],
+            Field(
+                description="Who has negatives of its own: each image and term of the loss (the "
+                "official code), each image, or the whole batch."
+            ),
+        ] = "term",
+        exclude_own: Annotated[
+            bool,
+            Field(
+                description="Never draw an image's own row; `false`: it may be drawn, as in the "
+                "official code."
+            ),
+        ] = True,
+        dtype: Annotated[
+            Literal["float32", "bfloat16", "float16"],
+            Field(description="Type of the rows; half precision halves the memory."),
+        ] = "float32",
+        shards: Annotated[
+            Literal["none", "auto"],
+            Field(description="`auto`: each rank holds a block of rows; `none`: all of them."),
+        ] = "none",
+    ) -> None:
+        super().__init__()
+        if num_images < 2:
+            message = f"a memory bank needs at least 2 images, the data set has {num_images}"
+            raise RecipeError(Fault("sampler", message))
+        self.negatives, self.momentum = negatives, momentum
+        self.draws, self.exclude_own = draws, exclude_own
+        self.needs_fill = init == "forward"
+        self.candidates = num_images - exclude_own if negatives == "all" else negatives
+        self.rows, self.shards, blocks = num_images, shards, Blocks(num_images)
+        self.blocks = blocks if shards == "auto" and distributed.world() > 1 else None
+        first, last = (0, num_images) if self.blocks is None else (blocks.first, blocks.last)
+        if first >= last:
+            message = (
+                f"{num_images} images are too few for {distributed.world()} ranks; set it to none"
+            )
+            raise RecipeError(Fault("sampler.shards", message))
+        self.bank: Tensor
+        self.register_buffer("bank", torch.empty(last - first, dim, dtype=getattr(torch, dtype)))
+        if not self.bank.is_meta:
+            self._randomise(first, last)
+
+    def _randomise(self, first: int, last: int) -> None:
+        """Set the rows first … last-1 of all to random unit vectors, alike however sharded."""
+        for block in range(first // BLOCK, -(-last // BLOCK)):
+            source = torch.Generator().manual_seed(Draws(torch.initial_seed(), block).seed)
+            drawn = torch.rand(BLOCK, self.bank.shape[1], generator=source)
+            drawn = F.normalize(drawn * 2 - 1)
+            begin, end = max(first, block * BLOCK), min(last, (block + 1) * BLOCK)
+            rows = drawn[begin - block * BLOCK : end - block * BLOCK]
+            self.bank[begin - first : end - first] = rows
+
+    def shard(self) -> dict[str, tuple[int, int, int]]:
+        """Return this rank's block of rows of `bank` with `shards: auto`."""
+        if self.shards == "none":
+            return {}
+        first = 0 if self.blocks is None else self.blocks.first
+        return {"bank": (first, first + len(self.bank), self.rows)}
+
+    def draw(self, index: Tensor, draws: Draws, terms: int = 1) -> Negatives:
+        """index int64 [B] → the negatives of these images, drawn anew; only reads the bank."""
+        own = index if self.exclude_own else None
+        return BankNegatives(self.bank, self._picks(index, draws, terms), own, self.blocks)
+
+    def _picks(self, index: Tensor, draws: Draws, terms: int) -> Tensor | None:
+        if self.negatives == "all":
+            return None
+        if self.draws == "batch":
+            return draws.shared_integers(self.negatives, high=self.rows, device=index.device)
+        sets, high = terms if self.draws == "term" else 1, self.rows - self.exclude_own
+        shape = (sets, self.negatives)
+        picks = draws.integers(len(index), *shape, high=high, device=index.device).transpose(0, 1)
+        if self.exclude_own:
+            picks += picks >= index.view(1, -1, 1)
+        return picks
+
+    def recall(self, index: Tensor) -> Tensor:
+        """index int64 [B] → float32 [B,D] unit-norm rows."""
+        if self.blocks is None:
+            return self.bank[index].float()
+        asked, place = self.blocks.route(index.unsqueeze(0))
+        return distributed.exchange(self.bank[asked]).flatten(0, 1)[place[0]].float()
+
+    @torch.no_grad()
+    def update(self, index: Tensor, keys: Tensor) -> None:
+        """Move the rows `index` [B], each named once, towards `keys` [B,D]."""
+        index, keys = self._held(index, keys)
+        old, new = self.bank[index].float(), F.normalize(keys.float(), dim=-1)
+        self._write(index, self.momentum * old + (1 - self.momentum) * new)
+
+    @torch.no_grad()
+    def fill(self, index: Tensor, keys: Tensor) -> None:
+        """Set the rows `index` [B] to `keys` [B,D], normalised."""
+        index, keys = self._held(index, keys)
+        self._write(index, keys.float())
+
+    def _held(self, index: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+        """Return those of `index` and `keys` whose rows this rank holds, counted from its first."""
+        if self.blocks is None:
+            return index, keys
+        here = (index >= self.blocks.first) & (index < self.blocks.last)
+        return index[here] - self.blocks.first, keys[here]
+
+    def _write(self, index: Tensor, rows: Tensor) -> None:
+        self.bank.index_copy_(0, index, F.normalize(rows, dim=-1).to(self.bank.dtype))

@@ -1,0 +1,1 @@
+"""BYOL, a package of somebody else's, beside sslkit."""

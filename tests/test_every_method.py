@@ -1,0 +1,185 @@
+"""What every method promises, asked of every recipe: ours at small sizes, BYOL, and the wirings."""
+
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import assert_same, everything
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from strangers import install, present
+
+from sslkit import distributed, recipe
+from sslkit.interfaces import Output
+from sslkit.runs import checkpoint
+from sslkit.training.build import build
+from sslkit.training.trainer import train
+
+TESTS = Path(__file__).parent
+OURS = sorted((TESTS.parent / "recipes").glob("*.yaml"))
+WIRINGS = sorted((TESTS / "wirings" / "recipes").glob("*.yaml"))
+EVERY = [*OURS, TESTS / "byol" / "recipe.yaml", *WIRINGS]
+EPOCH = 3
+"""Steps of an epoch: twelve images, four a step."""
+
+SMALL = {
+    "size": 32,
+    "resize": 32,
+    "grid": 2,
+    "patch": 12,
+    "permutations": 5,
+    "model": "test_resnet",
+    "hidden_dim": 16,
+    "out_dim": 16,
+    "batch_norm": False,
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def strangers(tmp_path_factory):
+    """BYOL and the wirings are installed."""
+    folder = tmp_path_factory.mktemp("site")
+    install(TESTS / "byol", folder)
+    install(TESTS / "wirings", folder)
+    with present(folder, "byol", "wirings"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Twelve images of two classes."""
+    folder, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    for number in range(12):
+        place = folder / "ab"[number % 2]
+        place.mkdir(exist_ok=True)
+        pixels = rng.integers(0, 256, (40, 44, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(place / f"{number:02}.png")
+    return folder
+
+
+def small(path, photos, *more):
+    """Read a recipe at small sizes."""
+    settings = ["train.epochs=2", "train.batch_size=4", "train.workers=0", "train.device=cpu"]
+    settings.append("train.precision=fp32")
+    if path not in WIRINGS:
+        settings += shrunk(recipe.read(path, data=str(photos)))
+    return recipe.read(path, overrides=[*settings, *more], data=str(photos))
+
+
+def shrunk(made):
+    """Settings that make the parts of a recipe small, among the options that they have."""
+    places = {"transform": made.transform, "encoder": made.encoder}
+    places |= {f"heads.{name}": head for name, head in made.heads.items()}
+    settings = []
+    for place, choice in places.items():
+        known = SMALL.keys() & choice.part.signature().options.keys()
+        settings += [f"{place}.{name}={str(SMALL[name]).lower()}" for name in sorted(known)]
+    for name in made.method.part.load().predicts:
+        settings.append(f"heads.{name}.out_dim=auto")
+    return settings
+
+
+def every(paths=EVERY):
+    return pytest.mark.parametrize("path", [pytest.param(path, id=name(path)) for path in paths])
+
+
+def name(path):
+    return path.parent.name if path.stem == "recipe" else path.stem
+
+
+def steps(run, count):
+    return list(islice(train(run), count))
+
+
+@every()
+@pytest.mark.parametrize("step", [EPOCH - 1, EPOCH], ids=["within an epoch", "at its border"])
+def test_a_resumed_run_is_the_same_run(path, photos, tmp_path, step):
+    made = small(path, photos)
+    unbroken, before, after = build(made), build(made), build(made)
+    expected = steps(unbroken, 2 * EPOCH)
+    steps(before, step)
+    checkpoint.save(before, tmp_path)
+    checkpoint.resume(after, tmp_path)
+    found = steps(after, 2 * EPOCH)
+    assert [row.number for row in found] == list(range(step + 1, 2 * EPOCH + 1))
+    assert_same(everything(after), everything(unbroken))
+    for row, other in zip(found, expected[step:], strict=True):
+        assert_same(row.metrics | {"loss": row.loss}, other.metrics | {"loss": other.loss})
+
+
+def without_batch_norm(made):
+    """Settings without batch norm, which sees half of the batch on each of two ranks."""
+    settings = []
+    if made.encoder.use == "timm":
+        settings.append("encoder.norm=group")
+    for head, choice in made.heads.items():
+        if "hidden_norm" in choice.options:
+            settings.append(f"heads.{head}.hidden_norm=false")
+    return settings
+
+
+@every()
+def test_two_ranks_train_as_one(path, photos, ranks, tmp_path):
+    """Four steps, over the border of an epoch."""
+    made = small(path, photos, *without_batch_norm(small(path, photos)))
+
+    def work(folder):
+        run = build(made)
+        steps(run, EPOCH + 1)
+        tensors = {name: value.contiguous() for name, value in everything(run).items()}
+        save_file(tensors, folder / f"{distributed.world()}-{distributed.rank()}.safetensors")
+
+    work(tmp_path)
+    assert ranks(work) == [0, 0]
+    names = ("1-0", "2-0", "2-1")
+    one, first, second = (load_file(tmp_path / f"{name}.safetensors") for name in names)
+    assert one.keys() == first.keys()
+    assert_same(first, second)
+    for name, value in one.items():
+        torch.testing.assert_close(first[name], value, rtol=1e-3, atol=2e-5, msg=name)
+
+
+@every()
+def test_a_skipped_step_changes_nothing(path, photos, monkeypatch):
+    run = build(small(path, photos, "train.on_nan=skip"))
+    forward = run.method.forward
+
+    def poisoned(batch, progress):
+        output = forward(batch, progress)
+        loss = output.loss * (float("nan") if progress.step == 1 else 1.0)
+        return Output(loss, output.metrics, output.feature_std, output.keep)
+
+    monkeypatch.setattr(run.method, "forward", poisoned)
+    trained = train(run)
+    assert not next(trained).skipped
+    before = {name: value.clone() for name, value in everything(run).items()}
+    assert next(trained).skipped
+    assert_same(everything(run), before)
+    assert not next(trained).skipped
+    assert any(not torch.equal(value, before[name]) for name, value in everything(run).items())
+
+
+@every()
+def test_the_first_loss_is_about_what_the_method_expects(path, photos):
+    """Mean over the micro-batches of one step of all twelve images, untrained."""
+    run = build(small(path, photos, "train.batch_size=12"))
+    expected = run.method.at_start(12)
+    (step,) = steps(run, 1)
+    if expected is None or any(sampler.needs_fill for sampler in run.method.samplers.values()):
+        pytest.skip("nothing is expected")
+    assert 0.6 * expected < step.loss.item() < 1.5 * expected
+
+
+@every()
+def test_metrics_are_finite_scalars_of_the_same_names_at_every_step(path, photos):
+    run = build(small(path, photos))
+    before = {name: value.clone() for name, value in run.method.encoder.named_parameters()}
+    found = steps(run, 2 * EPOCH)
+    for step in found:
+        assert step.metrics.keys() == found[0].metrics.keys()
+        for value in (step.loss, *step.metrics.values()):
+            assert value.shape == () and value.isfinite() and not value.requires_grad
+    moved = dict(run.method.encoder.named_parameters())
+    assert any(not torch.equal(value, before[name]) for name, value in moved.items())

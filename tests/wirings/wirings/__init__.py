@@ -1,0 +1,1 @@
+"""Methods that no paper proposes, one for each thing that the contracts allow."""

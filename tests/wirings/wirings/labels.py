@@ -1,0 +1,12 @@
+"""Training with the data set's labels."""
+
+from typing import ClassVar
+
+from sslkit_plugins.methods.predict import Predict
+
+
+class Supervised(Predict):
+    """Predict the class of an image."""
+
+    reads: ClassVar = {"label": "image"}
+    predicts: ClassVar = {"label": "label"}
