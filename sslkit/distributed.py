@@ -1,7 +1,8 @@
-"""The only file that knows ranks. One process is a world of one; every function then returns its argument.
+"""Ranks: the only file that knows torch.distributed.
 
-With many processes, parameters are kept equal by PyTorch's DistributedDataParallel, memory banks by `gather`: every rank writes
-the same rows in the same order.
+One process is a world of one; every function then returns its argument. With several ranks,
+DistributedDataParallel keeps parameters equal, and `gather` keeps memory banks equal: every rank
+writes the same rows in the same order.
 """
 
 import atexit
@@ -28,13 +29,14 @@ from sslkit import faults
 from sslkit.errors import LostProcess, SslkitError
 
 RESTARTS = 3
-"""How often `launch` starts all processes again where one was lost."""
+"""How often `launch` starts all ranks again where one was lost."""
 
 PATIENCE = timedelta(minutes=30)
-"""How long processes wait for each other."""
+"""How long ranks wait for each other."""
 
 ENDED = "SSLKIT_ENDED"
-"""The environment variable that names the file in which `launch` finds the exit code of a fault that no restart can mend."""
+"""The environment variable that names a file. `launch` finds in it the exit code of an error that
+no restart can mend."""
 
 GRACE = 10
 """Seconds that a rank with the same fault waits to be ended by the launcher."""
@@ -43,31 +45,32 @@ _parent = os.getppid()
 
 
 def rank() -> int:
-    """This process's number among all, from 0."""
+    """Return the number of this rank, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world() -> int:
-    """How many processes train together."""
+    """Return how many ranks train together."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def launched() -> bool:
-    """True in a process that `launch` or `torchrun` started."""
+    """Return whether `launch` or `torchrun` started this process."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def launch(devices: int, arguments: list[str]) -> int:
-    """Run `sslkit` with these arguments in `devices` processes of this machine, by PyTorch's elastic launcher, as `torchrun` would.
+    """Run `sslkit` with these arguments in `devices` ranks on this machine, as `torchrun` would.
 
-    Signals go on to all of them. Where one is lost, all are started again, RESTARTS times at most, and go on from the last checkpoint;
-    a fault that was told ends all at once. Returns the exit code of the first that failed, else 0.
+    Passes signals on to all ranks. Where one is lost, starts all again, RESTARTS times at most, from
+    the last checkpoint. An SslkitError ends all ranks at once. Returns the exit code of the first
+    rank that failed, else 0.
     """
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    # Its reports on a child that failed would bury the sentence that the child has printed.
+    # Its reports on a rank that failed would bury the sentence that the rank has printed.
     logging.disable(logging.CRITICAL)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // devices)))
     config = LaunchConfig(
@@ -84,7 +87,7 @@ def launch(devices: int, arguments: list[str]) -> int:
         ended = Path(folder) / "exit"
         os.environ[ENDED] = str(ended)
         try:
-            # A `python -m` of its own would import from the current folder, which may be a stranger's.
+            # `python -m` would also import from the current folder, which may hold foreign code.
             safe = [] if {"", os.getcwd()} & set(sys.path) else ["-P"]
             elastic_launch(config, sys.executable)(*safe, "-m", "sslkit", *arguments)
         except SignalException as stopped:
@@ -96,7 +99,7 @@ def launch(devices: int, arguments: list[str]) -> int:
 
 
 def _end_launcher(code: int) -> None:
-    """At this process's exit, when the fault has been printed, end the launcher too, which would start everything again."""
+    """End the launcher when this process exits, after printing the error: no restart mends it."""
 
     def end() -> None:
         Path(os.environ[ENDED]).write_text(str(code))
@@ -107,12 +110,12 @@ def _end_launcher(code: int) -> None:
 
 
 def abandoned() -> bool:
-    """True where the launcher of this process is gone: nobody would end it any more."""
+    """Return whether the launcher of this process is gone, and nothing would end it any more."""
     return launched() and os.getppid() != _parent
 
 
 def local_rank() -> int:
-    """This process's number on its machine: the index of its GPU."""
+    """Return the number of this rank on its machine: the index of its GPU."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
@@ -122,11 +125,11 @@ _start = 1
 
 
 def _meet(store: dist.Store, number: int, count: int) -> int:
-    """The number of this start, on which all processes agree.
+    """Return the number of this start, on which all ranks agree.
 
-    The launcher's store keeps what the processes before a restart left there, and launchers on several machines do not count restarts
-    alike. So process 0 counts a start and waits for the answers of all others, who answer each start once, whichever of their
-    predecessors did; then it tells them to go.
+    The launcher's store keeps what ranks before a restart left there, and launchers on several
+    machines do not count restarts alike. So rank 0 counts a start and waits for the answers of all
+    others. Each answers a start once, also if its predecessor did. Then rank 0 tells them to go.
     """
     if number == 0:
         start = store.add("sslkit/starts", 1)
@@ -149,9 +152,10 @@ def _meet(store: dist.Store, number: int, count: int) -> int:
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[None]:
-    """Join the processes that were launched together (NCCL on GPUs, gloo elsewhere); nothing to join where there is one.
+    """Join the ranks that were launched together, by NCCL on GPUs and gloo elsewhere.
 
-    The first process that fails tells why; the others, whose partner is gone or who met the same fault, end in silence.
+    The first rank that fails reports its error. The others, which lost a partner or met the same
+    error, end in silence. A single process has nothing to join.
     """
     global _store, _start  # noqa: PLW0603  (a process joins once)
     if not launched() or dist.is_initialized():
@@ -174,7 +178,7 @@ def joined(device: torch.device) -> Iterator[None]:
         yield
         dist.barrier()
     except Exception as error:
-        # No way out leads through a collective, for which the others may never come.
+        # No collectives on the error path: other ranks may never join.
         lost = faults.lost(error)
         if _first_to_fail(attempt, number) != number:
             if isinstance(error, SslkitError) and ENDED in os.environ:
@@ -184,8 +188,8 @@ def joined(device: torch.device) -> Iterator[None]:
         if lost:
             reason = re.sub(r"^\[\S+\] ", "", str(error).splitlines()[0]).partition(". ")[0]
             raise LostProcess(
-                f"another process of this run was lost ({reason}); where the launcher does not start all of them again by itself, go on "
-                "with: sslkit train --resume RUN"
+                f"another process of this run was lost ({reason}); where the launcher does not "
+                "start all of them again by itself, go on with: sslkit train --resume RUN"
             ) from error
         if isinstance(error, SslkitError):
             _end_launcher(2)
@@ -194,7 +198,7 @@ def joined(device: torch.device) -> Iterator[None]:
 
 
 def _first_to_fail(store: dist.Store, number: int) -> int:
-    """The process that failed first; where the store is gone, rank 0, which held it."""
+    """Return the rank that failed first; rank 0 where the store is gone, since it held it."""
     try:
         return int(store.compare_set("failed", "", str(number)))
     except RuntimeError:
@@ -202,13 +206,13 @@ def _first_to_fail(store: dist.Store, number: int) -> int:
 
 
 def remember(text: str) -> None:
-    """Leave a text with the launcher, for the processes that it may start in place of these."""
+    """Leave a text with the launcher, for ranks that it may start in place of these."""
     if _store is not None and rank() == 0:
         _store.set("sslkit/remembered", text)
 
 
 def remembered() -> str | None:
-    """What the processes before a restart left with the launcher; None at the first start."""
+    """Return the text that ranks before a restart left with the launcher; None at the start."""
     if _store is None or _start == 1:
         return None
     text = (
@@ -229,7 +233,7 @@ def gather(rows: Tensor) -> Tensor:
 
 
 def gather_with_gradient(rows: Tensor) -> Tensor:
-    """[B,…] of every rank → [world·B,…]; the gradient of a row is summed over the ranks that used it."""
+    """[B,…] of every rank → [world·B,…]; sums the gradient of a row over the ranks that used it."""
     return rows if world() == 1 else _Gather.apply(rows)
 
 
@@ -252,7 +256,7 @@ def barrier() -> None:
 
 
 def mean(value: Tensor) -> Tensor:
-    """The mean over ranks of a tensor without gradient."""
+    """Return the mean over ranks of a tensor without gradient."""
     if world() == 1:
         return value
     total = value.detach().clone()
@@ -261,14 +265,14 @@ def mean(value: Tensor) -> Tensor:
 
 
 def broadcast(tensors: Iterable[Tensor]) -> None:
-    """Give every rank rank 0's values (a memory bank averaged over ranks would lose its unit norms)."""
+    """Give every rank rank 0's values. A mean of memory banks would lose their unit norms."""
     if world() > 1:
         for tensor in tensors:
             dist.broadcast(tensor.data, src=0)
 
 
 def broadcast_text(text: str) -> str:
-    """Rank 0's text on every rank."""
+    """Return rank 0's text on every rank."""
     if world() == 1:
         return text
     device = (
@@ -289,7 +293,10 @@ def broadcast_text(text: str) -> str:
 
 
 def summing(model: torch.nn.Module, last: bool) -> AbstractContextManager:
-    """Around the forward and backward pass of a part of a batch: gradients are averaged over ranks at the last part only."""
+    """Average gradients over ranks at the last micro-batch only.
+
+    Use it around the forward and backward pass of a micro-batch.
+    """
     return (
         model.no_sync()
         if isinstance(model, torch.nn.parallel.DistributedDataParallel) and not last
@@ -298,7 +305,7 @@ def summing(model: torch.nn.Module, last: bool) -> AbstractContextManager:
 
 
 def any_rank(flag: bool, device: torch.device) -> bool:
-    """True on every rank if it is True on one."""
+    """Return True on every rank if `flag` is True on one."""
     if world() == 1:
         return flag
     raised = torch.tensor(float(flag), device=device)
@@ -313,10 +320,10 @@ def parallel(
     device: torch.device,
     uses_every_parameter: bool = True,
 ) -> torch.nn.Module:
-    """`method` as it is in one process; wrapped so that gradients are the mean over ranks in many.
+    """Return `method`, wrapped with several ranks so that gradients are the mean over ranks.
 
-    Buffers are not broadcast at each forward pass: the memory bank is one, equal on all ranks already, and rank 0's batch-norm
-    statistics are the ones that are saved.
+    Buffers are not broadcast at each forward pass: memory banks are equal on all ranks already, and
+    rank 0's batch-norm statistics are the ones that are saved.
     """
     if world() == 1:
         return method
@@ -334,7 +341,7 @@ def parallel(
 
 
 def largest(number: Tensor) -> int:
-    """The largest of the ranks' numbers."""
+    """Return the largest of the ranks' numbers."""
     if world() == 1:
         return int(number.item())
     found = number.clone()
@@ -343,7 +350,8 @@ def largest(number: Tensor) -> int:
 
 
 def exchange(rows: Tensor) -> Tensor:
-    """[world·B,…], B rows for each rank in order → [world·B,…], what each rank meant for this one; gradients go the way back."""
+    """[world·B,…], B rows for each rank in order → [world·B,…], the rows that each rank meant for
+    this one; gradients go the way back."""
     return rows if world() == 1 else _Exchange.apply(rows)
 
 

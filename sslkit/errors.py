@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 
 def printable(text: str) -> str:
-    """One line that cannot steer a terminal: line ends, control characters and what is no text stand there as escapes."""
+    """Return one line that cannot steer a terminal: control characters and line ends escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -17,7 +17,7 @@ class SslkitError(Exception):
 
 @dataclass(frozen=True)
 class Fault:
-    """One fault of a recipe: where (file and line, where it has them), which dotted key, and the sentence with its remedy."""
+    """One fault of a recipe: file and line, dotted key, a sentence with a remedy."""
 
     key: str
     message: str
@@ -25,19 +25,15 @@ class Fault:
     line: int | None = None
 
     def __post_init__(self) -> None:
-        """A fault is one line, whatever a stranger's file has put into it."""
+        """Keep a fault to one line, whatever a file has put into it."""
         for name in ("key", "message", "file"):
             if (text := getattr(self, name)) is not None:
                 object.__setattr__(self, name, printable(text))
 
     def __str__(self) -> str:
-        place = (
-            ""
-            if self.file is None
-            else self.file
-            if self.line is None
-            else f"{self.file}:{self.line}"
-        )
+        place = self.file or ""
+        if self.file is not None and self.line is not None:
+            place = f"{self.file}:{self.line}"
         return "  ".join(part for part in (place, self.key, self.message) if part)
 
 
@@ -70,4 +66,4 @@ class TrainingError(SslkitError):
 
 
 class LostProcess(SslkitError):  # noqa: N818  (it names what happened)
-    """Another process of a run ended without a word: killed, or its machine gone."""
+    """Another rank died without reporting an error: killed, or its machine gone."""

@@ -1,6 +1,7 @@
 """Recipe → parts: each made with its runtime arguments, and checked against the others."""
 
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Literal
 
 import torch
@@ -17,6 +18,7 @@ from sslkit.interfaces import (
     Loss,
     Method,
     NegativeSampler,
+    Normalisation,
     Parts,
     PretextTransform,
 )
@@ -25,17 +27,17 @@ from sslkit.recipe import Choice, Recipe, wiring
 MEMORIES = 1000
 """First number of the random streams of further memories, away from those of training."""
 
-CONTRACTS: dict[str, tuple[type, tuple[str, ...]]] = {
-    "encoders": (Encoder, ("dim", "dims", "normalisation")),
-    "heads": (Head, ("out_dim",)),
-    "transforms": (PretextTransform, ("size", "shapes", "num_targets")),
-    "samplers": (NegativeSampler, ("candidates",)),
-    "losses": (Loss, ()),
-    "methods": (Method, ()),
-    "datasets": (ImageSource, ("names",)),
-    "evaluations": (Evaluation, ()),
+CONTRACTS: dict[str, tuple[type, dict[str, type]]] = {
+    "encoders": (Encoder, {"dim": int, "dims": dict, "normalisation": Normalisation}),
+    "heads": (Head, {"out_dim": int}),
+    "transforms": (PretextTransform, {"size": int, "shapes": dict, "num_targets": dict}),
+    "samplers": (NegativeSampler, {"candidates": int}),
+    "losses": (Loss, {}),
+    "methods": (Method, {}),
+    "datasets": (ImageSource, {"names": object}),
+    "evaluations": (Evaluation, {}),
 }
-"""The base class of each kind, and the attributes that an instance must have."""
+"""The base class of each kind, and the attributes that an instance must have, with their types."""
 
 
 @dataclass(frozen=True)
@@ -72,15 +74,25 @@ def make(choice: Choice, *, place: str = "", **known: object):
     called = f"{choice.part.shown}{f' ({place})' if place else ''}"
     with faults.telling(f"{called} fails in __init__"):
         made = cls(*arguments, **choice.arguments)
-    base, promised = CONTRACTS[choice.kind]
-    if not isinstance(made, base):
-        raise PluginError(f"{called} is no sslkit.interfaces.{base.__name__}; derive it from that")
     faults.label(made, called)
     with faults.telling():
-        for name in promised:
-            if not hasattr(made, name):
-                raise PluginError(f"{called} has no attribute '{name}'; set it in __init__")
+        _check_contract(made, choice.kind, called)
     return made
+
+
+def _check_contract(made: object, kind: str, called: str) -> None:
+    """Raise PluginError where a part is not of its kind, or lacks an attribute of it."""
+    base, promised = CONTRACTS[kind]
+    if not isinstance(made, base):
+        raise PluginError(f"{called} is no sslkit.interfaces.{base.__name__}; derive it from that")
+    for name, cls in promised.items():
+        if not hasattr(made, name):
+            raise PluginError(f"{called} has no attribute '{name}'; set it in __init__")
+        value = getattr(made, name)
+        if not isinstance(value, Integral if cls is int else cls):
+            raise PluginError(
+                f"{called} says {name} = {value!r}; it must be of type {cls.__name__}"
+            )
 
 
 def make_source(recipe: Recipe, split: str) -> ImageSource:

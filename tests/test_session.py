@@ -1,4 +1,4 @@
-"""Training sessions as a user starts them: killed, signalled, continued, failing; and what is in a run folder."""
+"""Training sessions as a user starts them: killed, signalled, resumed, failing; run folders."""
 
 import errno
 import json

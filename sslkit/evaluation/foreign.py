@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from sslkit import faults
 from sslkit.errors import Fault, RecipeError, SslkitError
 from sslkit.evaluation.candidates import Network, normaliser
 from sslkit.interfaces import Candidate, Encoder, ImageSource
@@ -108,7 +109,8 @@ def _of_folder(folder: Path) -> Foreign:
     parts = registry.parts("encoders")
     for part in parts:
         cls: Any = part.load()
-        options = cls.opens(folder)
+        with faults.telling(f"{part.shown} fails in opens"):
+            options = cls.opens(folder)
         if options is not None:
             return Foreign(_name(folder.resolve()), _choice(part, options), True)
     names = ", ".join(part.name for part in parts)

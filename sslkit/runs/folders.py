@@ -25,8 +25,8 @@ def check_place(root: Path) -> None:
         )
     if not os.access(place, os.W_OK | os.X_OK):
         raise CheckpointError(
-            f"cannot make the run folder below {root}: {place} is not writable; choose another place "
-            "with --runs"
+            f"cannot make the run folder below {root}: {place} is not writable; choose another "
+            "place with --runs"
         )
 
 
@@ -127,7 +127,7 @@ def _take(lock: int, folder: Path) -> None:
     try:
         import fcntl
 
-        # A record lock: loader workers, which may outlive a process that was killed, do not inherit it.
+        # A record lock: loader workers do not inherit it, and may outlive a killed process.
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.ftruncate(lock, 0)
         os.write(lock, f"process {os.getpid()} on {platform.node()}".encode())

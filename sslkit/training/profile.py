@@ -115,9 +115,9 @@ def _hook(module: nn.Module, section: str, watch: Stopwatch, stack: ExitStack) -
     stack.callback(after.remove)
 
 
-def _classes(base: type) -> list[type]:
+def _classes(base: type[Any]) -> list[type]:
     """Return `base` and all classes below it."""
-    found = [base]
+    found: list[type] = [base]
     for cls in base.__subclasses__():
         found += _classes(cls)
     return list(dict.fromkeys(found))
@@ -183,8 +183,8 @@ class Profile:
             )
         if self.busy is None and overhead >= 0.1:
             return (
-                f"overhead-bound: {100 * overhead:.0f} % of a step is the loop itself; use a larger "
-                "batch (--set train.batch_size=…)"
+                f"overhead-bound: {100 * overhead:.0f} % of a step is the loop itself; use a "
+                "larger batch (--set train.batch_size=…)"
             )
         largest = max(self.seconds, key=lambda name: self.seconds[name])
         return (

@@ -31,6 +31,9 @@ class Promises:
         if not isinstance(output, Output):
             kind = type(output).__name__
             raise PluginError(f"{self.called} returned {kind}; it must return an Output")
+        for field in ("metrics", "feature_std", "keep"):
+            if not isinstance(getattr(output, field), dict):
+                raise PluginError(f"{self.called} returned an Output whose {field} are no dict")
         loss = output.loss
         if not isinstance(loss, Tensor) or loss.dim() > 0 or not loss.is_floating_point():
             raise PluginError(

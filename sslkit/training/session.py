@@ -1,5 +1,6 @@
 """One training session: trains a run, checks and records its steps, stops at signals."""
 
+import gc
 import signal
 import time
 from collections.abc import Callable, Iterator
