@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from sslkit.errors import Fault, RecipeError
 from sslkit.interfaces import Head, Loss, Negatives, Pixels, Sample
-from sslkit_plugins.views import Area, ColourLists, Cut, Photometric
+from sslkit_plugins.views import Area, ColourList, Cut, Photometric
 
 ORDERS = list(permutations(range(3)))
 
@@ -32,7 +32,7 @@ class ChannelOrder(Photometric):
         *,
         size: Annotated[int, Field(ge=1, description="Side of both crops, px.")] = 224,
         min_area: Annotated[Area, Field(description="Smallest part of the image in a crop.")] = 0.2,
-        colours: Annotated[ColourLists, Field(description="Colours of both crops.")] = "none",
+        colours: Annotated[ColourList, Field(description="Colours of both crops.")] = "none",
     ) -> None:
         cut = Cut(size=size, area=(min_area, 1.0), colours=colours)
         super().__init__({"image": cut, "permuted": cut})
