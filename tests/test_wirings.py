@@ -180,6 +180,14 @@ def test_what_does_not_fit_is_refused_before_anything(
     assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"], "nothing is written"
 
 
+@pytest.mark.parametrize("path", sorted((WIRINGS / "recipes").glob("*.yaml")), ids=lambda p: p.stem)
+def test_what_fits_can_be_planned(path, photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, output = sslkit("plan", path, "--data", photos)
+    assert code == 0, output
+    assert not list(tmp_path.iterdir()), "nothing is written"
+
+
 MADE = {
     "a segment that the encoder lacks": (
         "two_memories",
@@ -343,7 +351,8 @@ def test_a_method_that_leaves_weights_out_has_to_say_so(photos, ranks, capfd):
 
     assert sorted(ranks(work)) == [1, 2]
     assert (
-        "method 'claims' leaves 2 weights without gradient, heads.odd.project.weight the first; "
+        "method 'claims' of wirings 1.0 leaves 2 weights without gradient, heads.odd.project.weight "
+        "the first; "
         "to train it on several ranks, set the class attribute uses_every_parameter = False"
     ) in capfd.readouterr().err
 
