@@ -1,4 +1,4 @@
-"""Whatever is wrong with a recipe, a `--set` or a command: one clear sentence, where, exit code 2, no traceback, nothing written."""
+"""A fault of a recipe, a `--set` or a command: one sentence with its place, exit code 2."""
 
 import subprocess
 import sys
@@ -342,7 +342,7 @@ def test_data_that_is_not_there(data: str, sentence: str) -> None:
     assert check(VALID, "--data", data)[0].startswith(sentence)
 
 
-def test_a_view_that_nobody_makes_and_a_sampler_that_nobody_reads() -> None:
+def test_a_view_without_transform_and_a_sampler_without_reader() -> None:
     faults = check(
         VALID.replace("use: pirl", "use: jigsaw").replace(
             "{use: jigsaw}\nencoder", "{use: rotate}\nencoder"
@@ -350,7 +350,8 @@ def test_a_view_that_nobody_makes_and_a_sampler_that_nobody_reads() -> None:
     )
     view, head, *_, sampler, loss = faults
     assert view.startswith(
-        "mine.yaml:4 transform method 'jigsaw' reads the view 'patches', which transform 'rotate' does not make;"
+        "mine.yaml:4 transform method 'jigsaw' reads the view 'patches', which transform 'rotate' "
+        "does not make; transforms that do: jigsaw, jigsaw_rotation, "
     )
     able = view.partition("transforms that do: ")[2].split(", ")
     assert {"jigsaw", "jigsaw_rotation", "puzzle"} <= set(able)
@@ -402,7 +403,7 @@ def test_a_broken_command_line(arguments: list[str], sentence: str) -> None:
     assert sentence in errors
 
 
-def test_the_real_command_needs_no_torch_and_shows_no_traceback() -> None:
+def test_the_command_needs_no_torch_and_shows_no_traceback() -> None:
     Path("mine.yaml").write_text(VALID)
     Path("broken.yaml").write_text(VALID.replace("temperature", "temprature"))
     sentence = "broken.yaml:10  loss.temprature  no such option of lambda_nce; did you mean 'temperature'?\n"

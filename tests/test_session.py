@@ -75,7 +75,7 @@ def is_writing(runs: Path):
     )
 
 
-def test_a_run_that_is_killed_and_signalled_again_and_again_ends_as_one_that_was_not(
+def test_a_killed_and_signalled_run_ends_as_an_unbroken_one(
     tiny, unbroken, tmp_path
 ):
     runs = tmp_path / "runs"
@@ -128,7 +128,7 @@ def test_a_run_that_is_killed_and_signalled_again_and_again_ends_as_one_that_was
 
 
 @pytest.mark.parametrize(("again", "code"), [(0, -signal.SIGINT), (60, 0)])
-def test_a_second_signal_ends_the_process_at_once_unless_it_is_an_echo(again, code):
+def test_a_second_signal_ends_the_process_unless_it_is_an_echo(again, code):
     """A terminal and a launcher may both pass on the first, a moment apart."""
     script = f"""
 import os, signal
@@ -305,7 +305,7 @@ def test_a_folder_that_is_removed_ends_the_run_with_a_sentence(tiny, tmp_path):
     )
 
 
-def test_a_loss_that_is_not_finite_stops_with_its_step_and_keeps_the_last_good_checkpoint(
+def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(
     tiny, tmp_path, monkeypatch
 ):
     break_loss(monkeypatch, 3)
@@ -367,7 +367,7 @@ def test_places_that_cannot_be_written_or_found(tiny, tmp_path):
     assert code == 2 and "is not a run folder" in err
 
 
-def test_a_run_that_ended_before_its_first_checkpoint_begins_anew(tiny, unbroken, tmp_path):
+def test_a_run_without_a_checkpoint_begins_anew(tiny, unbroken, tmp_path):
     folder = folders.new_folder(tmp_path, recipe.read(unbroken / "recipe.yaml"))
     (folder / "metrics.jsonl").write_text('{"step": 1, "loss": 5.0}\n')
     code, _, err = sslkit("train", "--resume", folder)

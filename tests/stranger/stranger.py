@@ -9,8 +9,9 @@ from torch import nn
 from sslkit.interfaces import Head, ImageSource, Loss
 from sslkit_plugins.heads import Linear
 from sslkit_plugins.losses import InfoNCE
-from sslkit_plugins.methods.npid import Augment, Npid
+from sslkit_plugins.methods.npid import Npid
 from sslkit_plugins.shapes import Shapes
+from sslkit_plugins.views import Augment
 
 MADE_UP = (500, 375)
 """Size of the images of a rehearsal, px."""
