@@ -148,7 +148,7 @@ def test_a_preset_with_changes_keeps_the_rest(here, tmp_path):
     assert colours == Colours(jitter=(0.4, 0.4, 0.4, 0.1), jitter_chance=0.8, gray=0.2)
 
 
-# ------------------------------------------------------------------------ the command line
+# --------------------------------------------------------------------------------- the command line
 
 
 def sslkit(site, *arguments):
