@@ -23,7 +23,8 @@ class Momentum(nn.ModuleDict):
     @torch.no_grad()
     def follow(self, momentum: float, **modules: nn.Module) -> None:
         """Set copies to momentum · copy + (1 - momentum) · original, over all parameters."""
-        copies, originals = [], []
+        copies: list[Tensor] = []
+        originals: list[Tensor] = []
         for name, module in modules.items():
             copies += list(self[name].parameters())
             originals += list(module.parameters())

@@ -29,19 +29,9 @@ class ChannelOrder(Photometric):
     def __init__(
         self,
         *,
-<<<<<<< .merge_file_JiERml
         size: Annotated[int, Field(ge=1, description="Side of both crops, px.")] = 224,
         min_area: Annotated[Area, Field(description="Smallest part of the image in a crop.")] = 0.2,
         colours: Annotated[ColourList, Field(description="Colours of both crops.")] = "none",
-=======
-        size: Annotated[int, Field(ge=1, description="Side of both crops, px. Usually 224.")] = 224,
-        min_area: Annotated[
-            Area, Field(description="Smallest part of the image in a crop. Usually 0.08 to 0.2.")
-        ] = 0.2,
-        colours: Annotated[
-            ColourList, Field(description="What is done to the colours of both crops.")
-        ] = "none",
->>>>>>> .merge_file_AEI272
     ) -> None:
         cut = Cut(size=size, area=(min_area, 1.0), colours=colours)
         super().__init__({"image": cut, "permuted": cut})
