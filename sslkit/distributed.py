@@ -328,7 +328,10 @@ def parallel(
     if world() == 1:
         return method
     if sync_batchnorm:
-        method = torch.nn.SyncBatchNorm.convert_sync_batchnorm(method)
+        # PyTorch's own function would drop the activations that timm's batch norms hold.
+        from timm.layers import convert_sync_batchnorm
+
+        method = convert_sync_batchnorm(method)
     method.to(device)
     with warnings.catch_warnings():
         # The option's new name is not in the oldest PyTorch that we support.

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save, save_file
 from timm_models import SMALLEST
 from torch import nn
 
-from sslkit import recipe
+from sslkit import distributed, recipe
 from sslkit.errors import RecipeError, SslkitError
 from sslkit.runs import checkpoint, files
 from sslkit.training.build import build
@@ -186,7 +186,10 @@ def test_the_trial_leaves_the_weights_as_timm_draws_them():
             {"weights": "timm", "norm": "group"},
             "encoder.norm  timm's weights belong to batch norms, which 'group' replaces",
         ),
-        ({"weights": "nowhere"}, "encoder.weights  there is no file or folder nowhere"),
+        (
+            {"weights": "nowhere"},
+            f"encoder.weights  there is no file or folder {Path('nowhere').absolute()}; put",
+        ),
     ],
 )
 def test_what_does_not_fit_is_one_sentence(options, sentence):
@@ -284,6 +287,19 @@ def test_a_small_stem_is_built_step_by_step(library, tmp_path):
     other, again = opened(made, library, tmp_path), Timm((64,), 3, **Timm.opens(tmp_path)).eval()
     with torch.no_grad():
         assert same(made(noise()), other(noise())) and same(made(noise()), again(noise()))
+
+
+def test_norms_over_ranks_keep_activations(monkeypatch):
+    """PyTorch's conversion drops the activations that timm's batch norms hold."""
+    made = encoder("test_efficientnet").eval()
+    with torch.no_grad():
+        before = made(noise())
+    monkeypatch.setattr(distributed, "world", lambda: 2)
+    monkeypatch.setattr(nn.parallel, "DistributedDataParallel", lambda method, **_: method)
+    after = distributed.parallel(made, sync_batchnorm=True, device=torch.device("cpu"))
+    assert any(isinstance(module, nn.SyncBatchNorm) for module in after.modules())
+    with torch.no_grad():
+        assert torch.equal(after(noise()), before)
 
 
 # ------------------------------------------------------------------------------------- weights

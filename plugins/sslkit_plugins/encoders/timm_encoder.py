@@ -83,7 +83,9 @@ class Timm(Encoder):
         norm_splits: Annotated[
             int,
             Field(
-                ge=2, description="Parts of a batch with `norm: split`; 8 in MoCo's demonstration."
+                ge=2,
+                description="Parts of a batch with `norm: split`; 8 in MoCo's demonstration. "
+                "train.sync_batchnorm undoes the split.",
             ),
         ] = 2,
         img_size: Annotated[
