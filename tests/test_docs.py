@@ -86,5 +86,6 @@ def test_commands_and_files_named_in_the_docs_exist():
             assert command in commands, f"{page.name}: sslkit {command}"
         for name in re.findall(r"recipes/[\w/]+\.yaml", text):
             assert (ROOT / name).exists() or "mine" in name, f"{page.name}: {name}"
-        for link in re.findall(r"\]\((?!http)([^)#]+)\)", text):
+        prose = re.sub(r"^```python\n.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+        for link in re.findall(r"\]\((?!http)([^)#]+)\)", prose):
             assert (page.parent / link).exists(), f"{page.name}: {link}"
