@@ -1,10 +1,10 @@
-"""How fast are views made? PIRL's official list of operations, per image and per patch in a loader's worker with PIL, against ours.
+"""How fast are views made? PIRL's official list of operations, with PIL in a worker, against ours.
 
-    python benchmarks/views.py [--data DIR]             # images/s on one core, and where our time goes
+    python benchmarks/views.py [--data DIR]             # images/s on one core, where our time goes
     python benchmarks/views.py --decode [--data DIR]    # decoders on JPEG, PNG and WebP
 
-DIR holds images of about 160 pixels; without it some are made. The same are enlarged to 500 pixels. All times are CPU time of one
-thread, the least of several repeats, what is compared taking turns.
+DIR holds images of about 160 pixels; without it some are made. The same are enlarged to 500 pixels.
+All times are CPU time of one thread, the least of several repeats; what is compared takes turns.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from sslkit_plugins.datasets.decoding import ENDINGS
 from sslkit_plugins.methods.pirl import Jigsaw
 from sslkit_plugins.views import Normaliser, steps
 
-# ------------------------------------------------------------------------------ the official list, as VISSL's configuration has it
+# ----------------------------------------------- the official list, as VISSL's configuration has it
 
 
 def photometric(image: Image.Image) -> Image.Image:
@@ -73,11 +73,11 @@ def official(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
     return whole, torch.stack([COLOURS(patch) for patch in patches])
 
 
-# ------------------------------------------------------------------------------------------------------------------------- images
+# ------------------------------------------------------------------------------------------- images
 
 
 def write_pictures(folder: Path, data: Path | None, count: int) -> None:
-    """`count` images from below `data`, as they are, or made ones of 160 pixels: soft spots and some noise."""
+    """Write `count` images from below `data`, or made ones of 160 pixels: soft spots and noise."""
     folder.mkdir()
     if data is not None:
         found = sorted(path for path in data.rglob("*") if path.suffix.lower() in ENDINGS)
@@ -123,7 +123,7 @@ def least(repeats: int, **works: Callable[[], object]) -> dict[str, float]:
     return {name: min(found) for name, found in times.items()}
 
 
-# ------------------------------------------------------------------------------------------------------------------------- tables
+# ------------------------------------------------------------------------------------------- tables
 
 
 def compare(folder: Path, batch_size: int, repeats: int) -> None:
@@ -154,13 +154,11 @@ def compare(folder: Path, batch_size: int, repeats: int) -> None:
     print(f"\n{folder.name} px: {count} images, batches of {loader.batch_size}")
     print(f"{'':34} ms/image  images/s  against the official list")
     print(f"{'official list, PIL in the worker':34} {theirs:8.2f} {1000 / theirs:9.1f}")
-    print(
-        f"{'ours, worker':34} {worker:8.2f} {1000 / worker:9.1f}  1/{theirs / worker:.1f} of its CPU time"
-    )
+    share = f"1/{theirs / worker:.1f} of its CPU time"
+    print(f"{'ours, worker':34} {worker:8.2f} {1000 / worker:9.1f}  {share}")
     print(f"{'ours, device phase on the CPU':34} {device:8.2f} {1000 / device:9.1f}")
-    print(
-        f"{'ours, both on one core':34} {both:8.2f} {1000 / both:9.1f}  {theirs / both:.1f} times its images/s"
-    )
+    times = f"{theirs / both:.1f} times its images/s"
+    print(f"{'ours, both on one core':34} {both:8.2f} {1000 / both:9.1f}  {times}")
     parts = {
         "read and decode": found["fetch"],
         "resize": found["cut"],
@@ -176,7 +174,10 @@ def compare(folder: Path, batch_size: int, repeats: int) -> None:
 def operations(
     transform: Jigsaw, batches: list[Batch], count: int, repeats: int
 ) -> dict[str, float]:
-    """ms an image of each operation of the device phase and of what lies between them, in the fastest of several runs."""
+    """Return ms an image of each operation of the device phase and of the rest of it.
+
+    Those of the fastest of several runs.
+    """
     runs = []
     for _ in range(repeats):
         spent: dict[str, float] = defaultdict(float)
@@ -210,9 +211,11 @@ def timed(spent: dict[str, float]) -> Iterator[None]:
         return [step._replace(operation=clock(step.operation)) for step in draw_steps(*arguments)]
 
     draw_steps, normalise = steps.draw_steps, Normaliser.__call__
-    steps.draw_steps, Normaliser.__call__ = draw, clock(normalise, "normalise")  # type: ignore[method-assign]
+    steps.draw_steps = draw
+    setattr(Normaliser, "__call__", clock(normalise, "normalise"))  # noqa: B010
     yield
-    steps.draw_steps, Normaliser.__call__ = draw_steps, normalise  # type: ignore[method-assign]
+    steps.draw_steps = draw_steps
+    setattr(Normaliser, "__call__", normalise)  # noqa: B010
 
 
 def decoders(images: list[Image.Image], repeats: int) -> None:

@@ -3,17 +3,21 @@
 import base64
 import hashlib
 import json
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 COMMIT = "a" * 40
 
 
 class Hub(ThreadingHTTPServer):
-    """Holds `files` by name, the request that `made` the repository, and the `tokens` it was sent."""
+    """Holds `files` by name, the request that `made` the repository, and the `tokens` it got."""
 
     def __init__(self, files: dict[str, bytes]) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -102,3 +106,11 @@ def serving(files: dict[str, bytes] | None = None) -> Iterator[Hub]:
         hub.shutdown()
         thread.join()
         hub.server_close()
+
+
+def on_hub(home: Path, address: str, *words: object) -> subprocess.CompletedProcess[str]:
+    """Run Python in `home` with a hub and a cache of its own, and a token that is none."""
+    env = os.environ | {"HF_ENDPOINT": address, "HF_TOKEN": "hf_none", "HF_HOME": str(home)}
+    env |= {"HF_HUB_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *map(str, words)]
+    return subprocess.run(command, env=env, cwd=home, capture_output=True, text=True, check=False)

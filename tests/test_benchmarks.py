@@ -31,6 +31,12 @@ def test_views(options, shown):
     assert shown in printed("views.py", "--images", "4", "--repeats", "1", *options)
 
 
+@pytest.mark.parametrize("more", [(), ("--wide",)], ids=["closure", "wide"])
+def test_probe(more):
+    small = ("--rows", "100", "--classes", "3", "--dim", "8", "--repeats", "1")
+    assert "| ratio |" in printed("probe.py", *small, *more)
+
+
 def test_step():
     assert "| tiny | float32 |" in printed(
         "step.py", "--cases", "tiny", "--steps", "2", "--set", "train.precision=fp32"

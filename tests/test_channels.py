@@ -68,7 +68,7 @@ def bands(tmp_path):
     return path
 
 
-# ------------------------------------------------------------------------------- data sets
+# ---------------------------------------------------------------------------------------- data sets
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
@@ -136,7 +136,7 @@ def test_an_image_of_other_channels_counts_as_unreadable():
     assert reason == "has 4 channels of torch.uint16, and the data set 5 of torch.uint16"
 
 
-# ----------------------------------------------------------------------------------- views
+# -------------------------------------------------------------------------------------------- views
 
 EVERY = {
     "augment": lambda c: Augment(c, size=20, colours=SAFE),
@@ -223,7 +223,7 @@ def test_plain_views_of_channels_are_those_of_rgb(tmp_path):
     assert index.tolist() == list(range(8))
 
 
-# -------------------------------------------------------------------------------- training
+# ----------------------------------------------------------------------------------------- training
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
@@ -269,7 +269,7 @@ def test_five_channels_are_drawn(bands, tmp_path):
         assert picture.width > 100
 
 
-# ------------------------------------------------------------------------------- files
+# -------------------------------------------------------------------------------------------- files
 
 
 def tiff(values, photometric, extra=(), big=False):
@@ -336,8 +336,8 @@ def test_a_folder_of_other_bands_is_refused(tmp_path, form, dtype, big, caplog):
     with pytest.raises(DataError) as caught:
         ImageFolder("pretrain", root=str(tmp_path))
     assert str(caught.value) == (
-        f"{tmp_path / 'field.tif'} has {shape[2]} bands; files may hold 1, 3 or 4 bands (gray, RGB, "
-        "RGBA or CMYK); convert it, or put all images into an array for the data set npz"
+        f"{tmp_path / 'field.tif'} has {shape[2]} bands; files may hold 1, 3 or 4 bands (gray, "
+        "RGB, RGBA or CMYK); convert it, or put all images into an array for the data set npz"
     )
     assert not caplog.records
 

@@ -206,7 +206,7 @@ def test_two_ranks_draw_what_one_draws_with_further_numbers(colours):
     torch.testing.assert_close(torch.cat(halves), done(slice(0, 6)), atol=1e-4, rtol=1e-4)
 
 
-# ---------------------------------------------------------------------------------- refusals
+# ----------------------------------------------------------------------------------------- refusals
 
 
 @pytest.mark.parametrize(
@@ -214,8 +214,8 @@ def test_two_ranks_draw_what_one_draws_with_further_numbers(colours):
     [
         (
             lambda: Crops(colours=("byol_first", "byol_second"), count=3),
-            "transform.colours  holds 2 lists of colours for 3 crops; write 3, or a single preset or "
-            "mapping for all crops",
+            "transform.colours  holds 2 lists of colours for 3 crops; write 3, or a single preset "
+            "or mapping for all crops",
         ),
         (
             lambda: Augment(colours=("npid", "npid")),
@@ -245,13 +245,13 @@ def test_two_ranks_draw_what_one_draws_with_further_numbers(colours):
         ),
         (
             lambda: Crops(5),
-            "transform.colours  colours 'simclr' change saturation, hue and gray and need 3 channels; "
-            "the data set has 5; set these to 0, or take colours: none",
+            "transform.colours  colours 'simclr' change saturation, hue and gray and need 3 "
+            "channels; the data set has 5; set these to 0, or take colours: none",
         ),
         (
             lambda: Crops(1, colours=("none", Colours(gray=0.2))),
-            "transform.colours.1  these colours change gray and need 3 channels; the data set has 1; "
-            "set these to 0, or take colours: none",
+            "transform.colours.1  these colours change gray and need 3 channels; the data set has "
+            "1; set these to 0, or take colours: none",
         ),
     ],
     ids=["crops", "one crop", "local", "area", "local area", "aspect", "sigma", "rgb", "gray"],

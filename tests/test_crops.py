@@ -1,4 +1,4 @@
-"""Crops, multi-crop and patch grids: sizes, areas, aspects, interpolation, and what a grid shows."""
+"""Crops, multi-crop and patch grids: sizes, areas, aspects, interpolation."""
 
 import numpy as np
 import pytest
@@ -135,7 +135,7 @@ def test_small_crops_show_small_parts():
     assert large.mean() > 0.6 and large.min() > 0.3
 
 
-# ------------------------------------------------------------------------------ patch grids
+# -------------------------------------------------------------------------------------- patch grids
 
 
 def test_a_patch_grid_reassembles_to_its_crop():

@@ -145,7 +145,7 @@ def test_ranks_share_the_batch_of_one_process(way):
     assert joined == all_of(loader(source))
 
 
-def test_a_full_pass_goes_in_order_and_fills_up_from_the_beginning():
+def test_a_full_pass_goes_in_order_and_fills_up():
     batches = content(loader(Numbered(10)).full_pass(0))
     assert [index for index, *_ in batches] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 0, 1]]
 

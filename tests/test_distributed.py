@@ -150,6 +150,35 @@ def test_in_batch_negatives_of_two_ranks_are_those_of_the_joined_batch(ranks, tm
         torch.testing.assert_close(part["loss"], one["loss"])
 
 
+def test_draws_before_an_epoch_and_after_a_step_are_the_same_on_all_ranks(ranks, tiny, tmp_path):
+    """So that memories and averages stay equal; those of a forward pass are of own rows."""
+
+    def work(folder):
+        made = build(recipe.read(tiny, overrides=(WITHOUT_BATCH_NORM,)))
+        found, forward = {}, made.method.forward
+
+        def drawn(name, progress):
+            found[f"{name}.{progress.step}"] = progress.draws.uniform(24)
+
+        def noted(batch, progress):
+            drawn("forward", progress)
+            return forward(batch, progress)
+
+        made.method.begin_epoch = lambda epoch: drawn("before", epoch.progress)
+        made.method.after_step = lambda index, kept, progress: drawn("after", progress)
+        made.method.forward = noted
+        for _ in zip(range(2), train(made), strict=False):
+            pass
+        save_file(found, folder / f"{distributed.rank()}.safetensors")
+
+    assert ranks(work) == [0, 0]
+    one, two = (load_file(tmp_path / f"{rank}.safetensors") for rank in range(2))
+    same = {name for name in one if torch.equal(one[name], two[name])}
+    assert same == {"before.0", "after.0", "after.1"} and one.keys() - same
+    values = [tuple(value.tolist()) for value in one.values()]
+    assert len(set(values)) == len(values), "no two of these streams are one"
+
+
 def test_what_ranks_tell_each_other(ranks):
     def work(folder):
         number = distributed.rank()

@@ -7,7 +7,7 @@ import huggingface_hub
 import pytest
 import timm
 import torch
-from hub import serving
+from hub import on_hub, serving
 from safetensors.torch import load_file, save, save_file
 from timm_models import SMALLEST
 from torch import nn
@@ -403,15 +403,19 @@ def test_downloaded_weights_need_no_network(tmp_path, monkeypatch):
         assert all(torch.equal(v, trained.state_dict()[n]) for n, v in made.weights().items())
 
 
-def test_weights_of_timm_are_downloaded(tmp_path, monkeypatch):
-    trained = timm.create_model("test_resnet")
-    with serving({"model.safetensors": save(trained.state_dict())}) as hub:
-        url = hub.address + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", url)
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.address)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-        made = encoder(weights="timm")
-    assert all(torch.equal(v, trained.state_dict()[n]) for n, v in made.weights().items())
+MAKE = """
+from safetensors.torch import save_file
+from sslkit_plugins.encoders import Timm
+save_file(Timm((64,), 3, model="test_resnet", weights="timm").weights(), "made")
+"""
+
+
+def test_weights_of_timm_are_downloaded(tmp_path):
+    trained = timm.create_model("test_resnet").state_dict()
+    with serving({"model.safetensors": save(trained)}) as hub:
+        done = on_hub(tmp_path, hub.address, "-c", MAKE)
+    assert done.returncode == 0, done.stderr
+    assert all(torch.equal(v, trained[n]) for n, v in load_file(tmp_path / "made").items())
 
 
 def test_without_a_network_a_sentence_says_so(monkeypatch):

@@ -15,7 +15,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from sslkit import interfaces, parts, recipe
-from sslkit.errors import DataError
+from sslkit.errors import DataError, RecipeError
 from sslkit.interfaces import (
     Batch,
     Draws,
@@ -27,6 +27,7 @@ from sslkit.interfaces import (
     Method,
     NegativeSampler,
     Normalisation,
+    Pixels,
     PretextTransform,
 )
 from sslkit.recipe import registry, wiring
@@ -170,7 +171,7 @@ def test_its_options_are_typed_and_survive_yaml(part):
 
 @every("encoders")
 def test_an_encoder_gives_vectors_and_maps_from_shallow_to_deep(part):
-    encoder = small(part, (64, 48), 3).eval()
+    encoder = small(part, {"sizes": (64, 48)}).eval()
     images = torch.randn(3, 3, 64, 64)
     with torch.no_grad():
         features, maps = encoder(images), encoder.maps(images)
@@ -183,11 +184,21 @@ def test_an_encoder_gives_vectors_and_maps_from_shallow_to_deep(part):
         v.numel() for v in encoder.state_dict().values()
     )
     assert len(encoder.normalisation.mean) == len(encoder.normalisation.std) == 3
+    assert sum(encoder.dims.values()) <= encoder.dim, "segments lie within the vector"
+
+
+@every("encoders")
+def test_an_encoder_takes_images_of_any_number_of_channels(part):
+    constants = {"mean": [0.5] * 5, "std": [0.25] * 5}
+    encoder = small(part, {"sizes": (64,), "channels": 5}, **constants).eval()
+    with torch.no_grad():
+        assert encoder(torch.randn(2, 5, 64, 64)).shape == (2, encoder.dim)
+    assert len(encoder.normalisation.mean) == len(encoder.normalisation.std) == 5
 
 
 @every("encoders")
 def test_an_encoder_exports_itself_and_opens_its_export(part, tmp_path):
-    encoder = small(part, (64,), 3).eval()
+    encoder = small(part, {"sizes": (64,)}).eval()
     images = torch.randn(3, 3, 64, 64)
     for library in encoder.libraries:
         folder = tmp_path / library
@@ -245,6 +256,19 @@ def test_a_transform_cuts_fixed_views_from_an_image_of_any_size(part, width, hei
     assert {name: tuple(view.shape) for name, view in sample.views.items()} == transform.shapes
     assert all(view.dtype == torch.uint8 for view in sample.views.values())
     assert sample.targets.keys() == transform.num_targets.keys()
+
+
+@every("transforms")
+def test_a_transform_cuts_five_channels_or_refuses_them(part):
+    try:
+        transform = small(part, {"channels": 5}, colours="none")
+    except RecipeError as error:
+        assert "5" in str(error) and "\n" not in str(error), "one sentence"
+        return
+    values = torch.randint(256, (5, 40, 50), dtype=torch.uint8)
+    sample = transform(Pixels(values, 50, 40), np.random.default_rng(1))
+    assert {name: tuple(view.shape) for name, view in sample.views.items()} == transform.shapes
+    assert {shape[-3] for shape in transform.shapes.values()} == {5}
 
 
 @every("transforms")

@@ -904,7 +904,7 @@ def test_a_loader_worker_that_the_system_kills_ends_the_run_with_a_sentence(
         code, _, errors = finish(process)
     assert code == 2 and len(errors.splitlines()) == 1, errors
     assert (
-        errors.startswith("a loader process was ended by the system")
+        errors.startswith("a loader worker was ended by the system")
         and "--set train.workers=0" in errors
     )
     assert checkpoint.newest(home / "runs" / "tiny" / "latest")[2] == []
@@ -914,7 +914,7 @@ def test_a_clock_that_is_set_back_gives_every_run_a_folder_of_its_own(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Path("good.yaml").write_text(VALID)
-    made, folders = recipe.read("good.yaml"), []
+    made, made_folders = recipe.read("good.yaml"), []
     for hour in (12, 11, 11, 12):
 
         class Clock(datetime):
@@ -923,6 +923,6 @@ def test_a_clock_that_is_set_back_gives_every_run_a_folder_of_its_own(
                 return datetime(2026, 10, 25, hour, 30)  # noqa: B023
 
         monkeypatch.setattr(folders, "datetime", Clock)
-        folders.append(folders.new_folder(home / "runs", made))
-        assert (home / "runs" / "tiny" / "latest").resolve() == folders[-1]
-    assert len(set(folders)) == 4
+        made_folders.append(folders.new_folder(home / "runs", made))
+        assert (home / "runs" / "tiny" / "latest").resolve() == made_folders[-1]
+    assert len(set(made_folders)) == 4

@@ -123,6 +123,13 @@ def test_the_documentation_shows_the_files() -> None:
     }
 
 
+def test_the_documentation_shows_the_method() -> None:
+    code = re.findall(r"^```\w+\n(class Byol.*?|# BYOL.*?)^```$", DOC, re.MULTILINE | re.DOTALL)
+    method, made = code
+    assert method in (HERE / "byol" / "byol" / "byol.py").read_text("utf-8")
+    assert made == (HERE / "byol" / "recipe.yaml").read_text("utf-8")
+
+
 def test_its_parts_are_listed_and_shown(site: Path, tmp_path: Path) -> None:
     listed = sslkit(tmp_path, "plugins", site=site)
     assert listed.returncode == 0, listed.stderr
@@ -133,7 +140,7 @@ def test_its_parts_are_listed_and_shown(site: Path, tmp_path: Path) -> None:
         ("heads", "hyperbolic", "outsider", "1.0"),
         ("losses", "hinge", "outsider", "1.0"),
     }
-    shown = sslkit(tmp_path, "plugins", "show", "channel_order", site=site)
+    shown = sslkit(tmp_path, "plugins", "show", "hinge", site=site)
     assert shown.returncode == 0, shown.stderr
     assert "\n".join(map(str.rstrip, shown.stdout.rstrip().splitlines())) in DOC
 
@@ -172,8 +179,9 @@ def test_its_recipe_trains_though_another_part_is_broken(
         ("loss.margn=1", "no such option of hinge; did you mean 'margin'?"),
         ("loss.margin=-1", "expected float ≥ 0, got -1"),
         ("heads={image: {use: cosine}}", "method 'pirl' needs a head named 'permuted'"),
+        ("method.use=rotnet", "loss 'hinge' needs negatives, and method 'rotnet' has none"),
     ],
-    ids=["name", "option", "bound", "head"],
+    ids=["name", "option", "bound", "head", "negatives"],
 )
 def test_faults_are_told_as_for_our_own_parts(
     site: Path, tmp_path: Path, setting: str, sentence: str
@@ -185,8 +193,8 @@ def test_faults_are_told_as_for_our_own_parts(
     ("old", "new", "sentence"),
     [
         (
-            "in_dim: int, /, *, out_dim",
-            "in_dim: int, out_dim",
+            "in_dim: int,\n        /,\n        *,\n",
+            "in_dim: int,\n",
             "parameter 'in_dim' of head 'cosine' of outsider 1.0 must stand before '/', as a runtime argument, or after '*', as an option",
         ),
         (
@@ -228,14 +236,16 @@ def here(site: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyP
         del sys.modules[name]
 
 
-def test_a_fact_that_heads_are_not_told(
+def test_a_runtime_argument_that_heads_do_not_get(
     site: Path, here: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    here.syspath_prepend(variant(site, tmp_path, "in_dim: int, /, *", "dim: int, /, *"))
-    head = recipe.read(RECIPE).heads["image"]
-    sentence = "cosine asks for 'dim', which heads are not told; they may ask for in_dim, crops"
-    with pytest.raises(RecipeError, match=sentence):
-        parts.make(head, in_dim=4, crops=1)
+    here.syspath_prepend(variant(site, tmp_path, "in_dim: int,\n", "dim: int,\n"))
+    sentence = (
+        "cosine requires the runtime argument 'dim', which heads do not get; "
+        "allowed: in_dim, crops, shape"
+    )
+    with pytest.raises(RecipeError, match=f"heads.image.use  {sentence}"):
+        recipe.read(RECIPE)
     assert sentence in DOC
 
 
@@ -256,8 +266,7 @@ def test_its_parts_do_what_they_say(site: Path, here: pytest.MonkeyPatch) -> Non
     # margin 0.5 - cos⁺ + 0.4: cos⁺ = 1 leaves nothing, cos⁺ = 0.6 leaves 0.3.
     assert loss(5 * target, target, Fixed()) == 0
     assert loss(torch.tensor([[3.0, 4.0]]), target, Fixed()).item() == pytest.approx(0.3)
-    with pytest.raises(RecipeError, match="'hinge' needs the negatives of a sampler"):
-        loss(target, target)
+    assert type(loss).needs_negatives is True
     # Without a margin, half of a normal variable of variance 2/D: sqrt(2/D) / sqrt(2 pi).
     loss.margin = 0.0
     assert loss.at_start(dim=8, negatives=5) == pytest.approx(0.5 / math.sqrt(2 * math.pi))

@@ -1,4 +1,4 @@
-"""Pictures: how many panels there are, what they hold, and that a picture is there whole or not at all."""
+"""Pictures: how many panels there are, what they hold, and that none is left half written."""
 
 import json
 from pathlib import Path

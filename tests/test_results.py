@@ -306,7 +306,7 @@ def test_the_widest_interval_is_shown_and_says_of_what():
     assert table.below == ["[low, high]: 95 % interval of 2 probe seeds; * of 200 images"]
 
 
-def test_numbers_that_are_no_shares_have_three_digits_and_nan_a_dash():
+def test_other_numbers_have_three_digits_and_nan_a_dash():
     scores = {"width": Score((1.23456,)), "depth": Score((math.nan,))}
     metrics = (WIDTH, Metric("depth", "m", better="neither"))
     (table,) = tables(plain(result(Entry(None, "trained", scores), metrics=metrics)))

@@ -16,7 +16,6 @@ from sslkit_plugins.views import (
     Augment,
     Colours,
     Normaliser,
-    colours_of,
     crop,
     crop_box,
     flip_or_not,
@@ -63,7 +62,7 @@ def assert_like(ours, function, image, *parameters):
     assert far(ours, function(image, *parameters)) < 2
 
 
-# --------------------------------------------------------------------------------------------------------------- operations
+# --------------------------------------------------------------------------------------- operations
 
 FACTORS = torch.tensor([0.0, 0.6, 1.0, 1.4, 1.8])
 
@@ -161,7 +160,7 @@ def test_blur_is_a_gaussian_with_repeated_edges():
 
 
 def test_jitter_follows_each_rows_order():
-    """All 24 orders of four operations that do not commute, each against torchvision's in that order, rows mixed."""
+    """All 24 orders of four operations, each against torchvision's in that order, rows mixed."""
     image = bytes_like(3, 16, 16)
     uniform = torch.full((24, steps.NUMBERS), 0.9)
     uniform[:, 1] = (torch.randperm(24, generator=torch.Generator().manual_seed(0)) + 0.5) / 24
@@ -185,7 +184,7 @@ def test_plain_only_normalises():
     torch.testing.assert_close(Augment(size=8).plain(images), expected, atol=1e-5, rtol=1e-5)
 
 
-# --------------------------------------------------------------------------------------------------------------------- draws
+# -------------------------------------------------------------------------------------------- draws
 
 
 def test_rows_draw_independently():
@@ -265,7 +264,7 @@ def far_rows(ours, theirs):
 
 
 def test_the_photometric_coin_is_one_coin():
-    """Autocontrast is in the list, so rows of low contrast tell who was chosen: p = 0.66 of them reach 0 or 255."""
+    """Rows of low contrast tell who was chosen: autocontrast stretches 66 % to 0 … 255."""
     view = (bytes_like(1, 3, 8, 8) // 4 + 90).repeat(3000, 1, 1, 1)
     done = back(finish(view, Draws(0), Colours(photometric=0.66), flip=0.0))
     chosen = far_rows(done, view) > 0.5
@@ -274,7 +273,7 @@ def test_the_photometric_coin_is_one_coin():
 
 
 def test_parameters_of_the_official_list():
-    """Ranges and means; every whole number and each of the 4! orders equally often; nothing goes with anything else."""
+    """Ranges and means; each integer and order equally often; no two are correlated."""
     count = 54_000
     drawn = steps.draw_steps(Draws(0).uniform(count, steps.NUMBERS), preset("official"))
     factors, listed = (
@@ -296,7 +295,7 @@ def test_parameters_of_the_official_list():
     assert (np.abs(together - np.eye(len(together))) < 0.02).all()
 
 
-# --------------------------------------------------------------------------------------------------------------------- cutting
+# ------------------------------------------------------------------------------------------ cutting
 
 
 def photo(width, height, seed=0):

@@ -180,6 +180,14 @@ def test_what_does_not_fit_is_refused_before_anything(
     assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"], "nothing is written"
 
 
+@pytest.mark.parametrize("path", sorted((WIRINGS / "recipes").glob("*.yaml")), ids=lambda p: p.stem)
+def test_what_fits_can_be_planned(path, photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, output = sslkit("plan", path, "--data", photos)
+    assert code == 0, output
+    assert not list(tmp_path.iterdir()), "nothing is written"
+
+
 MADE = {
     "a segment that the encoder lacks": (
         "two_memories",
@@ -344,7 +352,8 @@ def test_a_method_that_leaves_weights_out_has_to_say_so(photos, ranks, capfd):
     assert sorted(ranks(work)) == [1, 2]
     assert (
         "method 'claims' of wirings 1.0 leaves 2 weights without gradient, heads.odd.project.weight "
-        "the first; to train it on several ranks, set the class attribute uses_every_parameter"
+        "the first; "
+        "to train it on several ranks, set the class attribute uses_every_parameter = False"
     ) in capfd.readouterr().err
 
 
@@ -393,6 +402,17 @@ def test_evaluations_see_the_teacher(photos, tmp_path, monkeypatch):
     assert all(torch.equal(seen["trained"][key], value) for key, value in weights.items())
     first = made("teacher", photos).method.exported.weights()
     assert all(torch.equal(seen["untrained"][key], value) for key, value in first.items())
+
+
+def test_statistics_are_what_a_forward_pass_may_change(photos):
+    """Batch norms of the network and of copies; neither memories nor a method's own buffers."""
+    teacher = made("teacher", photos)
+    norms = [module for module in teacher.method.modules() if hasattr(module, "running_mean")]
+    kept = set(map(id, teacher.statistics()))
+    assert norms and all(id(norm.running_mean) in kept for norm in norms)
+    clusters, memories = made("clusters", photos), made("two_memories", photos)
+    assert id(clusters.method.assigned) not in set(map(id, clusters.statistics()))
+    assert memories.statistics() == []
 
 
 # -------------------------------------------------------------------------------- between two epochs

@@ -54,7 +54,7 @@ class Linear(Head):
 
 
 class Mlp(Head):
-    """Linear, ReLU, linear.
+    """Two linear layers with a ReLU between them.
 
     The image head of PIRL's MLP models (VISSL, `resnet50_mlphead.yaml`), and SimCLR's projection
     (Chen et al. 2020, arXiv:2002.05709, section 4.2).

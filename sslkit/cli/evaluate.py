@@ -178,22 +178,25 @@ def _made(
 def _parameter(option: Option) -> inspect.Parameter:
     """Make the parameter of an option: a flag for true or false, else text."""
     flag = f"--{option.name.replace('_', '-')}"
-    kind, text, metavar = str | None, option.description, "VALUE"
     if option.words == "true or false":
-        flag, kind, metavar = f"{flag}/--no-{flag.removeprefix('--')}", bool | None, None
-    elif option.words.startswith("one of "):
-        metavar = option.words.removeprefix("one of ").replace("'", "").replace(", ", "|")
-    else:
-        text = f"{text} ({option.words})".strip()
+        shown = {True: "  [default: yes]", False: "  [default: no]"}.get(option.default, "")
+        text = f"{option.description}{shown}"
+        declared = typer.Option(f"{flag}/--no-{flag[2:]}", help=text, show_default=False)
+        return _keyword(option.parameter, bool | None, declared)
+    metavar, text = "VALUE", f"{option.description} ({option.words})".strip()
+    if option.words.startswith("one of ") and " or " not in option.words:
+        names = option.words.removeprefix("one of ").replace("'", "")
+        metavar, text = names.replace(", ", "|"), option.description
     if option.default is not REQUIRED and option.default is not None:
         text = f"{text}  [default: {plain(option.default)}]"
-    shown = typer.Option(flag, help=text, metavar=metavar, show_default=False)
-    return inspect.Parameter(
-        option.parameter,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=None,
-        annotation=Annotated[kind, shown],
-    )
+    declared = typer.Option(flag, help=text, metavar=metavar, show_default=False)
+    return _keyword(option.parameter, str | None, declared)
+
+
+def _keyword(name: str, kind: Any, declared: Any) -> inspect.Parameter:
+    """Make a keyword that is None where it is not given."""
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(name, keyword, default=None, annotation=Annotated[kind, declared])
 
 
 def evaluate(part: Part, given: dict[str, Any]) -> None:

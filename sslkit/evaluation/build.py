@@ -1,7 +1,6 @@
 """What `sslkit eval` was asked for → a probe: of a run, of `--encoder`, or of both."""
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,14 +50,14 @@ class Run:
 
     folder: Path
     recipe: Recipe
-    checkpoint: Path
-    state: Mapping[str, Any]
+    state_folder: Path
+    state: checkpoint.State
 
     def facts(self) -> dict[str, Any]:
         """Return what the protocol says of the run."""
         return {
             "run": str(self.folder),
-            "checkpoint": self.checkpoint.name,
+            "checkpoint": self.state_folder.name,
             "step": self.state["step"],
         }
 
@@ -194,7 +193,7 @@ def _network(
     transform = make_transform(run.recipe, data)
     method = make_method(run.recipe, transform, data, restored=trained)
     if trained:
-        checkpoint.load_method(method, run.checkpoint)
+        checkpoint.load_method(method, run.state_folder)
     return Network(
         name,
         method.exported,

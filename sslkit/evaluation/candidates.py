@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sslkit.errors import SslkitError
@@ -79,7 +79,8 @@ class Network(Candidate):
 
     def unfitted(self) -> list[_BatchNorm]:
         """Return the batch norms whose running statistics are still 0 and 1: never trained."""
-        return [module for module in self.encoder.modules() if _is_initial(module)]
+        norms = [one for one in self.encoder.modules() if isinstance(one, _BatchNorm)]
+        return [norm for norm in norms if _is_initial(norm)]
 
     @torch.no_grad()
     def fit_statistics(self, batches: Iterable[Tensor]) -> None:
@@ -99,11 +100,10 @@ class Network(Candidate):
             module.eval()
 
 
-def _is_initial(module: nn.Module) -> bool:
-    if not isinstance(module, _BatchNorm) or module.running_mean is None:
+def _is_initial(norm: _BatchNorm) -> bool:
+    mean, variance = norm.running_mean, norm.running_var
+    if mean is None or variance is None:
         return False
-    mean, variance = module.running_mean, module.running_var
-    assert mean is not None and variance is not None
     return bool((mean == 0).all() and (variance == 1).all())
 
 

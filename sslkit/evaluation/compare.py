@@ -18,6 +18,7 @@ from sslkit.interfaces import (
     Interval,
     Metric,
     Outcome,
+    Probe,
     Result,
     Score,
 )
@@ -75,7 +76,9 @@ def score_all(
             outcomes[key] = []
             finite = bool(train.isfinite().all() and val.isfinite().all())
             for seed in range(seeds):
-                found = scorer(given, seed) if finite else dict.fromkeys(names, math.nan)
+                found: dict[str, Outcome] = {name: math.nan for name in names}
+                if finite:
+                    found = scorer(given, seed)
                 wrong = outcome_fault(found, names, len(val))
                 if wrong is not None:
                     raise PluginError(wrong)
@@ -102,7 +105,7 @@ def _groups(source: ImageSource, device: torch.device) -> Tensor | None:
 
 
 def combine(
-    probe: "ImageProbe",
+    probe: Probe,
     outcomes: Outcomes,
     metrics: Sequence[Metric],
     *,
@@ -130,7 +133,7 @@ def combine(
     return Result(tuple(metrics), entries, {**probe.protocol(), **(protocol or {})})
 
 
-def _score(found: Sequence[Mapping[str, Outcome]], metric: Metric, probe: "ImageProbe") -> Score:
+def _score(found: Sequence[Mapping[str, Outcome]], metric: Metric, probe: Probe) -> Score:
     return score([seed[metric.name] for seed in found], metric, probe.val.groups)
 
 
@@ -138,7 +141,7 @@ def _differences(
     found: Sequence[Mapping[str, Outcome]],
     others: Sequence[Mapping[str, Outcome]],
     metrics: Sequence[Metric],
-    probe: "ImageProbe",
+    probe: Probe,
 ) -> dict[str, Interval]:
     """Return the paired differences of two candidates, for the metrics that have one."""
     differences = {}

@@ -36,9 +36,10 @@ class Foreign:
         if size is None:
             size = cls.own_size(self.choice.arguments) or DEFAULT_SIZE
         found: list[Candidate] = [self._network(self.name, self.choice, images, size, device)]
-        if alone and self.trained:
-            weights = self.choice.part.signature().options["weights"].default
-            untrained = replace(self.choice, options={**self.choice.options, "weights": weights})
+        weights = self.choice.part.signature().options.get("weights")
+        if alone and self.trained and weights is not None:
+            options = {**self.choice.options, "weights": weights.default}
+            untrained = replace(self.choice, options=options)
             twin = self._network("untrained", untrained, images, size, device, baseline=True)
             found.append(twin)
         return found

@@ -26,7 +26,7 @@ def t_95(freedom: int) -> float:
     return Z_95 + 2.372 / freedom + 2.823 / freedom**2 + 2.556 / freedom**3
 
 
-def wilson(share: float, count: int) -> tuple[float, float]:
+def wilson(share: float, count: float) -> tuple[float, float]:
     """Return the score interval of a share of `count` images (Wilson 1927)."""
     square = Z_95 * Z_95 / count
     middle = (share + square / 2) / (1 + square)

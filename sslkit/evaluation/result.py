@@ -47,11 +47,10 @@ def score(
     Hits get Wilson's interval, values per image Student's, and with `groups` both are resampled by
     group. Several seeds add an interval over seeds.
     """
-    first = outcomes[0]
-    arrays = [array(outcome) for outcome in outcomes]
+    first, arrays = outcomes[0], _arrays(outcomes)
     values = tuple(_value(outcome) for outcome in outcomes)
     intervals = [*first.intervals] if isinstance(first, Score) else []
-    if arrays[0] is not None and math.isfinite(fmean(values)):
+    if arrays and math.isfinite(fmean(values)):
         found = _over_images(_mean_of(arrays), arrays[0].dtype == bool, groups)
         intervals += [found] if found is not None else []
     if len(values) > 1 and math.isfinite(fmean(values)):
@@ -68,8 +67,8 @@ def difference(
 
     Seeds are averaged. None where there are no outcomes per image, or too few.
     """
-    ours, theirs = [array(one) for one in outcomes], [array(one) for one in others]
-    if ours[0] is None or theirs[0] is None or len(ours) != len(theirs):
+    ours, theirs = _arrays(outcomes), _arrays(others)
+    if not ours or len(ours) != len(theirs):
         return None
     change = _mean_of(ours) - _mean_of(theirs)
     if not np.isfinite(change).all():
@@ -88,7 +87,9 @@ def difference(
     return Interval(*student(change.tolist()), of)
 
 
-def _agreement(ours: list[Any], theirs: list[Any]) -> tuple[float, float, float, float]:
+def _agreement(
+    ours: list[np.ndarray], theirs: list[np.ndarray]
+) -> tuple[float, float, float, float]:
     """Return how many images both, only ours, only theirs and neither got right: means of seeds."""
     both = fmean(float((one & other).sum()) for one, other in zip(ours, theirs, strict=True))
     first = fmean(float((one & ~other).sum()) for one, other in zip(ours, theirs, strict=True))
@@ -103,9 +104,15 @@ def _value(outcome: Outcome) -> float:
     return float(outcome) if values is None else float(values.mean())
 
 
-def _mean_of(arrays: Sequence[np.ndarray | None]) -> np.ndarray:
+def _arrays(outcomes: Sequence[Outcome]) -> list[np.ndarray]:
+    """Return the outcomes per image of every seed; none where a seed has none."""
+    found = [values for values in map(array, outcomes) if values is not None]
+    return found if len(found) == len(outcomes) else []
+
+
+def _mean_of(arrays: Sequence[np.ndarray]) -> np.ndarray:
     """Return the mean over seeds of every image's outcome."""
-    return np.mean([values for values in arrays if values is not None], axis=0)
+    return np.mean(arrays, axis=0)
 
 
 def _over_images(

@@ -43,7 +43,10 @@ class Metric:
         low, high = self.low, self.high
         if self.unit == "%":
             low, high = 0.0 if low is None else low, 1.0 if high is None else high
-        return tuple(None if end is None else end * self.factor for end in (low, high))
+        return self._shown(low), self._shown(high)
+
+    def _shown(self, value: float | None) -> float | None:
+        return None if value is None else value * self.factor
 
 
 class Pivot:

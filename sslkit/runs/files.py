@@ -15,7 +15,7 @@ from sslkit.errors import CheckpointError
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """A CheckpointError that names `path` where the system refuses."""
+    """Turn a refusal of the system into a CheckpointError that names `path`."""
     try:
         yield
     except (OSError, safetensors.SafetensorError) as error:
@@ -26,7 +26,7 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path to write to, which takes the place of `path` when all is written: the whole file or none of it."""
+    """Yield a path to write to. It replaces `path` at the end; after an error nothing is left."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     with writing(path):
         try:
@@ -37,7 +37,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """The whole text or none of it."""
+    """Write a text completely or not at all."""
     with replacing(path) as beside, beside.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
@@ -47,7 +47,7 @@ def write_text(path: Path, text: str) -> None:
 def save_tensors(
     tensors: dict[str, Tensor], path: Path, notes: dict[str, str] | None = None
 ) -> None:
-    """Write, for whom the folder is open, and flush to the disk."""
+    """Write tensors and flush them to the disk. Who may read the folder may read the file."""
     save_file(unshared(tensors), path, notes)
     path.chmod(path.parent.stat().st_mode & 0o666)
     with path.open("rb") as file:
@@ -71,5 +71,6 @@ def unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def checksum(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

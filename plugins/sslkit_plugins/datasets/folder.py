@@ -20,6 +20,9 @@ FollowLinks = Annotated[
 ]
 
 
+TIFF = {".tif", ".tiff"}
+
+
 def _passed_over(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
@@ -53,23 +56,24 @@ class ImageFolder(ImageSource):
                 f"the folder of images {root} {state}; name one that holds images: --data DIR"
             )
         self.follow_links = follow_links
-        others: Counter[str] = Counter()
+        endings: Counter[str] = Counter()
         try:
             self.root, self.has_val = self._half(top, split)
             self._inside = os.path.realpath(self.root)
-            self.names = sorted(self._walk(self.root, "", frozenset(), others))
+            self.names = sorted(self._walk(self.root, "", frozenset(), endings))
         except OSError as error:
             raise DataError(
                 f"the folder {error.filename} cannot be read ({error.strerror})"
             ) from error
         if not self.names:
-            counts = [f"{n} × {ending or 'no ending'}" for ending, n in others.most_common(5)]
-            endings = ", ".join(sorted(ENDINGS))
+            counts = [f"{n} × {ending or 'no ending'}" for ending, n in endings.most_common(5)]
+            images = ", ".join(sorted(ENDINGS))
             raise DataError(
                 f"no image below {self.root} ({', '.join(counts) or 'no files'}); "
-                f"files that end in {endings} count as images"
+                f"files that end in {images} count as images"
             )
-        self._refuse_odd_bands()
+        if endings.keys() & TIFF:
+            self._refuse_odd_bands()
         tops = [name.split("/", 1)[0] if "/" in name else "" for name in self.names]
         classes = sorted(set(tops))
         if "" not in classes and len(classes) > 1:
@@ -82,7 +86,7 @@ class ImageFolder(ImageSource):
         Others like it count as unreadable later, with the same reason.
         """
         for name in self.names:
-            if name.lower().endswith((".tif", ".tiff")):
+            if name.lower().endswith(tuple(TIFF)):
                 with contextlib.suppress(OSError), (self.root / name).open("rb") as stream:
                     if (bands := odd_bands(stream)) is not None:
                         raise DataError(f"{self.root / name} has {bands} bands; {BANDS}")
@@ -106,9 +110,9 @@ class ImageFolder(ImageSource):
         return top / (val if split == "val" and val else "train"), val is not None
 
     def _walk(
-        self, folder: Path, prefix: str, above: frozenset[str], others: Counter[str]
+        self, folder: Path, prefix: str, above: frozenset[str], endings: Counter[str]
     ) -> Iterator[str]:
-        """Yield the names of images below `folder`, and count the endings of other files.
+        """Yield the names of images below `folder`, and count the endings of files.
 
         A folder that is its own ancestor, by a link, is not entered again.
         """
@@ -123,14 +127,13 @@ class ImageFolder(ImageSource):
                     continue
                 if entry.is_dir():
                     yield from self._walk(
-                        Path(entry.path), f"{prefix}{entry.name}/", above | {real}, others
+                        Path(entry.path), f"{prefix}{entry.name}/", above | {real}, endings
                     )
-                elif (
-                    ending := os.path.splitext(entry.name)[1].lower()
-                ) in ENDINGS and entry.is_file():
+                    continue
+                ending = os.path.splitext(entry.name)[1].lower()
+                endings[ending] += 1
+                if ending in ENDINGS and entry.is_file():
                     yield prefix + entry.name
-                else:
-                    others[ending] += 1
 
     def _leads_to_something(self, link: str) -> bool:
         """Tell whether a link may be read: inside the split, or anywhere where `follow_links`."""

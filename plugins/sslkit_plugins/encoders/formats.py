@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sslkit_plugins.encoders.timm_encoder import Timm
 
 KEPT = ("classifier", "first_conv", "pool_size", "min_input_size")
-"""What is kept of timm's configuration of a model: facts of its architecture, not of its weights."""
+"""What is kept of timm's configuration: facts of the architecture, not of its weights."""
 
 
 def to_timm(encoder: "Timm", folder: Path, size: int) -> str:

@@ -157,7 +157,10 @@ class Timm(Encoder):
 
     def _shrink_stem(self, model: Any) -> None:
         if not is_resnet(model):
-            message = f"'small' is for plain ResNets such as resnet50; '{self.name}' is none, so leave 'model'"
+            message = (
+                f"'small' is for plain ResNets such as resnet50; '{self.name}' is none, so leave "
+                "'model'"
+            )
             raise RecipeError(Fault("encoder.stem", message))
         model.conv1 = nn.Conv2d(self.channels, model.conv1.out_channels, 3, padding=1, bias=False)
         nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
@@ -212,7 +215,8 @@ class Timm(Encoder):
         for name in ("mean", "std"):
             stated, own = getattr(source, name), getattr(self.normalisation, name)
             if stated is not None and stated != own:
-                message = f"the weights were trained with {list(stated)}; write it: {name}: {list(stated)}"
+                values = list(stated)
+                message = f"the weights were trained with {values}; write it: {name}: {values}"
                 raise RecipeError(Fault(f"encoder.{name}", message))
         return source
 

@@ -18,7 +18,8 @@ from torch import Tensor
 from sslkit.errors import Fault, RecipeError
 from sslkit.interfaces import Pixels, Sample
 from sslkit_plugins.methods.predict import Predict
-from sslkit_plugins.views.crops import Coloured, Flip
+from sslkit_plugins.views.colours import ColourList
+from sslkit_plugins.views.crops import Flip
 from sslkit_plugins.views.cuts import Area, Cut, flip_or_not
 from sslkit_plugins.views.photometric import Photometric
 
@@ -120,7 +121,9 @@ class Puzzle(Photometric):
         resize: PuzzleSide = 255,
         patch: PatchSide = 64,
         min_area: PuzzleArea = 0.6,
-        colours: Coloured = "gray",
+        colours: Annotated[
+            ColourList, Field(description="What is done to colours, drawn once for each image.")
+        ] = "gray",
         flip: Flip = 0.5,
         permutations: Annotated[
             int, Field(ge=2, description="Number of orders. VISSL: 100, 2,000 or 10,000.")

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from sslkit_plugins.views.colours import Chance, ColourLists
+from sslkit_plugins.views.colours import Chance, ColourList, ColourLists
 from sslkit_plugins.views.cuts import Area, Cut, Interpolation, Ratio
 from sslkit_plugins.views.photometric import Photometric
 
@@ -27,6 +27,9 @@ Resize = Annotated[
     ),
 ]
 Coloured = Annotated[
+    ColourList, Field(description="What is done to colours, drawn anew for every crop.")
+]
+ColouredEach = Annotated[
     ColourLists,
     Field(description="What is done to colours: one list for all crops, or a list for each crop."),
 ]
@@ -82,7 +85,7 @@ class Crops(Photometric):
         min_area: MinArea = 0.08,
         max_area: MaxArea = 1.0,
         aspect: Aspect = (0.75, 1.3333333333333333),
-        colours: Coloured = "simclr",
+        colours: ColouredEach = "simclr",
         flip: Flip = 0.5,
         shared: Annotated[
             Literal["none", "flip", "all"],
@@ -115,7 +118,7 @@ class Local:
     max_area: Annotated[
         Area, Field(description="Largest part of the image in a crop. SwAV: 0.14; DINO: 0.4.")
     ] = 0.14
-    colours: Coloured = "swav"
+    colours: ColouredEach = "swav"
 
 
 class MultiCrop(Photometric):
@@ -140,7 +143,7 @@ class MultiCrop(Photometric):
         ] = 0.14,
         max_area: MaxArea = 1.0,
         aspect: Aspect = (0.75, 1.3333333333333333),
-        colours: Coloured = "swav",
+        colours: ColouredEach = "swav",
         flip: Flip = 0.5,
         interpolation: Resize = "bilinear",
         local: Annotated[Local, Field(description="The small crops.")] = Local(),

@@ -1,4 +1,7 @@
-"""A part that cannot be imported, on purpose: it needs a library that nobody has. Only a recipe that names it is harmed."""
+"""A part that cannot be imported, on purpose: it needs a library that nobody has.
+
+Only a recipe that names it is harmed.
+"""
 
 import hyperbolic_layers_that_nobody_has as hyperbolic
 from torch import Tensor

@@ -31,7 +31,6 @@ class Clusters(Method):
         order = epoch.progress.draws.uniform(len(features)).argsort()
         centres = features[order[: self.clusters]]
         self.assigned.copy_((features @ centres.T).argmax(1))
-        distributed.broadcast([self.assigned])
         self.heads["cluster"].project.reset_parameters()
         epoch.forget(self.heads["cluster"])
 

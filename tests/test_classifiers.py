@@ -1,0 +1,185 @@
+"""kNN and the linear probe by values worked out by hand, and against scikit-learn."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from noise import made
+from torch.nn import functional as F
+
+from sslkit.evaluation import pool
+from sslkit.evaluation.pooling import FEATURES
+from sslkit.interfaces import Features
+from sslkit_plugins.evaluations import linear
+from sslkit_plugins.evaluations.knn import Knn
+from sslkit_plugins.evaluations.linear import Linear, logistic_regression, standardise
+
+# --------------------------------------------------------------------------------------- kNN
+
+
+def at(*degrees: float) -> torch.Tensor:
+    angles = torch.deg2rad(torch.tensor(degrees))
+    return torch.stack([angles.cos(), angles.sin()], 1)
+
+
+def voted(train, labels, query, **options) -> list[int]:
+    given = Features(train, labels, query, torch.zeros(len(query), dtype=torch.int64))
+    return Knn(**options).vote(given, int(labels.max()) + 1).argmax(1).tolist()
+
+
+def test_votes_weigh_exp_of_cosine_over_temperature():
+    """One neighbour of class 0 at 10°, two of class 1 at 40°: cosines 0.985 and 0.766."""
+    train, labels, query = at(10, 40, -40, 180), torch.tensor([0, 1, 1, 2]), at(0)
+    near, far = math.cos(math.radians(10)), math.cos(math.radians(40))
+    even = (near - far) / math.log(2)  # exp(near/τ) = 2·exp(far/τ)
+    assert voted(train, labels, query, temperature=0.9 * even, k=3) == [0]
+    assert voted(train, labels, query, temperature=1.1 * even, k=3) == [1]
+    assert voted(train, labels, query, temperature=1.1 * even, k=1) == [0]
+    assert voted(train, labels, query, temperature=0.9 * even, k=1000) == [0], "fewer than k"
+
+
+def test_votes_do_not_mind_the_length_of_features():
+    train, labels, query = at(10, 40, 90), torch.tensor([0, 1, 2]), at(12, 39, 80)
+    lengths = torch.tensor([[0.01], [5.0], [300.0]])
+    assert voted(train * lengths, labels, query * lengths, k=1) == [0, 1, 2]
+
+
+def test_votes_in_blocks_are_the_same(monkeypatch):
+    torch.manual_seed(0)
+    given = Features(torch.randn(50, 8), torch.arange(50) % 4, torch.randn(30, 8), torch.zeros(30))
+    whole = Knn(k=7).vote(given, 4)
+    monkeypatch.setattr("sslkit_plugins.evaluations.knn.BLOCK_BYTES", 4 * 50 * 3)
+    torch.testing.assert_close(Knn(k=7).vote(given, 4), whole)
+
+
+def clusters(count=600, rest=250, width=64, classes=7) -> Features:
+    """Random features, in part told apart by class."""
+    rng = torch.Generator().manual_seed(0)
+    labels = torch.arange(count + rest) % classes
+    centres = torch.randn(classes, width, generator=rng)
+    rows = centres[labels] + 3 * torch.randn(count + rest, width, generator=rng)
+    return Features(rows[:count], labels[:count], rows[count:], labels[count:])
+
+
+def test_votes_are_those_of_scikit_learn():
+    neighbors = pytest.importorskip("sklearn.neighbors", reason="needs scikit-learn")
+    given = clusters()
+    theirs = neighbors.KNeighborsClassifier(
+        20, metric="cosine", weights=lambda distance: np.exp((1 - distance) / 0.07)
+    ).fit(given.train, given.train_labels)
+    ours = Knn().vote(given, 7)
+    np.testing.assert_allclose(ours, theirs.predict_proba(given.val), atol=1e-4)
+
+
+# ------------------------------------------------------------------------------------ linear
+
+
+def fitted(rows, labels, classes, strength, start=None):
+    return logistic_regression(standardise(rows, rows)[0], labels, classes, strength, start)
+
+
+def test_separable_classes_are_told_apart_wholly():
+    torch.manual_seed(0)
+    labels = torch.arange(60) % 3
+    rows = 4 * F.one_hot(labels, 3).float() + 0.3 * torch.randn(60, 3)
+    logits = standardise(rows, rows)[0].logits(*fitted(rows, labels, 3, 1e-3))
+    assert logits.argmax(1).equal(labels)
+
+
+@pytest.mark.parametrize("chunk", [8192, 30], ids=["whole", "chunks"])
+def test_the_gradient_vanishes_at_the_optimum(monkeypatch, chunk):
+    monkeypatch.setattr(linear, "CHUNK", chunk)
+    torch.manual_seed(0)
+    rows, labels, strength = 3 + 2 * torch.randn(80, 5), torch.randint(3, (80,)), 0.1
+    weights, bias = fitted(rows, labels, 3, strength)
+    scaled = (rows - rows.mean(0)) / rows.std(0, correction=0)
+    wrong = (scaled @ weights.T + bias).softmax(1) - F.one_hot(labels, 3)
+    assert (wrong.T @ scaled / 80 + strength * weights).abs().max() < 1e-4
+    assert wrong.mean(0).abs().max() < 1e-4, "the bias is free: mean probabilities are the shares"
+
+
+def test_a_boundless_regulariser_leaves_the_class_shares():
+    torch.manual_seed(0)
+    labels = torch.tensor([0] * 6 + [1] * 3 + [2])
+    weights, bias = fitted(torch.randn(10, 4), labels, 3, 1e3)
+    assert weights.abs().max() < 1e-3
+    torch.testing.assert_close(bias.softmax(0), torch.tensor([0.6, 0.3, 0.1]), rtol=1e-3, atol=1e-3)
+
+
+def test_a_start_elsewhere_ends_at_the_same_place():
+    torch.manual_seed(0)
+    rows, labels = torch.randn(50, 4), torch.randint(2, (50,))
+    one, _ = fitted(rows, labels, 2, 0.03)
+    other, _ = fitted(rows, labels, 2, 0.03, (torch.randn(2, 4), torch.randn(2)))
+    torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-3)
+
+
+def test_standardising_uses_the_training_split_alone():
+    train, val = torch.tensor([[1.0, 5.0], [3.0, 5.0]]), torch.tensor([[4.0, 7.0]])
+    one, other = standardise(train, val)
+    weights, bias = torch.eye(2), torch.zeros(2)
+    assert one.logits(weights, bias).tolist() == [[-1, 0], [1, 0]]
+    assert other.logits(weights, bias).tolist() == [[2, 0]], "a constant becomes 0 everywhere"
+
+
+def test_wide_features_are_fitted_in_the_span_of_their_rows():
+    """The same predictions as in all 40 numbers, from 12."""
+    torch.manual_seed(0)
+    rows, val, labels = torch.randn(12, 40), torch.randn(9, 40), torch.arange(12) % 3
+    reduced, others = standardise(rows, val)
+    assert reduced.features.shape == (12, 12) and others.features.shape == (9, 12)
+    short = others.logits(*logistic_regression(reduced, labels, 3, 0.1))
+    mean, scale = rows.mean(0), 1 / rows.std(0, correction=0)
+    whole = linear.Standardised(rows, mean, scale)
+    long = whole._replace(features=val).logits(*logistic_regression(whole, labels, 3, 0.1))
+    torch.testing.assert_close(short, long, rtol=1e-3, atol=1e-3)
+
+
+def test_the_fit_is_that_of_scikit_learn():
+    """Its C is 1 / (N · strength)."""
+    models = pytest.importorskip("sklearn.linear_model", reason="needs scikit-learn")
+    given = clusters()
+    train, val = standardise(given.train, given.val)
+    ours = val.logits(*logistic_regression(train, given.train_labels, 7, 0.03)).softmax(1)
+    mean, scale = given.train.mean(0), given.train.std(0, correction=0)
+    theirs = models.LogisticRegression(C=1 / (600 * 0.03), max_iter=1000, tol=1e-8)
+    theirs.fit((given.train - mean) / scale, given.train_labels)
+    probabilities = theirs.predict_proba((given.val - mean) / scale)
+    np.testing.assert_allclose(ours, probabilities, atol=2e-3)
+    assert ours.argmax(1).tolist() == probabilities.argmax(1).tolist()
+
+
+def test_validation_labels_never_choose_the_regulariser(monkeypatch):
+    torch.manual_seed(0)
+    labels = torch.arange(60) % 3
+    rows = F.one_hot(labels, 3).float() + torch.randn(60, 3)
+    fits = []
+
+    def spy(features, labels, classes, strength, start=None):
+        fits.append((strength, len(labels)))
+        return logistic_regression(features, labels, classes, strength, start)
+
+    monkeypatch.setattr(linear, "logistic_regression", spy)
+    given, probe = Features(rows[:40], labels[:40], rows[40:], labels[40:]), made()
+    right = Linear().regress(given, probe)["top-1"].mean()
+    honest = list(fits)
+    fits.clear()
+    wrong = Linear().regress(given._replace(val_labels=(given.val_labels + 1) % 3), probe)
+    assert fits == honest
+    held_out = "a fifth of every class held out, then all"
+    assert [count for _, count in honest] == [31] * len(linear.STRENGTHS) + [40], held_out
+    assert right > wrong["top-1"].mean()
+
+
+def test_maps_of_resnet50_are_pooled_to_the_papers_sizes():
+    maps = [(64, 112), (256, 56), (512, 28), (1024, 14), (2048, 7)]
+    sizes = [pool(torch.zeros(1, channels, side, side)).shape[1] for channels, side in maps]
+    assert sizes == [9216, 9216, 8192, 9216, 8192]
+
+
+@pytest.mark.parametrize("channels, side", [(64, 16), (512, 1), (64, 64), (256, 9), (20_000, 3)])
+def test_other_maps_are_pooled_to_about_as_many(channels, side):
+    width = pool(torch.zeros(1, channels, side, side)).shape[1]
+    assert width <= max(FEATURES, channels)
+    assert width == channels * side * side or width > FEATURES / 4 or width == channels
