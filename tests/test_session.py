@@ -75,9 +75,7 @@ def is_writing(runs: Path):
     )
 
 
-def test_a_killed_and_signalled_run_ends_as_an_unbroken_one(
-    tiny, unbroken, tmp_path
-):
+def test_a_killed_and_signalled_run_ends_as_an_unbroken_one(tiny, unbroken, tmp_path):
     runs = tmp_path / "runs"
 
     def resume():
@@ -305,9 +303,7 @@ def test_a_folder_that_is_removed_ends_the_run_with_a_sentence(tiny, tmp_path):
     )
 
 
-def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(
-    tiny, tmp_path, monkeypatch
-):
+def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(tiny, tmp_path, monkeypatch):
     break_loss(monkeypatch, 3)
     code, _, err = sslkit("train", tiny, *LONG, "--runs", tmp_path)
     assert code == 2

@@ -66,6 +66,9 @@ def _prepare(recipe: Recipe, folder: Path | None, runs: Path) -> Run:
         if distributed.rank() == 0:
             folders.check_place(runs)
         rehearse_recipe(recipe, DataFormat.of(source), source)
+        if torch.cuda.is_initialized():
+            gc.collect()  # The rehearsed run has reference cycles, and its memory is needed.
+            torch.cuda.empty_cache()
     restored = folder is not None and checkpoint.exists(folder)
     return build(recipe, source, restored=restored)
 
