@@ -105,8 +105,8 @@ class Output:
 
     `loss` is a scalar; `metrics` are detached scalars by name, the same names at every step.
     `feature_std` are scalars by name which tell collapse: 1 spread over all directions, 0 all
-    images alike. `keep` are detached tensors [rows,…] by name, whose rows `after_step` gets from all
-    ranks, numbers as float32; every rank keeps as many rows.
+    images alike. `keep` are detached tensors [rows,…] by name, as many rows on every rank;
+    `after_step` gets the rows of all ranks, floats as float32.
     """
 
     loss: Tensor
