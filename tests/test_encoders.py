@@ -103,6 +103,7 @@ def test_every_module_of_timm_fits_or_is_refused(model):
     assert all(values.dim() == 4 for values in made.eval().maps(images).values())
 
 
+@pytest.mark.skipif(timm.__version__ != "1.0.31", reason="the list is that of timm 1.0.31")
 def test_the_list_of_models_is_complete():
     known = {timm.models._registry._model_to_module[model] for model in SMALLEST}
     assert len(known) == len(SMALLEST) == 98
