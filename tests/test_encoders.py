@@ -250,14 +250,16 @@ def test_group_norm_of_one_image_ignores_the_others():
 
 
 def test_a_split_batch_norm_normalises_parts():
-    """Rows 0 and 2 are one part, rows 1 and 3 the other."""
     old = nn.BatchNorm1d(1, momentum=0.5)
     split = norms.SplitBatchNorm(old, 2).train()
-    found = split(torch.tensor([[0.0], [10.0], [2.0], [30.0]]))
-    torch.testing.assert_close(found.flatten(), torch.tensor([-1.0, -1.0, 1.0, 1.0]))
+    found = split(torch.tensor([[0.0], [2.0], [10.0], [30.0]]))
+    torch.testing.assert_close(found.flatten(), torch.tensor([-1.0, 1.0, -1.0, 1.0]))
     assert split.running_mean.item() == pytest.approx(0.5 * (1 + 20) / 2)
-    with pytest.raises(SslkitError, match="divided by 2, and this one has 3"):
-        split(torch.zeros(3, 1))
+    assert split.running_var.item() == pytest.approx(0.5 * 1 + 0.5 * (2 + 200) / 2)
+    rows = torch.tensor([[0.0], [2.0], [4.0], [10.0], [30.0]])
+    whole = nn.BatchNorm1d(1).train()
+    torch.testing.assert_close(split(rows), torch.cat([whole(rows[:3]), whole(rows[3:])]))
+    assert split.num_batches_tracked == 2
 
 
 @pytest.mark.parametrize("norm", ["split", "frozen"])

@@ -242,3 +242,13 @@ def test_curves_bear_numbers_that_are_missing_or_not_finite(tmp_path):
     drawing.curves(metrics(tmp_path / "a" / "c"))
     assert np.isnan(drawing._smooth(np.array([np.nan, 1.0]))[0])
     assert drawing._smooth(np.array([1.0, np.nan, 3.0] * 50))[149] == pytest.approx(2)
+
+
+def test_views_draw_what_the_method_does_not_read(photos, tmp_path):
+    recipe = Path(__file__).parents[1] / "recipes" / "npid.yaml"
+    transform = "transform={use: multi_crop, size: 32, local: {count: 2, size: 16}}"
+    out = tmp_path / "multi.png"
+    words = ["views", recipe, "--data", photos, "--set", transform, "--out", out, "--images", 1]
+    done = CliRunner().invoke(app, list(map(str, words)))
+    assert done.exit_code == 0, done.output
+    assert out.stat().st_size > 0

@@ -92,9 +92,7 @@ def test_modules_of_a_method_have_sections_of_their_names(make):
 
 
 @pytest.mark.parametrize("devices", [1, 2])
-def test_the_command_prints_a_table_and_writes_a_trace_no_run(
-    tiny, tmp_path, devices
-):
+def test_the_command_prints_a_table_and_writes_a_trace_no_run(tiny, tmp_path, devices):
     code, out, err = finish(
         start("train", tiny, "--profile", "--devices", devices, "--runs", tmp_path / "runs")
     )

@@ -169,10 +169,13 @@ def views(
     images: Annotated[int, typer.Option(min=1, max=50, help="How many images.")] = 3,
     draws: Annotated[int, typer.Option(min=1, max=50, help="How many draws of each.")] = 3,
 ) -> None:
-    """Draw what the model is shown: an image, its views in the drawn order, several draws."""
+    """Draw what the model is shown: an image, its views in the drawn order, several draws.
+
+    Draws any transform, also one whose views the recipe's method does not read.
+    """
     from sslkit import recipe
 
-    made = recipe.read(path, overrides=overrides or (), data=data)
+    made = recipe.read(path, overrides=overrides or (), data=data, wired=False)
     from sslkit import parts
     from sslkit.report.views_figure import draw_views
 

@@ -17,13 +17,18 @@ from sslkit.recipe.words import advice, written
 
 
 def read(
-    path: str | os.PathLike[str], *, overrides: Sequence[str] = (), data: str | None = None
+    path: str | os.PathLike[str],
+    *,
+    overrides: Sequence[str] = (),
+    data: str | None = None,
+    wired: bool = True,
 ) -> Recipe:
     """Read a recipe. Raises RecipeError with every fault; imports no torch.
 
     `overrides` are `section.key=value`; `data` is a folder, packed set or .npz file to use instead.
+    `wired=False` leaves out whether the parts fit each other, for commands that use only some.
     """
-    return _Reading(Draft(Path(path), overrides, data)).recipe()
+    return _Reading(Draft(Path(path), overrides, data)).recipe(wired)
 
 
 class _Reading:
@@ -34,7 +39,7 @@ class _Reading:
         self.content = draft.content
         self.refuse = draft.refuse
 
-    def recipe(self) -> Recipe:
+    def recipe(self, wired: bool = True) -> Recipe:
         """Return the recipe. Raises RecipeError with every fault."""
         for section in self.content:
             if section not in SECTIONS:
@@ -58,7 +63,7 @@ class _Reading:
             if section in self.content:
                 sections[section] = self._settings(section)
         self._check_weight_decay(sections.get("optimizer"), sections["schedule"])
-        if heads is not None:
+        if heads is not None and wired:
             chosen = {name: value for name, value in sections.items() if name in self.content}
             for key, message in wiring.faults(chosen, heads):
                 self.refuse(key, message)

@@ -7,8 +7,6 @@ from timm.layers import BatchNormAct2d, GroupNormAct
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sslkit.errors import SslkitError
-
 
 def replace_by_group_norm(model: nn.Module, groups: int) -> None:
     """Replace every batch norm by a group norm; keep its activation, dropout, scale and shift.
@@ -36,9 +34,9 @@ class SplitBatchNorm(BatchNormAct2d):
     """A batch norm that takes the statistics of each of `splits` parts of a batch by itself.
 
     It stands for several devices on one, as in MoCo's CIFAR-10 demonstration (He et al. 2020,
-    arXiv:1911.05722, section 3.3). Part i holds rows i, i + splits, …. The running statistics
-    follow the mean over parts. In evaluation mode, and in its tensors, it is the batch norm that
-    it replaces.
+    arXiv:1911.05722, section 3.3). Parts are successive rows, of equal number up to one. The
+    running statistics follow the mean over parts. In evaluation mode, and in its tensors, it is the
+    batch norm that it replaces.
     """
 
     def __init__(self, old: Any, splits: int) -> None:
@@ -51,7 +49,7 @@ class SplitBatchNorm(BatchNormAct2d):
         self.num_batches_tracked = old.num_batches_tracked
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N,C,…] → [N,C,…]. Raises SslkitError where N cannot be split while training."""
+        """[N,C,…] → [N,C,…]."""
         if self.training:
             x = self._normalise_parts(x)
         else:
@@ -61,32 +59,23 @@ class SplitBatchNorm(BatchNormAct2d):
         return self.act(self.drop(x))
 
     def _normalise_parts(self, x: Tensor) -> Tensor:
-        if len(x) % self.splits:
-            raise SslkitError(
-                f"encoder.norm: split takes batches that can be divided by {self.splits}, and this "
-                f"one has {len(x)}; change train.batch_size or encoder.norm_splits"
-            )
         own: Any = self
-        splits, channels = self.splits, self.num_features
         momentum = self.momentum
         if momentum is None:  # the mean over all batches
             momentum = 1 / (1 + int(own.num_batches_tracked))
-        mean, variance = own.running_mean.repeat(splits), own.running_var.repeat(splits)
-        parts = F.batch_norm(
-            x.reshape(-1, splits * channels, *x.shape[2:]),
-            mean,
-            variance,
-            None if own.weight is None else own.weight.repeat(splits),
-            None if own.bias is None else own.bias.repeat(splits),
-            training=True,
-            momentum=momentum,
-            eps=self.eps,
-        )
+        found, means, variances = [], [], []
+        for part in x.tensor_split(min(self.splits, len(x))):
+            mean, variance = own.running_mean.clone(), own.running_var.clone()
+            found.append(
+                F.batch_norm(part, mean, variance, self.weight, self.bias, True, momentum, self.eps)
+            )
+            means.append(mean)
+            variances.append(variance)
         with torch.no_grad():
-            own.running_mean.copy_(mean.view(splits, channels).mean(0))
-            own.running_var.copy_(variance.view(splits, channels).mean(0))
+            own.running_mean.copy_(torch.stack(means).mean(0))
+            own.running_var.copy_(torch.stack(variances).mean(0))
             own.num_batches_tracked.add_(1)
-        return parts.reshape(x.shape)
+        return torch.cat(found)
 
 
 def split_batch_norms(model: nn.Module, splits: int) -> None:
