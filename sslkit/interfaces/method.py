@@ -162,6 +162,12 @@ class Method(nn.Module, ABC):
         self.samplers = nn.ModuleDict(dict(parts.samplers))
         self.loss = parts.loss
 
+    def head(self, name: str) -> Head:
+        """Return a head by its name, typed as one."""
+        head = self.heads[name]
+        assert isinstance(head, Head)
+        return head
+
     @property
     def sampler(self) -> NegativeSampler:
         """The only sampler."""

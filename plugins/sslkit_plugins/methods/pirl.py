@@ -154,14 +154,11 @@ class Pirl(Method):
     def __init__(self, parts: Parts, /) -> None:
         super().__init__(parts)
         if "image" not in self.heads or len(self.heads) > 2:
-            views = ", ".join(self.heads)
-            raise RecipeError(
-                Fault(
-                    "transform",
-                    f"method 'pirl' needs a view 'image' and one pretext view, but the heads "
-                    f"read: {views}",
-                )
+            message = (
+                "method 'pirl' needs a view 'image' and one pretext view, but the heads read: "
+                f"{', '.join(self.heads)}"
             )
+            raise RecipeError(Fault("transform", message))
         # The pretext view passes the encoder first, as in the official code, so that batch norm's
         # running statistics end with the image.
         self.order = sorted(self.heads, key=lambda name: name == "image")
@@ -205,5 +202,5 @@ class Pirl(Method):
 
     def at_start(self, images: int) -> float | None:
         """Random unit vectors against a random bank."""
-        dim = self.heads["image"].out_dim
+        dim = self.head("image").out_dim
         return self.loss.at_start(dim=dim, negatives=self.sampler.candidates)

@@ -18,5 +18,5 @@ class Predict(Method):
 
     def at_start(self, images: int) -> float | None:
         """Every class equally likely."""
-        (head,) = self.heads.values()
-        return self.loss.at_start(dim=head.out_dim, negatives=1)
+        (name,) = self.heads
+        return self.loss.at_start(dim=self.head(name).out_dim, negatives=1)

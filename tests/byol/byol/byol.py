@@ -106,4 +106,4 @@ class Byol(Method):
 
     def at_start(self, images: int) -> float | None:
         """Predictions and targets that are orthogonal."""
-        return self.loss.at_start(dim=self.heads["predictor"].out_dim, negatives=0)
+        return self.loss.at_start(dim=self.head("predictor").out_dim, negatives=0)

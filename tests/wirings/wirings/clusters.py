@@ -17,7 +17,7 @@ class Clusters(Method):
 
     def __init__(self, parts: Parts, /) -> None:
         super().__init__(parts)
-        self.clusters = self.heads["cluster"].out_dim
+        self.clusters = self.head("cluster").out_dim
         self.assigned: Tensor
         self.register_buffer("assigned", torch.arange(parts.images) % self.clusters)
 

@@ -24,5 +24,5 @@ class Joined(Method):
         return Output(loss, feature_std={"projector": feature_std(rows.detach())})
 
     def at_start(self, images: int) -> float | None:
-        dim = self.heads["projector"].out_dim
+        dim = self.head("projector").out_dim
         return self.loss.at_start(dim=dim, negatives=2 * images - 2)

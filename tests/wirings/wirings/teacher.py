@@ -38,4 +38,4 @@ class Teacher(Method):
         self.teacher.follow(self.momentum, encoder=self.encoder)
 
     def at_start(self, images: int) -> float | None:
-        return self.loss.at_start(dim=self.heads["student"].out_dim, negatives=0)
+        return self.loss.at_start(dim=self.head("student").out_dim, negatives=0)

@@ -35,4 +35,4 @@ class TwoMemories(Method):
 
     def at_start(self, images: int) -> float | None:
         candidates = self.samplers["first"].candidates
-        return self.loss.at_start(dim=self.heads["first"].out_dim, negatives=candidates)
+        return self.loss.at_start(dim=self.head("first").out_dim, negatives=candidates)
