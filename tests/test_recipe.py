@@ -418,7 +418,7 @@ def test_schema_names_every_part_and_option() -> None:
         "minimum": 0,
         "maximum": 1,
         "default": 0.5,
-        "description": "float between 0 and 1",
+        "description": "Weight of the old row at an update. The papers: 0.5.",
     }
     assert bank["additionalProperties"] is False
     required = {
