@@ -245,7 +245,7 @@ def test_colours_that_need_rgb_are_refused_before_a_run(bands, tmp_path):
         code, _, err = finish(start(*command))
         assert code == 2 and "Traceback" not in err
         assert "colours 'simclr' change saturation, hue and gray and need 3 channels" in err
-        assert "the data set has 5; set these to 0, or take colours: none" in err
+        assert "the data set has 5; set these to 0 (saturation and hue are" in err
     assert not (tmp_path / "runs").exists()
 
 

@@ -246,12 +246,14 @@ def test_two_ranks_draw_what_one_draws_with_further_numbers(colours):
         (
             lambda: Crops(5),
             "transform.colours  colours 'simclr' change saturation, hue and gray and need 3 "
-            "channels; the data set has 5; set these to 0, or take colours: none",
+            "channels; the data set has 5; set these to 0 (saturation and hue are the "
+            "last two numbers of jitter), or take colours: none",
         ),
         (
             lambda: Crops(1, colours=("none", Colours(gray=0.2))),
             "transform.colours.1  these colours change gray and need 3 channels; the data set has "
-            "1; set these to 0, or take colours: none",
+            "1; set these to 0 (saturation and hue are the "
+            "last two numbers of jitter), or take colours: none",
         ),
     ],
     ids=["crops", "one crop", "local", "area", "local area", "aspect", "sigma", "rgb", "gray"],

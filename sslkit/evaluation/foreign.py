@@ -57,6 +57,8 @@ class Foreign:
         torch.manual_seed(SEED)
         try:
             encoder: Encoder = make(choice, sizes=(size,), channels=images.channels)
+        except RecipeError as error:
+            raise RecipeError(*map(_of_command, error.faults)) from error
         except SslkitError:
             raise
         except Exception as error:
@@ -73,6 +75,13 @@ class Foreign:
             baseline=baseline,
             fits=baseline or not self.trained,
         )
+
+
+def _of_command(fault: Fault) -> Fault:
+    """Word a fault of the encoder's options for the options of `sslkit eval`."""
+    if fault.key == "encoder.weights":
+        return Fault("--weights", f"{fault.message}; --weights none measures it without weights")
+    return Fault("--encoder", fault.message)
 
 
 def read_encoder(text: str, weights: str | None) -> Foreign:
@@ -117,7 +126,8 @@ def _of_folder(folder: Path) -> Foreign:
     raise RecipeError(
         Fault(
             "--encoder",
-            f"no encoder ({names}) opens {folder}; export a run first: sslkit export RUN --to timm",
+            f"no encoder ({names}) opens {folder}; it needs what "
+            "sslkit export RUN --to timm writes, config.json among it; export the run again",
         )
     )
 

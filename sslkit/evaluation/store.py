@@ -5,13 +5,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sslkit.errors import CheckpointError, PluginError, SslkitError
+from sslkit import faults
+from sslkit.errors import CheckpointError, PluginError
 from sslkit.evaluation.probe import ImageProbe
 from sslkit.evaluation.result import document
 from sslkit.interfaces import Evaluation
 from sslkit.parts import make
 from sslkit.recipe import Choice
-from sslkit.recipe.signature import sentence
 from sslkit.report import results
 from sslkit.runs import files
 
@@ -20,13 +20,10 @@ def run(choice: Choice, probe: ImageProbe) -> dict[str, Any]:
     """Measure, and return the checked result as plain data. PluginError where the part fails."""
     evaluation: Evaluation = make(choice)
     try:
-        result = evaluation.measure(probe)
+        with faults.telling(f"{choice.part.shown} fails in measure"):
+            result = evaluation.measure(probe)
     except PluginError as error:
         raise PluginError(f"{choice.part}: {error}") from error
-    except SslkitError:
-        raise
-    except Exception as error:
-        raise PluginError(f"{choice.part} failed: {sentence(error)}") from error
     return document(result, choice.use, str(choice.part))
 
 

@@ -49,8 +49,9 @@ def find(weights: str) -> Source:
         )
     if path.suffix != ".safetensors":
         raise _fault(
-            f"{weights} is no .safetensors file, and other formats can run code; convert it once: "
-            "safetensors.torch.save_file(torch.load(FILE, weights_only=True), 'FILE.safetensors')"
+            f"{weights} is no .safetensors file, and other formats can run code; convert the state "
+            "dict in it once: d = torch.load(FILE, weights_only=True); "
+            "safetensors.torch.save_file(d.get('state_dict', d), 'FILE.safetensors')"
         )
     return Source(path)
 
@@ -117,7 +118,7 @@ def load(model: nn.Module, file: Path) -> None:
     try:
         tensors = load_file(file)
     except (OSError, safetensors.SafetensorError) as error:
-        raise _fault(f"{file} cannot be read: {error}") from error
+        raise _fault(f"{file} cannot be read: {error}; copy or export it again") from error
     own = model.state_dict()
     given = {_stripped(name, own): value for name, value in tensors.items()}
     problem = _misfit(model, own, given)

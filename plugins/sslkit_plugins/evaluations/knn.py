@@ -46,7 +46,11 @@ class Knn(Evaluation):
             accuracy.metrics(probe.classes),
             layers=self.layers == "all",
             chance=accuracy.chance(probe.val, probe.classes),
-            protocol={"k": self.k, "temperature": self.temperature, "similarity": "cosine"},
+            protocol={
+                "k": min(self.k, len(probe.train)),
+                "temperature": self.temperature,
+                "similarity": "cosine",
+            },
         )
 
     def vote(self, features: Features, classes: int) -> Tensor:

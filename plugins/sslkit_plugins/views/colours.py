@@ -191,5 +191,9 @@ def _checked(colours: ColourList, channels: int, key: str) -> Colours:
         *rest, last = colours.rgb_only
         changes = f"{', '.join(rest)} and {last}" if rest else last
         message = f"{name} change {changes} and need 3 channels; the data set has {channels}"
-        raise RecipeError(Fault(key, f"{message}; set these to 0, or take colours: none"))
+        remedy = (
+            "set these to 0 (saturation and hue are the last two numbers of jitter), "
+            "or take colours: none"
+        )
+        raise RecipeError(Fault(key, f"{message}; {remedy}"))
     return colours

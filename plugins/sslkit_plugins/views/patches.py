@@ -46,6 +46,9 @@ class PatchGrid(Photometric):
         if patch > size:
             message = f"{patch} px do not fit into a crop of {size} px; take at most {size}"
             raise RecipeError(Fault("transform.patch", message))
+        if stride > patch:
+            message = f"{stride} px leave gaps between patches of {patch} px; take at most {patch}"
+            raise RecipeError(Fault("transform.stride", message))
         cut = Cut(size=size, area=(min_area, 1.0), colours=colours, flip=0.0, shared=shared)
         super().__init__({"patches": cut}, channels)
         self.patch, self.stride, self.flip = patch, stride, flip
