@@ -278,7 +278,8 @@ def step(options: argparse.Namespace) -> None:
     """The share of a PIRL-jigsaw step: draws, memory, similarities, loss and update, beside the step with all of it."""
     device, timer = torch.device(options.device), Timer(options.device)
     torch.manual_seed(0)
-    encoder, rows = Timm(model=options.step), options.rows[0]
+    sizes = (options.size, round(options.size * 2 / 7))
+    encoder, rows = Timm(sizes, 3, model=options.step), options.rows[0]
     heads = {
         "image": Linear(encoder.dim, out_dim=128),
         "patches": ConcatPatches(encoder.dim, 9, out_dim=128),

@@ -129,7 +129,7 @@ class Ready:
     """A loader and a device phase of views that have nothing to do: the same finished pixels again and again."""
 
     def __init__(self, run: Run, batches: list[Batch]) -> None:
-        self.finished, self.steps_per_epoch, self.parts = batches, 10**6, 1
+        self.finished, self.steps_per_epoch, self.micro_batches = batches, 10**6, 1
         run.loader, run.transform = self, self  # type: ignore[assignment]
 
     def batches(self, start: int, stop: int):
