@@ -152,7 +152,8 @@ TRANSPORT = {
         "torch.multiprocessing.reductions.rebuild_typed_storage",
     ),
     *("torch.Size", "torch.Tensor", "torch.int64", "torch.uint8", "torch.storage.UntypedStorage"),
-    *("sslkit.data.loader.Ticket", "numpy.ndarray", "numpy.dtype"),
+    *("sslkit.data.loader.Ticket", "sslkit.evaluation.images.Order"),
+    *("numpy.ndarray", "numpy.dtype"),
     *(
         f"numpy.{core}.{name}"
         for core in ("core", "_core")
