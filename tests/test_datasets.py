@@ -30,7 +30,7 @@ from sslkit_plugins.methods.pirl import Jigsaw, Rotation
 from sslkit_plugins.shapes import CLASSES, Shapes
 from sslkit_plugins.views import Augment
 
-CIFAR_JPEG = Path("/work/shared/data/cifar10_jpeg")
+CIFAR_JPEG = Path(__file__).resolve().parents[2] / "shared" / "data" / "cifar10_jpeg"
 
 
 def lay(root: Path, *names: str) -> Path:
@@ -582,7 +582,7 @@ def test_npz_that_is_none(tmp_path):
             Npz("train", file=str(tmp_path / name))
 
 
-@pytest.mark.skipif(not CIFAR_JPEG.exists(), reason=f"{CIFAR_JPEG} is not on this machine")
+@pytest.mark.skipif(not CIFAR_JPEG.exists(), reason="CIFAR-10 as JPEG is not beside the checkout")
 def test_cifar10_as_jpeg():
     made = Npz("val", file=str(CIFAR_JPEG / "test.npz"), val_file=str(CIFAR_JPEG / "test.npz"))
     assert len(made) == 10_000 and made.image(0).size == (32, 32) and made.classes[3] == "cat"
