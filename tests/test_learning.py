@@ -18,6 +18,10 @@ def test_the_embedded_run_learns(tmp_path):
         )
 
     sslkit("train", RECIPE, "--set", "train.epochs=15")
-    sslkit("eval", "linear", "--seeds", 1)
+    sslkit("eval", "linear")
     result = json.loads((tmp_path / "runs/pirl_jigsaw/latest/eval/linear.json").read_text())
-    assert result["layers"]["features"]["top1"] > max(result["floors"].values()) + 8
+    found = {}
+    for entry in result["entries"]:
+        found[entry["candidate"]] = entry["scores"]["top-1"]["value"]
+    trained = found.pop("trained")
+    assert trained > max(found.values()) + 0.08
