@@ -42,7 +42,7 @@ def test_recipe_is_valid_and_says_where_it_comes_from(path):
 
 @pytest.mark.parametrize("name", ["jigsaw", "rotation", "jigsaw_rotation"])
 def test_full_size_recipes_hold_the_papers_settings(name):
-    """Spec sections 1, 3, 4 and 5."""
+    """The paper, supplement A, and VISSL's configurations."""
     made = recipe.read(ROOT / "recipes" / "imagenet" / f"pirl_{name}.yaml")
     assert made.encoder.options["model"] == "resnet50"
     assert made.sampler.options["negatives"] == 32_000 and made.sampler.options["momentum"] == 0.5

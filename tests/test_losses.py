@@ -160,7 +160,7 @@ def test_a_resumed_loss_keeps_its_constant(problem):
 
 @pytest.mark.parametrize("form", ["official", "info_nce"])
 def test_gradients_are_the_closed_form(problem, form):
-    """d term / d v̂ = 1/(τB) · [-(1-h₀) m₀ + Σⱼ hⱼ mⱼ], then through the normalisation of v (spec 4.2).
+    """d term / d v̂ = 1/(τB) · [-(1-h₀) m₀ + Σⱼ hⱼ mⱼ], then through the normalisation of v.
 
     The paper form's denominator depends on v as well; the finite differences below cover it.
     """
@@ -196,7 +196,7 @@ def test_gradients_of_the_paper_form_by_finite_differences(problem):
     ("negatives", "info", "nce"), [(32_000, 11.17, 12.17), (4_096, 9.11, 10.11)]
 )
 def test_first_loss_of_random_vectors(negatives, info, nce):
-    """log N + 1/(2·128·0.07²), and 1 more for NCE. The spec's 12.25 and 11.25 are one measurement of few rows of these."""
+    """log N + 1/(2·128·0.07²), and 1 more for NCE."""
     images, rows, dim = 40_000, 256, 128
     torch.manual_seed(0)
     bank = MemoryBank(dim, images, negatives=negatives)
