@@ -66,6 +66,7 @@ SMALL = {
     "resize": 32,
     "grid": 2,
     "patch": 12,
+    "stride": 6,
     "permutations": 5,
     "model": "resnet18",
     "hidden_dim": 16,
