@@ -221,6 +221,8 @@ def test_auto_workers(monkeypatch):
     assert (auto_workers("cuda"), auto_workers("cpu")) == (16, 12)
     monkeypatch.setenv("WORLD_SIZE", "16")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert (auto_workers("cuda"), auto_workers("cpu")) == (16, 12), "no rank: a scheduler's"
+    monkeypatch.setenv("RANK", "0")
     assert (auto_workers("cuda"), auto_workers("cpu")) == (3, 1)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
     assert (auto_workers("cuda"), auto_workers("cpu")) == (1, 0)

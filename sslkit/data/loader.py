@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from sslkit import faults
+from sslkit import faults, launcher
 from sslkit.data.plain import Plain, unlike
 from sslkit.data.workers import deliver, read
 from sslkit.errors import DataError, PluginError, SslkitError, printable
@@ -41,7 +41,7 @@ def auto_workers(device_type: str) -> int:
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
-    share = cores // int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("WORLD_SIZE") or 1)
+    share = cores // launcher.local_world()
     return min(16, max(1, share)) if device_type == "cuda" else share // 2
 
 
