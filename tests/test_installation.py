@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tarfile
 import tomllib
 from pathlib import Path
 
@@ -82,3 +83,16 @@ def test_every_dependency_has_a_lower_bound():
     light = [r.replace(">=", "==") for r in project["dependencies"] if not r.startswith("t")]
     assert "typer==0.19" in printed.stdout.split()
     assert set(light) < set(printed.stdout.split())
+
+
+def test_the_source_distribution_holds_what_is_tracked(tmp_path):
+    """So its own tests find what they read: scripts, benchmarks, recipes, documents."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("no checkout of git: nothing says what is tracked")
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", tmp_path]
+    subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
+    with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert names - {"PKG-INFO"} == set(listed.stdout.split())
