@@ -1,12 +1,15 @@
-"""Paths → data sets: which installed data set opens a folder or a file."""
+"""Paths in recipes: which installed data set opens a folder or a file, and absolute paths."""
 
 import fnmatch
 import os
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sslkit.errors import PluginError
-from sslkit.recipe import registry
+from sslkit.recipe import groups, registry
+from sslkit.recipe.contents import PARTS, Choice, Recipe
 from sslkit.recipe.words import near_files
 
 
@@ -51,3 +54,52 @@ def _rank(pattern: str, path: Path) -> int:
     if pattern.startswith("/"):
         return 2 * os.path.isfile(path / pattern[1:])
     return 2 * (os.path.isfile(path) and fnmatch.fnmatch(path.name.lower(), pattern))
+
+
+def absolute(recipe: Recipe, bases: Iterable[Path] = (Path(),)) -> Recipe:
+    """Return a recipe with absolute paths, which holds from any working directory.
+
+    A relative path stands below the first of `bases` that holds it; one that none holds stays as it
+    is. Paths are the options that `opens` and `paths` of a part name, and those of type Path.
+    """
+    bases = tuple(bases)
+    sections: dict[str, Any] = {}
+    for section in PARTS:
+        chosen = getattr(recipe, section)
+        if isinstance(chosen, Choice):
+            sections[section] = _absolute(chosen, bases)
+        elif isinstance(chosen, dict):
+            sections[section] = {name: _absolute(head, bases) for name, head in chosen.items()}
+    return replace(recipe, **sections)
+
+
+def _absolute(choice: Choice, bases: tuple[Path, ...]) -> Choice:
+    options = dict(choice.options)
+    for name, words in _path_options(choice.part).items():
+        value = options.get(name)
+        if isinstance(value, str | Path) and str(value) and str(value) not in words:
+            options[name] = type(value)(_found(str(value), bases))
+    return replace(choice, options=options)
+
+
+def _path_options(part: registry.Part) -> dict[str, tuple[str, ...]]:
+    """Return the options of a part that hold paths, each with the words that are none."""
+    try:
+        signature = part.signature()
+    except PluginError:
+        return {}
+    found: dict[str, tuple[str, ...]] = {}
+    for name, option in signature.options.items():
+        if Path in map(groups.bare, groups.members(groups.bare(option.annotation))):
+            found[name] = ()
+    for name in (signature.attributes.get("opens") or {}).values():
+        found[name] = ()
+    return found | (signature.attributes.get("paths") or {})
+
+
+def _found(text: str, bases: tuple[Path, ...]) -> str:
+    for base in bases:
+        path = os.path.abspath(base / os.path.expanduser(text))
+        if os.path.lexists(path):
+            return path
+    return text
