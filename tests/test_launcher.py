@@ -49,9 +49,7 @@ MEETING = "MASTER_ADDR=localhost MASTER_PORT=29500"
         ),
     ],
 )
-def test_training_refuses_half_an_environment(
-    tiny, tmp_path, monkeypatch, text, sentence, remedy
-):
+def test_training_refuses_half_an_environment(tiny, tmp_path, monkeypatch, text, sentence, remedy):
     setting(monkeypatch, text)
     words = ["train", str(tiny), "--runs", str(tmp_path / "runs")]
     result = CliRunner().invoke(app, words)

@@ -118,7 +118,8 @@ class Packed(ImageSource):
             return pydantic.TypeAdapter(Index).validate_json(path.read_bytes())
         except FileNotFoundError as error:
             raise DataError(
-                f"{self.root} is no packed set, it holds no {INDEX}; make one: sslkit pack FOLDER {self.root}"
+                f"{self.root} is no packed set, it holds no {INDEX}; name one, --data DIR, or make it: "
+                f"sslkit pack FOLDER {self.root}"
             ) from error
         except OSError as error:
             raise DataError(f"{path} cannot be read ({error.strerror})") from error

@@ -18,7 +18,7 @@ from sslkit.evaluation.probe import ImageProbe, Progress, silent
 from sslkit.interfaces import Candidate
 from sslkit.parts import make_method, make_transform
 from sslkit.recipe import Choice, Recipe
-from sslkit.runs import checkpoint
+from sslkit.runs import checkpoint, folders
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,17 +120,17 @@ def _read(request: Request) -> tuple[Choice, list[tuple[Path, Recipe]]]:
     recipes = []
     data = None
     if request.run is not None:
-        read = recipe.read(request.run / "recipe.yaml", data=request.data)
+        read = folders.read_recipe(request.run, data=request.data)
         recipes.append((request.run, read))
         data = read.data
     elif request.data is not None:
         data = recipe.read_data(request.data)
     for folder in request.against:
-        recipes.append((folder, recipe.read(folder / "recipe.yaml", data=request.data)))
+        recipes.append((folder, folders.read_recipe(folder, opened=False)))
     assert data is not None
-    folders = [folder for folder, _ in recipes]
+    measured = [folder for folder, _ in recipes]
     for folder in request.against:
-        if folders.count(folder) > 1:
+        if measured.count(folder) > 1:
             raise RecipeError(Fault("--against", f"{folder} is already measured; name another run"))
     return data, recipes
 
