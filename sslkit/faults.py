@@ -5,7 +5,6 @@ So the sentence is the same in a rehearsal, in a loader worker and at step 1000,
 before something fails. An exception outside every part is an error of the toolkit and passes.
 """
 
-import os
 import re
 import sys
 import traceback

@@ -383,8 +383,8 @@ def _check_images(run: Run, folder: Path, state: State) -> None:
         other = f"set of images: {content}"
     if other is not None:
         raise CheckpointError(
-            f"{folder} was trained on another {other}; name the place of its own images: sslkit "
-            f"train --resume {folder} --data PATH, or start a new run: sslkit train "
+            f"{folder} was trained on another {other}; put its own images back, or name their "
+            f"place: sslkit train --resume {folder} --data PATH, or start a new run: sslkit train "
             f"{folder / 'recipe.yaml'} --data PATH"
         )
     run.samples = kept or None
