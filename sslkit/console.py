@@ -144,11 +144,15 @@ class Training:
 
     def begin(self, notes: list[str], folder: Path | None) -> None:
         """Say what is about to run; `folder` is that of a run which is resumed."""
+        from sslkit.data import summary
+
         run, chosen = self.run, self.run.recipe.train
         self.folder = folder
         world = run.loader.world
         for note in notes:
             print_text(note, stderr=True)
+        labels_used = "label" in type(run.method).predicts.values()
+        self._say(summary.training(run.source, run.recipe.data, labels_used=labels_used))
         self._say(
             f"{run.recipe.name}: {len(run.source):,} images, {chosen.epochs} epochs × {run.loader.steps_per_epoch} steps; "
             f"batch {chosen.batch_size} over {world} {run.device.type} device{'s' if world > 1 else ''}, "

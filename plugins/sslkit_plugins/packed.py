@@ -15,7 +15,7 @@ import signal
 import sys
 import zlib
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -31,7 +31,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from sslkit.errors import DataError
 from sslkit.interfaces import ImageSource, Pixels
-from sslkit_plugins.datasets import ImageFolder, Npz, decode, decode_pixels
+from sslkit_plugins.datasets.decoding import MAX_PIXELS, MaxPixels, decode, decode_pixels
 
 INDEX = "packed.json"
 SHARD_BYTES = 128 * 2**20
@@ -81,8 +81,15 @@ class Packed(ImageSource):
 
     opens: ClassVar[dict[str, str]] = {"/packed.json": "root"}
 
-    def __init__(self, split: str, /, *, root: str) -> None:
-        self.root = Path(os.path.expanduser(root))
+    def __init__(
+        self,
+        split: str,
+        /,
+        *,
+        root: Annotated[str, pydantic.Field(description="Folder that `sslkit pack` has made.")],
+        max_pixels: MaxPixels = MAX_PIXELS,
+    ) -> None:
+        self.root, self.max_pixels = Path(os.path.expanduser(root)), max_pixels
         half = "val" if split == "val" else "train"
         index = self._index()
         self.has_val = "val" in index.halves
@@ -189,26 +196,25 @@ class Packed(ImageSource):
 
     def image(self, index: int) -> Image.Image:
         """Decoded as RGB."""
-        return decode(self.stored(index))
+        return decode(self.stored(index), self.max_pixels)
 
     def pixels(self, index: int, reduction: Callable[[int, int], float]) -> Pixels:
         """The same as pixels."""
-        return decode_pixels(self.stored(index), reduction)
+        return decode_pixels(self.stored(index), reduction, self.max_pixels)
 
     @classmethod
     def write(
         cls,
-        source: str,
+        splits: Mapping[Literal["train", "val"], ImageSource],
         root: str,
         *,
         short_side: int = 256,
         quality: int = 95,
-        follow_links: bool = False,
         skip_unreadable: bool = False,
         workers: int = 0,
         advance: Callable[[int, int], None] = lambda done, total: None,
     ) -> Index:
-        """Pack the image folder, .npz file or packed set `source` into a new folder `root`: all of it or nothing.
+        """Pack the splits of a data set into a new folder `root`: all of it or nothing.
 
         A JPEG whose short side is at most `short_side` pixels keeps its bytes; any other image is made upright RGB, reduced to that and
         coded as JPEG of `quality`, its colours as fine as its brightness. What is written depends on the images and these options alone.
@@ -216,7 +222,7 @@ class Packed(ImageSource):
         """
         to = Path(os.path.expanduser(root))
         beside = to.with_name(f"{to.name}.writing")
-        sources = _halves(source, follow_links)
+        _check_format(splits["train"])
         if to.exists():
             raise DataError(f"{root} is there already; name a new folder, or remove it")
         try:
@@ -228,10 +234,10 @@ class Packed(ImageSource):
         except OSError as error:
             raise DataError(f"cannot make the folder {beside} ({error.strerror})") from error
         packing = _Packing(
-            beside, short_side, quality, workers, sum(map(len, sources.values())), advance
+            beside, short_side, quality, workers, sum(map(len, splits.values())), advance
         )
         try:
-            halves = {half: packing.half(half, images) for half, images in sources.items()}
+            halves = {half: packing.half(half, images) for half, images in splits.items()}
             if packing.unreadable and not skip_unreadable:
                 raise DataError(
                     f"{_told(packing.unreadable)}; mend or remove them, or leave them out with --skip-unreadable"
@@ -256,26 +262,10 @@ class Packed(ImageSource):
         return index
 
 
-Stored = ImageFolder | Npz | Packed
-
-
-def _halves(source: str, follow_links: bool) -> dict[Literal["train", "val"], Stored]:
-    """The images of each half of a folder, an archive or a packed set."""
-
-    def half(split: str) -> Stored:
-        if os.path.isfile(Path(os.path.expanduser(source), INDEX)):
-            return Packed(split, root=source)
-        if source.endswith(".npz"):
-            return Npz(split, file=source)
-        return ImageFolder(split, root=source, follow_links=follow_links)
-
-    train = half("train")
-    if train.channels != 3 or train.bits != 8:
-        held = f"{train.channels} channels in {train.bits} bits"
-        raise DataError(
-            f"{source} holds {held}, and packed sets RGB in 8 bits; train from it itself"
-        )
-    return {"train": train, "val": half("val")} if train.has_val else {"train": train}
+def _check_format(source: ImageSource) -> None:
+    if source.channels != 3 or source.bits != 8:
+        held = f"{source.channels} channels in {source.bits} bits"
+        raise DataError(f"packed sets hold RGB in 8 bits, and these images {held}; train from them")
 
 
 def _told(unreadable: list[tuple[str, str]]) -> str:
@@ -297,7 +287,7 @@ def _flush(path: Path) -> None:
 class _Coded(Dataset):
     """Indices → for each image its JPEG bytes and whether they are those that were stored, or the reason why there is none."""
 
-    def __init__(self, source: Stored, short_side: int, quality: int) -> None:
+    def __init__(self, source: ImageSource, short_side: int, quality: int) -> None:
         self.source, self.short_side, self.quality = source, short_side, quality
 
     def __getitem__(self, indices: np.ndarray) -> list[tuple[bytes, bool] | str]:
@@ -305,7 +295,7 @@ class _Coded(Dataset):
 
     def _coded(self, index: int) -> tuple[bytes, bool] | str:
         try:
-            stored = self.source.stored(index)
+            stored = getattr(self.source, "stored", lambda index: None)(index)
             pixels = self.source.pixels(
                 index, lambda width, height: min(width, height) / (2 * self.short_side)
             )
@@ -355,7 +345,7 @@ class _Packing:
         self.unreadable: list[tuple[str, str]] = []
         self.kept = self.coded = 0
 
-    def half(self, half: str, source: Stored) -> Half:
+    def half(self, half: str, source: ImageSource) -> Half:
         """Write the shards of one half."""
         names: list[str] = []
         shards = 0
@@ -380,7 +370,7 @@ class _Packing:
             raise DataError(f"nothing to pack: {_told(self.unreadable)}")
         return Half(len(names), shards, list_hash(names), [_text(name) for name in source.classes])
 
-    def _shards(self, source: Stored) -> Iterator[list[tuple[int, bytes]]]:
+    def _shards(self, source: ImageSource) -> Iterator[list[tuple[int, bytes]]]:
         """The images that can be read, as (index, file), in groups of at most SHARD_BYTES."""
         shard: list[tuple[int, bytes]] = []
         size = 0
@@ -399,7 +389,7 @@ class _Packing:
         if shard:
             yield shard
 
-    def _coded(self, source: Stored) -> Iterator[tuple[bytes, bool] | str]:
+    def _coded(self, source: ImageSource) -> Iterator[tuple[bytes, bool] | str]:
         """Every image in order, coded ahead by the workers."""
         loader: DataLoader = DataLoader(
             _Coded(source, self.short_side, self.quality),
