@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from sslkit.runs.run import Run
     from sslkit.training.health import Health
 
+UNREADABLE = 10
+"""Most images that are named as unreadable at the end of a session."""
+
 
 def print_error(error: Exception) -> None:
     """The message in one piece; the faults of a recipe in columns: place, key, sentence."""
@@ -237,10 +240,16 @@ class Training:
         self._say(f"encoder: {encoder}\nnext: sslkit eval linear {self.folder}")
 
     def _say_unreadable(self) -> None:
-        if self.run.unreadable:
-            self._say(
-                f"{len(self.run.unreadable)} images could not be read and were replaced: {', '.join(sorted(self.run.unreadable))}"
-            )
+        found = sorted(self.run.unreadable.items())
+        if not found:
+            return
+        named = [f"{name} ({reason})" for name, reason in found[:UNREADABLE]]
+        if len(found) > UNREADABLE:
+            named.append(f"and {len(found) - UNREADABLE} more")
+        held = "1 image could not be read and was"
+        if len(found) > 1:
+            held = f"{len(found)} images could not be read and were"
+        self._say(f"{held} replaced: {', '.join(named)}")
 
     def close(self) -> None:
         self.bar.stop()

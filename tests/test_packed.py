@@ -18,13 +18,13 @@ from safetensors.numpy import load_file, save_file
 
 from sslkit import parts, recipe
 from sslkit.data.loader import Loader, fingerprint
-from sslkit.errors import DataError
+from sslkit.errors import DataError, RecipeError
 from sslkit.runs import checkpoint
 from sslkit.training.trainer import train
-from sslkit_plugins import packed
+from sslkit_plugins import packing
 from sslkit_plugins.datasets import ImageFolder, Npz
 from sslkit_plugins.methods.pirl import Jigsaw
-from sslkit_plugins.packed import Packed
+from sslkit_plugins.packed import Index, Packed
 
 
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -54,7 +54,7 @@ def folder(tmp_path: Path) -> Path:
     return root
 
 
-def write(source: str, to: str, **options) -> packed.Index:
+def write(source: str, to: str, **options) -> Index:
     """Pack a folder, an archive or a packed set."""
     chosen = recipe.read_data(source)
     splits = {"train": parts.make(chosen, split="train")}
@@ -147,7 +147,7 @@ def test_the_bytes_depend_on_images_and_options_alone(folder, tmp_path):
 
 def test_many_shards_are_one_list(folder, tmp_path, monkeypatch):
     write(str(folder), str(tmp_path / "one"))
-    monkeypatch.setattr(packed, "SHARD_BYTES", 3000)
+    monkeypatch.setattr(packing, "SHARD_BYTES", 3000)
     write(str(folder), str(tmp_path / "many"))
     one, many = (Packed("train", root=str(tmp_path / name)) for name in ("one", "many"))
     shards = sorted((tmp_path / "many").glob("train-*"))
@@ -267,15 +267,15 @@ def test_the_command(folder, tmp_path):
         start("pack", folder, tmp_path / "set", "--short-side", 32, "--workers", 1)
     )
     assert (code, err) == (0, "")
+    train = f"{folder / 'train'} (9 images in 2 classes: a, b)"
     assert out == (
-        f"9 images (train) and 2 images (val): 8 kept their bytes, 3 were coded anew, 0 left out\n"
+        f"data: {train} and {folder / 'val'} (2 images in 2 classes: a, b)\n"
+        "9 images (train) and 2 images (val): 8 kept their bytes, 3 were coded anew, 0 left out\n"
         f"written: {tmp_path / 'set'}\nnext: sslkit train RECIPE --data {tmp_path / 'set'}\n"
     )
-    code, out, err = finish(start("pack", folder, tmp_path / "set"))
-    assert (code, out) == (
-        2,
-        "",
-    ) and err == f"{tmp_path / 'set'} is there already; name a new folder, or remove it\n"
+    code, _, err = finish(start("pack", folder, tmp_path / "set"))
+    assert code == 2
+    assert err == f"{tmp_path / 'set'} is there already; name a new folder, or remove it\n"
 
 
 # ---------------------------------------------------------------------------------------------------------- all or nothing
@@ -285,7 +285,7 @@ def test_unreadable_images_are_named_and_nothing_is_written(folder, tmp_path):
     (folder / "train" / "a" / "0.jpg").write_bytes(b"no image")
     whole = folder / "train" / "b" / "1.jpg"
     whole.write_bytes(whole.read_bytes()[:-400])
-    told = r"^2 images cannot be read: a/0\.jpg \(Unidentified.*\), b/1\.jpg \(OSError: .*truncated.*\); mend .* --skip-unreadable$"
+    told = r"^2 images cannot be read: a/0\.jpg \(Unidentified.*\), b/1\.jpg \(OSError: .*truncated.*\); repair .*: --skip-unreadable$"
     with pytest.raises(DataError, match=told):
         write(str(folder), str(tmp_path / "set"), workers=1)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder"]
@@ -315,7 +315,7 @@ def test_no_image_can_be_read(tmp_path):
 
 def test_places_that_cannot_be_written(folder, tmp_path):
     with pytest.raises(
-        DataError, match=r"^cannot make the folder .*set\.writing \(No such file or directory\)$"
+        DataError, match=r"^cannot make the folder .*set\.writing \(No such file or directory\); name a DEST in "
     ):
         write(str(folder), str(tmp_path / "nowhere" / "set"))
     (tmp_path / "set.writing").mkdir()
@@ -325,7 +325,7 @@ def test_places_that_cannot_be_written(folder, tmp_path):
     ):
         write(str(folder), str(tmp_path / "set"))
     assert (tmp_path / "set.writing").is_dir(), "it may be another's"
-    with pytest.raises(DataError, match=r"nowhere does not exist"):
+    with pytest.raises(RecipeError, match=r"nowhere': there is no such folder or file"):
         write(str(tmp_path / "nowhere"), str(tmp_path / "other"))
     assert not (tmp_path / "other").exists()
 
@@ -355,7 +355,7 @@ def test_an_interruption_leaves_nothing(folder, tmp_path):
 
 
 def test_a_worker_that_the_system_ends(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(packed._Coded, "_coded", lambda self, index: os._exit(9))
+    monkeypatch.setattr(packing._Coder, "_coded", lambda self, index: os._exit(9))
     with pytest.raises(
         DataError, match=r"^a worker was ended by the system, .*; take fewer: --workers 0 \("
     ):

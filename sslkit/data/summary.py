@@ -21,11 +21,13 @@ def training(source: ImageSource, data: Choice, *, labels_used: bool) -> str:
         held += ", no classes"
     elif labels_used:
         held += f" in {_classes(source)}"
-    else:
-        held += f"; {_classes(source)} for evaluations"
     line = f"data: training on {source.place or place_of(data)} ({held})"
-    validation = source.validation()
-    return f"{line}; evaluations validate on {validation}" if validation else line
+    later = []
+    if _has_classes(source) and not labels_used:
+        later.append(_classes(source))
+    if validation := source.validation():
+        later.append(f"validation on {validation}")
+    return f"{line}; for evaluations: {'; '.join(later)}" if later else line
 
 
 def evaluation(train: ImageSource, val: ImageSource, place: str, how: str) -> str:

@@ -46,6 +46,7 @@ class Walk:
         self.ours = self.leading_out = self.broken = self.repeated = self.devices = 0
         self._inside = os.path.realpath(root)
         self._entered: set[str] = set()
+        self._our_folders: set[str] = set()
         self._links: list[tuple[str, str]] = []
         self._enter(os.fspath(root), "", self._inside)
         self._follow()
@@ -61,6 +62,7 @@ class Walk:
             self._entered.add(real)
             if is_our_folder(folder):
                 self.ours += 1
+                self._our_folders.add(real)
                 continue
             with os.scandir(folder) as entries:
                 for entry in entries:
@@ -93,6 +95,8 @@ class Walk:
             links, self._links = sorted(self._links), []
             for name, path in links:
                 real = os.path.realpath(path)
+                if real in self._our_folders:
+                    continue
                 if not os.path.exists(real):
                     self.broken += 1
                 elif real in self._entered:
@@ -129,9 +133,8 @@ class Walk:
         if pictures:
             told.append(f"{_endings(pictures)} (convert them to JPEG or PNG)")
         if self.leading_out:
-            told.append(
-                f"{_count(self.leading_out, 'link')} (--set data.follow_links=true follows links)"
-            )
+            links = _count(self.leading_out, "link")
+            told.append(f"{links} (--set data.follow_links=true follows them)")
         if self.broken:
             told.append(_count(self.broken, "broken link"))
         if self.repeated:
@@ -147,8 +150,8 @@ class Walk:
 
 def _endings(endings: Counter[str]) -> str:
     """Return ".txt × 3, .csv × 1", the most frequent first."""
-    ordered = sorted(endings.items(), key=lambda item: (-item[1], item[0]))
-    told = [f"{ending or 'no ending'} × {count:,}" for ending, count in ordered[:SHOWN]]
+    ordered = sorted(endings.items(), key=lambda item: (-item[1], not item[0], item[0]))
+    told = [f"{ending or 'without ending'} × {count:,}" for ending, count in ordered[:SHOWN]]
     if len(ordered) > SHOWN:
         told.append(f"{len(ordered) - SHOWN} more endings")
     return ", ".join(told)
