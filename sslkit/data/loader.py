@@ -152,13 +152,21 @@ def _stacked(items: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.stack([item[name] for item in items]) for name in items[0]}
 
 
-def check_fills(images: int, batch_size: int) -> None:
-    """Raise DataError where the images of a data set do not fill one batch."""
-    if images < batch_size:
-        raise DataError(
-            f"{images} images do not fill a batch of {batch_size}; take smaller batches: "
-            f"--set train.batch_size={max(2, images // 2)}"
-        )
+def check_fills(images: int, batch_size: int, shares: int = 1) -> None:
+    """Raise DataError where the images of a data set do not fill one batch.
+
+    `shares` is the number of micro-batches of all ranks, which the batch must divide into.
+    """
+    if images >= batch_size:
+        return
+    held = "1 image does not" if images == 1 else f"{images} images do not"
+    smaller = max(2 * shares, images // 2 // shares * shares)
+    remedy = f"take smaller batches: --set train.batch_size={smaller}"
+    if images < smaller:
+        remedy = f"{smaller} are needed at least; name a data set with more: --data PATH"
+        if shares > 1:
+            remedy += ", or take fewer ranks and micro-batches"
+    raise DataError(f"{held} fill a batch of {batch_size}; {remedy}")
 
 
 class Loader:
@@ -188,7 +196,7 @@ class Loader:
         self.rank, self.world, self.micro_batches = rank, world, micro_batches
         self.step_size = batch_size * micro_batches * world
         self.steps_per_epoch = len(source) // self.step_size
-        check_fills(len(source), self.step_size)
+        check_fills(len(source), self.step_size, micro_batches * world)
 
     @property
     def steps_of_pass(self) -> int:

@@ -5,6 +5,7 @@ import re
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,10 +14,14 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from sslkit import faults
-from sslkit.errors import DataError, SslkitError, printable
+from sslkit.errors import DataError, PluginError, SslkitError, printable
+from sslkit.faults import describe
 
 PREFETCH = 4
 """Batches that each worker holds ready."""
+
+START = "fork" if sys.platform == "linux" else "spawn"
+"""How worker processes begin. One that is spawned gets its parts as a pickle."""
 
 
 def read(read: Callable[..., Any], *what: Any) -> Any:
@@ -87,6 +92,23 @@ def _undisturbed() -> Iterator[None]:
         signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
 
 
+@contextmanager
+def _sent() -> Iterator[None]:
+    """Raise PluginError where a part cannot be sent to a spawned worker."""
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Got pickle error")
+            yield
+    except Exception as error:
+        if START == "fork" or not re.search("(?i)pickl|local object", describe(error)):
+            raise
+        raise PluginError(
+            f"the data set or the transform cannot be sent to a loader worker ({describe(error)}); "
+            "it must hold no lambda, local class or open file: define these at the top of a "
+            "module, or load without workers: --set train.workers=0 (in evaluations --workers 0)"
+        ) from error
+
+
 def deliver(
     builder: Dataset, orders: Iterable[Any], workers: int, pin: bool = False
 ) -> Iterator[Any]:
@@ -105,10 +127,10 @@ def deliver(
             collate_fn=_whole,
             prefetch_factor=PREFETCH,
             worker_init_fn=_begin_worker,
-            multiprocessing_context="fork" if sys.platform == "linux" else "spawn",
+            multiprocessing_context=START,
             pin_memory=pin,
         )
-    with _undisturbed():
+    with _undisturbed(), _sent():
         made = iter(made)
     try:
         for item in made:

@@ -83,7 +83,8 @@ def build(
     foreign = _foreign(request)
     device = pick_device(request.device)
     data, recipes = _read(request)
-    splits, skipped = open_splits(data, needs, request.split_seed), []
+    splits = open_splits(data, needs, request.split_seed)
+    skipped: list[Unreadable] = []
     workers = auto_workers(device.type) if request.workers is None else request.workers
     if request.skip_unreadable:
         splits, skipped = left_out(splits, needs, workers, progress)

@@ -60,11 +60,12 @@ def check(splits: Splits, needs: str) -> Splits:
     _check_needs(splits.train, needs, splits.where)
     summary = evaluation(splits.train, splits.val, splits.where, splits.how)
     splits = splits._replace(summary=summary, unseen=())
-    if needs != "labels":
+    train, val = splits.train.labels, splits.val.labels
+    if needs != "labels" or train is None or val is None:
         return splits
     names = class_names(splits.train)
-    learnt = set(np.unique(splits.train.labels).tolist())
-    shown = set(np.unique(splits.val.labels).tolist())
+    learnt = set(np.unique(train).tolist())
+    shown = set(np.unique(val).tolist())
     if strange := sorted(shown - learnt):
         raise DataError(
             f"{splits.where} has validation images of {_named([names[one] for one in strange])}, "
