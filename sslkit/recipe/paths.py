@@ -2,7 +2,7 @@
 
 import fnmatch
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -63,38 +63,55 @@ def absolute(recipe: Recipe, bases: Iterable[Path] = (Path(),)) -> Recipe:
     is. Paths are the options that `opens` and `paths` of a part name, and those of type Path.
     """
     bases = tuple(bases)
-    sections: dict[str, Any] = {}
-    for section in PARTS:
-        chosen = getattr(recipe, section)
-        if isinstance(chosen, Choice):
-            sections[section] = _absolute(chosen, bases)
-        elif isinstance(chosen, dict):
-            sections[section] = {name: _absolute(head, bases) for name, head in chosen.items()}
+    sections: dict[str, Any] = {"heads": dict(recipe.heads)}
+    for section, name, choice in _choices(recipe):
+        options = dict(choice.options)
+        for option, value in _paths(choice):
+            options[option] = type(value)(_found(str(value), bases))
+        if section == "heads":
+            sections[section][name] = replace(choice, options=options)
+        else:
+            sections[section] = replace(choice, options=options)
     return replace(recipe, **sections)
 
 
-def _absolute(choice: Choice, bases: tuple[Path, ...]) -> Choice:
-    options = dict(choice.options)
-    for name, words in _path_options(choice.part).items():
-        value = options.get(name)
-        if isinstance(value, str | Path) and str(value) and str(value) not in words:
-            options[name] = type(value)(_found(str(value), bases))
-    return replace(choice, options=options)
+def missing(recipe: Recipe) -> list[tuple[str, str]]:
+    """Return the paths of a recipe that are not on this machine, with their dotted keys."""
+    found = []
+    for section, name, choice in _choices(recipe):
+        for option, value in _paths(choice):
+            if not os.path.lexists(os.path.expanduser(value)):
+                found.append((".".join(filter(None, (section, name, option))), str(value)))
+    return found
 
 
-def _path_options(part: registry.Part) -> dict[str, tuple[str, ...]]:
-    """Return the options of a part that hold paths, each with the words that are none."""
+def _choices(recipe: Recipe) -> Iterator[tuple[str, str, Choice]]:
+    """Yield section, name of the head, and part."""
+    for section in PARTS:
+        chosen = getattr(recipe, section)
+        named = chosen if isinstance(chosen, dict) else {"": chosen}
+        for name, choice in named.items():
+            if choice is not None:
+                yield section, name, choice
+
+
+def _paths(choice: Choice) -> Iterator[tuple[str, str | Path]]:
+    """Yield the options of a part that hold paths, with their values."""
     try:
-        signature = part.signature()
+        signature = choice.part.signature()
     except PluginError:
-        return {}
-    found: dict[str, tuple[str, ...]] = {}
+        return
+    words: dict[str, tuple[str, ...]] = {}
     for name, option in signature.options.items():
         if Path in map(groups.bare, groups.members(groups.bare(option.annotation))):
-            found[name] = ()
+            words[name] = ()
     for name in (signature.attributes.get("opens") or {}).values():
-        found[name] = ()
-    return found | (signature.attributes.get("paths") or {})
+        words[name] = ()
+    words |= signature.attributes.get("paths") or {}
+    for name in words:
+        value = choice.options.get(name)
+        if isinstance(value, str | Path) and str(value) and str(value) not in words[name]:
+            yield name, value
 
 
 def _found(text: str, bases: tuple[Path, ...]) -> str:
