@@ -234,6 +234,8 @@ class _Coder(Dataset):
     def _coded(self, index: int) -> Coded:
         try:
             return self._code(index)
+        except DataError as error:
+            return printable(str(error))
         except Exception as error:
             return printable(f"{type(error).__name__}: {error}")
 

@@ -26,6 +26,8 @@ def read(read: Callable[..., Any], *what: Any) -> Any:
     """
     try:
         return read(*what)
+    except SslkitError as error:
+        return printable(str(error))
     except Exception as error:
         return printable(f"{type(error).__name__}: {error}")
 
