@@ -85,6 +85,7 @@ class Packed(ImageSource):
         self.root = Path(os.path.expanduser(root))
         half = "val" if split == "val" else "train"
         index = self._index()
+        self.reduced_to = index.short_side if index.coded else None
         self.has_val = "val" in index.halves
         if half not in index.halves:
             raise DataError(
