@@ -10,12 +10,19 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from sslkit.data import shared
 from sslkit.data.plain import decoded, plain_box, unlike
 from sslkit.data.workers import deliver, read
 from sslkit.errors import DataError, printable
 from sslkit.interfaces import ImageSource, Pixels
 
 View = Literal["crop", "squash"]
+SHOWN = {
+    "crop": "crop: short side to 256/224 of the size, central square; no border is cut off an "
+    "image whose short side is at most the size",
+    "squash": "squash: the whole image, resized to a square",
+}
+"""What a protocol says of each view."""
 BATCH = 128
 """Images that are read, resized and embedded at once."""
 MIN_AREA, ASPECT = 0.08, (3 / 4, 4 / 3)
@@ -24,6 +31,14 @@ arXiv:1409.4842, section 6)."""
 
 Picture = Image.Image | Pixels
 Box = tuple[float, float, float, float]
+
+
+def shown(view: View, source: ImageSource) -> str:
+    """Say what part of the images of `source` a view shows, for a protocol."""
+    if view == "crop" and source.reduced_to is not None:
+        longer = f"a short side of {source.reduced_to} px, reduced by packing, is longer"
+        return f"{SHOWN[view]}; {longer}"
+    return SHOWN[view]
 
 
 class Order(NamedTuple):
@@ -39,6 +54,8 @@ class Resized:
 
     sizes: tuple[int, ...]
     view: View
+    reduced_to: int | None = None
+    """`reduced_to` of the image's source."""
 
     def __call__(self, image: Picture, rng: np.random.Generator) -> tuple[Tensor, ...]:
         width, height = _extent(image)
@@ -46,7 +63,7 @@ class Resized:
         for size in self.sizes:
             box = (0.0, 0.0, float(width), float(height))
             if self.view == "crop":
-                box = plain_box(width, height, size)
+                box = plain_box(width, height, size, self.reduced_to)
             cuts.append(resize(image, box, size))
         return tuple(cuts)
 
@@ -130,8 +147,15 @@ class _Builder(Dataset):
 def read_images(
     source: ImageSource, cut: Cut, orders: Iterable[Order], *, seed: int = 0, workers: int = 0
 ) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
-    """Yield the cuts of each order and the index int64 [N]. DataError for an unreadable image."""
-    return deliver(_Builder(source, cut, seed), orders, workers)
+    """Yield the cuts of each order and the index int64 [N]. DataError for an unreadable image.
+
+    Takes fewer workers where shared memory has no room for all.
+    """
+    builder, size = _Builder(source, cut, seed), 0
+    first = builder[Order(0, np.arange(1))] if workers else None
+    if isinstance(first, tuple):
+        size = BATCH * sum([value.nbytes for value in first[0]])
+    return deliver(builder, orders, shared.fitting(workers, size), size=size)
 
 
 def in_order(count: int, size: int = BATCH) -> list[Order]:
