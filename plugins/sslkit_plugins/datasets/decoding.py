@@ -43,7 +43,7 @@ PLUGINS = {
 }
 """Pillow's plugins that read photographs by themselves, by format, with their endings.
 
-The list is closed, for each decoder is one more that a hostile file can reach. EPS would start
+The list is closed: each decoder is one more that a hostile file can reach. EPS would start
 Ghostscript, WMF needs Windows. TGA has no signature and would read damaged files of other formats.
 FITS, GRIB, HDF5 and MPEG only look at the header. Layers (PSD), icons, textures, films and the
 formats of old programs (ICO, DDS, FLI, PCX) are no photographs.
@@ -169,7 +169,7 @@ def _unidentified(stream: BinaryIO) -> str:
         return "is HEIC, whatever its name says; convert it to JPEG or PNG"
     if head.lstrip()[:5].lower() in (b"<html", b"<!doc"):
         return "is a web page"
-    return f"is damaged, or no image in one of the formats {', '.join(FORMATS)}"
+    return "is damaged, or no image of a known format"
 
 
 BANDS = (
