@@ -219,15 +219,18 @@ class Training:
                 f"{rate} images/s  {left} s left"
             )
 
-    def stopped(self, signal: str) -> None:
+    def stopped(self, signal: str, saved: bool) -> None:
+        """Say where a signal stopped training, and how to go on."""
         self.close()
         self._say_unreadable()
         if self.folder is None:
             self._say(f"stopped by {signal} before a step was done; nothing was written")
             return
         done = "before a step was done"
-        if self.run.step > self.first_step:
+        if saved:
             done = f"after step {self.run.step}, saved"
+        elif self.run.step > self.first_step:
+            done = f"after step {self.run.step}, before the next epoch began, not saved"
         self._say(f"stopped by {signal} {done}; go on with: sslkit train --resume {self.folder}")
 
     def done(self, health: Health) -> None:

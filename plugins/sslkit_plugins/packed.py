@@ -89,6 +89,7 @@ class Packed(ImageSource):
         self.root, self.max_pixels, self.place = Path(os.path.expanduser(root)), max_pixels, root
         name = "val" if split == "val" else "train"
         index = self._index()
+        self.reduced_to = index.short_side if index.coded else None
         self.has_val = "val" in index.halves
         if name not in index.halves:
             raise DataError(

@@ -11,12 +11,19 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from sslkit.data import shared
 from sslkit.data.plain import decoded, plain_box, unlike
-from sslkit.data.workers import deliver, read
+from sslkit.data.workers import ALONE, deliver, read
 from sslkit.errors import DataError, printable
 from sslkit.interfaces import ImageSource, Pixels
 
 View = Literal["crop", "squash"]
+SHOWN = {
+    "crop": "crop: short side to 256/224 of the size, central square; no border is cut off an "
+    "image whose short side is at most the size",
+    "squash": "squash: the whole image, resized to a square",
+}
+"""What a protocol says of each view."""
 BATCH = 128
 """Images that are read, resized and embedded at once."""
 MIN_AREA, ASPECT = 0.08, (3 / 4, 4 / 3)
@@ -28,6 +35,14 @@ Progress = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
 
 Picture = Image.Image | Pixels
 Box = tuple[float, float, float, float]
+
+
+def shown(view: View, source: ImageSource) -> str:
+    """Say what part of the images of `source` a view shows, for a protocol."""
+    if view == "crop" and source.reduced_to is not None:
+        longer = f"a short side of {source.reduced_to} px, reduced by packing, is longer"
+        return f"{SHOWN[view]}; {longer}"
+    return SHOWN[view]
 
 
 class Order(NamedTuple):
@@ -43,6 +58,8 @@ class Resized:
 
     sizes: tuple[int, ...]
     view: View
+    reduced_to: int | None = None
+    """`reduced_to` of the image's source."""
 
     def __call__(self, image: Picture, rng: np.random.Generator) -> tuple[Tensor, ...]:
         width, height = _extent(image)
@@ -50,7 +67,7 @@ class Resized:
         for size in self.sizes:
             box = (0.0, 0.0, float(width), float(height))
             if self.view == "crop":
-                box = plain_box(width, height, size)
+                box = plain_box(width, height, size, self.reduced_to)
             cuts.append(resize(image, box, size))
         return tuple(cuts)
 
@@ -138,9 +155,15 @@ def read_images(
 ) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
     """Yield the cuts of each order and the index int64 [N].
 
-    Raises UnreadableImage for the first image that cannot be read.
+    Takes fewer workers where shared memory has no room for all. Raises UnreadableImage for the
+    first image that cannot be read.
     """
-    return deliver(_Builder(source, cut, seed), orders, workers)
+    builder, size = _Builder(source, cut, seed), 0
+    first = builder[Order(0, np.arange(1))] if workers else None
+    if isinstance(first, tuple):
+        size = BATCH * sum([value.nbytes for value in first[0]])
+    fitting = shared.fitting(workers, size)
+    return deliver(builder, orders, fitting, size=size, remedy=ALONE)
 
 
 def in_order(count: int, size: int = BATCH) -> list[Order]:

@@ -100,6 +100,9 @@ class ImageSource(ABC):
     """C of every image."""
     bits: Literal[8, 16] = 8
     """Bits of every value: 8 (uint8) or 16 (uint16)."""
+    reduced_to: int | None = None
+    """Short side, px, of images that were larger; None: no image was reduced. Evaluations show the
+    same part of an image, whether it was reduced or not."""
     place: str = ""
     """Where the images of this split lie, such as a folder, for messages."""
     notes: Sequence[str] = ()
