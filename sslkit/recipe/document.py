@@ -117,8 +117,8 @@ class Document:
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
             why = " ".join(filter(None, (error.context, error.problem)))
-            if (message := broken(text)) is not None:
-                why += f"; it {message}"
+            if (hidden := broken(text)) is not None:
+                why += f"; it {hidden}"
             self._refuse((), mark.line + 1 if mark else 1, f"is not valid YAML: {why}")
         except TooDeepError:
             pass
@@ -160,8 +160,8 @@ class Document:
         if isinstance(event, yaml.ScalarEvent):
             start, end = event.start_mark, event.end_mark
             held = self._text[start.index : end.index] if start and end else ""
-            if (message := broken(held)) is not None:
-                self._refuse(key, line, message)
+            if (hidden := broken(held)) is not None:
+                self._refuse(key, line, hidden)
                 return None
             try:
                 return resolve(event.value) if event.implicit[0] else whole(event.value)

@@ -109,8 +109,8 @@ class Draft:
             return None
         if not text.strip():
             return key, None
-        if (message := broken(text)) is not None:
-            self.faults.append(Fault(dotted.strip(), message, "--set"))
+        if (hidden := broken(text)) is not None:
+            self.faults.append(Fault(dotted.strip(), hidden, "--set"))
             return None
         document = Document(text)
         for below, _, message in document.faults:
