@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from sslkit.runs.run import Run
     from sslkit.training.health import Health
 
+UNREADABLE = 10
+"""Most images that are named as unreadable at the end of a session."""
+
 
 def print_error(error: Exception) -> None:
     """The message in one piece; the faults of a recipe in columns: place, key, sentence."""
@@ -144,11 +147,15 @@ class Training:
 
     def begin(self, notes: list[str], folder: Path | None) -> None:
         """Say what is about to run; `folder` is that of a run which is resumed."""
+        from sslkit.data import summary
+
         run, chosen = self.run, self.run.recipe.train
         self.folder = folder
         world = run.loader.world
         for note in notes:
             print_text(note, stderr=True)
+        labels_used = "label" in type(run.method).predicts.values()
+        self._say(summary.training(run.source, run.recipe.data, labels_used=labels_used))
         self._say(
             f"{run.recipe.name}: {len(run.source):,} images, {chosen.epochs} epochs × {run.loader.steps_per_epoch} steps; "
             f"batch {chosen.batch_size} over {world} {run.device.type} device{'s' if world > 1 else ''}, "
@@ -208,15 +215,18 @@ class Training:
                 f"{rate} images/s  {left} s left"
             )
 
-    def stopped(self, signal: str) -> None:
+    def stopped(self, signal: str, saved: bool) -> None:
+        """Say where a signal stopped training, and how to go on."""
         self.close()
         self._say_unreadable()
         if self.folder is None:
             self._say(f"stopped by {signal} before a step was done; nothing was written")
             return
         done = "before a step was done"
-        if self.run.step > self.first_step:
+        if saved:
             done = f"after step {self.run.step}, saved"
+        elif self.run.step > self.first_step:
+            done = f"after step {self.run.step}, before the next epoch began, not saved"
         self._say(f"stopped by {signal} {done}; go on with: sslkit train --resume {self.folder}")
 
     def done(self, health: Health) -> None:
@@ -233,10 +243,16 @@ class Training:
         self._say(f"encoder: {encoder}\nnext: sslkit eval linear {self.folder}")
 
     def _say_unreadable(self) -> None:
-        if self.run.unreadable:
-            self._say(
-                f"{len(self.run.unreadable)} images could not be read and were replaced: {', '.join(sorted(self.run.unreadable))}"
-            )
+        found = sorted(self.run.unreadable.items())
+        if not found:
+            return
+        named = [f"{name} ({reason})" for name, reason in found[:UNREADABLE]]
+        if len(found) > UNREADABLE:
+            named.append(f"and {len(found) - UNREADABLE} more")
+        held = "1 image could not be read and was"
+        if len(found) > 1:
+            held = f"{len(found)} images could not be read and were"
+        self._say(f"{held} replaced: {', '.join(named)}")
 
     def close(self) -> None:
         self.bar.stop()

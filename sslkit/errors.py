@@ -8,6 +8,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """Return a number with its noun: 1 image, 1,000 images, 2 classes (`plural`: classes)."""
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+
+
 class SslkitError(Exception):
     """An error that the user can mend. The command line prints it and exits with code 2."""
 

@@ -574,7 +574,8 @@ def sets(photos, tmp_path_factory):
         images_val=pixels[6:],
         labels_val=np.arange(2),
     )
-    registry.find("datasets", "packed").load().write(str(root / "folder"), str(root / "packed"))
+    folder = parts.make(recipe.read_data(str(root / "folder")), split="train")
+    registry.find("datasets", "packed").load().write({"train": folder}, str(root / "packed"))
     return {
         "root": {"packed": str(root / "packed")},
         "file": {"npz": str(root / "a.npz")},

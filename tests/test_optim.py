@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import timm
 import torch
 from torch import nn
 
@@ -38,6 +39,26 @@ def test_biases_and_norms_do_not_decay_unless_asked():
         module, Optimizer(lr=0.1, weight_decay=0.5, exempt_norms_and_biases=False)
     ).param_groups
     assert len(all_decay["params"]) == 8 and all_decay["weight_decay"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("model", "kept"),
+    [
+        ("test_vit", {"pos_embed", "cls_token"}),
+        ("eva02_tiny_patch14_224", {"pos_embed", "cls_token", "q_bias", "v_bias"}),
+        ("cait_xxs24_224", {"pos_embed", "cls_token", "gamma_1"}),
+        ("test_convnext2", {"weight"}),
+    ],
+)
+def test_one_dimension_and_what_timm_names_do_not_decay(model, kept):
+    module = nn.Sequential(timm.create_model(model, num_classes=0))
+    decaying, exempt = make_optimizer(module, Optimizer(lr=0.1, weight_decay=0.5)).param_groups
+    assert exempt["weight_decay"] == 0 and min(p.dim() for p in decaying["params"]) == 2
+    places = {id(value) for value in exempt["params"]}
+    names = {
+        name.split(".")[-1] for name, value in module.named_parameters() if id(value) in places
+    }
+    assert kept | {"bias"} <= names
 
 
 def test_frozen_parameters_are_left_out():
@@ -94,15 +115,41 @@ def test_cosine():
     assert rates([25]) == pytest.approx([(1 + math.cos(math.pi / 4)) / 2])
 
 
-def test_warm_up_is_linear_and_counts_from_the_first_step():
-    values = rates(range(20), warmup_epochs=1, warmup_lr=0.5)
-    assert values[:10] == pytest.approx([0.5 + 0.05 * i for i in range(10)])
-    assert values[10] == pytest.approx((1 + math.cos(math.pi * 10 / 100)) / 2)
+def test_warm_up_is_linear_and_reaches_the_rate():
+    values = rates(range(101), warmup_epochs=1, warmup_lr=0.5)
+    assert values[:11] == pytest.approx([0.5 + 0.05 * i for i in range(11)])
+    assert values[10] == max(values) == 1.0
+    assert values[55] == pytest.approx(0.5), "half of the 90 steps after the warm-up"
+    assert values[100] == 0
     assert rates([0, 2, 5, 9], use="constant", warmup_epochs=0.5) == pytest.approx([0, 0.4, 1, 1])
+
+
+def test_warm_up_does_not_move_the_drops():
+    options = {"use": "multistep", "milestones": (5, 8), "warmup_epochs": 2}
+    assert rates([19, 20, 49, 50, 79, 80], **options) == pytest.approx([0.95, 1, 1, 0.1, 0.1, 0.01])
+
+
+@pytest.mark.parametrize("warmup", [10, 12.5])
+def test_a_run_that_only_warms_up(warmup):
+    assert rates([0, 50, 99], warmup_epochs=warmup) == pytest.approx(
+        [0, 50 / (10 * warmup), 99 / (10 * warmup)]
+    )
+
+
+def test_a_run_of_one_step_has_the_full_rate(caplog):
+    assert rates([0], epochs=1, steps_per_epoch=1) == [1.0] and not caplog.records
 
 
 def test_per_epoch_holds_the_rate_of_the_first_step():
     assert rates(range(10, 20), per="epoch") == pytest.approx(rates([10]) * 10)
+
+
+def test_per_epoch_warms_up_by_step():
+    """An epoch held at the first rate of a warm-up, which is usually 0, would train nothing."""
+    values = rates(range(30), per="epoch", warmup_epochs=1.5)
+    assert values[:15] == pytest.approx([step / 15 for step in range(15)])
+    assert values[15:20] == [1.0] * 5
+    assert values[20:] == pytest.approx(rates([20], warmup_epochs=1.5) * 10)
 
 
 def test_drops():

@@ -162,6 +162,11 @@ class LambdaNCE(Loss):
         value = math.log(negatives) + log_mean_exp_at_start(dim, self.temperature)
         return value if self.form == "info_nce" else value + 1
 
+    def at_chance(self, *, dim: int, negatives: int) -> float | None:
+        """log(1 + M), the positive like any negative; 1 more for the NCE forms."""
+        value = math.log1p(negatives)
+        return value if self.form == "info_nce" else value + 1
+
 
 class InfoNCE(Loss):
     """-log(e₀ / (e₀ + Σⱼ eⱼ)), eₖ = exp(cos/τ), averaged over rows and terms.
@@ -191,6 +196,10 @@ class InfoNCE(Loss):
     def at_start(self, *, dim: int, negatives: int) -> float | None:
         """log M + 1/(2Dτ²)."""
         return math.log(negatives) + log_mean_exp_at_start(dim, self.temperature)
+
+    def at_chance(self, *, dim: int, negatives: int) -> float | None:
+        """log(1 + M), the positive like any negative."""
+        return math.log1p(negatives)
 
 
 class CrossEntropy(Loss):

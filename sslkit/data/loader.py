@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 
 from sslkit import faults
 from sslkit.data.plain import Plain, unlike
-from sslkit.data.workers import deliver, read
+from sslkit.data.workers import NO_WORKERS, deliver, read
 from sslkit.errors import DataError, PluginError, SslkitError, printable
 from sslkit.interfaces import Batch, ImageSource, PretextTransform, Sample
 
@@ -152,6 +152,12 @@ def _stacked(items: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.stack([item[name] for item in items]) for name in items[0]}
 
 
+def batch_bytes(transform: PretextTransform, source: ImageSource, images: int) -> int:
+    """Return the bytes of the views of so many images."""
+    numbers = sum(math.prod(shape) for shape in transform.shapes.values())
+    return images * numbers * source.bits // 8
+
+
 def check_fills(images: int, batch_size: int) -> None:
     """Raise DataError where the images of a data set do not fill one batch."""
     if images < batch_size:
@@ -219,7 +225,14 @@ class Loader:
         for indices in self._in_order():
             for ticket in self._tickets(FULL_PASS, 0, indices):
                 orders.append(ticket.indices[ticket.first : ticket.last])
-        return deliver(Plain(self.source, size), orders, self.workers, self.pin)
+        return deliver(
+            Plain(self.source, size),
+            orders,
+            self.workers,
+            self.pin,
+            size=self.batch_size * size**2 * self.source.channels * self.source.bits // 8,
+            remedy=NO_WORKERS,
+        )
 
     def _in_order(self) -> Iterator[np.ndarray]:
         """Yield the global batches of a pass in the order of the data set."""
@@ -242,4 +255,12 @@ class Loader:
             yield Ticket(stream, epoch, indices, first, first + self.batch_size)
 
     def _batches(self, tickets: Iterable[Ticket]) -> Iterator[Batch]:
-        return (Batch(*fields) for fields in deliver(self.builder, tickets, self.workers, self.pin))
+        made = deliver(
+            self.builder,
+            tickets,
+            self.workers,
+            self.pin,
+            size=batch_bytes(self.builder.transform, self.source, self.batch_size),
+            remedy=NO_WORKERS,
+        )
+        return (Batch(*fields) for fields in made)

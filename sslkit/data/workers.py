@@ -1,22 +1,26 @@
 """Loader workers: batches in order, and what happens when a worker is lost or a part fails."""
 
+import errno
+import multiprocessing
 import os
 import re
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from sslkit import faults
+from sslkit.data import shared
 from sslkit.errors import DataError, SslkitError, printable
 
-PREFETCH = 4
-"""Batches that each worker holds ready."""
+NO_WORKERS = ", or use no loader workers (--set train.workers=0)"
+"""A remedy of training, as the end of a sentence."""
 
 
 def read(read: Callable[..., Any], *what: Any) -> Any:
@@ -59,66 +63,120 @@ class _Told(Dataset):
     An error that a worker raises would reach the user with the worker's traceback in its text.
     """
 
-    def __init__(self, builder: Dataset) -> None:
-        self.builder = builder
+    def __init__(self, builder: Dataset, remedy: str) -> None:
+        self.builder, self.remedy = builder, remedy
 
     def __getitem__(self, order: Any) -> Any:
         try:
             with faults.telling():
-                return self.builder[order]
+                item = self.builder[order]
         except SslkitError as error:
             return error
+        return item if get_worker_info() is None else shared.share(item, self.remedy)
 
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Keep SIGCHLD as it is.
+    """Keep SIGCHLD as it is, and start workers in which SIGTERM is blocked.
 
     PyTorch would raise at a lost worker wherever this process is, also in the middle of a save.
-    Its queue reports a lost worker within seconds as well.
+    Its queue reports a lost worker within seconds as well. A new worker has the handlers of this
+    process until `_begin_worker`.
     """
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGCHLD"):
         yield
         return
     before = signal.getsignal(signal.SIGCHLD)
+    blocked = {signal.SIGTERM} if hasattr(signal, "sigwaitinfo") else set()
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
     try:
         yield
     finally:
         signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def deliver(
-    builder: Dataset, orders: Iterable[Any], workers: int, pin: bool = False
+    builder: Dataset,
+    orders: Iterable[Any],
+    workers: int,
+    pin: bool = False,
+    *,
+    size: int = 0,
+    remedy: str = "",
 ) -> Iterator[Any]:
     """Yield what `builder` makes of each order, in order, made ahead by `workers` processes.
 
-    Raises an SslkitError that `builder` returns or raises, and PluginError for a part's exception.
+    `size` are the bytes of an item, by which the number made ahead is bound. `remedy` ends the
+    sentence about workers that lack memory. Raises an SslkitError that `builder` returns or raises,
+    PluginError for a part's exception, and DataError for a lost worker.
     """
-    told = _Told(builder)
-    made: Iterable[Any] = map(told.__getitem__, orders)
-    if workers:
-        made = DataLoader(
+    told = _Told(builder, remedy)
+    if not workers:
+        yield from map(_raised, map(told.__getitem__, orders))
+        return
+    with warnings.catch_warnings():
+        # Whoever sets more workers than cores has been told how many there are.
+        warnings.filterwarnings("ignore", "This DataLoader will create .* worker processes")
+        loader = DataLoader(
             told,
             batch_size=None,
             sampler=orders,
             num_workers=workers,
             collate_fn=_whole,
-            prefetch_factor=PREFETCH,
+            prefetch_factor=shared.prefetch(workers, size),
             worker_init_fn=_begin_worker,
             multiprocessing_context="fork" if sys.platform == "linux" else "spawn",
             pin_memory=pin,
         )
-    with _undisturbed():
-        made = iter(made)
+    others = multiprocessing.active_children()
     try:
-        for item in made:
-            if isinstance(item, SslkitError):
-                raise item
-            yield item
+        with _undisturbed():
+            made = iter(loader)
+    except OSError as error:
+        _forget(error)
+        if error.errno not in (errno.ENOSPC, errno.EMFILE):
+            raise DataError(f"no loader worker can be started{remedy} ({error})") from error
+        raise shared.no_room(workers * size, remedy, str(error)) from error
+    started = [child for child in multiprocessing.active_children() if child not in others]
+    try:
+        yield from map(_raised, made)
     except RuntimeError as error:
-        if not re.match(r"DataLoader worker \(pid", str(error)):
+        lost = re.match(r"DataLoader worker \(pid|Too many open files", str(error))
+        if lost is None:
             raise
-        raise DataError(
-            "a loader worker was ended by the system, perhaps for lack of memory; "
-            f"--set train.workers=0 needs least ({error})"
-        ) from error
+        raise _lost(started, size, remedy, str(error)) from error
+    finally:
+        # Whoever stops early does not wait for images that are being read.
+        for child in started:
+            child.terminate()
+
+
+def _forget(error: OSError) -> None:
+    """Drop PyTorch's half-made iterator, which prints a traceback when it goes."""
+    before, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        error.__traceback__ = None
+    finally:
+        sys.unraisablehook = before
+
+
+def _raised(item: Any) -> Any:
+    """Return the item; raise one that is an error."""
+    if isinstance(item, SslkitError):
+        raise item
+    return item
+
+
+def _lost(
+    workers: list[multiprocessing.process.BaseProcess], size: int, remedy: str, reason: str
+) -> DataError:
+    """Return the error for workers that ended by themselves."""
+    # Writing to shared memory that the system cannot provide is a bus error.
+    bus_error = -getattr(signal, "SIGBUS", signal.SIGABRT)
+    without_room = any(child.exitcode == bus_error for child in workers)
+    if without_room or reason.startswith("Too many open files"):
+        return shared.no_room(len(workers) * size, remedy, reason.partition("\n")[0])
+    return DataError(
+        f"a loader worker was ended by the system, perhaps for lack of memory{remedy} ({reason})"
+    )

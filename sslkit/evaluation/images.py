@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from sslkit.data import shared
 from sslkit.data.plain import decoded, plain_box, unlike
 from sslkit.data.workers import deliver, read
 from sslkit.errors import DataError, printable
@@ -146,8 +147,15 @@ class _Builder(Dataset):
 def read_images(
     source: ImageSource, cut: Cut, orders: Iterable[Order], *, seed: int = 0, workers: int = 0
 ) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
-    """Yield the cuts of each order and the index int64 [N]. DataError for an unreadable image."""
-    return deliver(_Builder(source, cut, seed), orders, workers)
+    """Yield the cuts of each order and the index int64 [N]. DataError for an unreadable image.
+
+    Takes fewer workers where shared memory has no room for all.
+    """
+    builder, size = _Builder(source, cut, seed), 0
+    first = builder[Order(0, np.arange(1))] if workers else None
+    if isinstance(first, tuple):
+        size = BATCH * sum([value.nbytes for value in first[0]])
+    return deliver(builder, orders, shared.fitting(workers, size), size=size)
 
 
 def in_order(count: int, size: int = BATCH) -> list[Order]:

@@ -98,6 +98,13 @@ class Loss(nn.Module, ABC):
         """
         return None
 
+    def at_chance(self, *, dim: int, negatives: int) -> float | None:
+        """Return the value of an output that says nothing of the image, or None if unknown.
+
+        It is what a constant encoder reaches at best. `at_start` unless the loss knows better.
+        """
+        return self.at_start(dim=dim, negatives=negatives)
+
 
 @dataclass(frozen=True)
 class Output:
@@ -199,6 +206,15 @@ class Method(nn.Module, ABC):
     def at_start(self, images: int) -> float | None:
         """Return the loss expected before training for a global batch of `images`, or None."""
         return None
+
+    def at_chance(self, images: int) -> dict[str, float]:
+        """Return the chance of numbers by name: what a model reaches that has learnt nothing.
+
+        `images` count the global batch. Names are `loss` and those of `Output.metrics`; each term
+        of a loss may have a chance of its own. A name that begins with `loss` is better below its
+        chance, any other above. Health compares with them, and curves show them.
+        """
+        return {}
 
     def encode(self, view: Tensor, encoder: nn.Module | None = None) -> Tensor:
         """[B,C,H,W] → [B,dim]; [B,K,C,H,W] → [B,K,dim] in one image-major pass.

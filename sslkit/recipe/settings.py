@@ -23,7 +23,11 @@ class Optimizer:
         NonNegativeFloat, Field(description="Usually 1e-6 to 1e-4, with AdamW 0.01 to 0.5.")
     ] = 0.0
     exempt_norms_and_biases: Annotated[
-        bool, Field(description="Biases and the scales of normalisation layers do not decay.")
+        bool,
+        Field(
+            description="Parameters of one dimension (biases, scales), those of normalisation "
+            "layers and those in timm's `no_weight_decay` (position embeddings) do not decay."
+        ),
     ] = True
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -40,14 +44,20 @@ class Schedule:
 
     use: ClassVar[str]
     warmup_epochs: Annotated[
-        NonNegativeFloat, Field(description="Epochs of linear warm-up; 0 to 10.")
+        NonNegativeFloat,
+        Field(
+            description="Epochs of linear warm-up, 0 to 10. The step after them has the full rate."
+        ),
     ] = 0.0
     warmup_lr: Annotated[
         NonNegativeFloat, Field(description="Learning rate at the first step of the warm-up.")
     ] = 0.0
     per: Annotated[
         Literal["step", "epoch"],
-        Field(description="epoch: the rate of an epoch's first step holds for the whole epoch."),
+        Field(
+            description="epoch: the rate of an epoch's first step holds for the whole epoch. The "
+            "warm-up changes it at every step."
+        ),
     ] = "step"
     final_weight_decay: Annotated[
         NonNegativeFloat | None,
@@ -64,7 +74,10 @@ class Schedule:
 
 @dataclass(frozen=True, kw_only=True)
 class Cosine(Schedule):
-    """Half a cosine to `final_lr` (Loshchilov & Hutter 2017, arXiv:1608.03983), no restarts."""
+    """Half a cosine to `final_lr` (Loshchilov & Hutter 2017, arXiv:1608.03983), no restarts.
+
+    It begins where the warm-up ends.
+    """
 
     use: ClassVar[str] = "cosine"
     final_lr: Annotated[NonNegativeFloat, Field(description="Learning rate at the end.")] = 0.0

@@ -1,6 +1,5 @@
 """Pictures of a run: its curves."""
 
-import json
 import math
 import warnings
 from pathlib import Path
@@ -11,10 +10,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from sslkit.errors import SslkitError, printable
+from sslkit.runs.metrics import Bins
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """The whole picture or none, in the format of its ending. SslkitError where it cannot be written."""
+    """Write the picture completely or not at all, in the format of its ending.
+
+    SslkitError where it cannot be written.
+    """
     FigureCanvasAgg(figure)
     beside = path.with_name(f".{path.name}")
     try:
@@ -25,7 +28,8 @@ def save(figure: Figure, path: Path) -> Path:
         beside.replace(path)
     except ValueError as error:
         raise SslkitError(
-            f"cannot write {path}: no picture ends in '{path.suffix}'; take .png, .jpg, .svg or .pdf"
+            f"cannot write {path}: no picture ends in '{path.suffix}'; take .png, .jpg, .svg or "
+            ".pdf"
         ) from error
     except OSError as error:
         beside.unlink(missing_ok=True)
@@ -34,14 +38,14 @@ def save(figure: Figure, path: Path) -> Path:
 
 
 def plain_axes(axes: Axes) -> Axes:
-    """Only what carries numbers."""
+    """Hide the spines that carry no numbers."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=7)
     return axes
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
-    """The running mean over about a fiftieth of the curve; what is not finite is left out of it."""
+    """Return the running mean over about a fiftieth of the curve, without what is not finite."""
     width = max(1, len(values) // 50)
     known = np.isfinite(values)
     end = np.arange(1, len(values) + 1)
@@ -56,34 +60,42 @@ def _smooth(values: np.ndarray) -> np.ndarray:
 
 
 PANELS = 60
-"""Most curves in one picture."""
+"""Curves in one picture at most."""
 
 
-def curves(folder: Path) -> Path:
-    """curves.png from metrics.jsonl: one panel per number, thin as measured, thick its running mean."""
-    rows = [
-        json.loads(line)
-        for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    ]
-    names = list(
-        dict.fromkeys(
-            name for row in rows for name in ("loss", *row) if name not in ("step", "epoch")
-        )
-    )[:PANELS]
+def curves(folder: Path, bins: Bins, *, title: str, epoch: int, chances: dict[str, float]) -> Path:
+    """Draw curves.png: one panel per number, thin as measured, thick its running mean.
+
+    `epoch` counts the steps of one. `chances` are drawn as dashed lines in the panels that they are
+    for. `feature_std` is shown from 0 to 1.
+    """
+    names = [name for name in bins.totals if name not in ("step", "epoch", "lr", "loss")]
+    names = [name for name in ("loss", "lr") if name in bins.totals] + names
+    del names[PANELS:]
     columns = min(3, max(len(names), 1))
     lines = math.ceil(len(names) / columns) or 1
-    figure = Figure(figsize=(3.6 * columns, 0.5 + 2.5 * lines), layout="constrained")
-    figure.suptitle(printable(f"{folder.parent.name}  {folder.name}"), fontsize=9, parse_math=False)
-    steps = np.array([row["step"] for row in rows])
+    figure = Figure(figsize=(3.6 * columns, 0.6 + 2.5 * lines), layout="constrained")
+    figure.suptitle(printable(title), fontsize=9, parse_math=False)
+    epochs = bins.mean("step") / epoch if names else np.zeros(0)
     for place, name in enumerate(names, 1):
         axes = plain_axes(figure.add_subplot(lines, columns, place))
-        values = np.array([row.get(name, np.nan) for row in rows], dtype=float)
-        smooth = _smooth(values)
-        axes.plot(steps, values, linewidth=0.5, alpha=0.4)
-        axes.plot(steps, smooth, linewidth=1.5, color="C0")
-        axes.grid(alpha=0.25)
-        axes.set_title(
-            printable(f"{name}   {smooth[-1]:.3g}"), fontsize=9, loc="left", parse_math=False
-        )
-        axes.set_xlabel("step", fontsize=7)
+        _draw_curve(axes, epochs, bins.mean(name), name, chances.get(name))
     return save(figure, folder / "curves.png")
+
+
+def _draw_curve(
+    axes: Axes, epochs: np.ndarray, values: np.ndarray, name: str, chance: float | None
+) -> None:
+    smooth = _smooth(values)
+    axes.plot(epochs, values, linewidth=0.5, alpha=0.4)
+    axes.plot(epochs, smooth, linewidth=1.5, color="C0")
+    axes.grid(alpha=0.25)
+    if chance is not None:
+        axes.axhline(chance, color="0.3", linewidth=1, linestyle="--", label=f"chance {chance:.3g}")
+        axes.legend(fontsize=7, frameon=False)
+    if name.startswith("feature_std/"):
+        axes.set_ylim(0, max(1.0, *np.nan_to_num(values)))
+    shown = printable(f"{name}   {smooth[-1]:.3g}")
+    axes.set_title(shown, fontsize=9, loc="left", parse_math=False)
+    axes.set_xlabel("epoch", fontsize=7)
+    axes.set_xlim(left=0)

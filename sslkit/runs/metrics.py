@@ -1,15 +1,28 @@
-"""The numbers of a run: a row for every step, and metrics.jsonl, which holds them."""
+"""The numbers of a run: a row for every step, metrics.jsonl, and bins of rows for curves."""
 
 import json
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from sslkit.runs import files
+
+BINS = 2000
+"""Bins of a curve at most."""
+
+OPENING = 20
+"""Steps that a run is compared with later."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One step in plain numbers, averaged over ranks: what metrics.jsonl holds."""
+    """One step in plain numbers, averaged over ranks: what metrics.jsonl holds.
+
+    Steps and epochs count from 1.
+    """
 
     step: int
     epoch: int
@@ -17,42 +30,108 @@ class Row:
     loss: float
     metrics: dict[str, float]
 
+    def numbers(self) -> dict[str, float]:
+        """Return all numbers by name, as a line of metrics.jsonl holds them."""
+        known = {"step": self.step, "epoch": self.epoch, "lr": self.lr, "loss": self.loss}
+        return known | self.metrics
+
     def line(self) -> str:
-        return json.dumps(
-            {
-                "step": self.step,
-                "epoch": self.epoch,
-                "lr": self.lr,
-                "loss": self.loss,
-                **self.metrics,
-            }
-        )
+        """Return the line of metrics.jsonl, without its end."""
+        return json.dumps(self.numbers())
+
+    @classmethod
+    def of(cls, line: str) -> "Row | None":
+        """Read a line of metrics.jsonl; None where it is none."""
+        try:
+            numbers = {name: value + 0.0 for name, value in json.loads(line).items()}
+            step, epoch = int(numbers.pop("step")), int(numbers.pop("epoch", 1))
+            return cls(step, epoch, numbers.pop("lr", math.nan), numbers.pop("loss"), numbers)
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+            OverflowError,
+        ):
+            return None
+
+
+class Bins:
+    """Means of every number over bins of equally many steps, in constant memory.
+
+    A bin holds one step until there are BINS of them; then bins are joined in pairs.
+    """
+
+    def __init__(self) -> None:
+        self.width = 1
+        self.totals: dict[str, np.ndarray] = {}
+        self.counts: dict[str, np.ndarray] = {}
+
+    def add(self, row: Row) -> None:
+        """Add a step. Numbers that are not finite are left out."""
+        while (row.step - 1) // self.width >= BINS:
+            self._join()
+        place = (row.step - 1) // self.width
+        for name, value in row.numbers().items():
+            if name not in self.totals:
+                self.totals[name] = np.zeros(BINS)
+                self.counts[name] = np.zeros(BINS, np.int64)
+            if math.isfinite(value):
+                self.totals[name][place] += value
+                self.counts[name][place] += 1
+
+    def _join(self) -> None:
+        self.width *= 2
+        for bins in (self.totals, self.counts):
+            for name, values in bins.items():
+                joined = values.reshape(-1, 2).sum(1)
+                bins[name] = np.concatenate([joined, np.zeros_like(joined)])
+
+    def mean(self, name: str) -> np.ndarray:
+        """Return the mean of each bin that has steps, NaN where none was finite: float64 [bins]."""
+        filled = self.counts["step"] > 0
+        with np.errstate(invalid="ignore"):
+            return (self.totals[name] / self.counts[name])[filled]
 
 
 class Metrics:
-    """metrics.jsonl: one line a step. A resumed run first drops the lines of steps that it will do again, and what is no such line."""
+    """metrics.jsonl: one line a step.
+
+    On resume, drops later steps and malformed lines. `bins` hold all rows, `opening` the first.
+    """
 
     def __init__(self, path: Path, step: int) -> None:
-        self.path = path
-        kept = []
-        if path.exists():
-            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-                try:
-                    row = json.loads(line)
-                    numbers = {name: value + 0.0 for name, value in row.items()}
-                    if numbers["step"] <= step:
-                        kept.append(line + "\n")
-                except (
-                    ValueError,
-                    KeyError,
-                    TypeError,
-                    AttributeError,
-                    RecursionError,
-                    OverflowError,
-                ):
-                    continue
-        files.write_text(path, "".join(kept))
+        self.path, self.bins = path, Bins()
+        self.opening: list[Row] = []
+        with files.replacing(path) as beside, beside.open("w", encoding="utf-8") as kept:
+            if path.exists():
+                with path.open(encoding="utf-8", errors="replace") as before:
+                    kept.writelines(self._kept(before, step))
+
+    def _kept(self, lines: Iterable[str], step: int) -> Iterator[str]:
+        """Yield the lines of steps up to `step`. Epochs were once counted from 0."""
+        shift = 0
+        for line in lines:
+            row = Row.of(line)
+            if row is None or row.step > step:
+                continue
+            if not self.bins.counts:
+                shift = int(row.epoch == 0)
+            if shift:
+                row = replace(row, epoch=row.epoch + 1)
+                line = row.line()
+            self._note(row)
+            yield line.rstrip("\n") + "\n"
 
     def add(self, rows: list[Row]) -> None:
+        """Append the next steps."""
         with files.writing(self.path), self.path.open("a", encoding="utf-8") as file:
             file.writelines(row.line() + "\n" for row in rows)
+        for row in rows:
+            self._note(row)
+
+    def _note(self, row: Row) -> None:
+        self.bins.add(row)
+        if row.step <= OPENING:
+            self.opening.append(row)

@@ -41,6 +41,11 @@ class Run:
         return self.recipe.train.epochs * self.loader.steps_per_epoch
 
     @property
+    def mostly_skipped(self) -> bool:
+        """True where `train.on_nan: skip` undid more than half of the steps."""
+        return 2 * self.skipped > self.step
+
+    @property
     def weights(self) -> list[nn.Parameter]:
         """The parameters that are trained."""
         return [value for value in self.method.parameters() if value.requires_grad]

@@ -5,7 +5,8 @@ from dataclasses import replace
 import torch
 
 from sslkit import distributed, faults
-from sslkit.data.loader import Loader, auto_workers, fingerprint
+from sslkit.data import shared
+from sslkit.data.loader import Loader, auto_workers, batch_bytes, fingerprint
 from sslkit.device import pick_device, pick_precision
 from sslkit.errors import Fault, RecipeError
 from sslkit.interfaces import Encoder, ImageSource, Method
@@ -45,12 +46,16 @@ def build(
         data = replace(data, images=images)
     transform = make_transform(recipe, data)
     method = make_method(recipe, transform, data, restored=restored).to(device)
+    workers = chosen.workers
+    if workers == "auto":
+        size = batch_bytes(transform, source, batch_size)
+        workers = shared.fitting(auto_workers(device.type), size)
     loader = loader_class(
         source,
         transform,
         batch_size=batch_size,
         seed=chosen.seed,
-        workers=auto_workers(device.type) if chosen.workers == "auto" else chosen.workers,
+        workers=workers,
         rank=distributed.rank(),
         world=world,
         micro_batches=chosen.accumulate,

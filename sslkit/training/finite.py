@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from sslkit import distributed
 from sslkit.errors import TrainingError, printable
@@ -15,6 +16,9 @@ from sslkit.training import trainer
 
 NOT_FINITE = "not_finite.json"
 """Beside the metrics: all that is known of a step whose numbers were not finite."""
+
+CHUNK = 2**22
+"""Numbers that are looked at at once: a copy of a large bank would need its memory again."""
 
 REMEDY = (
     "Nothing was saved after it; lower the rate (--set optimizer.lr=…), warm up "
@@ -42,13 +46,21 @@ def check_weights(run: Run, folder: Path) -> None:
     """
     tensors = run.method.state_dict().items()
     values = {name: value for name, value in tensors if value.is_floating_point()}
-    finite = torch.stack([value.isfinite().all() for value in values.values()]).tolist()
+    finite = torch.stack([_finite(value) for value in values.values()]).tolist()
     wrong = [name for name, fine in zip(values, finite, strict=True) if not fine]
     if wrong:
         raise TrainingError(
             f"step {run.step} left {len(wrong)} weights not finite, {wrong[0]} the first. "
             f"{REMEDY.format(folder)}"
         )
+
+
+def _finite(value: Tensor) -> Tensor:
+    """Return a bool scalar on the device: whether all numbers are finite."""
+    if value.numel() <= CHUNK:
+        return value.isfinite().all()
+    rows = max(1, CHUNK * len(value) // value.numel())
+    return torch.stack([part.isfinite().all() for part in value.split(rows)]).all()
 
 
 def _not_finite(row: Row) -> list[str]:

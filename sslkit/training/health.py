@@ -1,36 +1,56 @@
-"""Judges a run by its numbers: collapsed, not learning, healthy."""
+"""Judges a run by its numbers: collapsed, not learning, healthy, or too short to tell."""
 
 from collections import deque
-from statistics import fmean
+from collections.abc import Iterable, Mapping
+from statistics import fmean, stdev
 
-from sslkit.runs.metrics import Row
+from sslkit.runs.metrics import OPENING, Row
 
 WINDOW = 50
 """Steps that a judgement is based on."""
 
-COLLAPSED = 0.1
-"""Standard deviation of features (`feature_std/NAME`) below which they say nothing."""
+ENOUGH = 200
+"""Steps before which a run that is no better than chance is too short to tell."""
 
-EARLY = 0.1
-"""Part of a run in which features that are alike may be those of an untrained network."""
+COLLAPSED = 0.1
+"""Standard deviation of features (`feature_std/NAME`) below which they say little."""
+
+ALIKE = 0.01
+"""The same, below which all features are the same."""
+
+MARGIN, ERRORS = 0.02, 3.0
+"""Two means differ if they do by this part of the second, and by so many standard errors."""
 
 
 class Health:
     """Collects the steps of a run and judges them.
 
-    `expected` is the loss of random vectors, or None. `filled` says that a bank was initialised by
-    a forward pass: it holds no random vectors, so the first loss is not judged.
+    `expected` is the first loss of random vectors, or None; `chances` are those of
+    `Method.at_chance`. `filled` says that a bank was initialised by a forward pass: it holds no
+    random vectors, so the first loss is not judged.
     """
 
-    def __init__(self, expected: float | None, steps: int, *, filled: bool = False) -> None:
+    def __init__(
+        self,
+        expected: float | None,
+        steps: int,
+        *,
+        chances: Mapping[str, float] | None = None,
+        filled: bool = False,
+    ) -> None:
         self.expected, self.steps, self.filled = expected, steps, filled
+        self.chances = dict(chances or {})
         self.first: Row | None = None
+        self.opening: list[Row] = []
+        """The first steps of the run; empty in a resumed one unless they are given."""
         self.last: deque[Row] = deque(maxlen=WINDOW)
 
     def add(self, row: Row) -> None:
         """Add the next step."""
         if self.first is None:
             self.first = row
+        if row.step <= OPENING:
+            self.opening.append(row)
         self.last.append(row)
 
     def start(self) -> str:
@@ -42,8 +62,8 @@ class Health:
             return f"loss {loss:.2f} at step {self.first.step}"
         if self.filled:
             return (
-                f"loss {loss:.2f} at the first step, {self.expected:.2f} at chance; bank "
-                "initialised by a forward pass; nothing to compare with"
+                f"loss {loss:.2f} at the first step, {self.expected:.2f} expected of random "
+                "vectors; bank initialised by a forward pass; nothing to compare with"
             )
         text = f"loss {loss:.2f} at the first step, {self.expected:.2f} expected of random vectors"
         if loss > 1.5 * self.expected:
@@ -59,37 +79,109 @@ class Health:
         return f"{text}: as it should be"
 
     def now(self) -> str:
-        """Judge the last steps: collapse first, then a loss that stays at chance."""
+        """Judge the last steps: collapse, then every number that has a chance, then the loss."""
         if not self.last:
             return "no step yet"
         for name in self.last[-1].metrics:
-            if name.startswith("feature_std/") and self._collapsed(name):
-                return (
-                    f"collapsed: {name} is {self._mean(name):.2f} (0 = all images alike, 1 = "
-                    "spread over all directions); the features say nothing about the image"
-                )
-        loss = fmean(row.loss for row in self.last)
+            if name.startswith("feature_std/") and (text := self._collapsed(name)):
+                return text
         if len(self.last) < WINDOW:
-            return f"too early to judge: loss {loss:.2f} over {len(self.last)} steps"
-        if self.expected is None:
-            return f"healthy: loss {loss:.2f}"
+            return f"{self._undecided()}: {self._shown('loss')} over {len(self.last)} steps"
+        judged = [name for name in self.chances if _has(self.last, name)]
+        if not judged:
+            return self._against_opening()
+        failing = [name for name in judged if not self._beats(name)]
+        if not failing:
+            return f"healthy: {self._listed(judged)}"
+        text = self._listed(failing)
+        if self._too_short():
+            return f"{self._undecided()}: {text}"
         step = self.last[-1].step
-        if step > self.steps / 2 and loss > 0.98 * self.expected:
-            return (
-                f"not learning: after {step} of {self.steps} steps the loss is {loss:.2f}, at "
-                f"chance ({self.expected:.2f})"
-            )
-        return f"healthy: loss {loss:.2f}, {self.expected:.2f} at chance"
+        if all(self._improved(name) for name in failing):
+            return f"slow: after {step} of {self.steps} steps better than at first, but {text}"
+        part = "" if len(failing) == len(judged) else f" by {', '.join(failing)}"
+        return f"not learning{part}: after {step} of {self.steps} steps {text}"
 
-    def _mean(self, name: str) -> float:
-        return fmean(row.metrics[name] for row in self.last)
+    def _too_short(self) -> bool:
+        """Return whether steps are too few to find fault with."""
+        return self.last[-1].step <= max(ENOUGH, self.steps / 2)
 
-    def _collapsed(self, name: str) -> bool:
-        """Return whether features are alike, and no longer those of an untrained network.
+    def _undecided(self) -> str:
+        return "too early to judge" if self.last[-1].step < self.steps else "too short to tell"
 
-        These may be alike as well, so early in a run features must have become more alike.
+    def _against_opening(self) -> str:
+        """Compare a loss without a known chance with the first steps."""
+        text = self._shown("loss")
+        if self._improved("loss"):
+            return f"healthy: {text}"
+        if self._too_short() or not self.opening:
+            return f"{self._undecided()}: {text}"
+        return f"no progress in the loss, whose chance is not known: {text}"
+
+    def _shown(self, name: str) -> str:
+        """Return a number with its chance and its value at first, where these are known."""
+        beside = []
+        if name in self.chances:
+            beside.append(f"{self.chances[name]:.2f} at chance")
+        if _has(self.opening, name) and self.last[-1].step > OPENING:
+            beside.append(f"{_mean(self.opening, name):.2f} in the first {OPENING} steps")
+        shown = f" ({', '.join(beside)})" if beside else ""
+        return f"{name} {_mean(self.last, name):.2f}{shown}"
+
+    def _listed(self, names: list[str]) -> str:
+        return ", ".join(map(self._shown, names))
+
+    def _beats(self, name: str) -> bool:
+        """Return whether a number is better than its chance."""
+        values = _values(self.last, name)
+        return _better(name, fmean(values), self.chances[name], _error(values))
+
+    def _improved(self, name: str) -> bool:
+        """Return whether a number is better than in the first steps."""
+        if not _has(self.opening, name) or self.last[-1].step <= OPENING + WINDOW:
+            return False
+        now, then = _values(self.last, name), _values(self.opening, name)
+        return _better(name, fmean(now), fmean(then), _error(now) + _error(then))
+
+    def _collapsed(self, name: str) -> str | None:
+        """Say that features became alike, or are all the same; None where they are not.
+
+        Those of an untrained network may be nearly alike, and learn nevertheless.
         """
-        assert self.first is not None
-        value = self._mean(name)
-        late = self.last[-1].step > EARLY * self.steps
-        return value < COLLAPSED and (late or value < self.first.metrics[name] / 2)
+        if not self.opening or len(self.last) < WINDOW:
+            return None
+        now, then = _mean(self.last, name), self.opening[0].metrics.get(name, 1.0)
+        if now >= COLLAPSED or (now >= then / 2 and now >= ALIKE):
+            return None
+        if now >= then / 2 and self._too_short():
+            return None
+        return (
+            f"collapsed: {name} is {now:.3f}, {then:.3f} at the first step (0 = all images alike, "
+            "1 = spread over all directions); the features say nothing about the image"
+        )
+
+
+def _has(rows: Iterable[Row], name: str) -> bool:
+    """Return whether rows have a number of this name."""
+    return any(name == "loss" or name in row.metrics for row in rows)
+
+
+def _values(rows: Iterable[Row], name: str) -> list[float]:
+    if name == "loss":
+        return [row.loss for row in rows]
+    return [row.metrics[name] for row in rows]
+
+
+def _mean(rows: Iterable[Row], name: str) -> float:
+    return fmean(_values(rows, name))
+
+
+def _error(values: list[float]) -> float:
+    """Return the standard error of the mean."""
+    return stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
+
+
+def _better(name: str, value: float, other: float, error: float) -> bool:
+    """Return whether a mean is clearly better: lower for names in `loss…`, higher for others."""
+    ahead = other - value if name.startswith("loss") else value - other
+    return ahead > max(MARGIN * abs(other), ERRORS * error)

@@ -1,4 +1,4 @@
-"""Optimizers and schedules by name, from torch and timm, which do the work."""
+"""Optimizers by name, from torch and timm; schedules of the learning rate and the weight decay."""
 
 import inspect
 import math
@@ -7,8 +7,6 @@ from typing import Any
 
 import torch
 from timm.optim import get_optimizer_class, get_optimizer_info
-from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler
-from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -22,24 +20,33 @@ NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
 def parameter_groups(
     module: nn.Module, weight_decay: float, exempt_norms_and_biases: bool
 ) -> list[dict[str, Any]]:
-    """Return one group that decays and one that does not.
-
-    Biases and the scales of normalisation layers do not decay if they are exempt.
-    """
-    exempt = set()
-    if exempt_norms_and_biases:
-        for part in module.modules():
-            for name, value in part.named_parameters(recurse=False):
-                if name == "bias" or isinstance(part, NORMS):
-                    exempt.add(id(value))
+    """Return one group that decays and one that does not (`_exempt`)."""
+    exempt = _exempt(module) if exempt_norms_and_biases else set()
     trained = [value for value in module.parameters() if value.requires_grad]
-    decaying = [value for value in trained if id(value) not in exempt]
-    others = [value for value in trained if id(value) in exempt]
+    decaying = [value for value in trained if value not in exempt]
+    others = [value for value in trained if value in exempt]
     groups = [
         {"params": decaying, "weight_decay": weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
+
+
+def _exempt(module: nn.Module) -> set[nn.Parameter]:
+    """Return the parameters that do not decay unless the recipe says so.
+
+    These are all parameters of at most one dimension (biases, scales), all of normalisation layers,
+    and those that a model of timm names in `no_weight_decay` (position embeddings, class tokens).
+    """
+    found = {value for value in module.parameters() if value.dim() <= 1}
+    for part in module.modules():
+        if isinstance(part, NORMS):
+            found.update(part.parameters(recurse=False))
+        named = getattr(part, "no_weight_decay", None)
+        if callable(named):
+            names = named()
+            found |= {value for name, value in part.named_parameters() if name in names}
+    return found
 
 
 def make_optimizer(module: nn.Module, chosen: recipe.Optimizer) -> Optimizer:
@@ -99,10 +106,10 @@ def make_schedule(
 
     It returns the learning rate. It is a pure function of the step, so nothing needs saving.
     `per: epoch` holds the rate of an epoch's first step for the whole epoch, as VISSL does for
-    PIRL; the weight decay changes at every step.
+    PIRL; the warm-up and the weight decay change at every step.
     """
-    schedule = _schedule(optimizer, chosen, epochs, steps_per_epoch)
-    steps = epochs * steps_per_epoch
+    steps, peak = epochs * steps_per_epoch, optimizer.param_groups[0]["lr"]
+    warm = round(chosen.warmup_epochs * steps_per_epoch)
     final = chosen.final_weight_decay
     decays = {}
     if final is not None:
@@ -111,34 +118,29 @@ def make_schedule(
             if group["weight_decay"] > 0:
                 decays[place] = group["weight_decay"]
 
+    def rate(step: int) -> float:
+        if step < warm:
+            return chosen.warmup_lr + step * ((peak - chosen.warmup_lr) / warm)
+        if chosen.per == "epoch":
+            step = max(warm, step // steps_per_epoch * steps_per_epoch)
+        if isinstance(chosen, recipe.Cosine):
+            return _cosine(peak, chosen.final_lr, (step - warm) / max(1, steps - warm))
+        if isinstance(chosen, recipe.Step | recipe.Multistep):
+            passed = [drop for drop in chosen.drops(epochs) if drop * steps_per_epoch <= step]
+            return peak * chosen.factor ** len(passed)
+        return peak
+
     def set_rate(step: int) -> float:
-        first = step // steps_per_epoch * steps_per_epoch
-        schedule.step_update(step if chosen.per == "step" else first)
+        for group in optimizer.param_groups:
+            group["lr"] = rate(step)
         for place, start in decays.items():
             assert final is not None
-            now = final + (start - final) * (1 + math.cos(math.pi * step / steps)) / 2
-            optimizer.param_groups[place]["weight_decay"] = now
-        return optimizer.param_groups[0]["lr"]
+            optimizer.param_groups[place]["weight_decay"] = _cosine(start, final, step / steps)
+        return rate(step)
 
     return set_rate
 
 
-def _schedule(
-    optimizer: Optimizer, chosen: recipe.Schedule, epochs: int, steps_per_epoch: int
-) -> Scheduler:
-    """Return timm's scheduler, counting steps."""
-    warmup: dict[str, Any] = {
-        "warmup_t": round(chosen.warmup_epochs * steps_per_epoch),
-        "warmup_lr_init": chosen.warmup_lr,
-        "t_in_epochs": False,
-    }
-    if isinstance(chosen, recipe.Cosine):
-        steps = epochs * steps_per_epoch
-        return CosineLRScheduler(optimizer, t_initial=steps, lr_min=chosen.final_lr, **warmup)
-    drops: list[int] = []
-    factor = 1.0
-    if isinstance(chosen, recipe.Step | recipe.Multistep):
-        drops, factor = chosen.drops(epochs), chosen.factor
-    # timm drops at the step before the one named.
-    places = [epoch * steps_per_epoch + 1 for epoch in drops]
-    return MultiStepLRScheduler(optimizer, decay_t=places, decay_rate=factor, **warmup)
+def _cosine(start: float, end: float, fraction: float) -> float:
+    """Return `start` at 0 and `end` at 1, along half a cosine."""
+    return end + 0.5 * (start - end) * (1 + math.cos(math.pi * fraction))

@@ -24,8 +24,7 @@ from sslkit.runs.run import Run
 from sslkit.training import trainer
 from sslkit.training.build import build
 from sslkit.training.rehearsal import rehearse_recipe
-
-WAITING = "waiting for data"
+from sslkit.training.trainer import EPOCH, WAITING
 
 SECTIONS = {
     WAITING: "the loader's workers are behind",
@@ -35,7 +34,7 @@ SECTIONS = {
     "heads": "forward",
     "loss": "without negatives",
     "negatives": "drawn and compared",
-    "start of an epoch": "passes over the images",
+    EPOCH: "passes over the images",
     "forward": "the method's wiring",
     "backward": "of all of the above",
     "optimizer": "and the norm of the gradient",

@@ -24,6 +24,8 @@ class Record:
         self.leader = distributed.rank() == 0
         self.began = run.step
         """The step that the session starts from."""
+        self.saved: int | None = None
+        """The step of the newest checkpoint of this session."""
         self.metrics: Metrics | None = None
         self.board: Any = None
         self._held = ExitStack()
@@ -67,12 +69,30 @@ class Record:
         """Write the checkpoint, the encoder alone, and the curves so far."""
         assert self.folder is not None
         checkpoint.save(self.run, self.folder)
+        self.saved = self.run.step
         if self.leader:
             from sslkit.report import figures
 
             checkpoint.save_encoder(self.run, self.folder)
             with files.writing(self.folder / "curves.png"):
-                figures.curves(self.folder)
+                assert self.metrics is not None
+                figures.curves(
+                    self.folder,
+                    self.metrics.bins,
+                    title=self._title(),
+                    epoch=self.run.loader.steps_per_epoch,
+                    chances=self.run.method.at_chance(self.run.recipe.train.batch_size),
+                )
+
+    def _title(self) -> str:
+        """Return run, method and length, for the head of a picture."""
+        assert self.folder is not None
+        recipe, loader = self.run.recipe, self.run.loader
+        return (
+            f"{recipe.name} / {self.folder.name}   method {recipe.method.use}, encoder "
+            f"{recipe.encoder.use}   step {self.run.step:,} of {self.run.steps:,}, "
+            f"{loader.steps_per_epoch:,} an epoch"
+        )
 
     def draw_views(self) -> None:
         """Write views.png. The import of matplotlib takes a second, so the first step is first."""

@@ -158,7 +158,7 @@ class _Clock:
             self.failed = section
             raise
         self.seconds += self._now() - began
-        if section == "waiting for data":
+        if section == trainer.WAITING:
             self.seconds = 0.0
 
     def _now(self) -> float:
@@ -179,7 +179,7 @@ def _first_step(run: Run) -> tuple[_Clock, trainer.Step]:
     except Exception:
         short = isinstance(run.loader, _ShortLoader) and run.loader.passed
         # With several ranks no collective may follow: the others may not have failed.
-        if clock.failed != "start of an epoch" or not short or distributed.world() > 1:
+        if clock.failed != trainer.EPOCH or not short or distributed.world() > 1:
             raise
     setattr(run.method, "begin_epoch", lambda epoch: None)  # noqa: B010
     return clock, next(trainer.train(run, clock))
@@ -304,4 +304,11 @@ def _check_start(run: Run) -> None:
         raise PluginError(
             f"{faults.called(run.method)} expects {value!r} as its first loss; at_start must "
             "return a finite number or None"
+        )
+    chances = run.method.at_chance(run.recipe.train.batch_size)
+    numbers = chances.values() if isinstance(chances, dict) else [None]
+    if not all(isinstance(value, int | float) and math.isfinite(value) for value in numbers):
+        raise PluginError(
+            f"{faults.called(run.method)} tells the chances {chances!r}; at_chance must return "
+            "finite numbers by name"
         )

@@ -4,6 +4,7 @@ import gc
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -31,7 +32,7 @@ class Screen(Protocol):
     def begin(self, notes: list[str], folder: Path | None) -> None: ...
     def made(self, folder: Path) -> None: ...
     def show(self, rows: list[Row], told: list[str], health: Health) -> None: ...
-    def stopped(self, signal: str) -> None: ...
+    def stopped(self, signal: str, saved: bool) -> None: ...
     def done(self, health: Health) -> None: ...
     def close(self) -> None: ...
 
@@ -47,7 +48,7 @@ def run(recipe: Recipe, folder: Path | None, runs: Path, show: Callable[[Run], S
         if folder is None and (before := distributed.remembered()) is not None:
             folder = Path(before)
         made = _prepare(recipe, folder, runs)
-        record, notes = Record(made, folder, runs), []
+        record, notes = Record(made, folder, runs), list(made.source.notes)
         try:
             if folder is not None:
                 record.lock()
@@ -78,7 +79,8 @@ def _train(made: Run, record: Record, notes: list[str], screen: Screen | None) -
         screen.begin(notes, record.folder)
     filled = any(sampler.needs_fill for sampler in made.method.samplers.values())
     expected = made.method.at_start(made.recipe.train.batch_size)
-    health = Health(expected, made.steps, filled=filled)
+    chances = made.method.at_chance(made.recipe.train.batch_size)
+    health = Health(expected, made.steps, chances=chances, filled=filled)
     undrawn = screen is not None and made.step == 0
     try:
         for rows, told in follow(made, record, health, screen):
@@ -89,7 +91,7 @@ def _train(made: Run, record: Record, notes: list[str], screen: Screen | None) -
                 undrawn = False
     except Stopped as stopped:
         if screen is not None:
-            screen.stopped(str(stopped))
+            screen.stopped(str(stopped), saved=made.step == record.saved)
         if made.step == record.began:
             # Other ranks may wait in a collective that this one would not meet.
             raise SystemExit(stopped.exit_code) from stopped
@@ -99,7 +101,7 @@ def _train(made: Run, record: Record, notes: list[str], screen: Screen | None) -
             screen.close()
     if screen is not None:
         screen.done(health)
-    return 0
+    return int(made.mostly_skipped)
 
 
 def follow(
@@ -109,30 +111,73 @@ def follow(
 
     Reads every step on a CPU, every `train.log_every` elsewhere. Raises Stopped after a signal,
     TrainingError where a number is not finite, DataError and CheckpointError as they come.
+
+    A signal is heard after the step. One process hears it at once while it waits for data; several
+    ranks must stop together. A pass over the images before a later epoch is left without saving,
+    for the method may have changed.
     """
     chosen = run.recipe.train
     every = 1 if run.device.type == "cpu" else chosen.log_every
     pending: list[trainer.Step] = []
     saved = time.monotonic()
-    with signals(lambda: run.step == record.began) as caught:
-        for step in trainer.train(run):
-            if step.number == record.began + 1 and record.open() and screen is not None:
-                assert record.folder is not None
-                screen.made(record.folder)
-            pending.append(step)
-            if len(pending) < every and run.step < run.steps:
-                continue
-            yield _flush(run, record, health, pending)
-            stop = distributed.any_rank(bool(caught) or distributed.abandoned(), run.device)
-            waited = time.monotonic() - saved >= 60 * chosen.save_minutes
-            due = distributed.any_rank(waited, run.device)
-            if stop or due or run.step == run.steps:
-                assert record.folder is not None
-                check_weights(run, record.folder)
-                record.save()
-                saved = time.monotonic()
-            if stop:
-                raise Stopped(caught[0] if caught else signal.SIGTERM)
+    section = _Section()
+
+    def at_once() -> bool:
+        interruptible = section.name in (trainer.WAITING, trainer.EPOCH)
+        return run.step == record.began or (interruptible and distributed.world() == 1)
+
+    with signals(at_once) as caught:
+        try:
+            for step in trainer.train(run, section):
+                if step.number == record.began + 1:
+                    _open(record, health, screen)
+                pending.append(step)
+                if len(pending) < every and run.step < run.steps:
+                    continue
+                yield _flush(run, record, health, pending)
+                stop = distributed.any_rank(bool(caught) or distributed.abandoned(), run.device)
+                waited = time.monotonic() - saved >= 60 * chosen.save_minutes
+                due = distributed.any_rank(waited, run.device)
+                if stop or due or run.step == run.steps:
+                    _save(run, record)
+                    saved = time.monotonic()
+                if stop:
+                    raise Stopped(caught[0] if caught else signal.SIGTERM)
+        except Stopped:
+            if section.name == trainer.WAITING and run.step > record.began:
+                if pending:
+                    yield _flush(run, record, health, pending)
+                _save(run, record)
+            raise
+
+
+def _open(record: Record, health: Health, screen: Screen | None) -> None:
+    """Open the folder, once the first step is done; a resumed run has its first steps there."""
+    made = record.open()
+    if record.metrics is not None:
+        health.opening += record.metrics.opening
+    if made and screen is not None:
+        assert record.folder is not None
+        screen.made(record.folder)
+
+
+class _Section:
+    """Knows the section of a step that training is in, or was in when an exception was raised."""
+
+    name = ""
+
+    @contextmanager
+    def __call__(self, section: str) -> Iterator[None]:
+        self.name = section
+        yield
+        self.name = ""
+
+
+def _save(run: Run, record: Record) -> None:
+    """Save a checkpoint, unless the weights are not finite."""
+    assert record.folder is not None
+    check_weights(run, record.folder)
+    record.save()
 
 
 def _flush(
@@ -161,5 +206,5 @@ def read(steps: list[trainer.Step]) -> list[Row]:
     means = distributed.mean(torch.stack(numbers)).tolist()
     for step, (loss, *metrics) in zip(steps, means, strict=True):
         known = dict(zip(step.metrics, metrics, strict=True))
-        rows.append(Row(step.number, step.epoch, step.lr, loss, known))
+        rows.append(Row(step.number, step.epoch + 1, step.lr, loss, known))
     return rows

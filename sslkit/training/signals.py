@@ -20,8 +20,8 @@ class Stopped(BaseException):
 
 
 @contextmanager
-def signals(nothing_done: Callable[[], bool]) -> Iterator[list[int]]:
-    """Collect the first SIGINT or SIGTERM; raise Stopped at once where there is nothing to save.
+def signals(at_once: Callable[[], bool]) -> Iterator[list[int]]:
+    """Collect the first SIGINT or SIGTERM; raise Stopped wherever the process is if `at_once()`.
 
     Another one, more than AGAIN seconds later, ends the process as the system would.
     """
@@ -36,7 +36,7 @@ def signals(nothing_done: Callable[[], bool]) -> Iterator[list[int]]:
         if not caught:
             caught.append(signum)
             first = time.monotonic()
-            if nothing_done():
+            if at_once():
                 raise Stopped(signum)
         elif time.monotonic() - first > AGAIN:
             signal.signal(signum, signal.SIG_DFL)

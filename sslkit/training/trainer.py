@@ -15,6 +15,9 @@ from sslkit.training import streams
 from sslkit.training.epoch import TrainingEpoch
 from sslkit.training.promises import Promises
 
+EPOCH, WAITING = "start of an epoch", "waiting for data"
+"""Sections of a step in which it waits for images."""
+
 Watch = Callable[[str], AbstractContextManager]
 """Called with the section of a step that begins; `nullcontext` where nobody measures."""
 
@@ -27,6 +30,7 @@ class Step:
     number: int
     """Counts from 1."""
     epoch: int
+    """Counts from 0, as in `Progress`."""
     lr: float
     loss: Tensor
     metrics: dict[str, Tensor]
@@ -67,10 +71,10 @@ def train(run: Run, watch: Watch = nullcontext) -> Generator[Step, None, None]:
     while run.step < run.steps:
         run.model.train()
         if run.step % run.loader.steps_per_epoch == 0:
-            with watch("start of an epoch"):
+            with watch(EPOCH):
                 _begin_epoch(run, ahead)
             run.model.train()
-        with watch("waiting for data"):
+        with watch(WAITING):
             taken = ahead.take()
         yield _step(run, promises, taken, watch)
 

@@ -204,3 +204,12 @@ class Pirl(Method):
         """Random unit vectors against a random bank."""
         dim = self.head("image").out_dim
         return self.loss.at_start(dim=dim, negatives=self.sampler.candidates)
+
+    def at_chance(self, images: int) -> dict[str, float]:
+        """Each term compares with the same bank, so their chances are alike."""
+        dim = self.head("image").out_dim
+        chance = self.loss.at_chance(dim=dim, negatives=self.sampler.candidates)
+        if chance is None:
+            return {}
+        terms = [f"loss_{name}" for name in self.order] if len(self.order) > 1 else []
+        return dict.fromkeys(["loss", *terms], chance)

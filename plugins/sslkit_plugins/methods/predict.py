@@ -20,3 +20,11 @@ class Predict(Method):
         """Every class equally likely."""
         (name,) = self.heads
         return self.loss.at_start(dim=self.head(name).out_dim, negatives=1)
+
+    def at_chance(self, images: int) -> dict[str, float]:
+        """Every class equally likely."""
+        (name,) = self.heads
+        classes = self.head(name).out_dim
+        chance = self.loss.at_chance(dim=classes, negatives=1)
+        loss = {} if chance is None else {"loss": chance}
+        return {**loss, "accuracy": 1 / classes}
