@@ -31,6 +31,7 @@ from sslkit import parts, recipe
 from sslkit.interfaces import Batch, Draws, ImageSource, Pixels
 from sslkit.runs.run import Run
 from sslkit.training import build, profile, trainer
+from sslkit_plugins.datasets import ImageFolder
 from sslkit_plugins.packed import Packed
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "imagenet" / "pirl_jigsaw.yaml"
@@ -311,8 +312,9 @@ def main() -> None:
         folder, packed = Path(home, "photos"), Path(home, "packed")
         if options.data is None:
             copies(None, 40 if options.tiny else 20_000, folder)
+        photos = ImageFolder("train", root=str(options.data or folder))
         Packed.write(
-            str(options.data or folder),
+            {"train": photos},
             str(packed),
             short_side=160,
             skip_unreadable=True,

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from sslkit.runs.run import Run
     from sslkit.training.health import Health
 
+UNREADABLE = 10
+"""Most images that are named as unreadable at the end of a session."""
+
 
 PASS = 5.0
 """Seconds of a pass over the images before it is told of."""
@@ -154,11 +157,15 @@ class Training:
 
     def begin(self, notes: list[str], folder: Path | None) -> None:
         """Say what is about to run; `folder` is that of a run which is resumed."""
+        from sslkit.data import summary
+
         run, chosen = self.run, self.run.recipe.train
         self.folder = folder
         world = run.loader.world
         for note in notes:
             print_text(note, stderr=True)
+        labels_used = "label" in type(run.method).predicts.values()
+        self._say(summary.training(run.source, run.recipe.data, labels_used=labels_used))
         self._say(
             f"{run.recipe.name}: {counted(len(run.source), 'image')}, "
             f"{counted(chosen.epochs, 'epoch')} × {counted(run.loader.steps_per_epoch, 'step')}; "
@@ -277,10 +284,16 @@ class Training:
         self._say(f"encoder: {encoder}\nnext: sslkit eval linear {self.folder}")
 
     def _say_unreadable(self) -> None:
-        if self.run.unreadable:
-            self._say(
-                f"{len(self.run.unreadable)} images could not be read and were replaced: {', '.join(sorted(self.run.unreadable))}"
-            )
+        found = sorted(self.run.unreadable.items())
+        if not found:
+            return
+        named = [f"{name} ({reason})" for name, reason in found[:UNREADABLE]]
+        if len(found) > UNREADABLE:
+            named.append(f"and {len(found) - UNREADABLE} more")
+        held = "1 image could not be read and was"
+        if len(found) > 1:
+            held = f"{len(found)} images could not be read and were"
+        self._say(f"{held} replaced: {', '.join(named)}")
 
     def close(self) -> None:
         self.bar.stop()

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from sslkit.data.loader import Loader, auto_workers, fingerprint
-from sslkit.data.plain import plain_view
+from sslkit.data.plain import plain_box, plain_view
 from sslkit.data.splits import split_by_class
 from sslkit.errors import DataError
 from sslkit.interfaces import Batch, Draws, ImageSource, PretextTransform, Sample
@@ -254,18 +254,30 @@ def test_an_image_of_the_right_size_is_shown_as_it_is():
 
 
 def test_a_small_image_keeps_its_whole_short_side():
-    shown = np.asarray(plain_view(ramp(46, 36), 32))
-    assert shown.shape == (32, 32, 3)
-    assert shown[0, :, 1].max() <= 1 and shown[-1, :, 1].min() >= 34, "all rows from 0 to 35"
-    assert shown[:, 0, 0].max() <= 6 and shown[:, -1, 0].min() >= 39, "the middle 36 columns of 46"
+    shown = np.asarray(plain_view(ramp(46, 36), 36))
+    assert shown.shape == (36, 36, 3)
+    assert shown[:, 0, 1].tolist() == list(range(36)), "all rows"
+    assert shown[0, :, 0].tolist() == list(range(5, 41)), "the middle 36 columns of 46"
 
 
-def test_a_large_image_loses_a_border_of_a_sixteenth():
-    shown = np.asarray(plain_view(ramp(200, 128), 56))
-    assert shown[0, :, 1].tolist() == [pytest.approx(8.6, abs=1)] * 56, (
-        "16/256 of 128 rows are cut above, then two rows are averaged"
-    )
-    assert shown[:, 0, 0].tolist() == [pytest.approx(44.6, abs=1)] * 56
+def test_how_much_of_an_image_is_shown():
+    """Rows of a landscape image: 7/8 of them are in the centre, or all. A short side of 256 px that
+    was reduced to that counts as longer than any size."""
+    shown = {
+        (500, 224, None): 0.875,
+        (256, 224, None): 0.875,
+        (225, 224, None): 0.875,
+        (224, 224, None): 1,
+        (64, 64, None): 1,
+        (256, 256, None): 1,
+        (256, 256, 256): 0.875,
+        (256, 384, 256): 0.875,
+        (200, 224, 256): 1,
+    }
+    for (short, size, reduced_to), share in shown.items():
+        _, top, _, bottom = plain_box(2 * short, short, size, reduced_to)
+        assert top == pytest.approx(short - bottom)
+        assert (bottom - top) / short == pytest.approx(share, abs=0.002)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 500), (500, 3)])

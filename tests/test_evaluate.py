@@ -104,7 +104,13 @@ def test_knn_on_a_run_writes_scores_baselines_and_protocol(trained, painted):
         "checkpoint": "step-00000000",
     }
     assert {name: protocol[name] for name in expected} == expected
-    assert protocol["data"] == {"use": "image_folder", "root": str(painted), "follow_links": False}
+    assert protocol["data"] == {
+        "use": "image_folder",
+        "root": str(painted),
+        "follow_links": False,
+        "splits": True,
+        "max_pixels": 89_478_485,
+    }
     found = scores(result)
     assert list(found) == [
         ("features", "trained"),
@@ -371,8 +377,8 @@ def test_features_that_are_nan_are_shown_as_a_dash(part, capsys):
 @pytest.mark.parametrize(
     "colours, count, sentence",
     [
-        (dict(list(COLOURS.items())[:1]), 4, "one subfolder per class"),
-        (COLOURS, 1, "every class has a single image"),
+        (dict(list(COLOURS.items())[:1]), 4, "all of them lie in one folder"),
+        (COLOURS, 1, "has a single image"),
     ],
     ids=["one-class", "single-images"],
 )

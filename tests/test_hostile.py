@@ -433,15 +433,7 @@ def test_images_that_cannot_be_read_raise(content: bytes, monkeypatch: pytest.Mo
     monkeypatch.setattr("subprocess.Popen", None)
     Path("x.jpg").write_bytes(content)
     for file in (Path("x.jpg"), io.BytesIO(content)):
-        with pytest.raises(
-            (
-                OSError,
-                ValueError,
-                SyntaxError,
-                Image.DecompressionBombError,
-                Image.DecompressionBombWarning,
-            )
-        ):
+        with pytest.raises((OSError, ValueError, SyntaxError, DataError)):
             decode(file)
 
 

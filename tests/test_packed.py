@@ -16,15 +16,15 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from sslkit import recipe
+from sslkit import parts, recipe
 from sslkit.data.loader import Loader, fingerprint
-from sslkit.errors import DataError
+from sslkit.errors import DataError, RecipeError
 from sslkit.runs import checkpoint
 from sslkit.training.trainer import train
-from sslkit_plugins import packed
+from sslkit_plugins import packing
 from sslkit_plugins.datasets import ImageFolder, Npz
 from sslkit_plugins.methods.pirl import Jigsaw
-from sslkit_plugins.packed import Packed
+from sslkit_plugins.packed import Index, Packed
 
 
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -54,6 +54,15 @@ def folder(tmp_path: Path) -> Path:
     return root
 
 
+def write(source: str, to: str, **options) -> Index:
+    """Pack a folder, an archive or a packed set."""
+    chosen = recipe.read_data(source)
+    splits = {"train": parts.make(chosen, split="train")}
+    if splits["train"].has_val:
+        splits["val"] = parts.make(chosen, split="val")
+    return Packed.write(splits, to, **options)
+
+
 def files(root: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(root.iterdir())}
 
@@ -67,7 +76,7 @@ def difference(one: Image.Image, other: Image.Image) -> float:
 
 @pytest.mark.parametrize("split", ["pretrain", "train", "val"])
 def test_names_labels_classes_and_hash_are_those_of_the_folder(folder, tmp_path, split):
-    Packed.write(str(folder), str(tmp_path / "set"))
+    write(str(folder), str(tmp_path / "set"))
     ours, theirs = Packed(split, root=str(tmp_path / "set")), ImageFolder(split, root=str(folder))
     assert list(ours.names) == list(theirs.names) and list(ours.classes) == list(theirs.classes)
     assert ours.labels.tolist() == theirs.labels.tolist() and ours.labels.dtype == np.int64
@@ -79,7 +88,7 @@ def test_names_labels_classes_and_hash_are_those_of_the_folder(folder, tmp_path,
 
 
 def test_small_jpegs_keep_their_bytes_and_others_are_reduced_and_coded(folder, tmp_path):
-    index = Packed.write(str(folder), str(tmp_path / "set"), short_side=32)
+    index = write(str(folder), str(tmp_path / "set"), short_side=32)
     ours, theirs = (
         Packed("train", root=str(tmp_path / "set")),
         ImageFolder("train", root=str(folder)),
@@ -104,7 +113,7 @@ def test_a_smooth_picture_is_hardly_changed(tmp_path):
         * np.array([1, 0.5, 0.2])
     )
     save(Image.fromarray(ramp.astype(np.uint8)), tmp_path / "folder" / "ramp.png")
-    Packed.write(str(tmp_path / "folder"), str(tmp_path / "set"))
+    write(str(tmp_path / "folder"), str(tmp_path / "set"))
     image = Packed("train", root=str(tmp_path / "set")).image(0)
     assert image.size == (437, 256)
     assert (
@@ -119,7 +128,7 @@ def test_a_smooth_picture_is_hardly_changed(tmp_path):
 def test_a_photograph_is_reduced_as_it_is_decoded_and_looks_the_same(tmp_path):
     smooth = noise(12, 9).resize((1200, 900), Image.Resampling.BICUBIC)
     save(smooth, tmp_path / "folder" / "large.jpg", quality=95)
-    Packed.write(str(tmp_path / "folder"), str(tmp_path / "set"), short_side=100)
+    write(str(tmp_path / "folder"), str(tmp_path / "set"), short_side=100)
     image = Packed("train", root=str(tmp_path / "set")).image(0)
     assert image.size == (133, 100)
     assert difference(image, smooth.resize((133, 100), Image.Resampling.LANCZOS)) < 2
@@ -127,7 +136,7 @@ def test_a_photograph_is_reduced_as_it_is_decoded_and_looks_the_same(tmp_path):
 
 def test_the_bytes_depend_on_images_and_options_alone(folder, tmp_path):
     for name, workers in (("one", 0), ("two", 2), ("other", 0)):
-        Packed.write(
+        write(
             str(folder),
             str(tmp_path / name),
             short_side=31 if name == "other" else 32,
@@ -137,9 +146,9 @@ def test_the_bytes_depend_on_images_and_options_alone(folder, tmp_path):
 
 
 def test_many_shards_are_one_list(folder, tmp_path, monkeypatch):
-    Packed.write(str(folder), str(tmp_path / "one"))
-    monkeypatch.setattr(packed, "SHARD_BYTES", 3000)
-    Packed.write(str(folder), str(tmp_path / "many"))
+    write(str(folder), str(tmp_path / "one"))
+    monkeypatch.setattr(packing, "SHARD_BYTES", 3000)
+    write(str(folder), str(tmp_path / "many"))
     one, many = (Packed("train", root=str(tmp_path / name)) for name in ("one", "many"))
     shards = sorted((tmp_path / "many").glob("train-*"))
     assert len(shards) > 3 and [path.name for path in shards][:2] == [
@@ -152,7 +161,7 @@ def test_many_shards_are_one_list(folder, tmp_path, monkeypatch):
 
 
 def test_a_shard_can_be_read_without_us(folder, tmp_path):
-    Packed.write(str(folder), str(tmp_path / "set"))
+    write(str(folder), str(tmp_path / "set"))
     with safe_open(tmp_path / "set" / "val-00000.safetensors", framework="np") as file:
         held = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     first, last = held["offset"][1:3]
@@ -162,7 +171,7 @@ def test_a_shard_can_be_read_without_us(folder, tmp_path):
 
 def test_a_flat_folder_has_no_labels_and_no_val(tmp_path):
     save(noise(8, 8), tmp_path / "flat" / "a.jpg")
-    Packed.write(str(tmp_path / "flat"), str(tmp_path / "set"))
+    write(str(tmp_path / "flat"), str(tmp_path / "set"))
     made = Packed("pretrain", root=str(tmp_path / "set"))
     assert made.labels is None and list(made.classes) == [] and not made.has_val
     with pytest.raises(DataError, match=r"set has no val images of its own"):
@@ -177,11 +186,11 @@ def test_an_archive_and_a_packed_set_can_be_packed(tmp_path):
         labels=np.array([1, 0, 1]),
         classes=np.array(["cat", "dog"]),
     )
-    index = Packed.write(str(tmp_path / "a.npz"), str(tmp_path / "set"))
+    index = write(str(tmp_path / "a.npz"), str(tmp_path / "set"))
     made = Packed("train", root=str(tmp_path / "set"))
     assert fingerprint(made) == fingerprint(Npz("train", file=str(tmp_path / "a.npz")))
     assert made.labels.tolist() == [1, 0, 1] and made.classes == ["cat", "dog"] and index.coded == 3
-    Packed.write(str(tmp_path / "set"), str(tmp_path / "smaller"), short_side=20)
+    write(str(tmp_path / "set"), str(tmp_path / "smaller"), short_side=20)
     smaller = Packed("train", root=str(tmp_path / "smaller"))
     assert smaller.image(0).size == (25, 20) and fingerprint(smaller) == fingerprint(made)
 
@@ -194,7 +203,7 @@ def test_names_that_are_no_text(tmp_path):
         save(noise(9, 9), root / os.fsdecode(b"\xfe") / name)
     except OSError:
         pytest.skip("this file system refuses such names")
-    Packed.write(str(root), str(tmp_path / "set"))
+    write(str(root), str(tmp_path / "set"))
     made, theirs = Packed("train", root=str(tmp_path / "set")), ImageFolder("train", root=str(root))
     assert (
         fingerprint(made) == fingerprint(theirs) and made.labels.tolist() == theirs.labels.tolist()
@@ -205,7 +214,7 @@ def test_names_that_are_no_text(tmp_path):
 
 
 def test_it_is_shared_by_workers_and_sent_to_spawned_ones_without_its_pixels(images, tmp_path):
-    Packed.write(str(images), str(tmp_path / "set"))
+    write(str(images), str(tmp_path / "set"))
     source = Packed("pretrain", root=str(tmp_path / "set"))
     source.image(0)
     sent = pickle.dumps(source)
@@ -229,7 +238,7 @@ def test_a_run_goes_on_with_the_other(make, images, tmp_path, began, goes_on):
     """JPEGs alone, so that both hold the same pixels and the run ends as if nothing had happened."""
     for path in images.glob("*.jpg"):
         save(Image.open(path), tmp_path / "folder" / path.name)
-    Packed.write(str(tmp_path / "folder"), str(tmp_path / "set"))
+    write(str(tmp_path / "folder"), str(tmp_path / "set"))
     whole = make(data=tmp_path / began)
     assert whole.recipe.data.use == ("packed" if began == "set" else "image_folder")
     for _ in train(whole):
@@ -247,10 +256,10 @@ def test_a_run_goes_on_with_the_other(make, images, tmp_path, began, goes_on):
 
 
 def test_data_on_the_command_line_is_recognised(tiny, folder, tmp_path, monkeypatch):
-    Packed.write(str(folder), str(tmp_path / "set"))
+    write(str(folder), str(tmp_path / "set"))
     monkeypatch.chdir(tmp_path)
     made = recipe.read(tiny, data="set")
-    assert made.data.as_dict() == {"use": "packed", "root": str(tmp_path / "set")}
+    assert made.data.use == "packed" and made.data.options["root"] == str(tmp_path / "set")
 
 
 def test_the_command(folder, tmp_path):
@@ -258,15 +267,15 @@ def test_the_command(folder, tmp_path):
         start("pack", folder, tmp_path / "set", "--short-side", 32, "--workers", 1)
     )
     assert (code, err) == (0, "")
+    train = f"{folder / 'train'} (9 images in 2 classes: a, b)"
     assert out == (
-        f"9 images (train) and 2 images (val): 8 kept their bytes, 3 were coded anew, 0 left out\n"
+        f"data: {train} and {folder / 'val'} (2 images in 2 classes: a, b)\n"
+        "9 images (train) and 2 images (val): 8 kept their bytes, 3 were coded anew, 0 left out\n"
         f"written: {tmp_path / 'set'}\nnext: sslkit train RECIPE --data {tmp_path / 'set'}\n"
     )
-    code, out, err = finish(start("pack", folder, tmp_path / "set"))
-    assert (code, out) == (
-        2,
-        "",
-    ) and err == f"{tmp_path / 'set'} is there already; name a new folder, or remove it\n"
+    code, _, err = finish(start("pack", folder, tmp_path / "set"))
+    assert code == 2
+    assert err == f"{tmp_path / 'set'} is there already; name a new folder, or remove it\n"
 
 
 # ---------------------------------------------------------------------------------------------------------- all or nothing
@@ -276,9 +285,9 @@ def test_unreadable_images_are_named_and_nothing_is_written(folder, tmp_path):
     (folder / "train" / "a" / "0.jpg").write_bytes(b"no image")
     whole = folder / "train" / "b" / "1.jpg"
     whole.write_bytes(whole.read_bytes()[:-400])
-    told = r"^2 images cannot be read: a/0\.jpg \(Unidentified.*\), b/1\.jpg \(OSError: .*truncated.*\); mend .* --skip-unreadable$"
+    told = r"^2 images cannot be read: a/0\.jpg \(Unidentified.*\), b/1\.jpg \(OSError: .*truncated.*\); repair .*: --skip-unreadable$"
     with pytest.raises(DataError, match=told):
-        Packed.write(str(folder), str(tmp_path / "set"), workers=1)
+        write(str(folder), str(tmp_path / "set"), workers=1)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder"]
 
 
@@ -300,24 +309,24 @@ def test_no_image_can_be_read(tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "a.jpg").write_bytes(b"")
     with pytest.raises(DataError, match=r"^nothing to pack: 1 image cannot be read: a\.jpg \("):
-        Packed.write(str(tmp_path / "folder"), str(tmp_path / "set"), skip_unreadable=True)
+        write(str(tmp_path / "folder"), str(tmp_path / "set"), skip_unreadable=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder"]
 
 
 def test_places_that_cannot_be_written(folder, tmp_path):
     with pytest.raises(
-        DataError, match=r"^cannot make the folder .*set\.writing \(No such file or directory\)$"
+        DataError, match=r"^cannot make the folder .*set\.writing \(No such file or directory\); name a DEST in "
     ):
-        Packed.write(str(folder), str(tmp_path / "nowhere" / "set"))
+        write(str(folder), str(tmp_path / "nowhere" / "set"))
     (tmp_path / "set.writing").mkdir()
     with pytest.raises(
         DataError,
         match=r"set\.writing is there: another `sslkit pack` writes it, or was killed; .* remove it$",
     ):
-        Packed.write(str(folder), str(tmp_path / "set"))
+        write(str(folder), str(tmp_path / "set"))
     assert (tmp_path / "set.writing").is_dir(), "it may be another's"
-    with pytest.raises(DataError, match=r"nowhere does not exist"):
-        Packed.write(str(tmp_path / "nowhere"), str(tmp_path / "other"))
+    with pytest.raises(RecipeError, match=r"nowhere': there is no such folder or file"):
+        write(str(tmp_path / "nowhere"), str(tmp_path / "other"))
     assert not (tmp_path / "other").exists()
 
 
@@ -341,16 +350,16 @@ def test_an_interruption_leaves_nothing(folder, tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        Packed.write(str(folder), str(tmp_path / "set"), advance=interrupt)
+        write(str(folder), str(tmp_path / "set"), advance=interrupt)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder"]
 
 
 def test_a_worker_that_the_system_ends(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(packed._Coded, "_coded", lambda self, index: os._exit(9))
+    monkeypatch.setattr(packing._Coder, "_coded", lambda self, index: os._exit(9))
     with pytest.raises(
         DataError, match=r"^a worker was ended by the system, .*; take fewer: --workers 0 \("
     ):
-        Packed.write(str(folder), str(tmp_path / "set"), workers=1)
+        write(str(folder), str(tmp_path / "set"), workers=1)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder"]
 
 
@@ -359,7 +368,7 @@ def test_a_worker_that_the_system_ends(folder, tmp_path, monkeypatch):
 
 @pytest.fixture
 def made(folder, tmp_path) -> Path:
-    Packed.write(str(folder), str(tmp_path / "set"))
+    write(str(folder), str(tmp_path / "set"))
     return tmp_path / "set"
 
 

@@ -1,6 +1,9 @@
 """Samplers: who is drawn, what is written, in which form similarity is computed."""
 
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -171,6 +174,48 @@ def test_what_a_bank_in_half_precision_costs(dtype, step):
     assert (slopes[dtype] - slopes["float32"]).norm() < step * slopes["float32"].norm()
     for value, exact in zip(values[dtype], values["float32"], strict=True):
         assert value.item() == pytest.approx(exact.item(), rel=step / 20)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "momentum"), [("bfloat16", 0.5), ("bfloat16", 0.992), ("float16", 0.999)]
+)
+def test_rows_follow_at_every_momentum_that_a_type_allows(dtype, momentum):
+    """Five times 1 / (1 - momentum) updates towards fixed embeddings: cosine 0.96 and more."""
+    memory = MemoryBank(128, 64, momentum=momentum, dtype=dtype)
+    goal = F.normalize(torch.randn(64, 128, generator=torch.Generator().manual_seed(1)), dim=1)
+    for _ in range(round(5 / (1 - momentum))):
+        memory.update(torch.arange(64), goal)
+    assert (memory.recall(torch.arange(64)) * goal).sum(1).mean() > 0.96
+
+
+@pytest.mark.parametrize(
+    ("dtype", "momentum", "remedy"),
+    [
+        ("bfloat16", 0.999, "take at most 0.992, or set dtype: float16, or set dtype: float32"),
+        ("bfloat16", 0.9995, "take at most 0.992, or set dtype: float32"),
+        ("float16", 0.9995, "take at most 0.999, or set dtype: float32"),
+    ],
+)
+def test_a_momentum_that_is_rounded_away_is_refused(dtype, momentum, remedy):
+    with pytest.raises(RecipeError) as raised:
+        MemoryBank(DIM, 9, momentum=momentum, dtype=dtype)
+    assert str(raised.value) == (
+        f"sampler.momentum  at {momentum} rows of {dtype} hardly move, because updates are "
+        f"rounded away; {remedy}"
+    )
+
+
+def test_a_bank_that_never_moves_may_have_any_type():
+    assert MemoryBank(DIM, 9, momentum=1.0, dtype="bfloat16").momentum == 1
+
+
+def test_a_momentum_that_is_rounded_away_ends_a_training(tmp_path):
+    recipe = Path(__file__).parents[1] / "recipes" / "npid.yaml"
+    options = ["--set", "sampler.dtype=bfloat16", "--set", "sampler.momentum=0.999"]
+    command = [sys.executable, "-m", "sslkit", "train", recipe, *options, "--runs", tmp_path / "r"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ran.returncode == 2 and "take at most 0.992" in ran.stderr
+    assert "Traceback" not in ran.stderr and not (tmp_path / "r").exists()
 
 
 def test_a_new_bank_needs_no_numbers():

@@ -2,6 +2,7 @@
 
 from typing import Annotated, Literal
 
+import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
@@ -37,6 +38,19 @@ def flat_batch_norm(norm: nn.BatchNorm1d | None, features: Tensor) -> Tensor:
     return norm(features.flatten(0, -2)).unflatten(0, features.shape[:-1])
 
 
+class Projection(nn.Linear):
+    """A linear layer in float32, also under autocast.
+
+    The last layer of a head. Losses divide cosines of its output by τ, so rounding to bfloat16
+    would change gradients by a percent where images are nearly told apart.
+    """
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[…,in_features] → float32 […,out_features]."""
+        with torch.autocast(features.device.type, enabled=False):
+            return super().forward(features.float())
+
+
 class Linear(Head):
     """One linear layer (f of PIRL: Misra & van der Maaten 2020, arXiv:1912.01991)."""
 
@@ -45,7 +59,7 @@ class Linear(Head):
     ) -> None:
         super().__init__()
         self.out_dim = resolved(out_dim)
-        self.project = nn.Linear(in_dim, self.out_dim)
+        self.project = Projection(in_dim, self.out_dim)
         self.norm = nn.BatchNorm1d(self.out_dim, affine=False) if batch_norm else None
 
     def forward(self, features: Tensor) -> Tensor:
@@ -74,7 +88,7 @@ class Mlp(Head):
         self.project = nn.Sequential(
             nn.Linear(in_dim, hidden_dim),
             nn.ReLU(inplace=True),
-            nn.Linear(hidden_dim, self.out_dim),
+            Projection(hidden_dim, self.out_dim),
         )
         self.norm = nn.BatchNorm1d(self.out_dim, affine=False) if batch_norm else None
 
@@ -119,7 +133,7 @@ class ConcatPatches(Head):
                 nn.Linear(hidden_dim, patch_dim),
                 nn.ReLU(inplace=True),
             )
-        self.join = nn.Linear(crops * patch_dim, self.out_dim)
+        self.join = Projection(crops * patch_dim, self.out_dim)
         self.norm = nn.BatchNorm1d(self.out_dim, affine=False) if batch_norm else None
 
     def forward(self, features: Tensor) -> Tensor:

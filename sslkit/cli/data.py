@@ -7,6 +7,7 @@ import typer
 
 from sslkit import console
 from sslkit.cli.app import app
+from sslkit.cli.options import DataOptions
 from sslkit.recipe import registry
 
 
@@ -22,9 +23,7 @@ def pack(
     quality: Annotated[
         int, typer.Option(min=1, max=100, help="Of what has to be coded anew, as JPEG.")
     ] = 95,
-    follow_links: Annotated[
-        bool, typer.Option("--follow-links", help="Also links that lead out of the folder.")
-    ] = False,
+    overrides: DataOptions = None,
     skip_unreadable: Annotated[
         bool, typer.Option("--skip-unreadable", help="Leave out images that cannot be read.")
     ] = False,
@@ -33,23 +32,42 @@ def pack(
         typer.Option(min=0, help="Processes; one a core if left out.", show_default=False),
     ] = None,
 ) -> None:
-    """Write an image folder into few large files that are read without opening one per image: `--data DEST` trains on them."""
+    """Write a data set into few large files: `--data DEST` trains on them.
+
+    They are read without opening a file for each image.
+    """
+    from sslkit import recipe
+
+    choice = recipe.read_data(source, overrides or (), place="SRC")
+
+    from sslkit.data import summary
+    from sslkit.parts import make
+
+    splits = {"train": make(choice, split="train")}
+    if splits["train"].has_val:
+        splits["val"] = make(choice, split="val")
+    place = summary.place_of(choice)
+    told = [summary.split(split, place) for split in splits.values()]
+    console.print_text(f"data: {' and '.join(told)}")
+    for split in splits.values():
+        for note in split.notes:
+            console.print_text(note, stderr=True)
     writer: Any = registry.find("datasets", "packed").load()
     with console.progress("packing") as advance:
         index = writer.write(
-            source,
+            splits,
             to,
             short_side=short_side,
             quality=quality,
-            follow_links=follow_links,
             skip_unreadable=skip_unreadable,
             workers=os.cpu_count() or 1 if workers is None else workers,
             advance=advance,
         )
-    halves = " and ".join(f"{half.images:,} images ({name})" for name, half in index.halves.items())
-    console.print_text(
-        f"{halves}: {index.kept:,} kept their bytes, {index.coded:,} were coded anew, {len(index.skipped):,} left out"
-    )
     for name in index.skipped:
         console.print_text(f"left out, it cannot be read: {name}", stderr=True)
+    counts = [f"{summary.images(half.images)} ({name})" for name, half in index.halves.items()]
+    console.print_text(
+        f"{' and '.join(counts)}: {index.kept:,} kept their bytes, {index.coded:,} were coded "
+        f"anew, {len(index.skipped):,} left out"
+    )
     console.print_text(f"written: {to}\nnext: sslkit train RECIPE --data {to}")

@@ -10,7 +10,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from sslkit import console
 from sslkit.cli.app import app
-from sslkit.cli.options import Data, Device, RunFolder
+from sslkit.cli.options import Data, DataOptions, Device, RunFolder
 from sslkit.errors import Fault, PluginError, RecipeError
 from sslkit.recipe import registry
 from sslkit.recipe.registry import Part
@@ -20,6 +20,7 @@ from sslkit.recipe.signature import REQUIRED, Option, advice, plain
 def _common(
     run: RunFolder = None,
     data: Data = None,
+    set: DataOptions = None,
     encoder: Annotated[
         str | None,
         typer.Option(
@@ -199,6 +200,13 @@ def _keyword(name: str, kind: Any, declared: Any) -> inspect.Parameter:
     return inspect.Parameter(name, keyword, default=None, annotation=Annotated[kind, declared])
 
 
+def _show_data(splits: Any) -> None:
+    """Say what serves as what, and what is passed over."""
+    console.print_text(splits.summary)
+    for note in splits.notes:
+        console.print_text(note, stderr=True)
+
+
 def evaluate(part: Part, given: dict[str, Any]) -> None:
     """Measure, write the result, and print it."""
     from sslkit import recipe
@@ -224,10 +232,11 @@ def evaluate(part: Part, given: dict[str, Any]) -> None:
         split_seed=given["split_seed"],
         device=given["device"],
         out=given["out"],
+        overrides=tuple(given["set"] or ()),
     )
     console.print_text(f"{part.name} on {given['encoder'] if run is None else run}")
     needs = part.signature().attributes.get("needs", "labels")
-    probe, notes, home = build.build(request, needs, progress=console.progress)
+    probe, notes, home = build.build(request, needs, progress=console.progress, show=_show_data)
     for note in notes:
         console.print_text(note, stderr=True)
     result = store.run(choice, probe)

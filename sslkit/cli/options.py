@@ -26,8 +26,15 @@ Data = Annotated[
         show_default=False,
     ),
 ]
-
-
+DataOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="data.KEY=VALUE",
+        help="Set one option of the data set; may be given again.",
+        show_default=False,
+    ),
+]
 RunFolder = Annotated[
     Path | None,
     typer.Argument(

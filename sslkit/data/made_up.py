@@ -30,7 +30,7 @@ class MadeUp(ImageSource):
         count: int,
         like: ImageSource | None = None,
     ) -> None:
-        self.names = [f"made-up image {number}" for number in range(count)]
+        self.names = [f"made-up-{number}" for number in range(count)]
         self.channels, self.bits, self.like = channels, bits, like
         if classes is not None:
             self.labels = np.arange(count) % classes

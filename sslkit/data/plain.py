@@ -26,7 +26,7 @@ class Plain(Dataset):
             image = read(decoded, self.source, index)
             image = unlike(image, self.source) or image
             if not isinstance(image, str):
-                pixels[row] = plain_pixels(image, self.size)
+                pixels[row] = plain_pixels(image, self.size, self.source.reduced_to)
         return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(indices)
 
 
@@ -48,34 +48,40 @@ def unlike(image: Image.Image | Pixels | str, source: ImageSource) -> str | None
     return f"has {held}, and the data set {source.channels} of {kind}"
 
 
-def plain_pixels(image: Image.Image | Pixels, size: int) -> np.ndarray:
+def plain_pixels(
+    image: Image.Image | Pixels, size: int, reduced_to: int | None = None
+) -> np.ndarray:
     """Return the un-augmented view, uint8 or uint16 [size,size,C], resized channel by channel."""
     if not isinstance(image, Pixels):
-        return np.asarray(plain_view(image, size))
+        return np.asarray(plain_view(image, size, reduced_to))
     channels = []
     for values in image.values.numpy():
         if values.dtype == np.uint8:
-            channels.append(np.asarray(plain_view(Image.fromarray(values), size)))
+            channels.append(np.asarray(plain_view(Image.fromarray(values), size, reduced_to)))
         else:  # Pillow resizes 16 bits as floating-point numbers only.
-            shown = plain_view(Image.fromarray(values.astype(np.float32)), size)
+            shown = plain_view(Image.fromarray(values.astype(np.float32)), size, reduced_to)
             channels.append(np.asarray(shown).round().astype(np.uint16))
     return np.stack(channels, -1)
 
 
-def plain_view(image: Image.Image, size: int) -> Image.Image:
+def plain_view(image: Image.Image, size: int, reduced_to: int | None = None) -> Image.Image:
     """Return the central square that evaluations show (`plain_box`), resized to `size`."""
-    box = plain_box(*image.size, size)
+    box = plain_box(*image.size, size, reduced_to)
     return image.resize((size, size), Image.Resampling.BILINEAR, box=box)
 
 
-def plain_box(width: int, height: int, size: int) -> tuple[float, float, float, float]:
+def plain_box(
+    width: int, height: int, size: int, reduced_to: int | None = None
+) -> tuple[float, float, float, float]:
     """Return the box (left, top, right, bottom) that becomes the un-augmented view of `size` px.
 
-    The short side is resized to 256/224 · `size`, then the central square of `size` is cut. An
-    image whose short side is at most 1.15 · `size` is resized to `size` straight.
+    The short side is resized to 256/224 · `size`, then the central square of `size` is cut. Of an
+    image whose short side is at most `size`, as in CIFAR at 32 px, the whole short side is shown. A
+    short side of `reduced_to` px was longer in the original, so it does not count as that small.
     """
     short = min(width, height)
-    target = size if short <= 1.15 * size else round(size * 256 / 224)
+    small = short <= size and short != reduced_to
+    target = size if small else round(size * 256 / 224)
     across, down = (max(target, round(side * target / short)) for side in (width, height))
     left, top = (across - size) / 2, (down - size) / 2
     scale_x, scale_y = width / across, height / down

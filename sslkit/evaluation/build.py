@@ -1,6 +1,7 @@
 """What `sslkit eval` was asked for → a probe: of a run, of `--encoder`, or of both."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,6 +35,8 @@ class Request:
     split_seed: int | None = None
     device: str = "auto"
     out: Path | None = None
+    overrides: tuple[str, ...] = ()
+    """`--set`: options of the data set, such as data.max_pixels=10."""
 
 
 class Built(NamedTuple):
@@ -62,15 +65,22 @@ class Run:
         }
 
 
-def build(request: Request, needs: str = "labels", *, progress: Progress = silent) -> Built:
+def build(
+    request: Request,
+    needs: str = "labels",
+    *,
+    progress: Progress = silent,
+    show: Callable[[Splits], None] = lambda splits: None,
+) -> Built:
     """Make the probe of a request.
 
-    Data are opened and checked against `needs` before any weights are loaded.
+    Data are opened, checked against `needs` and given to `show` before any weights are loaded.
     """
     foreign = _foreign(request)
     device = pick_device(request.device)
     data, recipes = _read(request)
     splits = open_splits(data, needs, request.split_seed)
+    show(splits)
     runs, notes = [], []
     for folder, read in recipes:
         found, state, passed_over = checkpoint.newest(folder)
@@ -117,14 +127,19 @@ def _foreign(request: Request) -> Foreign | None:
 
 def _read(request: Request) -> tuple[Choice, list[tuple[Path, Recipe]]]:
     """Return the data set, and the recipe of the run and of each that it is compared with."""
+    for override in request.overrides:
+        if not override.strip().startswith("data."):
+            message = f"'{override}' is no option of the data set; give --set data.KEY=VALUE"
+            raise RecipeError(Fault("--set", message))
     recipes = []
     data = None
     if request.run is not None:
-        read = recipe.read(request.run / "recipe.yaml", data=request.data)
+        file = request.run / "recipe.yaml"
+        read = recipe.read(file, data=request.data, overrides=request.overrides)
         recipes.append((request.run, read))
         data = read.data
     elif request.data is not None:
-        data = recipe.read_data(request.data)
+        data = recipe.read_data(request.data, request.overrides)
     for folder in request.against:
         recipes.append((folder, recipe.read(folder / "recipe.yaml", data=request.data)))
     assert data is not None

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sslkit.data.summary import evaluation, place_of
 from sslkit.errors import DataError, Fault, RecipeError
 from sslkit.evaluation.rows import split
 from sslkit.interfaces import ImageSource
@@ -12,16 +13,16 @@ from sslkit.recipe import Choice
 
 
 class Splits(NamedTuple):
-    """Training and validation images, and how they were split."""
+    """Training and validation images, and how they were split.
+
+    `summary` says in one line what serves as what, `notes` what the user should know besides.
+    """
 
     train: ImageSource
     val: ImageSource
     how: str
-
-
-def place(data: Choice) -> str:
-    """Return the folder or file of a data set, or its name."""
-    return str(data.options.get("root") or data.options.get("file") or f"'{data.use}'")
+    summary: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def open_splits(data: Choice, needs: str, seed: int | None) -> Splits:
@@ -30,37 +31,62 @@ def open_splits(data: Choice, needs: str, seed: int | None) -> Splits:
     A set with validation images is used as it is; another is split with `seed`, 0 for None.
     """
     train = make(data, split="train")
-    where = place(data)
+    where = train.place or place_of(data)
     if not len(train):
         raise DataError(f"{where} has no training images")
     _check_needs(train, needs, where)
     if not train.has_val:
-        return _check_sizes(Splits(*split(train, seed or 0)), where)
-    if seed is not None:
+        splits = Splits(*split(train, seed or 0), notes=tuple(train.notes))
+    elif seed is not None:
         raise RecipeError(
             Fault("--split-seed", f"{where} has validation images of its own; leave the option out")
         )
-    val = make(data, split="val")
-    if needs == "labels" and (val.labels is None or list(val.classes) != list(train.classes)):
+    else:
+        val = make(data, split="val")
+        if needs == "labels":
+            _check_classes(train, val, where)
+        how = "the data set's own validation images"
+        splits = Splits(train, val, how, notes=(*train.notes, *val.notes))
+    _check_sizes(splits, where)
+    summary = evaluation(splits.train, splits.val, where, splits.how)
+    return splits._replace(summary=summary)
+
+
+def _check_classes(train: ImageSource, val: ImageSource, where: str) -> None:
+    """DataError where the classes of the splits differ."""
+    if val.labels is not None and list(val.classes) == list(train.classes):
+        return
+    place = val.place or "the validation split"
+    if val.labels is None:
         raise DataError(
-            f"train and val of {where} have different classes: "
-            f"{list(train.classes)} and {list(val.classes)}"
+            f"{place} has no labels{_because(val)}; give it the class folders of {where}, or name "
+            f"{where} instead, of which a fifth then validates"
         )
-    return _check_sizes(Splits(train, val, "the data set's own validation images"), where)
+    only = {where: set(train.classes) - set(val.classes)}
+    only[place] = set(val.classes) - set(train.classes)
+    told = [f"{', '.join(sorted(names)[:5])} only in {one}" for one, names in only.items() if names]
+    raise DataError(
+        f"{where} and {place} have different classes: {'; '.join(told)}; give both the same class "
+        f"folders, or name {where} instead, of which a fifth then validates"
+    )
+
+
+def _because(source: ImageSource) -> str:
+    return f" ({source.unlabelled})" if source.unlabelled else ""
 
 
 def _check_needs(train: ImageSource, needs: str, where: str) -> None:
     if needs == "labels":
         if train.labels is None:
             raise DataError(
-                f"the images of {where} have no labels, and this evaluation needs them: name a "
-                "folder that holds nothing but one subfolder per class, two at least (or train/ "
-                "and val/ with these): --data DIR"
+                f"the images of {where} have no labels{_because(train)}, and this evaluation needs "
+                "them: name a folder that holds one folder per class, two at least, and no images "
+                "beside these: --data DIR"
             )
         if len(np.unique(train.labels)) < 2:
             raise DataError(
-                f"all images of {where} are of one class, and this evaluation needs two at least; "
-                "name another folder: --data DIR"
+                f"all images of {where} are of one class, and this evaluation needs two at least: "
+                "add images of another one, or name another data set: --data PATH"
             )
     if needs == "tags" and train.tags is None:
         raise DataError(
@@ -74,17 +100,16 @@ def _check_needs(train: ImageSource, needs: str, where: str) -> None:
         )
 
 
-def _check_sizes(splits: Splits, where: str) -> Splits:
+def _check_sizes(splits: Splits, where: str) -> None:
     if not len(splits.val):
         if splits.train.labels is not None and not splits.train.has_val:
             raise DataError(
-                "every class has a single image, so none is left to validate on; name a folder "
-                "with more, --data DIR"
+                f"every class of {where} has a single image, so none is left to validate on; add "
+                "images, or name a folder with more: --data DIR"
             )
         raise DataError(f"{where} has no validation images")
     if not len(splits.train):
         raise DataError(f"{where} has no training images")
-    return splits
 
 
 def class_names(train: ImageSource) -> list[str]:

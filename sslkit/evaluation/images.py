@@ -17,6 +17,12 @@ from sslkit.errors import DataError, printable
 from sslkit.interfaces import ImageSource, Pixels
 
 View = Literal["crop", "squash"]
+SHOWN = {
+    "crop": "crop: short side to 256/224 of the size, central square; no border is cut off an "
+    "image whose short side is at most the size",
+    "squash": "squash: the whole image, resized to a square",
+}
+"""What a protocol says of each view."""
 BATCH = 128
 """Images that are read, resized and embedded at once."""
 MIN_AREA, ASPECT = 0.08, (3 / 4, 4 / 3)
@@ -25,6 +31,14 @@ arXiv:1409.4842, section 6)."""
 
 Picture = Image.Image | Pixels
 Box = tuple[float, float, float, float]
+
+
+def shown(view: View, source: ImageSource) -> str:
+    """Say what part of the images of `source` a view shows, for a protocol."""
+    if view == "crop" and source.reduced_to is not None:
+        longer = f"a short side of {source.reduced_to} px, reduced by packing, is longer"
+        return f"{SHOWN[view]}; {longer}"
+    return SHOWN[view]
 
 
 class Order(NamedTuple):
@@ -40,6 +54,8 @@ class Resized:
 
     sizes: tuple[int, ...]
     view: View
+    reduced_to: int | None = None
+    """`reduced_to` of the image's source."""
 
     def __call__(self, image: Picture, rng: np.random.Generator) -> tuple[Tensor, ...]:
         width, height = _extent(image)
@@ -47,7 +63,7 @@ class Resized:
         for size in self.sizes:
             box = (0.0, 0.0, float(width), float(height))
             if self.view == "crop":
-                box = plain_box(width, height, size)
+                box = plain_box(width, height, size, self.reduced_to)
             cuts.append(resize(image, box, size))
         return tuple(cuts)
 

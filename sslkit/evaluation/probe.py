@@ -20,6 +20,7 @@ from sslkit.evaluation.images import (
     View,
     in_order,
     read_images,
+    shown,
     shuffled,
 )
 from sslkit.interfaces import (
@@ -123,18 +124,22 @@ class ImageProbe(Probe):
         """Score every candidate, and every layer beside the same layer of the baselines."""
         features = comparison.embed(self, layers=layers, view=view)
         outcomes = comparison.score_all(self, features, score, metrics, seeds)
-        stated = {"seeds": seeds, "view": view, "layers": "all" if layers else "last"}
+        stated = {
+            "seeds": seeds,
+            "view": shown(view, self.val),
+            "layers": "all" if layers else "last",
+        }
         return comparison.combine(
             self, outcomes, metrics, chance=chance, protocol={**stated, **(protocol or {})}
         )
 
     def protocol(self) -> dict[str, Any]:
-        """Return data and fingerprint, splits, classes and counts, candidates, checkpoint."""
+        """Return data and fingerprint, splits, classes and counts, candidates, checkpoint, view."""
         candidates = [
             {"name": one.name, "baseline": one.baseline, "size": one.size}
             for one in self.candidates
         ]
-        return {**self.facts, "candidates": candidates}
+        return {**self.facts, "view": shown("crop", self.val), "candidates": candidates}
 
     def passes(self, source: ImageSource, view: View) -> Iterator[tuple[dict[int, Tensor], Tensor]]:
         """Yield every image once, in order, at the size of every candidate: by size, index."""
@@ -149,7 +154,7 @@ class ImageProbe(Probe):
         """Yield the images of `orders` by size, and their index."""
         kept = self._keep(source, view, sizes)
         if kept is None:
-            cut = Resized(tuple(sizes), view)
+            cut = Resized(tuple(sizes), view, source.reduced_to)
             for images, index in read_images(source, cut, orders, workers=self.workers):
                 yield dict(zip(sizes, images, strict=True)), index
             return
@@ -172,7 +177,8 @@ class ImageProbe(Probe):
             return None
         made = {size: np.empty(shape, dtype) for size, shape in shapes.items()}
         with self.progress("reading images") as advance:
-            cut, orders = Resized(tuple(missing), view), in_order(len(source))
+            cut = Resized(tuple(missing), view, source.reduced_to)
+            orders = in_order(len(source))
             for images, index in read_images(source, cut, orders, workers=self.workers):
                 for size, pixels in zip(missing, images, strict=True):
                     made[size][index.numpy()] = pixels.numpy()

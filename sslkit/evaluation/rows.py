@@ -27,6 +27,7 @@ class Rows(ImageSource):
         self.groups = None if source.groups is None else [source.groups[row] for row in rows]
         self.classes = source.classes
         self.channels, self.bits = source.channels, source.bits
+        self.reduced_to = source.reduced_to
 
     def image(self, index: int) -> Image.Image:
         return self.source.image(int(self.rows[index]))

@@ -97,6 +97,15 @@ class ImageSource(ABC):
     """C of every image."""
     bits: Literal[8, 16] = 8
     """Bits of every value: 8 (uint8) or 16 (uint16)."""
+    reduced_to: int | None = None
+    """Short side, px, of images that were larger; None: no image was reduced. Evaluations show the
+    same part of an image, whether it was reduced or not."""
+    place: str = ""
+    """Where the images of this split lie, such as a folder, for messages."""
+    notes: Sequence[str] = ()
+    """Sentences for the user, such as which files are passed over and how to include them."""
+    unlabelled: str = ""
+    """Why there are no labels, for messages: "all of them lie in one folder, cat/"."""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -115,3 +124,7 @@ class ImageSource(ABC):
         decodes faster. A source of C ≠ 3 channels or 16 bits overrides this method.
         """
         return Pixels.of(self.image(index))
+
+    def validation(self) -> str:
+        """Return where the validation images lie and how many there are, where that is known."""
+        return ""

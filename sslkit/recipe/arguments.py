@@ -1,6 +1,6 @@
 """Evaluations and data sets as the command line names them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sslkit.errors import Fault, RecipeError
@@ -9,6 +9,8 @@ from sslkit.recipe.contents import Choice
 from sslkit.recipe.document import Document
 from sslkit.recipe.paths import opened_by
 from sslkit.recipe.words import written
+
+SET = "--set"
 
 
 def read_evaluation(name: str, given: Mapping[str, str | bool]) -> Choice:
@@ -37,13 +39,27 @@ def _flag(option: str) -> str:
     return f"--{option.replace('_', '-')}"
 
 
-def read_data(data: str) -> Choice:
-    """Return the data set that `--data` names. RecipeError where it names none."""
+def read_data(data: str, overrides: Sequence[str] = (), *, place: str = "--data") -> Choice:
+    """Return the data set of a path. RecipeError where there is none, or for a wrong option.
+
+    `overrides` are `data.key=value`; `place` is the argument that names the path.
+    """
     section = opened_by(data)
     if isinstance(section, str):
-        raise RecipeError(Fault("", f"{written(data)}: {section}", "--data"))
+        raise RecipeError(Fault("", f"{written(data)}: {section}", place))
+    faults: list[Fault] = []
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        name = key.strip().removeprefix("data.")
+        if not equals or not name or not key.strip().startswith("data."):
+            faults.append(Fault("", f"{written(override)} is not of the form data.key=value", SET))
+            continue
+        document = Document(text)
+        section[name] = document.value
+        faults += [Fault(f"data.{name}", message, SET) for _, _, message in document.faults]
     part = registry.find("datasets", section.pop("use"))
     options, wrong = part.signature().validate(part.name, section)
-    if wrong:
-        raise RecipeError(*(Fault(option, message, "--data") for option, message in wrong))
+    faults += [Fault(f"data.{option}", message, SET) for option, message in wrong]
+    if faults:
+        raise RecipeError(*faults)
     return Choice("datasets", part.name, options, part)

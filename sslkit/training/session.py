@@ -49,7 +49,7 @@ def run(recipe: Recipe, folder: Path | None, runs: Path, show: Callable[[Run], S
         if folder is None and (before := distributed.remembered()) is not None:
             folder = Path(before)
         made = _prepare(recipe, folder, runs)
-        record, notes = Record(made, folder, runs), []
+        record, notes = Record(made, folder, runs), list(made.source.notes)
         try:
             if folder is not None:
                 record.lock()

@@ -7,20 +7,68 @@ import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Annotated, BinaryIO
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps, TiffImagePlugin
+from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, features
 from PIL.ImageFile import ImageFile
+from pydantic import Field
 from torch import Tensor
 
 from sslkit.errors import DataError
 from sslkit.interfaces import Pixels
 
-ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
-FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
-"""What a file may hold, whatever its name says. Pillow would let Ghostscript run PostScript."""
+MAX_PIXELS = 89_478_485
+"""Largest image that is decoded by default, as in Pillow: 256 MiB of RGB."""
+
+MaxPixels = Annotated[
+    int,
+    Field(
+        ge=1,
+        description="Largest image that is decoded, pixels; a larger one counts as unreadable.",
+    ),
+]
+
+PLUGINS = {
+    "AVIF": ("Avif", ".avif .avifs"),
+    "BMP": ("Bmp", ".bmp"),
+    "GIF": ("Gif", ".gif"),
+    "JPEG": ("Jpeg", ".jpg .jpeg .jpe .jfif .mpo"),
+    "JPEG2000": ("Jpeg2K", ".jp2 .j2k .j2c .jpc .jpf .jpx"),
+    "PNG": ("Png", ".png .apng"),
+    "PPM": ("Ppm", ".ppm .pgm .pbm .pnm"),
+    "TIFF": ("Tiff", ".tif .tiff"),
+    "WEBP": ("WebP", ".webp"),
+}
+"""Pillow's plugins that read photographs by themselves, by format, with their endings.
+
+The list is closed, for each decoder is one more that a hostile file can reach. EPS would start
+Ghostscript, WMF needs Windows. TGA has no signature and would read damaged files of other formats.
+FITS, GRIB, HDF5 and MPEG only look at the header. Layers (PSD), icons, textures, films and the
+formats of old programs (ICO, DDS, FLI, PCX) are no photographs.
+"""
+
+FEATURES = {"AVIF": "avif", "JPEG": "jpg", "JPEG2000": "jpg_2000", "WEBP": "webp"}
+"""Libraries that Pillow may be built without, by format."""
+
+
+def _installed() -> tuple[str, ...]:
+    """Return the formats of `PLUGINS` that the installed Pillow reads."""
+    found = []
+    for name, (plugin, _) in PLUGINS.items():
+        with contextlib.suppress(ImportError, ValueError):
+            importlib.import_module(f"PIL.{plugin}ImagePlugin")
+            if name not in FEATURES or features.check(FEATURES[name]):
+                found.append(name)
+    return tuple(found)
+
+
+FORMATS = _installed()
+"""What a file may hold, whatever its name says."""
+
+ENDINGS = frozenset(" ".join(PLUGINS[name][1] for name in FORMATS).split())
+"""Endings of the files that count as images."""
 
 
 def _faster_decoders() -> dict[str, Callable[[Tensor], Tensor]]:
@@ -42,26 +90,30 @@ def _faster_decoders() -> dict[str, Callable[[Tensor], Tensor]]:
 FASTER = _faster_decoders()
 
 
-def decode(file: Path | io.BytesIO) -> Image.Image:
+def decode(file: Path | io.BytesIO, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Return the first frame, upright, as RGB, with transparency laid on white.
 
     16-bit values, and integers of 32 bits as if they had 16, are divided by 257. Floating-point
     pixels count from 0 to 1, or to 255 where one is greater than 1. Raises what Pillow raises on a
-    damaged file and on one of more pixels than `PIL.Image.MAX_IMAGE_PIXELS`; other warnings of
-    Pillow, such as those about metadata, are ignored. Raises DataError for other bands (`BANDS`).
+    damaged file; its warnings, such as those about metadata, are ignored. Raises DataError for
+    other bands (`BANDS`), and for more than `max_pixels` pixels.
     """
-    with _opened(file) as opened:
+    with _opened(file, max_pixels) as opened:
         return _shown(opened)
 
 
-def decode_pixels(file: Path | io.BytesIO, reduction: Callable[[int, int], float]) -> Pixels:
+def decode_pixels(
+    file: Path | io.BytesIO,
+    reduction: Callable[[int, int], float],
+    max_pixels: int = MAX_PIXELS,
+) -> Pixels:
     """Return what `decode` makes of a file, faster and with the same values.
 
     Upright RGB images in JPEG, or in WebP without animation, go through `FASTER`. JPEG whose sides
     `reduction(width, height)` allows to be divided by 2, 4 or 8 is decoded to that size by Pillow.
     """
     stream = io.BytesIO(file.read_bytes()) if isinstance(file, Path) else file
-    with _opened(stream) as opened:
+    with _opened(stream, max_pixels) as opened:
         turn = opened.getexif().get(ExifTags.Base.Orientation, 1)
         width, height = opened.size if turn not in (5, 6, 7, 8) else opened.size[::-1]
         allowed = max(1, reduction(width, height))
@@ -81,7 +133,8 @@ def decode_pixels(file: Path | io.BytesIO, reduction: Callable[[int, int], float
 
 
 @contextlib.contextmanager
-def _opened(file: Path | io.BytesIO) -> Iterator[ImageFile]:
+def _opened(file: Path | io.BytesIO, max_pixels: int) -> Iterator[ImageFile]:
+    """Open an image, with Pillow's limit of pixels set to `max_pixels` meanwhile."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
@@ -89,7 +142,17 @@ def _opened(file: Path | io.BytesIO) -> Iterator[ImageFile]:
         stream = stack.enter_context(file.open("rb")) if isinstance(file, Path) else file
         if (bands := odd_bands(stream)) is not None:
             raise DataError(f"has {bands} bands; {BANDS}")
-        yield stack.enter_context(Image.open(stream, formats=FORMATS))
+        stack.callback(setattr, Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+        Image.MAX_IMAGE_PIXELS = None
+        opened = stack.enter_context(Image.open(stream, formats=FORMATS))
+        count = opened.width * opened.height
+        if count > max_pixels:
+            raise DataError(
+                f"has {count:,} pixels ({opened.width} × {opened.height}), more than "
+                f"data.max_pixels = {max_pixels:,}; to read it: --set data.max_pixels={count}"
+            )
+        Image.MAX_IMAGE_PIXELS = max_pixels
+        yield opened
 
 
 BANDS = (

@@ -2,8 +2,7 @@
 
 import contextlib
 import os
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -13,30 +12,44 @@ from pydantic import Field
 
 from sslkit.errors import DataError
 from sslkit.interfaces import ImageSource, Pixels
-from sslkit_plugins.datasets.decoding import BANDS, ENDINGS, decode, decode_pixels, odd_bands
+from sslkit_plugins.datasets.decoding import (
+    BANDS,
+    ENDINGS,
+    MAX_PIXELS,
+    MaxPixels,
+    decode,
+    decode_pixels,
+    odd_bands,
+)
+from sslkit_plugins.datasets.layout import TRAIN, VAL, Layout, has_training_folder, read_layout
+from sslkit_plugins.datasets.ours import is_our_folder
+from sslkit_plugins.datasets.walk import Walk
 
 FollowLinks = Annotated[
-    bool, Field(description="Whether links may lead out of the folder of a split.")
+    bool, Field(description="Whether links that lead out of the folder of a split are followed.")
+]
+Splits = Annotated[
+    bool,
+    Field(
+        description="Whether folders named train, val, test or the like right below root are "
+        "splits; false takes them as classes."
+    ),
 ]
 
-
-TIFF = {".tif", ".tiff"}
-
-
-def _passed_over(name: str) -> bool:
-    return name.startswith(".") or name == "__MACOSX"
+TIFF = (".tif", ".tiff")
 
 
 class ImageFolder(ImageSource):
     """A folder of images, flat or nested, of any size and mode.
 
-    Folders `train/` and `val/` (or `test/`) below `root` are the two splits; without them all
-    images are one split, and `train/` among other folders is a class like them. An image's class
-    is the first folder below the split, as in torchvision; there are no classes where there is at
-    most one such folder, or images lie beside it. Hidden files and folders, links that lead out of the
-    split, and what is no regular file, such as pipes and devices, are skipped. Files hold gray,
-    RGB, RGBA or CMYK; a TIFF of other bands is refused, and a fourth band that is neither
-    transparency nor black is not read.
+    Folders right below `root` are splits where they are called train or training, and val, valid,
+    validation or dev, in any case; test or testing validates where none of these holds images.
+    Without them all images are one split. An image's class is the first folder below the split,
+    as in torchvision; there are no classes where there is at most one such folder, or images lie
+    beside it. Hidden files, what sslkit itself has written (runs, packed sets, pictures), links
+    that lead out of the split, broken ones, and pipes and devices are skipped; no image is read
+    twice through links. Files hold gray, RGB, RGBA or CMYK; a TIFF of other bands is refused, and
+    a fourth band that is neither transparency nor black is not read.
     """
 
     opens: ClassVar[dict[str, str]] = {"/": "root"}
@@ -48,6 +61,8 @@ class ImageFolder(ImageSource):
         *,
         root: Annotated[str, Field(description="Folder of the images.")],
         follow_links: FollowLinks = False,
+        splits: Splits = True,
+        max_pixels: MaxPixels = MAX_PIXELS,
     ) -> None:
         top = Path(os.path.expanduser(root))
         if not os.path.isdir(top):
@@ -55,30 +70,85 @@ class ImageFolder(ImageSource):
             raise DataError(
                 f"the folder of images {root} {state}; name one that holds images: --data DIR"
             )
-        self.follow_links = follow_links
-        endings: Counter[str] = Counter()
+        if is_our_folder(str(top)):
+            raise DataError(
+                f"{root} is a run folder or a packed set of sslkit; name a folder of images"
+            )
+        self.follow_links, self.max_pixels = follow_links, max_pixels
         try:
-            self.root, self.has_val = self._half(top, split)
-            self._inside = os.path.realpath(self.root)
-            self.names = sorted(self._walk(self.root, "", frozenset(), endings))
+            layout = read_layout(top) if splits else Layout()
+            self.has_val = layout.val is not None
+            self._val = top / (layout.val or "")
+            if split == "val" and not self.has_val:
+                raise DataError(
+                    f"{root} has no validation images of its own: there are no folders train/ and "
+                    "val/ with images below it"
+                )
+            self.root = self._val if split == "val" else top / layout.train
+            walk = Walk(self.root, follow_links)
         except OSError as error:
             raise DataError(
-                f"the folder {error.filename} cannot be read ({error.strerror})"
+                f"the folder {error.filename} cannot be read ({error.strerror}); make it "
+                "readable, or move it elsewhere"
             ) from error
+        self.names, self.place = walk.names, str(self.root)
         if not self.names:
-            counts = [f"{n} × {ending or 'no ending'}" for ending, n in endings.most_common(5)]
-            images = ", ".join(sorted(ENDINGS))
+            held = f": {found}" if (found := walk.passed_over()) else ", and nothing else"
             raise DataError(
-                f"no image below {self.root} ({', '.join(counts) or 'no files'}); "
-                f"files that end in {images} count as images"
+                f"no image below {self.root}{held}; files that end in "
+                f"{', '.join(sorted(ENDINGS))} count as images"
             )
-        if endings.keys() & TIFF:
-            self._refuse_odd_bands()
+        self._refuse_odd_bands()
+        self._number_classes()
+        self.notes = self._notes(walk, () if split == "val" else layout.unused)
+        if splits and not layout.train and split != "val":
+            self.notes += self._nested_splits()
+
+    def _number_classes(self) -> None:
+        """Set labels and classes where every image lies in one of several folders."""
         tops = [name.split("/", 1)[0] if "/" in name else "" for name in self.names]
         classes = sorted(set(tops))
         if "" not in classes and len(classes) > 1:
             number = {name: label for label, name in enumerate(classes)}
             self.classes, self.labels = classes, np.array([number[name] for name in tops], np.int64)
+        elif classes == [""]:
+            self.unlabelled = "there are no folders below it"
+        elif "" in classes:
+            first = tops.index("")
+            self.unlabelled = f"some lie beside its folders, such as {self.names[first]}"
+        else:
+            self.unlabelled = f"all of them lie in one folder, {classes[0]}/"
+
+    def _notes(self, walk: Walk, unused: tuple[str, ...]) -> list[str]:
+        """Return what is passed over, as one sentence at most."""
+        told = [f"beside it {', '.join(unused)}"] if unused else []
+        if found := walk.passed_over():
+            told.insert(0, found)
+        return [f"passed over in {self.place}: {'; '.join(told)}"] if told else []
+
+    def _nested_splits(self) -> list[str]:
+        """Return a sentence about folders named like splits that lie one folder deeper."""
+        nested = set()
+        for name in self.names:
+            folders = name.split("/", 2)[:-1]
+            if len(folders) == 2 and folders[1].lower() in (*TRAIN, *VAL):
+                nested.add(f"{folders[0]}/{folders[1]}/")
+        if not nested:
+            return []
+        holder = self.root / min(nested).split("/")[0]
+        return [
+            f"{', '.join(sorted(nested)[:5])} in {self.place} are read like any folder; "
+            f"to use them as splits, name the folder that holds them, such as {holder}"
+        ]
+
+    def validation(self) -> str:
+        """Return where the validation images lie, and how many there are."""
+        if not self.has_val:
+            return ""
+        try:
+            return f"{self._val} ({len(Walk(self._val, self.follow_links).names):,} images)"
+        except OSError:
+            return str(self._val)
 
     def _refuse_odd_bands(self) -> None:
         """DataError where the first TIFF file has bands that files cannot be read with.
@@ -86,60 +156,11 @@ class ImageFolder(ImageSource):
         Others like it count as unreadable later, with the same reason.
         """
         for name in self.names:
-            if name.lower().endswith(tuple(TIFF)):
+            if name.lower().endswith(TIFF):
                 with contextlib.suppress(OSError), (self.root / name).open("rb") as stream:
                     if (bands := odd_bands(stream)) is not None:
                         raise DataError(f"{self.root / name} has {bands} bands; {BANDS}")
                 return
-
-    @staticmethod
-    def _half(top: Path, split: str) -> tuple[Path, bool]:
-        """Return the folder of a split, and whether there are validation images of their own."""
-        folders = {
-            entry.name for entry in top.iterdir() if entry.is_dir() and not _passed_over(entry.name)
-        }
-        val = next((name for name in ("val", "test") if name in folders), None)
-        halves = "train" in folders and (val is not None or folders == {"train"})
-        if split == "val" and not (halves and val):
-            raise DataError(
-                f"{top} has no validation images of its own: "
-                "there are no folders train/ and val/ below it"
-            )
-        if not halves:
-            return top, False
-        return top / (val if split == "val" and val else "train"), val is not None
-
-    def _walk(
-        self, folder: Path, prefix: str, above: frozenset[str], endings: Counter[str]
-    ) -> Iterator[str]:
-        """Yield the names of images below `folder`, and count the endings of files.
-
-        A folder that is its own ancestor, by a link, is not entered again.
-        """
-        real = os.path.realpath(folder)
-        if real in above:
-            return
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if _passed_over(entry.name) or (
-                    entry.is_symlink() and not self._leads_to_something(entry.path)
-                ):
-                    continue
-                if entry.is_dir():
-                    yield from self._walk(
-                        Path(entry.path), f"{prefix}{entry.name}/", above | {real}, endings
-                    )
-                    continue
-                ending = os.path.splitext(entry.name)[1].lower()
-                endings[ending] += 1
-                if ending in ENDINGS and entry.is_file():
-                    yield prefix + entry.name
-
-    def _leads_to_something(self, link: str) -> bool:
-        """Tell whether a link may be read: inside the split, or anywhere where `follow_links`."""
-        if not os.path.exists(link):
-            return False
-        return self.follow_links or Path(os.path.realpath(link)).is_relative_to(self._inside)
 
     def stored(self, index: int) -> Path:
         """Return the file of an image."""
@@ -147,11 +168,11 @@ class ImageFolder(ImageSource):
 
     def image(self, index: int) -> Image.Image:
         """Decode an image as RGB."""
-        return decode(self.stored(index))
+        return decode(self.stored(index), self.max_pixels)
 
     def pixels(self, index: int, reduction: Callable[[int, int], float]) -> Pixels:
         """Decode an image, smaller where `reduction` allows."""
-        return decode_pixels(self.stored(index), reduction)
+        return decode_pixels(self.stored(index), reduction, self.max_pixels)
 
 
 class ImageNet(ImageFolder):
@@ -174,10 +195,12 @@ class ImageNet(ImageFolder):
             str, Field(description="Folder that holds train/ and val/.")
         ] = "data/imagenet",
         follow_links: FollowLinks = False,
+        max_pixels: MaxPixels = MAX_PIXELS,
     ) -> None:
-        if not os.path.isdir(Path(os.path.expanduser(root), "train")):
+        top = Path(os.path.expanduser(root))
+        if not (os.path.isdir(top) and has_training_folder(top)):
             raise DataError(
                 f"ImageNet is not below {root}: put its folders train/ and val/ there, with one "
                 "folder a class, or name theirs: --data DIR"
             )
-        super().__init__(split, root=root, follow_links=follow_links)
+        super().__init__(split, root=root, follow_links=follow_links, max_pixels=max_pixels)

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from sslkit.errors import DataError, printable
 from sslkit.interfaces import ImageSource, Pixels
-from sslkit_plugins.datasets.decoding import decode, decode_pixels
+from sslkit_plugins.datasets.decoding import MAX_PIXELS, MaxPixels, decode, decode_pixels
 
 ARRAYS = ("images", "labels", "label", "classes", "jpeg", "offset")
 """What is read of an archive, under these names and the same followed by `_val`."""
@@ -48,7 +48,9 @@ class Npz(ImageSource):
         val_file: Annotated[
             str, Field(description="Archive of the validation images, if it is another one.")
         ] = "",
+        max_pixels: MaxPixels = MAX_PIXELS,
     ) -> None:
+        self.max_pixels = max_pixels
         train = self._open(file)
         val = (
             self._open(val_file)
@@ -179,7 +181,7 @@ class Npz(ImageSource):
         """Return an image as RGB in 8 bits: its first three channels, or the first as gray."""
         file = self.stored(index)
         if file is not None:
-            return decode(file)
+            return decode(file, self.max_pixels)
         values = self.arrays["images"][index]
         if values.dtype == np.uint16:
             values = (values / 257).round().astype(np.uint8)
@@ -191,7 +193,7 @@ class Npz(ImageSource):
         """Return all channels of an image, in 8 or 16 bits."""
         file = self.stored(index)
         if file is not None:
-            return decode_pixels(file, reduction)
+            return decode_pixels(file, reduction, self.max_pixels)
         if self.channels == 3 and self.bits == 8:
             return super().pixels(index, reduction)
         values = self.arrays["images"][index]

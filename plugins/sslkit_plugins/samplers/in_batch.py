@@ -36,7 +36,7 @@ def in_batch(rows: Tensor, copies: int = 2) -> KeyNegatives:
     Every row of another image, on any rank, is a negative of each query, 2B-2 for two copies (Chen
     et al. 2020, arXiv:2002.05709, section 2.1). Gradients reach the rows of all ranks.
     """
-    every = distributed.gather_with_gradient(rows)
+    every = distributed.gather_with_gradient(rows.float())
     images = torch.arange(len(every), device=rows.device) // copies
     first = distributed.rank() * len(rows)
     own = images[first : first + len(rows)].unsqueeze(1) == images

@@ -1,5 +1,6 @@
 """A memory of every image. Letters: T terms, B images, M negatives, D features, n images."""
 
+import math
 from typing import Annotated, Literal
 
 import torch
@@ -19,12 +20,32 @@ BLOCK = 2**12
 Count = Annotated[int, Field(ge=1)]
 
 
+def _check_momentum(momentum: float, dtype: str) -> None:
+    """Refuse a momentum at which rows of this type do not follow: updates are rounded away.
+
+    Rounding errs by up to eps/2, so rows stop at a relative distance of eps/2 / (1 - momentum) from
+    fixed embeddings. Where that is 1/2, they reach a cosine of 0.97 (float16, momentum 0.999).
+    """
+    limit = torch.finfo(getattr(torch, dtype)).eps
+    if not 0 < 1 - momentum < limit:
+        return
+    wider = [
+        name
+        for name in ("float16", "float32")
+        if 1 - momentum >= torch.finfo(getattr(torch, name)).eps
+    ]
+    remedies = [f"take at most {math.floor(1000 * (1 - limit)) / 1000}"]
+    remedies += [f"set dtype: {name}" for name in wider]
+    message = f"at {momentum} rows of {dtype} hardly move, because updates are rounded away"
+    raise RecipeError(Fault("sampler.momentum", f"{message}; {', or '.join(remedies)}"))
+
+
 class MemoryBank(NegativeSampler):
     """One unit-norm vector per image, which moves towards the image's newest embedding.
 
     Wu et al. 2018, arXiv:1805.01978, section 3; PIRL: arXiv:1912.01991. A written row is
     normalize(momentum · row + (1 - momentum) · embedding). For large sets, `dtype` keeps rows in
-    half precision (products, means and norms stay float32), and `shards: auto` gives each rank a
+    half precision (products, means and norms are float32), and `shards: auto` gives each rank a
     block of rows with the same results.
     """
 
@@ -71,7 +92,10 @@ class MemoryBank(NegativeSampler):
         ] = True,
         dtype: Annotated[
             Literal["float32", "bfloat16", "float16"],
-            Field(description="Type of the rows; half precision halves the memory."),
+            Field(
+                description="Type of the rows; half precision halves the memory, for a momentum of "
+                "at most 0.992 (bfloat16) or 0.999 (float16)."
+            ),
         ] = "float32",
         shards: Annotated[
             Literal["none", "auto"],
@@ -82,6 +106,7 @@ class MemoryBank(NegativeSampler):
         if num_images < 2:
             message = f"a memory bank needs at least 2 images, the data set has {num_images}"
             raise RecipeError(Fault("sampler", message))
+        _check_momentum(momentum, dtype)
         self.negatives, self.momentum = negatives, momentum
         self.draws, self.exclude_own = draws, exclude_own
         self.needs_fill = init == "forward"

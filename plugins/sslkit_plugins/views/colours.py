@@ -51,7 +51,10 @@ class Colours:
     ] = 0.0
     blur_sigma: Annotated[
         tuple[Sigma, Sigma],
-        Field(description="Smallest and largest standard deviation of the blur, px, at most 2."),
+        Field(
+            description="Smallest and largest standard deviation of the blur, px, at most 2; of "
+            "the kernel itself, as in Pillow."
+        ),
     ] = (0.1, 2.0)
     posterize: Annotated[Chance, Field(description="Chance of posterize, after the blur.")] = 0.0
     posterize_bits: Annotated[

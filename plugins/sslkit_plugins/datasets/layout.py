@@ -1,0 +1,132 @@
+"""Which folders below a root are splits."""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from sslkit.errors import DataError
+from sslkit_plugins.datasets.decoding import ENDINGS
+from sslkit_plugins.datasets.ours import is_our_folder, is_our_picture
+from sslkit_plugins.datasets.walk import ending_of, is_hidden
+
+TRAIN = ("train", "training")
+VAL = ("val", "valid", "validation", "dev", "test", "testing")
+"""Names of split folders in lower case. Of several with images, the first one validates."""
+
+NAMED = 5
+"""Most folders that are named in one sentence."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the folders below a root serve as."""
+
+    train: str = ""
+    """Folder of the training images; "" for the root itself."""
+    val: str | None = None
+    """Folder of the validation images, if there is one that holds images."""
+    unused: tuple[str, ...] = ()
+    """What lies beside the split folders and is not read."""
+
+
+def read_layout(root: Path) -> Layout:
+    """Look at the folders right below `root`, whose names count in any case.
+
+    Without a folder to train on, the only split folder serves for training. Raises DataError for
+    split folders among other folders, for several to train on, and for links that lead nowhere.
+    Raises OSError where `root` cannot be read.
+    """
+    folders, loose = _contents(root)
+    train = [name for name in folders if name.lower() in TRAIN]
+    val = [name for name in folders if name.lower() in VAL]
+    if not train and not val:
+        return Layout()
+    others = _filled(root, set(folders) - {*train, *val})
+    val = sorted(_filled(root, val), key=lambda name: VAL.index(name.lower()))
+    filled = _filled(root, train)
+    if not filled and not val:
+        return Layout()
+    train = filled or train
+    if not train and not others and not loose and len(val) == 1:
+        return Layout(val[0])
+    if len(train) > 1:
+        _refuse_several(root, train, "train on")
+    if not train and not others and not loose and val:
+        _refuse_several(root, val, "choose from, none of them named train")
+    if (others and not (train and val)) or not train:
+        _refuse_mixture(root, [*train, *val], others, loose)
+    unused = _shown(sorted([*val[1:], *others]))
+    if loose:
+        unused.append(f"{loose:,} image{'s' * (loose > 1)}")
+    return Layout(train[0], val[0] if val else None, tuple(unused))
+
+
+def has_training_folder(root: Path) -> bool:
+    """Tell whether a folder named train or training lies right below `root`."""
+    return any(name.lower() in TRAIN for name in os.listdir(root))
+
+
+def _contents(root: Path) -> tuple[list[str], int]:
+    """Return the folders right below `root`, and the number of images that lie beside them."""
+    folders, images = [], 0
+    with os.scandir(root) as entries:
+        for entry in entries:
+            if is_hidden(entry.name):
+                continue
+            is_link = entry.is_symlink()  # A link in a circle makes entry.is_dir() raise.
+            if os.path.isdir(entry.path) if is_link else entry.is_dir():
+                folders.append(entry.name)
+            elif ending_of(entry.name) in ENDINGS:
+                images += not is_our_picture(entry.path)
+            elif entry.name.lower() in (*TRAIN, *VAL) and not os.path.exists(entry.path):
+                raise DataError(f"{entry.path} is a link that leads nowhere; repair or remove it")
+    return sorted(folders), images
+
+
+def _filled(root: Path, names: Iterable[str]) -> list[str]:
+    """Return the folders that hold images."""
+    return [name for name in sorted(names) if holds_images(root / name)]
+
+
+def holds_images(folder: Path) -> bool:
+    """Tell whether there is an image or a link below a folder, or a folder that cannot be read."""
+    unreadable: list[OSError] = []
+    for base, folders, files in os.walk(folder, onerror=unreadable.append):
+        folders[:] = [name for name in folders if not is_hidden(name)]
+        if is_our_folder(base):
+            folders.clear()
+            continue
+        links = [name for name in folders if os.path.islink(os.path.join(base, name))]
+        images = [name for name in files if not is_hidden(name) and ending_of(name) in ENDINGS]
+        if images or links:
+            return True
+    return bool(unreadable)
+
+
+def _shown(folders: list[str]) -> list[str]:
+    """Return a few folders as they are written in a sentence."""
+    shown = [f"{name}/" for name in folders[:NAMED]]
+    if len(folders) > NAMED:
+        shown.append(f"{len(folders) - NAMED} more folders")
+    return shown
+
+
+def _refuse_several(root: Path, names: list[str], purpose: str) -> NoReturn:
+    raise DataError(
+        f"{root} has several folders to {purpose}: {', '.join(_shown(names))}; name one of them "
+        f"instead, such as {root / names[0]}, or take all images as one set: "
+        "--set data.splits=false"
+    )
+
+
+def _refuse_mixture(root: Path, splits: list[str], others: list[str], loose: int) -> NoReturn:
+    beside = _shown(others)
+    if loose:
+        beside.append(f"{loose:,} image{'s' * (loose > 1)}")
+    raise DataError(
+        f"{root} mixes {', '.join(_shown(splits))}, named like a split, with {', '.join(beside)}; "
+        f"name {root / splits[0]} instead to use that alone, or take every folder as a class: "
+        "--set data.splits=false"
+    )

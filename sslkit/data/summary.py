@@ -1,0 +1,63 @@
+"""What the command line says of a data set: which images serve as what, and their classes."""
+
+from collections.abc import Sequence
+
+from sslkit.interfaces import ImageSource
+from sslkit.recipe import Choice
+
+NAMED = 5
+"""Most classes that are named in one line."""
+
+
+def place_of(data: Choice) -> str:
+    """Return the folder or file of a data set, or its name."""
+    return str(data.options.get("root") or data.options.get("file") or f"'{data.use}'")
+
+
+def training(source: ImageSource, data: Choice, *, labels_used: bool) -> str:
+    """Return the line about the images of a training run."""
+    held = images(len(source))
+    if not _has_classes(source):
+        held += ", no classes"
+    elif labels_used:
+        held += f" in {_classes(source)}"
+    line = f"data: training on {source.place or place_of(data)} ({held})"
+    later = []
+    if _has_classes(source) and not labels_used:
+        later.append(_classes(source))
+    if validation := source.validation():
+        later.append(f"validation on {validation}")
+    return f"{line}; for evaluations: {'; '.join(later)}" if later else line
+
+
+def evaluation(train: ImageSource, val: ImageSource, place: str, how: str) -> str:
+    """Return the line about both splits of an evaluation.
+
+    `place` is where the training images lie, `how` says how `val` was split off.
+    """
+    line = f"data: training on {split(train, place)}"
+    return f"{line}; validating on {val.place or how} ({images(len(val))})"
+
+
+def split(source: ImageSource, place: str) -> str:
+    """Return place, number and classes of the images of one split."""
+    held = f" in {_classes(source)}" if _has_classes(source) else ", no classes"
+    return f"{source.place or place} ({images(len(source))}{held})"
+
+
+def _has_classes(source: ImageSource) -> bool:
+    return source.labels is not None or source.tags is not None
+
+
+def images(count: int) -> str:
+    """Return "1 image" or "2 images"."""
+    return "1 image" if count == 1 else f"{count:,} images"
+
+
+def _classes(source: ImageSource) -> str:
+    """Return the number of classes and the names of the first ones."""
+    names: Sequence[str] = source.classes
+    if not names and source.labels is not None:
+        names = [str(label) for label in range(int(source.labels.max(initial=-1)) + 1)]
+    shown = ", ".join(names[:NAMED]) + (", …" if len(names) > NAMED else "")
+    return f"{len(names)} class{'es' * (len(names) != 1)}: {shown}"
