@@ -315,7 +315,8 @@ def test_no_image_can_be_read(tmp_path):
 
 def test_places_that_cannot_be_written(folder, tmp_path):
     with pytest.raises(
-        DataError, match=r"^cannot make the folder .*set\.writing \(No such file or directory\); name a DEST in "
+        DataError,
+        match=r"^cannot make the folder .*set\.writing \(No such file or directory\); name a DEST in ",
     ):
         write(str(folder), str(tmp_path / "nowhere" / "set"))
     (tmp_path / "set.writing").mkdir()

@@ -185,7 +185,7 @@ def test_what_is_in_a_run_folder(unbroken):
         )
     }
     assert [row["epoch"] for row in rows(unbroken)] == [
-        epoch for epoch in range(5) for _ in range(3)
+        epoch for epoch in range(1, 6) for _ in range(3)
     ]
     assert sorted(os.listdir(unbroken / "checkpoints")) == ["step-00000014", "step-00000015"]
     assert {path.suffix for path in unbroken.rglob("*") if path.is_file()} <= {
