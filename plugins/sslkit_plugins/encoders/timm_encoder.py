@@ -29,6 +29,7 @@ class Timm(Encoder):
 
     has_tokens = True
     initial_options: ClassVar[tuple[str, ...]] = ("weights", "pretrained")
+    paths: ClassVar[dict[str, tuple[str, ...]]] = {"weights": ("timm",)}
     libraries: ClassVar[tuple[str, ...]] = ("timm", "torchvision")
 
     def __init__(
