@@ -2,9 +2,11 @@
 
 import os
 from collections import Counter
+from collections.abc import Iterable
 
+from sslkit.errors import printable
 from sslkit_plugins.datasets.decoding import ENDINGS
-from sslkit_plugins.datasets.ours import is_our_folder, is_our_picture
+from sslkit_plugins.datasets.ours import is_our_folder, is_our_picture, may_be_ours
 
 CLUTTER = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx"}
 """What systems leave beside images, lower case."""
@@ -29,6 +31,11 @@ def is_hidden(name: str) -> bool:
 def ending_of(name: str) -> str:
     """Return the ending of a file's name in lower case, with its dot."""
     return os.path.splitext(name)[1].lower()
+
+
+def json_stems(names: Iterable[str]) -> set[str]:
+    """Return the names of JSON files without their ending, lower case."""
+    return {name[:-5].lower() for name in names if name.lower().endswith(".json")}
 
 
 class Walk:
@@ -66,6 +73,7 @@ class Walk:
                 self.ours += 1
                 self._our_folders.add(real)
                 continue
+            files = []
             with os.scandir(folder) as entries:
                 for entry in entries:
                     name = prefix + entry.name
@@ -76,19 +84,23 @@ class Walk:
                     elif entry.is_dir(follow_symlinks=False):
                         waiting.append((entry.path, f"{name}/", os.path.join(real, entry.name)))
                     elif entry.is_file(follow_symlinks=False):
-                        self._add(name, entry.path)
+                        files.append(entry.name)
                     else:
                         self.devices += 1
+            beside = json_stems(files)
+            for file in files:
+                if may_be_ours(file, beside) and is_our_picture(os.path.join(folder, file)):
+                    self.ours += 1
+                else:
+                    self._add(prefix + file)
 
-    def _add(self, name: str, path: str) -> None:
+    def _add(self, name: str) -> None:
         """Add a file where it is an image."""
         ending = ending_of(name)
-        if ending not in ENDINGS:
-            self.endings[ending] += 1
-        elif is_our_picture(path):
-            self.ours += 1
-        else:
+        if ending in ENDINGS:
             self.names.append(name)
+        else:
+            self.endings[ending] += 1
 
     def _follow(self) -> None:
         """Follow links to folders, then links to files."""
@@ -116,7 +128,7 @@ class Walk:
             elif real in read or self._was_read(real):
                 self.repeated += 1
             else:
-                self._add(name, real)
+                self._add(name)
                 read.add(real)
 
     def _is_inside(self, real: str) -> bool:
@@ -149,7 +161,7 @@ class Walk:
             told.append(_count(self.devices, "pipe or device", "pipes or devices"))
         if others:
             told.append(_endings(others))
-        return ", ".join(told)
+        return printable(", ".join(told))
 
 
 def _endings(endings: Counter[str]) -> str:
