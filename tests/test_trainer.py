@@ -101,7 +101,8 @@ def begin(run):
     """Prepare the epoch of the step that comes next, as `train` does; return what it loads from."""
     ahead = trainer.Ahead(run)
     run.model.train()
-    trainer._begin_epoch(run, ahead)
+    passed: list[int] = []
+    trainer._begin_epoch(run, ahead, passed.append)
     return ahead
 
 

@@ -31,6 +31,7 @@ class Screen(Protocol):
 
     def begin(self, notes: list[str], folder: Path | None) -> None: ...
     def made(self, folder: Path) -> None: ...
+    def passing(self, done: int) -> None: ...
     def show(self, rows: list[Row], told: list[str], health: Health) -> None: ...
     def stopped(self, signal: str, saved: bool) -> None: ...
     def done(self, health: Health) -> None: ...
@@ -52,7 +53,7 @@ def run(recipe: Recipe, folder: Path | None, runs: Path, show: Callable[[Run], S
         try:
             if folder is not None:
                 record.lock()
-                notes = checkpoint.resume(made, folder)
+                notes = record.resume()
                 record.began = made.step
             screen = show(made) if distributed.rank() == 0 else None
             return _train(made, record, notes, screen)
@@ -128,7 +129,8 @@ def follow(
 
     with signals(at_once) as caught:
         try:
-            for step in trainer.train(run, section):
+            passing = screen.passing if screen is not None else lambda images: None
+            for step in trainer.train(run, section, passing):
                 if step.number == record.began + 1:
                     _open(record, health, screen)
                 pending.append(step)
