@@ -86,8 +86,11 @@ def _contents(root: Path) -> tuple[list[str], int]:
                 files.append(entry.name)
     beside = json_stems(files)
     images = [name for name in files if ending_of(name) in ENDINGS]
-    ours = [name for name in images if may_be_ours(name, beside)]
-    return sorted(folders), len(images) - sum(is_our_picture(str(root / name)) for name in ours)
+    loose = len(images)
+    for name in images:
+        if may_be_ours(os.path.splitext(name)[0].lower(), beside):
+            loose -= is_our_picture(str(root / name))
+    return sorted(folders), loose
 
 
 def _filled(root: Path, names: Iterable[str]) -> list[str]:

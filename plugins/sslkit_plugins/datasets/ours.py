@@ -22,18 +22,19 @@ def _holds(folder: str, names: tuple[str, ...]) -> bool:
     return all(os.path.isfile(os.path.join(folder, name)) for name in names)
 
 
-def may_be_ours(name: str, beside: Collection[str]) -> bool:
-    """Tell whether a file is named as pictures of sslkit are: worth a look into it.
+def may_be_ours(stem: str, beside: Collection[str]) -> bool:
+    """Tell whether a PNG file is named as pictures of sslkit are: worth a look into it.
 
     Pictures of evaluations lie beside a JSON file of the same name; `beside` holds the stems of
-    such files, lower case.
+    such files. All are lower case and without ending.
     """
-    stem, ending = os.path.splitext(name.lower())
-    return ending == ".png" and (stem.startswith(("views", "curves")) or stem in beside)
+    return stem.startswith(("views", "curves")) or stem in beside
 
 
 def is_our_picture(path: str) -> bool:
-    """Tell whether a PNG file was written by sslkit."""
+    """Tell whether a file is a picture in PNG that sslkit has written."""
+    if not path.lower().endswith(".png"):
+        return False
     try:
         with open(path, "rb") as file:
             head = file.read(HEAD)

@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from sslkit.errors import printable
 from sslkit_plugins.datasets.decoding import ENDINGS
@@ -89,18 +89,17 @@ class Walk:
                         self.devices += 1
             beside = json_stems(files)
             for file in files:
-                if may_be_ours(file, beside) and is_our_picture(os.path.join(folder, file)):
-                    self.ours += 1
-                else:
-                    self._add(prefix + file)
+                self._add(prefix + file, os.path.join(folder, file), beside)
 
-    def _add(self, name: str) -> None:
+    def _add(self, name: str, path: str, beside: Collection[str] = ()) -> None:
         """Add a file where it is an image."""
-        ending = ending_of(name)
-        if ending in ENDINGS:
-            self.names.append(name)
-        else:
+        stem, ending = os.path.splitext(os.path.basename(name).lower())
+        if ending not in ENDINGS:
             self.endings[ending] += 1
+        elif ending == ".png" and may_be_ours(stem, beside) and is_our_picture(path):
+            self.ours += 1
+        else:
+            self.names.append(name)
 
     def _follow(self) -> None:
         """Follow links to folders, then links to files."""
@@ -128,7 +127,7 @@ class Walk:
             elif real in read or self._was_read(real):
                 self.repeated += 1
             else:
-                self._add(name)
+                self._add(name, real)
                 read.add(real)
 
     def _is_inside(self, real: str) -> bool:
