@@ -27,7 +27,7 @@ from typer.testing import CliRunner
 from sslkit import recipe
 from sslkit.cli import app
 from sslkit.errors import CheckpointError, DataError, printable
-from sslkit.runs import checkpoint, folders
+from sslkit.runs import checkpoint, folders, optimizer_state
 from sslkit.training.build import build
 from sslkit.training.trainer import train
 from sslkit_plugins.datasets import ImageFolder, Npz, decode, npz
@@ -863,12 +863,12 @@ def test_the_checkpoints_of_a_run_that_goes_on_are_those_of_one_that_nobody_touc
 ) -> None:
     """The rehearsal of the optimizer leaves no trace."""
     shutil.copytree(trained, home / "other")
-    rehearse = checkpoint._rehearse
-    checkpoint._rehearse = lambda optimizer: None
+    rehearse = optimizer_state.rehearse
+    optimizer_state.rehearse = lambda optimizer: None
     try:
         sslkit("train", "--resume", home / "other")
     finally:
-        checkpoint._rehearse = rehearse
+        optimizer_state.rehearse = rehearse
     sslkit("train", "--resume", run_folder)
     for name in ("method.safetensors", "optimizer.safetensors"):
         one, other = (load_file(newest(place) / name) for place in (run_folder, home / "other"))

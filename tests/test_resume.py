@@ -354,3 +354,12 @@ def test_an_environment_that_is_none_is_ignored(source, tmp_path, content):
     (folder / "environment.json").write_bytes(content)
     assert versions.changes(folder, recipe.read(folder / "recipe.yaml")) == []
     assert sslkit("export", folder)[0] == 0
+
+
+def test_a_run_goes_on_with_its_images_packed(source, tmp_path):
+    """The names are the same, and packing changes no mean."""
+    folder = begun(tmp_path, TINY.format(root=source / "photos"))
+    words = ("--short-side", 24, "--workers", 0)
+    assert sslkit("pack", source / "photos", tmp_path / "small", *words)[0] == 0
+    code, out, err = sslkit("train", "--resume", folder, "--data", tmp_path / "small")
+    assert (code, err) == (0, "") and "resumed at step 2" in out

@@ -37,7 +37,7 @@ class Rows(ImageSource):
 
 
 def relabelled(source: ImageSource, classes: Sequence[str]) -> ImageSource:
-    """Return a labelled source whose labels count `classes`, which hold every class of its images."""
+    """Return a source whose labels count `classes`, which hold every class of its images."""
     assert source.labels is not None
     if list(source.classes) == list(classes):
         return source

@@ -7,7 +7,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from sslkit.data.plain import decoded, unlike
-from sslkit.data.workers import deliver, read
+from sslkit.data.workers import ALONE, deliver, read
 from sslkit.errors import DataError, printable
 from sslkit.evaluation.data import Splits, check
 from sslkit.evaluation.images import BATCH, Progress
@@ -52,7 +52,7 @@ def find(
     with progress("checking images") as advance:
         for split, source in (("train", train), ("val", val)):
             orders = np.split(np.arange(len(source)), range(BATCH, len(source), BATCH))
-            answers = deliver(_Reader(source), orders, workers)
+            answers = deliver(_Reader(source), orders, workers, remedy=ALONE)
             for order, wrong in zip(orders, answers, strict=True):
                 for row, reason in wrong:
                     name = printable(str(source.names[row]))

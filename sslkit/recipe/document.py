@@ -73,6 +73,18 @@ def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
 Dumper.add_representer(str, _represent_text)
 
 
+def broken(text: str) -> str | None:
+    """Say which line break of YAML, which editors do not show, a text holds; None for none."""
+    found = sorted(set(text) & BREAKS)
+    if not found:
+        return None
+    code = f"{ord(found[0]):04X}"
+    return (
+        f"holds the character U+{code}, which YAML takes for the end of a line; write it as "
+        f'"\\u{code}" in double quotes, or remove it'
+    )
+
+
 class TooDeepError(Exception):
     """Stops the reading: PyYAML's time grows with the square of the depth."""
 
@@ -105,8 +117,8 @@ class Document:
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
             why = " ".join(filter(None, (error.context, error.problem)))
-            if broken := sorted(set(text) & BREAKS):
-                why += f"; YAML takes the character U+{ord(broken[0]):04X} for the end of a line"
+            if (hidden := broken(text)) is not None:
+                why += f"; it {hidden}"
             self._refuse((), mark.line + 1 if mark else 1, f"is not valid YAML: {why}")
         except TooDeepError:
             pass
@@ -146,14 +158,10 @@ class Document:
                 key, line, f"tag {event.tag} is not allowed in a recipe; write the plain value"
             )
         if isinstance(event, yaml.ScalarEvent):
-            held = self._text[event.start_mark.index : event.end_mark.index]
-            if broken := sorted(set(held) & BREAKS):
-                code = f"{ord(broken[0]):04X}"
-                message = (
-                    f"holds the character U+{code}, which YAML takes for the end of a line; write "
-                    f'it as "\\u{code}" in double quotes, or remove it'
-                )
-                self._refuse(key, line, message)
+            start, end = event.start_mark, event.end_mark
+            held = self._text[start.index : end.index] if start and end else ""
+            if (hidden := broken(held)) is not None:
+                self._refuse(key, line, hidden)
                 return None
             try:
                 return resolve(event.value) if event.implicit[0] else whole(event.value)

@@ -9,7 +9,7 @@ from typing import Any
 from sslkit.errors import Fault, PluginError, RecipeError
 from sslkit.recipe import groups, registry, sections
 from sslkit.recipe.contents import OPTIONAL, PARTS, SECTIONS
-from sslkit.recipe.document import MAX_BYTES, Document, Key
+from sslkit.recipe.document import MAX_BYTES, Document, Key, broken
 from sslkit.recipe.paths import opened_by
 from sslkit.recipe.settings import SETTINGS
 from sslkit.recipe.signature import REQUIRED, Option, Signature, read_group
@@ -109,6 +109,9 @@ class Draft:
             return None
         if not text.strip():
             return key, None
+        if (hidden := broken(text)) is not None:
+            self.faults.append(Fault(dotted.strip(), hidden, "--set"))
+            return None
         document = Document(text)
         for below, _, message in document.faults:
             self.faults.append(Fault(".".join((*key, *below)), message, "--set"))

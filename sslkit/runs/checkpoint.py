@@ -1,16 +1,16 @@
-"""Run folders and checkpoints: safetensors and JSON, written beside and renamed, so that a kill at any moment loses nothing.
+"""Checkpoints: safetensors and JSON, written beside and renamed, so a kill loses nothing.
 
 runs/<recipe>/<time>/                 `latest` beside it points to the newest
   recipe.yaml  environment.json  metrics.jsonl  encoder.safetensors  curves.png  views.png  eval/…
-  checkpoints/step-00000120/          method.safetensors  optimizer.safetensors  state.json  SHA256SUMS (as `sha256sum -c` reads it)
+  checkpoints/step-00000120/          method.safetensors  optimizer.safetensors  state.json
+                                      SHA256SUMS (as `sha256sum -c` reads it)
 """
 
-import copy
 import json
 import re
 import shutil
 from pathlib import Path
-from typing import Annotated, Any, Literal, NotRequired
+from typing import Annotated, Literal, NotRequired
 
 import pydantic
 import safetensors
@@ -23,7 +23,7 @@ from sslkit import distributed
 from sslkit.errors import CheckpointError
 from sslkit.interfaces import Method
 from sslkit.parts import DataFormat, sharded_rows
-from sslkit.runs import samples
+from sslkit.runs import optimizer_state, samples
 from sslkit.runs.files import checksum, replacing, save_tensors, write_text
 from sslkit.runs.run import Run
 
@@ -31,70 +31,8 @@ STEP = "step-{:08d}"
 FILES = ("method.safetensors", "optimizer.safetensors", "state.json")
 
 
-GROUP = "group "
-"""Begins the key of what an optimizer added to a group of parameters (LAMB counts its steps there)."""
-
-
-def _flatten_optimizer(
-    optimizer: torch.optim.Optimizer,
-) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
-    tensors: dict[str, Tensor] = {}
-    numbers: dict[str, dict[str, Any]] = {}
-    given = {"params", "initial_lr", *optimizer.defaults}
-    added = {
-        f"{GROUP}{number}": {name: value for name, value in group.items() if name not in given}
-        for number, group in enumerate(optimizer.param_groups)
-    }
-    for key, values in (optimizer.state_dict()["state"] | added).items():
-        for name, value in values.items():
-            if isinstance(value, Tensor):
-                tensors[f"{key}.{name}"] = value
-            else:
-                numbers.setdefault(str(key), {})[name] = value
-    return tensors, numbers
-
-
-def _restore_optimizer(
-    optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], numbers: dict[str, dict[str, Any]]
-) -> None:
-    """ValueError for keys and names that `_flatten_optimizer` does not write."""
-    state: dict[int, dict[str, Any]] = {}
-    groups = optimizer.state_dict()["param_groups"]
-    parameters = [value for group in optimizer.param_groups for value in group["params"]]
-    given = {"params", "initial_lr", *optimizer.defaults}
-    entries = [
-        (key, name, value) for key, values in numbers.items() for name, value in values.items()
-    ]
-    for key, entry, value in entries + [
-        (*name.partition(".")[::2], value) for name, value in tensors.items()
-    ]:
-        number, known = key.removeprefix(GROUP), groups if key.startswith(GROUP) else parameters
-        if (
-            not number.isdecimal()
-            or int(number) >= len(known)
-            or (known is groups and entry in given)
-        ):
-            raise ValueError(f"the optimizer has no place for {key}.{entry}")
-        if known is groups:
-            groups[int(number)][entry] = value
-            continue
-        owner = parameters[int(number)]
-        if isinstance(value, Tensor) and value.shape == owner.shape:
-            value = torch.empty_like(owner, dtype=value.dtype).copy_(value)
-        state.setdefault(int(number), {})[entry] = value
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
-
-
-def _rehearse(optimizer: torch.optim.Optimizer) -> None:
-    """Try a step with a copy: raises whatever the restored state would raise in the first step of training."""
-    trial = copy.deepcopy(optimizer)
-    for parameter in (value for group in trial.param_groups for value in group["params"]):
-        parameter.grad = torch.zeros_like(parameter)
-    trial.step()
-
-
 def _parts(run: Run) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, str]]:
-    """What the method keeps: the tensors that all processes hold alike, this one's rows of those that are spread, and which rows."""
+    """Return the method's tensors: equal on all ranks, this rank's rows of others, which rows."""
     sharded = sharded_rows(run.method)
     tensors = {f"method.{name}": value for name, value in run.method.state_dict().items()}
     own = {f"method.{name}": tensors.pop(f"method.{name}") for name in sharded}
@@ -106,15 +44,16 @@ def tensors(run: Run) -> dict[str, Tensor]:
     """Return every tensor that a checkpoint of `run` holds on this rank."""
     method, own, _ = _parts(run)
     transform = {f"transform.{name}": value for name, value in run.transform.state().items()}
-    moments, _ = _flatten_optimizer(run.optimizer)
+    moments, _ = optimizer_state.flatten(run.optimizer)
     optimizer = {f"optimizer.{name}": value for name, value in moments.items()}
     return method | own | transform | optimizer
 
 
 def save(run: Run, folder: Path) -> Path:
-    """Write the checkpoint of `run.step`; keep the newest `train.keep`. Atomic: a checkpoint is there whole or not at all.
+    """Write the checkpoint of `run.step`, completely or not at all; keep the newest `train.keep`.
 
-    Every process calls it: rank 0 writes what all hold alike, and each its own rows of a memory that is spread over them.
+    Every rank calls it: rank 0 writes what all ranks share, and each its rows of a sharded memory.
+    Raises CheckpointError where the disk refuses.
     """
     home = folder / "checkpoints"
     final, beside = home / STEP.format(run.step), home / f".writing-{run.step}"
@@ -135,7 +74,7 @@ def save(run: Run, folder: Path) -> Path:
         if run.samples is None:
             run.samples = samples.take(run.source)
         transform = {f"transform.{name}": value for name, value in run.transform.state().items()}
-        moments, numbers = _flatten_optimizer(run.optimizer)
+        moments, numbers = optimizer_state.flatten(run.optimizer)
         state = {
             "step": run.step,
             "skipped": run.skipped,
@@ -161,18 +100,19 @@ def save(run: Run, folder: Path) -> Path:
     except (OSError, CheckpointError, safetensors.SafetensorError) as error:
         shutil.rmtree(beside, ignore_errors=True)
         raise CheckpointError(
-            f"cannot write the checkpoint of step {run.step} into {home}: {error}; the checkpoints before it are untouched"
+            f"cannot write the checkpoint of step {run.step} into {home}: {error}; the checkpoints "
+            "before it are untouched"
         ) from error
     _prune(home, final.name, run.recipe.train.keep)
     return final
 
 
 def _prune(home: Path, newest: str, keep: int) -> None:
-    """Leave the `keep` newest up to `newest`; later ones are damaged, or else the run would have gone on from them."""
-    steps = sorted(path for path in home.glob("step-*"))
-    for old in [path for path in steps if path.name > newest] + [
-        path for path in steps if path.name <= newest
-    ][:-keep]:
+    """Leave the `keep` newest up to `newest`. Later ones are damaged: the run passed over them."""
+    steps = sorted(home.glob("step-*"))
+    later = [path for path in steps if path.name > newest]
+    earlier = [path for path in steps if path.name <= newest]
+    for old in later + earlier[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
 
 
@@ -231,7 +171,7 @@ def _checked_state(checkpoint: Path) -> State:
 
 
 def read_state(checkpoint: Path) -> State:
-    """The state of a checkpoint whose files are whole; CheckpointError says what is wrong with them."""
+    """Return the state of a checkpoint. CheckpointError where a file is not what was written."""
     try:
         sums = (checkpoint / "SHA256SUMS").read_text(encoding="utf-8").split()
         present = {path.name for path in checkpoint.glob("rows-*.safetensors")}
@@ -258,7 +198,7 @@ def exists(folder: Path) -> bool:
 
 
 def newest(folder: Path) -> tuple[Path, State, list[str]]:
-    """The newest checkpoint that is whole, its state, and a sentence for each damaged one that was passed over."""
+    """Return the newest whole checkpoint, its state, and a sentence for each damaged later one."""
     passed_over: list[str] = []
     for checkpoint in sorted((folder / "checkpoints").glob("step-*"), reverse=True):
         try:
@@ -269,7 +209,8 @@ def newest(folder: Path) -> tuple[Path, State, list[str]]:
         "\n".join(
             [
                 *passed_over,
-                f"{folder} holds no checkpoint to go on from; start it anew: sslkit train {folder}/recipe.yaml",
+                f"{folder} holds no checkpoint to go on from; start it anew: sslkit train "
+                f"{folder}/recipe.yaml",
             ]
         )
     )
@@ -305,12 +246,14 @@ def load_method(method: Method, checkpoint: Path) -> dict[str, Tensor]:
 def _misfit(checkpoint: Path, error: Exception) -> CheckpointError:
     first = next(iter(str(error).splitlines()), type(error).__name__)
     return CheckpointError(
-        f"{checkpoint} does not fit the recipe beside it ({first}); was recipe.yaml or a plugin changed since?"
+        f"{checkpoint} does not fit the recipe beside it ({first}); was recipe.yaml or a plugin "
+        "changed since? "
+        "environment.json names the versions that the run began with"
     )
 
 
 def _rows(method: Method, checkpoint: Path) -> dict[str, Tensor]:
-    """Of tensors whose rows were spread over processes, the rows that `method` holds here, however many processes there were."""
+    """Return this rank's rows of sharded tensors, however many ranks wrote them."""
     wanted = sharded_rows(method)
     found: dict[str, list[Tensor]] = {}
     for path in sorted(checkpoint.glob("rows-*.safetensors")):
@@ -329,10 +272,10 @@ def _rows(method: Method, checkpoint: Path) -> dict[str, Tensor]:
 
 
 def resume(run: Run, folder: Path) -> list[str]:
-    """Bring `run` to the newest whole checkpoint of `folder`, exactly. Returns what should be told about it.
+    """Bring `run` to the newest whole checkpoint of `folder`. Returns sentences about it.
 
-    Where the run ended before its first checkpoint there is nothing to bring back: it begins anew. Raises CheckpointError where all
-    are damaged, or where the images are not the ones that the run began with.
+    A run that ended before its first checkpoint begins anew. Raises CheckpointError where all are
+    damaged, or where the images are not those that the run began with.
     """
     home, notes = folder / "checkpoints", [f"{folder} holds no checkpoint yet: it begins anew"]
     chosen = ""
@@ -353,20 +296,23 @@ def resume(run: Run, folder: Path) -> list[str]:
     own = run.transform.state()
     if kept.keys() != own.keys() or any(not torch.equal(kept[name], own[name]) for name in own):
         raise CheckpointError(
-            f"the transform's state in {checkpoint} is not what the installed plugin makes; install the version that began the run"
+            f"the transform's state in {checkpoint} is not what the installed plugin makes; "
+            "install the version "
+            f"that began the run, which {folder / 'environment.json'} names"
         )
     name = type(run.optimizer).__name__
     if state["optimizer"]["name"] != name:
         raise CheckpointError(
-            f"{checkpoint} does not fit the recipe beside it (it was saved by {state['optimizer']['name']}, not {name}); was recipe.yaml changed since?"
+            f"{checkpoint} does not fit the recipe beside it (it was saved by "
+            f"{state['optimizer']['name']}, not {name}); put optimizer.use in recipe.yaml back"
         )
     try:
-        _restore_optimizer(
+        optimizer_state.restore(
             run.optimizer,
             load_file(checkpoint / "optimizer.safetensors"),
             state["optimizer"]["state"],
         )
-        _rehearse(run.optimizer)
+        optimizer_state.rehearse(run.optimizer)
     except Exception as error:
         raise _misfit(checkpoint, error) from error
     run.step, run.skipped = state["step"], state.get("skipped", 0)

@@ -111,8 +111,8 @@ def find_folder(where: Path | None, root: Path = Path("runs")) -> Path:
     ]
     if not states:
         raise CheckpointError(
-            f"there is no trained run below {root}/; train one first: "
-            "sslkit train recipes/pirl_jigsaw.yaml"
+            f"there is no trained run below {root}/; name the folder of one, or train one first: "
+            "sslkit train RECIPE"
         )
     return _inspected(max(states, key=lambda path: path.stat().st_mtime).parents[2].resolve())
 

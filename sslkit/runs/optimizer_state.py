@@ -1,0 +1,76 @@
+"""The state of an optimizer as tensors and numbers, which files can hold, and back."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+
+GROUP = "group "
+"""Begins the key of what an optimizer added to a group of parameters: LAMB counts steps there."""
+
+
+def flatten(
+    optimizer: torch.optim.Optimizer,
+) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
+    """Return tensors by `key.name`, and other values by key and name.
+
+    A key is the number of a parameter, or that of a group after GROUP.
+    """
+    tensors: dict[str, Tensor] = {}
+    numbers: dict[str, dict[str, Any]] = {}
+    given = {"params", "initial_lr", *optimizer.defaults}
+    added = {
+        f"{GROUP}{number}": {name: value for name, value in group.items() if name not in given}
+        for number, group in enumerate(optimizer.param_groups)
+    }
+    for key, values in (optimizer.state_dict()["state"] | added).items():
+        for name, value in values.items():
+            if isinstance(value, Tensor):
+                tensors[f"{key}.{name}"] = value
+            else:
+                numbers.setdefault(str(key), {})[name] = value
+    return tensors, numbers
+
+
+def restore(
+    optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], numbers: dict[str, dict[str, Any]]
+) -> None:
+    """Bring an optimizer to a flattened state.
+
+    Raises ValueError for keys and names that `flatten` does not write.
+    """
+    state: dict[int, dict[str, Any]] = {}
+    groups = optimizer.state_dict()["param_groups"]
+    parameters = [value for group in optimizer.param_groups for value in group["params"]]
+    given = {"params", "initial_lr", *optimizer.defaults}
+    entries: list[tuple[str, str, Any]] = []
+    for key, values in numbers.items():
+        entries += [(key, name, value) for name, value in values.items()]
+    for name, value in tensors.items():
+        key, _, entry = name.partition(".")
+        entries.append((key, entry, value))
+    for key, entry, value in entries:
+        number, known = key.removeprefix(GROUP), groups if key.startswith(GROUP) else parameters
+        if (
+            not number.isdecimal()
+            or int(number) >= len(known)
+            or (known is groups and entry in given)
+        ):
+            raise ValueError(f"the optimizer has no place for {key}.{entry}")
+        if known is groups:
+            groups[int(number)][entry] = value
+            continue
+        owner = parameters[int(number)]
+        if isinstance(value, Tensor) and value.shape == owner.shape:
+            value = torch.empty_like(owner, dtype=value.dtype).copy_(value)
+        state.setdefault(int(number), {})[entry] = value
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def rehearse(optimizer: torch.optim.Optimizer) -> None:
+    """Take a step with a copy: raises whatever the restored state would raise in training."""
+    trial = copy.deepcopy(optimizer)
+    for parameter in (value for group in trial.param_groups for value in group["params"]):
+        parameter.grad = torch.zeros_like(parameter)
+    trial.step()
