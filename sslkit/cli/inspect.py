@@ -187,5 +187,6 @@ def views(
         images=images,
         draws=draws,
         seed=made.train.seed,
+        title=f"{made.name}   method {made.method.use}, transform",
     )
     console.print_text(f"written: {out}")

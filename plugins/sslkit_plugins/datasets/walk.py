@@ -10,8 +10,42 @@ CLUTTER = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx"}
 """What systems leave beside images, lower case."""
 
 CONVERTIBLE = frozenset(
-    ".3fr .arw .avif .cr2 .cr3 .crw .dcm .dds .dng .eps .exr .hdr .heic .heif .hif .ico .jp2 .jxl "
-    ".jxr .nef .orf .pcx .pdf .pef .psd .qoi .raf .raw .rw2 .sgi .srw .svg .tga .webp".split()
+    [
+        ".3fr",
+        ".arw",
+        ".avif",
+        ".cr2",
+        ".cr3",
+        ".crw",
+        ".dcm",
+        ".dds",
+        ".dng",
+        ".eps",
+        ".exr",
+        ".hdr",
+        ".heic",
+        ".heif",
+        ".hif",
+        ".ico",
+        ".jp2",
+        ".jxl",
+        ".jxr",
+        ".nef",
+        ".orf",
+        ".pcx",
+        ".pdf",
+        ".pef",
+        ".psd",
+        ".qoi",
+        ".raf",
+        ".raw",
+        ".rw2",
+        ".sgi",
+        ".srw",
+        ".svg",
+        ".tga",
+        ".webp",
+    ]
 )
 """Endings of pictures that are not read."""
 
@@ -140,7 +174,9 @@ class Walk:
         if self.repeated:
             told.append(f"{_count(self.repeated, 'link')} to what is read anyway")
         if self.ours:
-            told.append(f"{_count(self.ours, 'folder or picture', 'folders or pictures')} of sslkit")
+            told.append(
+                f"{_count(self.ours, 'folder or picture', 'folders or pictures')} of sslkit"
+            )
         if self.devices:
             told.append(_count(self.devices, "pipe or device", "pipes or devices"))
         if others:
