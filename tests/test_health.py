@@ -86,6 +86,14 @@ def test_a_loss_that_falls_towards_chance_is_slow():
     assert run.now().startswith("slow: after 300 of 300 steps better than before, but loss 11.26")
 
 
+def test_a_loss_that_falls_to_chance_is_at_chance():
+    """A constant encoder comes there as well."""
+    run = watched(*[14 - step / 50 for step in range(200)], *[10.0] * 200, steps=400)
+    assert run.now() == (
+        "at chance: after 400 of 400 steps loss 10.00 (10.00 at chance, 13.81 by step 20)"
+    )
+
+
 def test_a_loss_that_rises_is_not_learning():
     run = watched(*[9.0 + step for step in range(300)], steps=300)
     assert run.now().startswith("not learning") and "18.50 by step 20" in run.now()

@@ -1,4 +1,4 @@
-"""Judges a run by its numbers: collapsed, not learning, healthy, or too short to tell."""
+"""Judges a run by its numbers: collapsed, not learning, at chance, healthy, too short to tell."""
 
 from collections import deque
 from collections.abc import Iterable, Mapping
@@ -113,6 +113,8 @@ class Health:
             return f"{self._undecided()}: {text}"
         step = self.last[-1].step
         if all(self._improved(name) for name in failing):
+            if any(self._at_chance(name) for name in failing):
+                return f"at chance: after {step} of {self.steps} steps {text}"
             return f"slow: after {step} of {self.steps} steps better than before, but {text}"
         part = "" if len(failing) == len(judged) else f" by {', '.join(failing)}"
         return f"not learning{part}: after {step} of {self.steps} steps {text}"
@@ -150,6 +152,11 @@ class Health:
         """Return whether a number is better than its chance."""
         values = _values(self.last, name)
         return _better(name, fmean(values), self.chances[name], _error(values))
+
+    def _at_chance(self, name: str) -> bool:
+        """Return whether a number that does not beat its chance is not worse either."""
+        values, chance = _values(self.last, name), self.chances[name]
+        return abs(fmean(values) - chance) <= max(MARGIN * abs(chance), ERRORS * _error(values))
 
     def _improved(self, name: str) -> bool:
         """Return whether a number is better than in the early steps."""
