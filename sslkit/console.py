@@ -71,7 +71,11 @@ def print_table(
     for row in rows:
         table.add_row(*(Text(as_it_is(cell)) for cell in row))
     terminal = Console()
-    (terminal if terminal.is_terminal else Console(width=10_000)).print(table)
+    if not terminal.is_terminal:
+        terminal = Console(width=10_000)
+    with terminal.capture() as shown:
+        terminal.print(table)
+    typer.echo("\n".join(line.rstrip() for line in shown.get().split("\n")), nl=False)
 
 
 def print_result(result: dict[str, Any]) -> None:

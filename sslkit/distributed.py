@@ -25,8 +25,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sslkit import faults
-from sslkit.errors import LostProcess, SslkitError
+from sslkit import faults, launcher
+from sslkit.errors import LostProcess, SslkitError, printable
+from sslkit.launcher import launched
 
 RESTARTS = 3
 """How often `launch` starts all ranks again where one was lost."""
@@ -52,11 +53,6 @@ def rank() -> int:
 def world() -> int:
     """Return how many ranks train together."""
     return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def launched() -> bool:
-    """Return whether `launch` or `torchrun` started this process."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def launch(devices: int, arguments: list[str]) -> int:
@@ -115,8 +111,17 @@ def abandoned() -> bool:
 
 
 def local_rank() -> int:
-    """Return the number of this rank on its machine: the index of its GPU."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
+    """Return the number of this rank on its machine: the index of its GPU.
+
+    Raises SslkitError where several GPUs are there and the launcher does not say which to take.
+    """
+    number, gpus = launcher.number("LOCAL_RANK"), torch.cuda.device_count()
+    if number is None and launched() and gpus > 1:
+        raise SslkitError(
+            f"LOCAL_RANK does not say which of {gpus} GPUs this rank takes; start ranks with "
+            "torchrun or `sslkit train --devices N`"
+        )
+    return number or 0
 
 
 _store: dist.Store | None = None
@@ -158,12 +163,20 @@ def joined(device: torch.device) -> Iterator[None]:
     error, end in silence. A single process has nothing to join.
     """
     global _store, _start  # noqa: PLW0603  (a process joins once)
+    launcher.check()
     if not launched() or dist.is_initialized():
         yield
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    _store, number, count = next(dist.rendezvous("env://"))
+    try:
+        _store, number, count = next(dist.rendezvous("env://"))
+    except (RuntimeError, ValueError, OSError) as error:
+        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise SslkitError(
+            f"cannot meet the other ranks at {printable(where)} ({faults.describe(error)}); "
+            "MASTER_ADDR and MASTER_PORT must name the machine of rank 0 and a free port of it"
+        ) from error
     backend = "nccl" if device.type == "cuda" else "gloo"
     _start = _meet(_store, number, count)
     attempt = dist.PrefixStore(f"start {_start}", _store)

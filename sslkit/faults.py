@@ -5,7 +5,6 @@ So the sentence is the same in a rehearsal, in a loader worker and at step 1000,
 before something fails. An exception outside every part is an error of the toolkit and passes.
 """
 
-import os
 import re
 import sys
 import traceback
@@ -16,6 +15,7 @@ from pathlib import Path
 from types import CodeType, FrameType, TracebackType
 from typing import Any
 
+from sslkit import launcher
 from sslkit.errors import PluginError, SslkitError, printable
 
 DEBUG = "SSLKIT_DEBUG"
@@ -118,7 +118,7 @@ def told(
     error: BaseException, otherwise: str | None = None, *, about: str = ""
 ) -> PluginError | None:
     """Return the exception of a part as a PluginError; None where it is no part's."""
-    if isinstance(error, SslkitError) or (_many_ranks() and lost(error)):
+    if isinstance(error, SslkitError) or (launcher.launched() and lost(error)):
         return None
     call = _innermost(error.__traceback__)
     if call is None and otherwise is None:
@@ -145,10 +145,6 @@ def lost(error: BaseException) -> bool:
     """Return whether a collective failed, because another rank is gone."""
     pattern = r"(?i)connection|broken pipe|by peer|nccl|socket"
     return isinstance(error, RuntimeError) and re.search(pattern, str(error)) is not None
-
-
-def _many_ranks() -> bool:
-    return int(os.environ.get("WORLD_SIZE") or 1) > 1
 
 
 @dataclass

@@ -9,7 +9,7 @@ import torch
 from sslkit import faults
 from sslkit.data.contract import check_source
 from sslkit.draws import Draws
-from sslkit.errors import Fault, PluginError, RecipeError
+from sslkit.errors import Fault, PluginError, RecipeError, SslkitError
 from sslkit.interfaces import (
     Encoder,
     Evaluation,
@@ -115,6 +115,25 @@ def make_transform(recipe: Recipe, data: DataFormat | None = None) -> PretextTra
         )
         raise RecipeError(Fault("transform", message))
     return make(recipe.transform, channels=channels)
+
+
+def encoder_faults(recipe: Recipe, data: DataFormat) -> tuple[Fault, ...]:
+    """Return what the encoder refuses of images that the transform has refused already.
+
+    The sides of the views are those of RGB images.
+    """
+    try:
+        sizes = sides(make_transform(recipe))
+    except SslkitError:
+        return ()
+    try:
+        choice = _without_initial_weights(recipe.encoder)
+        make(choice, sizes=sizes, channels=data.channels)
+    except RecipeError as error:
+        return error.faults
+    except SslkitError:
+        return ()
+    return ()
 
 
 def read_by(cls: type[Method], transform: PretextTransform) -> dict[str, str]:

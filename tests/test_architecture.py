@@ -119,7 +119,14 @@ def test_the_interfaces_import_nothing_of_ours_but_errors_and_draws():
 
 
 ORDER = [
-    ("sslkit", "sslkit.errors", "sslkit.faults", "sslkit.draws", "sslkit.installation"),
+    (
+        "sslkit",
+        "sslkit.errors",
+        "sslkit.launcher",
+        "sslkit.faults",
+        "sslkit.draws",
+        "sslkit.installation",
+    ),
     ("sslkit.interfaces", "sslkit.recipe", "sslkit.distributed"),
     ("sslkit.device", "sslkit.data"),
     ("sslkit.parts",),

@@ -227,7 +227,7 @@ def test_another_list_of_images_is_refused(make, saved, images, tmp_path):
     (fewer / "00.png").rename(fewer / "renamed.png")
     with pytest.raises(
         CheckpointError,
-        match=r"another list of images \(24 then, 24 now\).*restore the folder, or start a new run",
+        match=r"another list of images \(24 then, 24 now; image 0 was .*put its own images back",
     ):
         checkpoint.resume(make(data=fewer), saved)
 

@@ -189,7 +189,7 @@ def test_a_transform_s_mistake_is_not_blamed_on_the_image(workers):
 def test_too_few_images():
     with pytest.raises(
         DataError,
-        match=r"^5 images do not fill a batch of 8; take smaller batches: --set train\.batch_size=2$",
+        match=r"^5 images do not fill a batch of 8; take smaller batches: --set train\.batch_size=4$",
     ):
         loader(Numbered(5), batch_size=4, world=2)
 
@@ -221,6 +221,8 @@ def test_auto_workers(monkeypatch):
     assert (auto_workers("cuda"), auto_workers("cpu")) == (16, 12)
     monkeypatch.setenv("WORLD_SIZE", "16")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert (auto_workers("cuda"), auto_workers("cpu")) == (16, 12), "no rank: a scheduler's"
+    monkeypatch.setenv("RANK", "0")
     assert (auto_workers("cuda"), auto_workers("cpu")) == (3, 1)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
     assert (auto_workers("cuda"), auto_workers("cpu")) == (1, 0)

@@ -240,10 +240,22 @@ def test_of_a_moving_picture_the_first_frame(file_format):
 def test_a_file_that_is_cut_off_raises(file_format):
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
     whole = coded(noise, file_format).getvalue()
-    with pytest.raises((OSError, SyntaxError, ValueError)):
+    with pytest.raises((OSError, SyntaxError, ValueError, DataError)):
         decode(io.BytesIO(whole[: len(whole) // 2]))
-    with pytest.raises(OSError, match="cannot identify"):
-        decode(io.BytesIO(b""))
+
+
+@pytest.mark.parametrize(
+    "content, told",
+    [
+        (b"", "is empty"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "is HEIC, whatever its name says; convert it to"),
+        (b"\n<!DOCTYPE html>", "is a web page"),
+        (b"%PDF-1.4", "is damaged, or no image of a known format"),
+    ],
+)
+def test_what_is_no_image_is_named(content, told):
+    with pytest.raises(DataError, match=f"^{re.escape(told)}"):
+        decode(io.BytesIO(content))
 
 
 @pytest.mark.parametrize("limit", [10, 24])

@@ -131,7 +131,7 @@ def test_help_shows_descriptions_defaults_and_choices():
     text = one_line(out)
     assert code == 0
     assert "--solver lbfgs|sgd" in text and "[default: lbfgs]" in text
-    assert "--epochs VALUE Epochs of `sgd`; 28 if left out, as in the paper." in text
+    assert "--epochs VALUE Epochs of `sgd`; 28 if left out, as in VISSL." in text
     for common in ("--data", "--encoder", "--weights", "--size", "--against", "--split-seed"):
         assert common in text
     assert "--device" in text and "--out" in text and "[RUN]" in text
@@ -155,7 +155,10 @@ def test_values_are_read_as_by_set_and_booleans_are_flags(install, labelled, tmp
     assert code == 2 and "did you mean '--whiten'" in err
 
 
-@pytest.mark.parametrize("name", ["data", "encoder", "weights", "size", "against", "split_seed"])
+@pytest.mark.parametrize(
+    "name",
+    ["data", "encoder", "weights", "size", "against", "split_seed", "skip_unreadable", "workers"],
+)
 def test_an_option_with_a_common_name_is_refused(install, name):
     install("costly", OPTIONS.format(name=name))
     code, _, err = sslkit("eval", "costly")

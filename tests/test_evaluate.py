@@ -279,7 +279,8 @@ def test_splits_with_different_classes_are_refused_in_a_sentence(trained, tmp_pa
     paint(tmp_path / "train", 2)
     paint(tmp_path / "val", 2, colours={"blue": (0, 0, 9), "pink": (9, 0, 9)})
     code, _, err = sslkit("eval", "knn", trained, "--data", tmp_path)
-    assert code == 2 and "different classes" in err and "pink" in err
+    assert code == 2 and "val has classes that" in err and "does not have: pink" in err
+    assert evaluated("knn", trained, "--data", tmp_path / "train", "--k", 2), "the remedy"
 
 
 def test_a_run_whose_images_are_gone_is_evaluated_on_others(trained, tmp_path):
@@ -321,7 +322,7 @@ def test_an_image_that_cannot_be_read_is_named(trained, tmp_path, monkeypatch, w
     monkeypatch.setattr("sslkit.evaluation.build.auto_workers", lambda device: workers)
     with pytest.raises(DataError) as caught:
         build(Request(run=trained, data=str(folder), device="cpu"))
-    assert "blue/0.png cannot be read" in str(caught.value)
+    assert "1 image cannot be read" in str(caught.value) and "blue/0.png" in str(caught.value)
     assert "Traceback" not in str(caught.value)
 
 

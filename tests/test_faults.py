@@ -55,6 +55,7 @@ def test_the_valid_recipe_is_valid() -> None:
     assert result.exit_code == 0, result.stderr
     assert result.stdout == (
         "mine.yaml is valid: pirl, shapes, jigsaw, timm, memory_bank, lambda_nce, sgd, 2 epochs in batches of 8\n"
+        "parts and images are not tried; next: sslkit plan mine.yaml\n"
     )
 
 

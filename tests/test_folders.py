@@ -213,8 +213,7 @@ def test_links_out_of_the_folder_are_counted_and_followed_when_asked(tmp_path):
     made = found(root)
     assert made.names == ["in/a.png"]
     assert list(made.notes) == [
-        f"passed over in {root}: 2 links (--set data.follow_links=true follows them), "
-        "1 broken link"
+        f"passed over in {root}: 2 links (--set data.follow_links=true follows them), 1 broken link"
     ]
     made = found(root, follow_links=True)
     assert made.names == ["in/a.png", "out/b.png"], "the image is read once"
@@ -366,10 +365,10 @@ def test_remedies_work_in_every_command_that_prints_them(tiny, photos, tmp_path,
     for command in commands:
         data = () if command[0] == "pack" else ("--data", photos)
         code, out, err = sslkit(*command, *data, "--set", "data.max_pixels=10000000")
-        assert code == 2 and told in err and "17 images" in out + err
+        assert code == 2 and told in err and "2 classes: a, b" in out
         assert f"passed over in {photos}: 1 link ({links} follows them)\n" in err
         code, out, err = sslkit(*command, *data, *links.split(), *pixels.split())
-        assert code == 0 and "3 classes: a, b, c" in out and err == "", err
+        assert code == 0 and "3 classes: a, b, c" in out and "passed over" not in err, err
 
 
 def test_only_options_of_the_data_can_be_set(photos, tmp_path, trained):

@@ -285,7 +285,10 @@ def test_unreadable_images_are_named_and_nothing_is_written(folder, tmp_path):
     (folder / "train" / "a" / "0.jpg").write_bytes(b"no image")
     whole = folder / "train" / "b" / "1.jpg"
     whole.write_bytes(whole.read_bytes()[:-400])
-    told = r"^2 images cannot be read: a/0\.jpg \(Unidentified.*\), b/1\.jpg \(OSError: .*truncated.*\); repair .*: --skip-unreadable$"
+    told = (
+        r"^2 images cannot be read: a/0\.jpg \(is damaged, .*\), b/1\.jpg \(OSError: .*truncated"
+        r".*\); repair .*: --skip-unreadable$"
+    )
     with pytest.raises(DataError, match=told):
         write(str(folder), str(tmp_path / "set"), workers=1)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder"]

@@ -33,7 +33,8 @@ def both(tmp_path_factory) -> tuple[Path, Path]:
         (root / "folder" / name).mkdir(parents=True)
         for number, sides in enumerate(SIDES):
             smooth(*sides).save(root / "folder" / name / f"{number}{suffix}")
-    Packed.write(str(root / "folder"), str(root / "packed"), short_side=256)
+    folder = ImageFolder("train", root=str(root / "folder"))
+    Packed.write({"train": folder}, str(root / "packed"), short_side=256)
     return root / "folder", root / "packed"
 
 
@@ -57,7 +58,8 @@ def test_a_folder_and_its_packed_copy_show_the_same(both, size):
 def test_a_copy_that_reduced_nothing_says_so(tmp_path):
     (tmp_path / "folder").mkdir()
     smooth(64, 64).save(tmp_path / "folder" / "x.jpg")
-    Packed.write(str(tmp_path / "folder"), str(tmp_path / "packed"), short_side=64)
+    folder = ImageFolder("train", root=str(tmp_path / "folder"))
+    Packed.write({"train": folder}, str(tmp_path / "packed"), short_side=64)
     assert Packed("pretrain", root=str(tmp_path / "packed")).reduced_to is None
 
 

@@ -361,12 +361,6 @@ def test_a_last_step_that_spoils_the_weights_is_not_saved(tiny, tmp_path):
     )
 
 
-def test_resume_with_settings_is_refused(unbroken):
-    for more in (("--set", "train.epochs=9"), ("--data", "elsewhere")):
-        code, _, err = sslkit("train", "--resume", unbroken, *more)
-        assert code == 2 and "a resumed run goes on with its own recipe" in err
-
-
 def test_places_that_cannot_be_written_or_found(tiny, tmp_path):
     (tmp_path / "file").write_text("")
     code, _, err = sslkit("train", tiny, "--runs", tmp_path / "file")

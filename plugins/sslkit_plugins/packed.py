@@ -125,8 +125,8 @@ class Packed(ImageSource):
             return pydantic.TypeAdapter(Index).validate_json(path.read_bytes())
         except FileNotFoundError as error:
             raise DataError(
-                f"{self.root} is no packed set, it holds no {INDEX}; make one: sslkit pack FOLDER "
-                f"{self.root}"
+                f"{self.root} is no packed set, it holds no {INDEX}; name one, --data DIR, or make "
+                f"it: sslkit pack FOLDER {self.root}"
             ) from error
         except OSError as error:
             raise DataError(

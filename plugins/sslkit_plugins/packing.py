@@ -206,7 +206,7 @@ def _arrays(source: ImageSource, shard: list[tuple[int, bytes]]) -> dict[str, np
     rows = [index for index, _ in shard]
     files = [file for _, file in shard]
     names = "\0".join(str(source.names[index]) for index in rows)
-    arrays = {
+    arrays: dict[str, np.ndarray] = {
         "bytes": np.frombuffer(b"".join(files), np.uint8),
         "offset": np.cumsum([0, *map(len, files)], dtype=np.int64),
         "checksum": np.array([zlib.crc32(file) for file in files], np.int64),
@@ -234,6 +234,8 @@ class _Coder(Dataset):
     def _coded(self, index: int) -> Coded:
         try:
             return self._code(index)
+        except DataError as error:
+            return printable(str(error))
         except Exception as error:
             return printable(f"{type(error).__name__}: {error}")
 

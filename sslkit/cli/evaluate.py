@@ -62,7 +62,22 @@ def _common(
             show_default=False,
         ),
     ] = None,
+    skip_unreadable: Annotated[
+        bool,
+        typer.Option(
+            "--skip-unreadable",
+            help="Leave out images that cannot be read, and list them in the result.",
+        ),
+    ] = False,
     device: Device = "auto",
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Processes that decode images; chosen by the machine if left out.",
+            show_default=False,
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -233,6 +248,8 @@ def evaluate(part: Part, given: dict[str, Any]) -> None:
         device=given["device"],
         out=given["out"],
         overrides=tuple(given["set"] or ()),
+        skip_unreadable=given["skip_unreadable"],
+        workers=given["workers"],
     )
     console.print_text(f"{part.name} on {given['encoder'] if run is None else run}")
     needs = part.signature().attributes.get("needs", "labels")

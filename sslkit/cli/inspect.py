@@ -1,6 +1,8 @@
 """`sslkit check`, `plugins`, `schema`, `plan`, `views`: everything that trains nothing."""
 
 import json
+import os
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -21,14 +23,25 @@ CHOICES = {"optimizers": "optimizer", "schedules": "schedule"}
 
 @app.command()
 def check(path: RecipePath, overrides: Overrides = None, data: Data = None) -> None:
-    """Say whether a recipe is valid, or name every fault of it: file and line, key, remedy."""
+    """Say whether a recipe is valid, or name every fault of it: file and line, key, remedy.
+
+    Makes no part and reads no image; `sslkit plan` does, and takes a step.
+    """
     from sslkit import recipe
+    from sslkit.recipe import paths
 
     read = recipe.read(path, overrides=overrides or (), data=data)
     choices = [read.method, read.data, read.transform, read.encoder, read.sampler, read.loss]
     names = [choice.use for choice in choices if choice is not None]
     length = f"{read.train.epochs} epochs in batches of {read.train.batch_size}"
     console.print_text(f"{path} is valid: {', '.join(names)}, {read.optimizer.use}, {length}")
+    for key, value in paths.missing(read):
+        console.print_text(f"{key}  {value} is not on this machine", stderr=True)
+    words = ["sslkit", "plan", str(path)]
+    for override in overrides or ():
+        words += ["--set", override]
+    words += [] if data is None else ["--data", data]
+    console.print_text(f"parts and images are not tried; next: {shlex.join(words)}")
 
 
 @app.command()
@@ -163,9 +176,15 @@ def views(
     path: RecipePath,
     overrides: Overrides = None,
     data: Data = None,
-    out: Annotated[Path, typer.Option(metavar="PNG", help="Where the picture goes.")] = Path(
-        "views.png"
-    ),
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PNG",
+            help="Where the picture goes, in place of a file of that name; if left out, "
+            "views.png, or views-2.png and so on where that is there.",
+            show_default=False,
+        ),
+    ] = None,
     images: Annotated[int, typer.Option(min=1, max=50, help="How many images.")] = 3,
     draws: Annotated[int, typer.Option(min=1, max=50, help="How many draws of each.")] = 3,
 ) -> None:
@@ -180,6 +199,7 @@ def views(
     from sslkit.report.views_figure import draw_views
 
     source = parts.make_source(made, "pretrain")
+    out = _free("views", ".png") if out is None else out
     draw_views(
         source,
         parts.make_transform(made, parts.DataFormat.of(source)),
@@ -190,3 +210,12 @@ def views(
         title=f"{made.name}   method {made.method.use}, transform",
     )
     console.print_text(f"written: {out}")
+
+
+def _free(stem: str, ending: str) -> Path:
+    """Return a file of that name in the working directory, numbered where it is there already."""
+    path, number = Path(f"{stem}{ending}"), 1
+    while os.path.lexists(path):
+        number += 1
+        path = Path(f"{stem}-{number}{ending}")
+    return path

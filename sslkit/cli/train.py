@@ -1,6 +1,7 @@
 """`sslkit train`."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,11 +10,14 @@ import typer
 from sslkit import console
 from sslkit.cli.app import app
 from sslkit.cli.options import Data, Overrides
+from sslkit.errors import Fault, RecipeError
 
 Resume = Annotated[
     Path | None,
     typer.Option(
-        metavar="RUN", help="Go on with this run, exactly where it stopped.", show_default=False
+        metavar="RUN",
+        help="Go on with this run, exactly where it stopped; --data where its images lie now.",
+        show_default=False,
     ),
 ]
 Runs = Annotated[Path, typer.Option(metavar="DIR", help="Where run folders are made.")]
@@ -21,6 +25,11 @@ Devices = Annotated[
     int | None,
     typer.Option(min=1, help="Ranks on this machine, one per GPU.", show_default=False),
 ]
+FREE = tuple(
+    f"train.{name}"
+    for name in ("workers", "device", "save_minutes", "keep", "log_every", "unreadable", "on_nan")
+)
+"""Settings that a resumed run may change, for they change no number of it."""
 Profile = Annotated[
     bool,
     typer.Option("--profile", help="Only measure where the time of a step goes; train nothing."),
@@ -47,17 +56,18 @@ def train(
         raise typer.BadParameter("name a recipe to start, or --resume RUN to go on; not both")
     if resume is not None and profile:
         raise typer.BadParameter("--profile measures a recipe; it resumes no run")
-    if resume is not None and (overrides or data):
-        raise typer.BadParameter(
-            "a resumed run goes on with its own recipe; --set and --data would make it another run"
-        )
     from sslkit import recipe
-    from sslkit.runs import folders
 
-    folder = folders.find_folder(resume) if resume is not None else None
-    source = folder / "recipe.yaml" if folder is not None else path
-    assert source is not None
-    made = recipe.read(source, overrides=overrides or (), data=data)
+    folder = None
+    if resume is not None:
+        from sslkit.runs import folders
+
+        folder = folders.find_folder(resume)
+        _check_settings(folder, overrides or ())
+        made = folders.read_recipe(folder, overrides=overrides or (), data=data)
+    else:
+        assert path is not None
+        made = recipe.read(path, overrides=overrides or (), data=data)
 
     from sslkit import distributed
 
@@ -70,6 +80,19 @@ def train(
     from sslkit.training import session
 
     raise typer.Exit(session.run(made, folder, runs, console.Training))
+
+
+def _check_settings(folder: Path, overrides: Sequence[str]) -> None:
+    """Raise RecipeError for a `--set` that would make a resumed run another one."""
+    keys = [setting.partition("=")[0].strip() for setting in overrides]
+    fixed = [key for key in keys if not key.startswith("data.") and key not in FREE]
+    if fixed:
+        message = (
+            f"a resumed run goes on with its own recipe; --set may change data.* and "
+            f"{', '.join(FREE)}; start a new run instead: sslkit train {folder / 'recipe.yaml'} "
+            f"--set {fixed[0]}=…"
+        )
+        raise RecipeError(*(Fault(key, message, "--set") for key in fixed))
 
 
 def _profile(made: Any, runs: Path) -> None:

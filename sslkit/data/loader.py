@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from sslkit import faults
+from sslkit import faults, launcher
 from sslkit.data.plain import Plain, unlike
 from sslkit.data.workers import NO_WORKERS, deliver, read
 from sslkit.errors import DataError, PluginError, SslkitError, printable
@@ -41,7 +41,7 @@ def auto_workers(device_type: str) -> int:
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
-    share = cores // int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("WORLD_SIZE") or 1)
+    share = cores // launcher.local_world()
     return min(16, max(1, share)) if device_type == "cuda" else share // 2
 
 
@@ -158,13 +158,21 @@ def batch_bytes(transform: PretextTransform, source: ImageSource, images: int) -
     return images * numbers * source.bits // 8
 
 
-def check_fills(images: int, batch_size: int) -> None:
-    """Raise DataError where the images of a data set do not fill one batch."""
-    if images < batch_size:
-        raise DataError(
-            f"{images} images do not fill a batch of {batch_size}; take smaller batches: "
-            f"--set train.batch_size={max(2, images // 2)}"
-        )
+def check_fills(images: int, batch_size: int, shares: int = 1) -> None:
+    """Raise DataError where the images of a data set do not fill one batch.
+
+    `shares` is the number of micro-batches of all ranks, which the batch must divide into.
+    """
+    if images >= batch_size:
+        return
+    held = "1 image does not" if images == 1 else f"{images} images do not"
+    smaller = max(2 * shares, images // 2 // shares * shares)
+    remedy = f"take smaller batches: --set train.batch_size={smaller}"
+    if images < smaller:
+        remedy = f"{smaller} are needed at least; name a data set with more: --data PATH"
+        if shares > 1:
+            remedy += ", or take fewer ranks and micro-batches"
+    raise DataError(f"{held} fill a batch of {batch_size}; {remedy}")
 
 
 class Loader:
@@ -194,7 +202,7 @@ class Loader:
         self.rank, self.world, self.micro_batches = rank, world, micro_batches
         self.step_size = batch_size * micro_batches * world
         self.steps_per_epoch = len(source) // self.step_size
-        check_fills(len(source), self.step_size)
+        check_fills(len(source), self.step_size, micro_batches * world)
 
     @property
     def steps_of_pass(self) -> int:

@@ -17,10 +17,16 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from sslkit import faults
 from sslkit.data import shared
-from sslkit.errors import DataError, SslkitError, printable
+from sslkit.errors import DataError, PluginError, SslkitError, printable
+from sslkit.faults import describe
 
 NO_WORKERS = ", or use no loader workers (--set train.workers=0)"
 """A remedy of training, as the end of a sentence."""
+ALONE = ", or use no loader workers (--workers 0)"
+"""The same of evaluations."""
+
+START = "fork" if sys.platform == "linux" else "spawn"
+"""How worker processes begin. One that is spawned gets its parts as a pickle."""
 
 
 def read(read: Callable[..., Any], *what: Any) -> Any:
@@ -30,6 +36,8 @@ def read(read: Callable[..., Any], *what: Any) -> Any:
     """
     try:
         return read(*what)
+    except SslkitError as error:
+        return printable(str(error))
     except Exception as error:
         return printable(f"{type(error).__name__}: {error}")
 
@@ -96,6 +104,23 @@ def _undisturbed() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
+@contextmanager
+def _sent() -> Iterator[None]:
+    """Raise PluginError where a part cannot be sent to a spawned worker."""
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Got pickle error")
+            yield
+    except Exception as error:
+        if START == "fork" or not re.search("(?i)pickl|local object", describe(error)):
+            raise
+        raise PluginError(
+            f"the data set or the transform cannot be sent to a loader worker ({describe(error)}); "
+            "it must hold no lambda, local class or open file: define these at the top of a "
+            "module, or load without workers: --set train.workers=0 (in evaluations --workers 0)"
+        ) from error
+
+
 def deliver(
     builder: Dataset,
     orders: Iterable[Any],
@@ -126,12 +151,12 @@ def deliver(
             collate_fn=_whole,
             prefetch_factor=shared.prefetch(workers, size),
             worker_init_fn=_begin_worker,
-            multiprocessing_context="fork" if sys.platform == "linux" else "spawn",
+            multiprocessing_context=START,
             pin_memory=pin,
         )
     others = multiprocessing.active_children()
     try:
-        with _undisturbed():
+        with _undisturbed(), _sent():
             made = iter(loader)
     except OSError as error:
         _forget(error)

@@ -15,11 +15,13 @@ from sslkit.errors import DataError, Fault, RecipeError
 from sslkit.evaluation.candidates import Network, RawPixels
 from sslkit.evaluation.data import Splits, class_names, open_splits
 from sslkit.evaluation.foreign import Foreign, read_encoder
-from sslkit.evaluation.probe import ImageProbe, Progress, silent
+from sslkit.evaluation.images import Progress
+from sslkit.evaluation.probe import ImageProbe, silent
+from sslkit.evaluation.unreadable import Unreadable, left_out
 from sslkit.interfaces import Candidate
 from sslkit.parts import make_method, make_transform
 from sslkit.recipe import Choice, Recipe
-from sslkit.runs import checkpoint
+from sslkit.runs import checkpoint, folders
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +39,8 @@ class Request:
     out: Path | None = None
     overrides: tuple[str, ...] = ()
     """`--set`: options of the data set, such as data.max_pixels=10."""
+    skip_unreadable: bool = False
+    workers: int | None = None
 
 
 class Built(NamedTuple):
@@ -81,6 +85,10 @@ def build(
     device = pick_device(request.device)
     data, recipes = _read(request)
     splits = open_splits(data, needs, request.split_seed)
+    skipped: list[Unreadable] = []
+    workers = auto_workers(device.type) if request.workers is None else request.workers
+    if request.skip_unreadable:
+        splits, skipped = left_out(splits, needs, workers, progress)
     show(splits)
     runs, notes = [], []
     for folder, read in recipes:
@@ -95,8 +103,8 @@ def build(
         candidates,
         candidates[0].size,
         device,
-        _facts(request, runs, foreign, data, splits),
-        auto_workers(device.type),
+        _facts(request, runs, foreign, data, splits, skipped),
+        workers,
         progress,
     )
     probe.fit_statistics()
@@ -135,18 +143,17 @@ def _read(request: Request) -> tuple[Choice, list[tuple[Path, Recipe]]]:
     recipes = []
     data = None
     if request.run is not None:
-        file = request.run / "recipe.yaml"
-        read = recipe.read(file, data=request.data, overrides=request.overrides)
+        read = folders.read_recipe(request.run, data=request.data, overrides=request.overrides)
         recipes.append((request.run, read))
         data = read.data
     elif request.data is not None:
         data = recipe.read_data(request.data, request.overrides)
     for folder in request.against:
-        recipes.append((folder, recipe.read(folder / "recipe.yaml", data=request.data)))
+        recipes.append((folder, folders.read_recipe(folder, opened=False)))
     assert data is not None
-    folders = [folder for folder, _ in recipes]
+    measured = [folder for folder, _ in recipes]
     for folder in request.against:
-        if folders.count(folder) > 1:
+        if measured.count(folder) > 1:
             raise RecipeError(Fault("--against", f"{folder} is already measured; name another run"))
     return data, recipes
 
@@ -227,12 +234,19 @@ def _facts(
     foreign: Foreign | None,
     data: Choice,
     splits: Splits,
+    skipped: list[Unreadable],
 ) -> dict[str, Any]:
-    """Return what every evaluation records: data, splits, checkpoints."""
+    """Return what every evaluation records: data, splits, checkpoints, images left out."""
     own = runs[:1] if request.run is not None else []
     facts: dict[str, Any] = own[0].facts() if own else {}
     if foreign is not None:
         facts["encoder"] = foreign.choice.as_dict()
+    if request.skip_unreadable:
+        facts["skipped"] = [
+            {"split": one.split, "name": one.name, "reason": one.reason} for one in skipped
+        ]
+    if splits.unseen:
+        facts["unseen_classes"] = list(splits.unseen)
     if request.against:
         facts["against"] = [run.facts() for run in runs[len(own) :]]
     return facts | {

@@ -1,12 +1,13 @@
 """The labelled images of an evaluation: opened, split, checked against what it needs."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from sslkit.data.summary import evaluation, place_of
+from sslkit.data.summary import NAMED, evaluation, place_of
 from sslkit.errors import DataError, Fault, RecipeError
-from sslkit.evaluation.rows import split
+from sslkit.evaluation.rows import relabelled, split
 from sslkit.interfaces import ImageSource
 from sslkit.parts import make
 from sslkit.recipe import Choice
@@ -15,14 +16,17 @@ from sslkit.recipe import Choice
 class Splits(NamedTuple):
     """Training and validation images, and how they were split.
 
-    `summary` says in one line what serves as what, `notes` what the user should know besides.
+    `where` is the place of the data set, `summary` says in one line what serves as what, `notes`
+    are what the user should know besides; `unseen` are classes without validation images.
     """
 
     train: ImageSource
     val: ImageSource
     how: str
+    where: str = ""
     summary: str = ""
     notes: tuple[str, ...] = ()
+    unseen: tuple[str, ...] = ()
 
 
 def open_splits(data: Choice, needs: str, seed: int | None) -> Splits:
@@ -36,7 +40,7 @@ def open_splits(data: Choice, needs: str, seed: int | None) -> Splits:
         raise DataError(f"{where} has no training images")
     _check_needs(train, needs, where)
     if not train.has_val:
-        splits = Splits(*split(train, seed or 0), notes=tuple(train.notes))
+        splits = Splits(*split(train, seed or 0), where=where, notes=tuple(train.notes))
     elif seed is not None:
         raise RecipeError(
             Fault("--split-seed", f"{where} has validation images of its own; leave the option out")
@@ -44,31 +48,67 @@ def open_splits(data: Choice, needs: str, seed: int | None) -> Splits:
     else:
         val = make(data, split="val")
         if needs == "labels":
-            _check_classes(train, val, where)
+            val = _with_classes_of(train, val, where)
         how = "the data set's own validation images"
-        splits = Splits(train, val, how, notes=(*train.notes, *val.notes))
-    _check_sizes(splits, where)
-    summary = evaluation(splits.train, splits.val, where, splits.how)
-    return splits._replace(summary=summary)
+        splits = Splits(train, val, how, where=where, notes=(*train.notes, *val.notes))
+    return check(splits, needs)
 
 
-def _check_classes(train: ImageSource, val: ImageSource, where: str) -> None:
-    """DataError where the classes of the splits differ."""
-    if val.labels is not None and list(val.classes) == list(train.classes):
-        return
+def check(splits: Splits, needs: str) -> Splits:
+    """Return splits with summary and unseen classes. DataError for what cannot be measured."""
+    _check_sizes(splits, splits.where)
+    _check_needs(splits.train, needs, splits.where)
+    summary = evaluation(splits.train, splits.val, splits.where, splits.how)
+    splits = splits._replace(summary=summary, unseen=())
+    train, val = splits.train.labels, splits.val.labels
+    if needs != "labels" or train is None or val is None:
+        return splits
+    names = class_names(splits.train)
+    learnt = set(np.unique(train).tolist())
+    shown = set(np.unique(val).tolist())
+    if strange := sorted(shown - learnt):
+        raise DataError(
+            f"{splits.where} has validation images of {_named([names[one] for one in strange])}, "
+            "and no training images of it; add some, or remove these validation images"
+        )
+    unseen = tuple(names[label] for label in sorted(learnt - shown))
+    if not unseen:
+        return splits
+    note = (
+        f"no validation image shows {_named(unseen)}: measured on the other "
+        f"{len(shown)} of {len(learnt)} classes"
+    )
+    return splits._replace(unseen=unseen, notes=(*splits.notes, note))
+
+
+def _named(names: Sequence[str]) -> str:
+    """Return the first names, and how many more there are."""
+    more = f" and {len(names) - NAMED} more classes" if len(names) > NAMED else ""
+    return f"{', '.join(names[:NAMED])}{more}"
+
+
+def _with_classes_of(train: ImageSource, val: ImageSource, where: str) -> ImageSource:
+    """Return `val` with the classes of `train`, of which it may lack some.
+
+    Raises DataError where it has no labels, or classes that training does not have.
+    """
     place = val.place or "the validation split"
     if val.labels is None:
         raise DataError(
             f"{place} has no labels{_because(val)}; give it the class folders of {where}, or name "
             f"{where} instead, of which a fifth then validates"
         )
-    only = {where: set(train.classes) - set(val.classes)}
-    only[place] = set(val.classes) - set(train.classes)
-    told = [f"{', '.join(sorted(names)[:5])} only in {one}" for one, names in only.items() if names]
-    raise DataError(
-        f"{where} and {place} have different classes: {'; '.join(told)}; give both the same class "
-        f"folders, or name {where} instead, of which a fifth then validates"
-    )
+    known = list(train.classes)
+    if list(val.classes) == known:
+        return val
+    shown = [val.classes[label] for label in np.unique(val.labels).tolist()]
+    strange = [name for name in shown if name not in known]
+    if strange:
+        raise DataError(
+            f"{place} has classes that {where} does not have: {_named(strange)}; give both the "
+            f"same class folders, or name {where} instead, of which a fifth then validates"
+        )
+    return relabelled(val, known)
 
 
 def _because(source: ImageSource) -> str:

@@ -1,6 +1,7 @@
 """Labelled images as evaluations show them: resized, not augmented, or randomly cropped."""
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -12,7 +13,7 @@ from torch.utils.data import Dataset
 
 from sslkit.data import shared
 from sslkit.data.plain import decoded, plain_box, unlike
-from sslkit.data.workers import deliver, read
+from sslkit.data.workers import ALONE, deliver, read
 from sslkit.errors import DataError, printable
 from sslkit.interfaces import ImageSource, Pixels
 
@@ -28,6 +29,9 @@ BATCH = 128
 MIN_AREA, ASPECT = 0.08, (3 / 4, 4 / 3)
 """Random crops: smallest share of the image, and range of width / height (Szegedy et al. 2015,
 arXiv:1409.4842, section 6)."""
+
+Progress = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
+"""title → context whose value is called with the number newly done and the total."""
 
 Picture = Image.Image | Pixels
 Box = tuple[float, float, float, float]
@@ -123,22 +127,24 @@ def _resize(image: Image.Image, box: Box, size: int) -> np.ndarray:
     return np.array(image.resize((size, size), Image.Resampling.BILINEAR, box=box))
 
 
+class UnreadableImage(DataError):  # noqa: N818  (it names what happened)
+    """An image that an evaluation cannot read: one of perhaps many."""
+
+
 class _Builder(Dataset):
     """Reads and cuts the images of an Order; an unreadable image is an error."""
 
     def __init__(self, source: ImageSource, cut: Cut, seed: int) -> None:
         self.source, self.cut, self.seed = source, cut, seed
 
-    def __getitem__(self, order: Order) -> tuple[tuple[Tensor, ...], Tensor] | DataError:
+    def __getitem__(self, order: Order) -> tuple[tuple[Tensor, ...], Tensor] | UnreadableImage:
         cuts = []
         for index in order.indices.tolist():
             image = read(decoded, self.source, index)
             image = unlike(image, self.source) or image
             if isinstance(image, str):
-                return DataError(
-                    f"{printable(str(self.source.names[index]))} cannot be read, and an evaluation "
-                    f"replaces no image: repair or remove it ({image})"
-                )
+                name = printable(str(self.source.names[index]))
+                return UnreadableImage(f"{name} cannot be read: {image}")
             cuts.append(self.cut(image, np.random.default_rng((self.seed, order.epoch, index))))
         stacked = tuple(torch.stack(views) for views in zip(*cuts, strict=True))
         return stacked, torch.from_numpy(order.indices)
@@ -147,15 +153,17 @@ class _Builder(Dataset):
 def read_images(
     source: ImageSource, cut: Cut, orders: Iterable[Order], *, seed: int = 0, workers: int = 0
 ) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
-    """Yield the cuts of each order and the index int64 [N]. DataError for an unreadable image.
+    """Yield the cuts of each order and the index int64 [N].
 
-    Takes fewer workers where shared memory has no room for all.
+    Takes fewer workers where shared memory has no room for all. Raises UnreadableImage for the
+    first image that cannot be read.
     """
     builder, size = _Builder(source, cut, seed), 0
     first = builder[Order(0, np.arange(1))] if workers else None
     if isinstance(first, tuple):
         size = BATCH * sum([value.nbytes for value in first[0]])
-    return deliver(builder, orders, shared.fitting(workers, size), size=size)
+    fitting = shared.fitting(workers, size)
+    return deliver(builder, orders, fitting, size=size, remedy=ALONE)
 
 
 def in_order(count: int, size: int = BATCH) -> list[Order]:

@@ -1,7 +1,7 @@
 """The probe that evaluations get: images of two splits, and the candidates to score."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,12 +11,16 @@ import torch
 from torch import Tensor
 
 from sslkit.evaluation import compare as comparison
+from sslkit.evaluation import unreadable
 from sslkit.evaluation.candidates import Network
 from sslkit.evaluation.images import (
     BATCH,
+    Cut,
     Order,
+    Progress,
     RandomCrops,
     Resized,
+    UnreadableImage,
     View,
     in_order,
     read_images,
@@ -35,9 +39,6 @@ from sslkit.interfaces import (
 
 KEPT = 2**31
 """Most bytes of resized images that a probe keeps. What does not fit is decoded for each pass."""
-
-Progress = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
-"""title → context whose value is called with the number newly done and the total."""
 
 
 def silent(title: str) -> AbstractContextManager[Callable[[int, int], None]]:
@@ -98,7 +99,7 @@ class ImageProbe(Probe):
         """Yield `steps` shuffled batches of random crops and flips: [B,C,S,S], index [B]."""
         orders = shuffled(len(source), batch_size=batch_size, steps=steps, seed=seed)
         cut = RandomCrops(self.size if size is None else size, 1)
-        for (crops,), index in read_images(source, cut, orders, seed=seed, workers=self.workers):
+        for (crops,), index in self._read(source, cut, orders, seed):
             yield crops[:, 0].to(self.device), index
 
     def views(
@@ -107,7 +108,7 @@ class ImageProbe(Probe):
         """Yield `count` random crops of every image once, in order: [N,count,C,S,S], index [N]."""
         orders = in_order(len(source), max(1, BATCH // count))
         cut = RandomCrops(self.size if size is None else size, count)
-        for (crops,), index in read_images(source, cut, orders, seed=seed, workers=self.workers):
+        for (crops,), index in self._read(source, cut, orders, seed):
             yield crops.to(self.device), index
 
     def compare(
@@ -145,6 +146,18 @@ class ImageProbe(Probe):
         """Yield every image once, in order, at the size of every candidate: by size, index."""
         return self._sized(source, view, in_order(len(source)), self._sizes())
 
+    def _read(
+        self, source: ImageSource, cut: Cut, orders: Iterable[Order], seed: int = 0
+    ) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
+        """Yield cuts and index. DataError names all images of both splits that cannot be read."""
+        try:
+            yield from read_images(source, cut, orders, seed=seed, workers=self.workers)
+        except UnreadableImage:
+            found = unreadable.find(self.train, self.val, self.workers, self.progress)
+            if not found:
+                raise
+            raise unreadable.refusal(found) from None
+
     def _sizes(self) -> list[int]:
         return sorted({candidate.size for candidate in self.candidates})
 
@@ -155,7 +168,7 @@ class ImageProbe(Probe):
         kept = self._keep(source, view, sizes)
         if kept is None:
             cut = Resized(tuple(sizes), view, source.reduced_to)
-            for images, index in read_images(source, cut, orders, workers=self.workers):
+            for images, index in self._read(source, cut, orders):
                 yield dict(zip(sizes, images, strict=True)), index
             return
         for order in orders:
@@ -179,7 +192,7 @@ class ImageProbe(Probe):
         with self.progress("reading images") as advance:
             cut = Resized(tuple(missing), view, source.reduced_to)
             orders = in_order(len(source))
-            for images, index in read_images(source, cut, orders, workers=self.workers):
+            for images, index in self._read(source, cut, orders):
                 for size, pixels in zip(missing, images, strict=True):
                     made[size][index.numpy()] = pixels.numpy()
                 advance(len(index), len(source))

@@ -1,6 +1,6 @@
 """Some images of a data set, and the training and validation split of an evaluation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from PIL import Image
@@ -34,6 +34,18 @@ class Rows(ImageSource):
 
     def pixels(self, index: int, reduction: Callable[[int, int], float]) -> Pixels:
         return self.source.pixels(int(self.rows[index]), reduction)
+
+
+def relabelled(source: ImageSource, classes: Sequence[str]) -> ImageSource:
+    """Return a labelled source whose labels count `classes`, which hold every class of its images."""
+    assert source.labels is not None
+    if list(source.classes) == list(classes):
+        return source
+    found = Rows(source, np.arange(len(source)))
+    numbers = {label: list(classes).index(source.classes[label]) for label in set(source.labels)}
+    found.labels = np.array([numbers[label] for label in source.labels], np.int64)
+    found.classes, found.place = list(classes), source.place
+    return found
 
 
 def split(source: ImageSource, seed: int) -> tuple[ImageSource, ImageSource, str]:

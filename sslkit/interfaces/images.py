@@ -80,6 +80,9 @@ class ImageSource(ABC):
 
     "*.npz" is a file with this ending, "/packed.json" a folder with this file in it, "/" a folder.
     """
+    paths: ClassVar[dict[str, tuple[str, ...]]] = {}
+    """Further options that hold paths, each with the words that are none. Run folders keep paths
+    absolute; options that `opens` names, and those of type Path, need no mention."""
     names: Sequence[str]
     """One name per image: a path relative to the root, or a number. Checkpoints keep their hash."""
     labels: np.ndarray | None = None

@@ -24,6 +24,9 @@ class Encoder(nn.Module, ABC):
     initial_options: ClassVar[tuple[str, ...]] = ()
     """Options that only choose the initial weights. They keep their defaults where a checkpoint is
     loaded, so that a run does not need those weights again."""
+    paths: ClassVar[dict[str, tuple[str, ...]]] = {}
+    """Options that may hold paths, each with the words that are none. Run folders keep paths
+    absolute; options of type Path need no mention."""
     libraries: ClassVar[tuple[str, ...]] = ()
     """Libraries that `export` writes for, the usual one first."""
 

@@ -16,6 +16,8 @@ MAX_BYTES = 1 << 16
 MAX_DEPTH = 20
 BREAKS = {"\x85", "\u2028", "\u2029"}
 """Line breaks of YAML, which survive only as escapes."""
+MARK = "\ufeff"
+"""A byte-order mark, which YAML drops at the beginning."""
 
 _INT = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 _FLOAT = re.compile(r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?")
@@ -82,6 +84,13 @@ class Document:
         self.lines: dict[Key, int] = {}
         self.faults: list[tuple[Key, int, str]] = []
         self.value: Any = None
+        self._text = text
+        if text.startswith(MARK):
+            message = (
+                "begins with the character U+FEFF, which YAML drops; write it as "
+                '"\\uFEFF" in double quotes, or remove it'
+            )
+            self._refuse((), 1, message)
         try:
             self._events = yaml.SafeLoader(text)
             self._open(when_empty)
@@ -95,11 +104,10 @@ class Document:
             )
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
-            self._refuse(
-                (),
-                mark.line + 1 if mark else 1,
-                f"is not valid YAML: {' '.join(filter(None, (error.context, error.problem)))}",
-            )
+            why = " ".join(filter(None, (error.context, error.problem)))
+            if broken := sorted(set(text) & BREAKS):
+                why += f"; YAML takes the character U+{ord(broken[0]):04X} for the end of a line"
+            self._refuse((), mark.line + 1 if mark else 1, f"is not valid YAML: {why}")
         except TooDeepError:
             pass
 
@@ -138,6 +146,15 @@ class Document:
                 key, line, f"tag {event.tag} is not allowed in a recipe; write the plain value"
             )
         if isinstance(event, yaml.ScalarEvent):
+            held = self._text[event.start_mark.index : event.end_mark.index]
+            if broken := sorted(set(held) & BREAKS):
+                code = f"{ord(broken[0]):04X}"
+                message = (
+                    f"holds the character U+{code}, which YAML takes for the end of a line; write "
+                    f'it as "\\u{code}" in double quotes, or remove it'
+                )
+                self._refuse(key, line, message)
+                return None
             try:
                 return resolve(event.value) if event.implicit[0] else whole(event.value)
             except ValueError as error:

@@ -1,12 +1,15 @@
-"""Paths → data sets: which installed data set opens a folder or a file."""
+"""Paths in recipes: which installed data set opens a folder or a file, and absolute paths."""
 
 import fnmatch
 import os
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sslkit.errors import PluginError
-from sslkit.recipe import registry
+from sslkit.recipe import groups, registry
+from sslkit.recipe.contents import PARTS, Choice, Recipe
 from sslkit.recipe.words import near_files
 
 
@@ -51,3 +54,69 @@ def _rank(pattern: str, path: Path) -> int:
     if pattern.startswith("/"):
         return 2 * os.path.isfile(path / pattern[1:])
     return 2 * (os.path.isfile(path) and fnmatch.fnmatch(path.name.lower(), pattern))
+
+
+def absolute(recipe: Recipe, bases: Iterable[Path] = (Path(),)) -> Recipe:
+    """Return a recipe with absolute paths, which holds from any working directory.
+
+    A relative path stands below the first of `bases` that holds it; one that none holds stays as it
+    is. Paths are the options that `opens` and `paths` of a part name, and those of type Path.
+    """
+    bases = tuple(bases)
+    sections: dict[str, Any] = {"heads": dict(recipe.heads)}
+    for section, name, choice in _choices(recipe):
+        options = dict(choice.options)
+        for option, value in _paths(choice):
+            options[option] = type(value)(_found(str(value), bases))
+        if section == "heads":
+            sections[section][name] = replace(choice, options=options)
+        else:
+            sections[section] = replace(choice, options=options)
+    return replace(recipe, **sections)
+
+
+def missing(recipe: Recipe) -> list[tuple[str, str]]:
+    """Return the paths of a recipe that are not on this machine, with their dotted keys."""
+    found = []
+    for section, name, choice in _choices(recipe):
+        for option, value in _paths(choice):
+            if not os.path.lexists(os.path.expanduser(value)):
+                found.append((".".join(filter(None, (section, name, option))), str(value)))
+    return found
+
+
+def _choices(recipe: Recipe) -> Iterator[tuple[str, str, Choice]]:
+    """Yield section, name of the head, and part."""
+    for section in PARTS:
+        chosen = getattr(recipe, section)
+        named = chosen if isinstance(chosen, dict) else {"": chosen}
+        for name, choice in named.items():
+            if choice is not None:
+                yield section, name, choice
+
+
+def _paths(choice: Choice) -> Iterator[tuple[str, str | Path]]:
+    """Yield the options of a part that hold paths, with their values."""
+    try:
+        signature = choice.part.signature()
+    except PluginError:
+        return
+    words: dict[str, tuple[str, ...]] = {}
+    for name, option in signature.options.items():
+        if Path in map(groups.bare, groups.members(groups.bare(option.annotation))):
+            words[name] = ()
+    for name in (signature.attributes.get("opens") or {}).values():
+        words[name] = ()
+    words |= signature.attributes.get("paths") or {}
+    for name in words:
+        value = choice.options.get(name)
+        if isinstance(value, str | Path) and str(value) and str(value) not in words[name]:
+            yield name, value
+
+
+def _found(text: str, bases: tuple[Path, ...]) -> str:
+    for base in bases:
+        path = os.path.abspath(base / os.path.expanduser(text))
+        if os.path.lexists(path):
+            return path
+    return text

@@ -22,13 +22,15 @@ def read(
     overrides: Sequence[str] = (),
     data: str | None = None,
     wired: bool = True,
+    opened: bool = True,
 ) -> Recipe:
     """Read a recipe. Raises RecipeError with every fault; imports no torch.
 
     `overrides` are `section.key=value`; `data` is a folder, packed set or .npz file to use instead.
     `wired=False` leaves out whether the parts fit each other, for commands that use only some.
+    `opened=False` takes a data set that is not installed as it stands: no image is read.
     """
-    return _Reading(Draft(Path(path), overrides, data)).recipe(wired)
+    return _Reading(Draft(Path(path), overrides, data)).recipe(wired, opened)
 
 
 class _Reading:
@@ -39,7 +41,7 @@ class _Reading:
         self.content = draft.content
         self.refuse = draft.refuse
 
-    def recipe(self, wired: bool = True) -> Recipe:
+    def recipe(self, wired: bool = True, opened: bool = True) -> Recipe:
         """Return the recipe. Raises RecipeError with every fault."""
         for section in self.content:
             if section not in SECTIONS:
@@ -57,6 +59,8 @@ class _Reading:
         for section, kind in PARTS.items():
             if section in self.content and section != "heads":
                 sections[section] = self._choice((section,), kind, self.content[section])
+        if not opened:
+            sections["data"] = self._absent(sections.get("data"))
         heads = self._heads()
         sections["heads"] = heads or {}
         for section in SETTINGS:
@@ -65,6 +69,8 @@ class _Reading:
         self._check_weight_decay(sections.get("optimizer"), sections["schedule"])
         if heads is not None and wired:
             chosen = {name: value for name, value in sections.items() if name in self.content}
+            if not opened:
+                del chosen["data"]
             for key, message in wiring.faults(chosen, heads):
                 self.refuse(key, message)
         if self.draft.faults:
@@ -117,6 +123,18 @@ class _Reading:
             below = (name,) if name in given else tuple(name.split("."))
             self.refuse((*key, *below), message)
         return Choice(kind, part.name, options, part)
+
+    def _absent(self, chosen: Choice | None) -> Choice | None:
+        """Return the data set that the recipe names, also where it is not installed."""
+        content = self.content.get("data")
+        if chosen is not None or not isinstance(content, dict):
+            return chosen
+        use = content.get("use")
+        if not isinstance(use, str):
+            return None
+        self.draft.faults = [f for f in self.draft.faults if f.key.partition(".")[0] != "data"]
+        options = {name: value for name, value in content.items() if name != "use"}
+        return Choice("datasets", use, options, registry.Part("datasets", use, "", "", "", ""))
 
     def _settings(self, section: str) -> Any:
         """Return the settings of a section, None where something is wrong with them."""

@@ -9,7 +9,7 @@ from typing import Any
 from sslkit.errors import PluginError
 from sslkit.recipe import source
 from sslkit.recipe.signature import Signature, read_class
-from sslkit.recipe.words import advice, sentence, written
+from sslkit.recipe.words import advice, joined, sentence, written
 
 KINDS = {
     "encoders": "encoder",
@@ -92,9 +92,9 @@ def find(kind: str, name: str) -> Part:
     found = [part for part in installed if part.name == name]
     if not found:
         near = advice(name, [part.name for part in installed])
+        remedy = "if a package should bring it, install or reinstall that package"
         raise PluginError(
-            f"no {KINDS[kind]} named {written(name)} is installed; {near}; if a package should "
-            "bring it, install or reinstall that package"
+            f"no {KINDS[kind]} named {written(name)} is installed; {joined(near, remedy)}"
         )
     if len(found) > 1:
         claims = " and ".join(

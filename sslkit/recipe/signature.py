@@ -156,8 +156,13 @@ def _settle(option: Option, value: Any, key: str) -> tuple[Any, Faults]:
             pass
     names = [name for other in others for name in _names(other)]
     if isinstance(value, str) and any(groups.is_preset(other, group) for other in others):
-        return value, [(key, f"no preset {written(value)}; {advice(value, names)}{option.more}")]
+        return value, [(key, f"no preset {written(value)}; {_with(advice(value, names), option)}")]
     return value, [(key, option.refuse(value))]
+
+
+def _with(advised: str, option: Option) -> str:
+    """Return advice and the description of an option; a question needs no full stop."""
+    return f"{advised}{option.more.removeprefix('.') if advised.endswith('?') else option.more}"
 
 
 def _names(annotation: Any) -> tuple[Any, ...]:

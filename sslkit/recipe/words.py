@@ -167,6 +167,13 @@ def advice(name: str, names: Iterable[str]) -> str:
     return f"there are: {', '.join(names)}" if names else "there are none"
 
 
+def joined(first: str, second: str) -> str:
+    """Join two clauses by a semicolon; a question ends, and the second begins a sentence."""
+    if first.endswith("?"):
+        return f"{first} {second[:1].upper()}{second[1:]}"
+    return f"{first}; {second}"
+
+
 def sentence(error: BaseException) -> str:
     """Return the class and the message of an error in one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split()) or 'no reason given'}"

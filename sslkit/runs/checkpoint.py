@@ -7,11 +7,8 @@ runs/<recipe>/<time>/                 `latest` beside it points to the newest
 
 import copy
 import json
-import platform
 import re
 import shutil
-import sys
-from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired
 
@@ -22,36 +19,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 from typing_extensions import TypedDict
 
-from sslkit import __version__, distributed
+from sslkit import distributed
 from sslkit.errors import CheckpointError
 from sslkit.interfaces import Method
 from sslkit.parts import DataFormat, sharded_rows
-from sslkit.recipe import registry
+from sslkit.runs import samples
 from sslkit.runs.files import checksum, replacing, save_tensors, write_text
 from sslkit.runs.run import Run
 
 STEP = "step-{:08d}"
 FILES = ("method.safetensors", "optimizer.safetensors", "state.json")
-
-
-def environment(run: Run) -> dict[str, Any]:
-    """What a run ran on: versions of everything that made it, device, processes."""
-    parts = {(part.distribution, part.version) for part in registry.parts()}
-    packages = ["torch", "torchvision", "timm", "numpy", "pillow", "safetensors", "pydantic"]
-    return {
-        "sslkit": __version__,
-        "plugins": {name: version for name, version in sorted(parts)},
-        "python": platform.python_version(),
-        "packages": {name: metadata.version(name) for name in packages},
-        "platform": platform.platform(),
-        "device": torch.cuda.get_device_name(run.device)
-        if run.device.type == "cuda"
-        else f"{run.device.type} ({platform.machine()})",
-        "precision": str(run.precision).removeprefix("torch."),
-        "threads": torch.get_num_threads(),
-        "processes": distributed.world(),
-        "command": sys.argv,
-    }
 
 
 GROUP = "group "
@@ -155,6 +132,8 @@ def save(run: Run, folder: Path) -> Path:
             distributed.barrier()
         if not leader:
             return final
+        if run.samples is None:
+            run.samples = samples.take(run.source)
         transform = {f"transform.{name}": value for name, value in run.transform.state().items()}
         moments, numbers = _flatten_optimizer(run.optimizer)
         state = {
@@ -165,6 +144,7 @@ def save(run: Run, folder: Path) -> Path:
             "bits": run.data.bits,
             "classes": run.data.classes,
             "fingerprint": run.fingerprint,
+            "samples": run.samples,
             "unreadable": run.unreadable,
             "optimizer": {"name": type(run.optimizer).__name__, "state": numbers},
         }
@@ -216,6 +196,7 @@ class State(TypedDict):
     bits: NotRequired[Literal[8, 16]]
     classes: NotRequired[Annotated[int, pydantic.Field(ge=1, lt=2**31)] | None]
     fingerprint: str
+    samples: NotRequired[list[samples.Sample]]
     unreadable: dict[str, str]
     optimizer: OptimizerState
 
@@ -367,11 +348,7 @@ def resume(run: Run, folder: Path) -> list[str]:
         state = _checked_state(checkpoint)
     except (OSError, ValueError) as error:
         raise _misfit(checkpoint, error) from error
-    if state["fingerprint"] != run.fingerprint:
-        raise CheckpointError(
-            f"{folder} was trained on another list of images ({state['images']} then, {len(run.source)} now): rows of the memory bank would "
-            f"belong to other images; restore the folder, or start a new run"
-        )
+    _check_images(run, folder, state)
     kept = load_method(run.method, checkpoint)
     own = run.transform.state()
     if kept.keys() != own.keys() or any(not torch.equal(kept[name], own[name]) for name in own):
@@ -392,12 +369,25 @@ def resume(run: Run, folder: Path) -> list[str]:
         _rehearse(run.optimizer)
     except Exception as error:
         raise _misfit(checkpoint, error) from error
-    run.step, run.skipped, run.unreadable = (
-        state["step"],
-        state.get("skipped", 0),
-        dict(state["unreadable"]),
-    )
+    run.step, run.skipped = state["step"], state.get("skipped", 0)
+    run.unreadable = dict(state["unreadable"])
     return notes
+
+
+def _check_images(run: Run, folder: Path, state: State) -> None:
+    """Raise CheckpointError where the images are not those that the run began with."""
+    kept, other = state.get("samples", []), None
+    if state["fingerprint"] != run.fingerprint:
+        other = f"list of images ({samples.other_names(kept, state['images'], run.source)})"
+    elif content := samples.other_content(kept, run.source):
+        other = f"set of images: {content}"
+    if other is not None:
+        raise CheckpointError(
+            f"{folder} was trained on another {other}; put its own images back, or name their "
+            f"place: sslkit train --resume {folder} --data PATH, or start a new run: sslkit train "
+            f"{folder / 'recipe.yaml'} --data PATH"
+        )
+    run.samples = kept or None
 
 
 def save_encoder(run: Run, folder: Path) -> Path:

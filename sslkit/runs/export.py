@@ -12,13 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sslkit import recipe
 from sslkit.errors import CheckpointError, SslkitError
 from sslkit.interfaces import Encoder
 from sslkit.parts import make_method, make_transform
 from sslkit.recipe import Recipe
 from sslkit.recipe.signature import written
-from sslkit.runs import card, checkpoint, files, hub, onnx
+from sslkit.runs import card, checkpoint, files, folders, hub, onnx
 
 TOLERANCE = 1e-6
 """Largest difference of features, relative to the largest feature, that counts as equal."""
@@ -50,7 +49,7 @@ def export(folder: Path, target: str, *, public: bool = False) -> Exported:
     a process of its own, and its features are compared with those of the run. Raises SslkitError
     where the library has no such architecture, or where features differ; nothing is left then.
     """
-    made = recipe.read(folder / "recipe.yaml")
+    made = folders.read_recipe(folder, opened=False)
     library, repository = _target(made, target)
     if repository is not None:
         hub.check()

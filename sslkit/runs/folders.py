@@ -3,13 +3,16 @@
 import os
 import platform
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
-from sslkit.errors import CheckpointError
+from sslkit import recipe as recipes
+from sslkit.errors import CheckpointError, RecipeError
 from sslkit.recipe import Recipe
+from sslkit.recipe.paths import absolute
+from sslkit.runs import versions
 from sslkit.runs.files import write_text, writing
 
 
@@ -46,9 +49,36 @@ def new_folder(root: Path, recipe: Recipe) -> Path:
             raise CheckpointError(
                 f"cannot make the run folder {folder}: {why}; choose another place with --runs"
             ) from error
-    write_text(folder / "recipe.yaml", recipe.as_yaml())
+    keep_recipe(folder, recipe)
     point_latest(folder)
     return folder
+
+
+def keep_recipe(folder: Path, recipe: Recipe) -> None:
+    """Write recipe.yaml, with absolute paths, where it does not hold this recipe already."""
+    path, text = folder / "recipe.yaml", absolute(recipe).as_yaml()
+    if not path.exists() or path.read_bytes() != text.encode():
+        write_text(path, text)
+
+
+def read_recipe(
+    folder: Path,
+    *,
+    overrides: Sequence[str] = (),
+    data: str | None = None,
+    opened: bool = True,
+) -> Recipe:
+    """Read the recipe of a run folder, with absolute paths.
+
+    Relative paths, which sslkit 0.1 wrote, stand below the folder that holds the folder of runs,
+    else below the working directory. RecipeError also says which plugins are not as they were.
+    """
+    try:
+        found = recipes.read(folder / "recipe.yaml", overrides=overrides, data=data, opened=opened)
+    except RecipeError as error:
+        raise RecipeError(*error.faults, *versions.gone(folder)) from error
+    above = folder.absolute().parents
+    return absolute(found, [*above[2:3], Path()])
 
 
 def point_latest(folder: Path) -> None:

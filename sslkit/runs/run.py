@@ -11,6 +11,7 @@ from sslkit.errors import DataError
 from sslkit.interfaces import Batch, ImageSource, Method, NegativeSampler, PretextTransform
 from sslkit.parts import DataFormat
 from sslkit.recipe import Recipe
+from sslkit.runs.samples import Sample
 
 
 @dataclass
@@ -34,6 +35,8 @@ class Run:
     skipped: int = 0
     """Steps that `train.on_nan: skip` undid."""
     unreadable: dict[str, str] = field(default_factory=dict)
+    samples: list[Sample] | None = None
+    """Images by which a resumed run knows its data set; taken at the first save."""
 
     @property
     def steps(self) -> int:

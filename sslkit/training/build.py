@@ -10,7 +10,14 @@ from sslkit.data.loader import Loader, auto_workers, batch_bytes, fingerprint
 from sslkit.device import pick_device, pick_precision
 from sslkit.errors import Fault, RecipeError
 from sslkit.interfaces import Encoder, ImageSource, Method
-from sslkit.parts import DataFormat, make_method, make_source, make_transform, sharded_rows
+from sslkit.parts import (
+    DataFormat,
+    encoder_faults,
+    make_method,
+    make_source,
+    make_transform,
+    sharded_rows,
+)
 from sslkit.recipe import Recipe
 from sslkit.runs.run import Run
 from sslkit.training.optim import make_optimizer, make_schedule
@@ -44,7 +51,10 @@ def build(
     data = DataFormat.of(source)
     if images is not None:
         data = replace(data, images=images)
-    transform = make_transform(recipe, data)
+    try:
+        transform = make_transform(recipe, data)
+    except RecipeError as error:
+        raise RecipeError(*error.faults, *encoder_faults(recipe, data)) from error
     method = make_method(recipe, transform, data, restored=restored).to(device)
     workers = chosen.workers
     if workers == "auto":

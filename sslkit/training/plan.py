@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sslkit import faults
 from sslkit.data import shared
-from sslkit.data.loader import auto_workers, batch_bytes, check_fills
+from sslkit.data.loader import auto_workers, batch_bytes
 from sslkit.data.made_up import HEIGHT, WIDTH, MadeUp
 from sslkit.errors import DataError, Fault, RecipeError, counted
 from sslkit.interfaces import ImageSource
@@ -66,7 +66,6 @@ def find_data(
         data, how = DataFormat(published or 0), "as published; the data set is not on this machine"
     if images is not None:
         data, how = replace(data, images=images), "given"
-    check_fills(data.images, recipe.train.batch_size)
     return data, source, how
 
 

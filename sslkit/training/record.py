@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sslkit import distributed
-from sslkit.runs import checkpoint, files, folders
+from sslkit.runs import checkpoint, files, folders, versions
 from sslkit.runs.metrics import Metrics, Row
 from sslkit.runs.run import Run
 
@@ -37,6 +37,16 @@ class Record:
         if self.leader:
             self._held.enter_context(folders.held(self.folder))
 
+    def resume(self) -> list[str]:
+        """Bring the run to its newest checkpoint. Returns what should be told about it."""
+        assert self.folder is not None
+        versions.check_options(self.folder, self.run.recipe)
+        notes = checkpoint.resume(self.run, self.folder)
+        notes += versions.changes(self.folder, self.run.recipe)
+        if self.leader:
+            folders.keep_recipe(self.folder, self.run.recipe)
+        return notes
+
     def open(self, seen: Callable[[Row], None]) -> bool:
         """Make the folder where there is none, and what each session writes into it.
 
@@ -51,7 +61,7 @@ class Record:
         distributed.remember(str(self.folder))
         if self.leader:
             if self.began == 0:
-                known = json.dumps(checkpoint.environment(self.run), indent=1)
+                known = json.dumps(versions.environment(self.run), indent=1)
                 files.write_text(self.folder / "environment.json", known)
             self.metrics = Metrics(self.folder / "metrics.jsonl", self.began, seen)
             self.board = _tensorboard(self.folder)

@@ -72,7 +72,7 @@ def rehearse_recipe(
     """
     ranks = devices or distributed.world()
     whole = recipe.train.per_rank_batch(ranks)
-    check_fills(data.images, recipe.train.batch_size)
+    check_fills(data.images, recipe.train.batch_size, ranks * recipe.train.accumulate)
     device = pick_device(recipe.train.device)
     images = whole if device.type != "cpu" else min(whole, few)
     more = whole if device.type != "cpu" else min(whole, MORE)

@@ -53,7 +53,7 @@ def run(recipe: Recipe, folder: Path | None, runs: Path, show: Callable[[Run], S
         try:
             if folder is not None:
                 record.lock()
-                notes = checkpoint.resume(made, folder)
+                notes = record.resume()
                 record.began = made.step
             screen = show(made) if distributed.rank() == 0 else None
             return _train(made, record, notes, screen)

@@ -11,7 +11,7 @@ from typing import Annotated, BinaryIO
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, features
+from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError, features
 from PIL.ImageFile import ImageFile
 from pydantic import Field
 from torch import Tensor
@@ -43,7 +43,7 @@ PLUGINS = {
 }
 """Pillow's plugins that read photographs by themselves, by format, with their endings.
 
-The list is closed, for each decoder is one more that a hostile file can reach. EPS would start
+The list is closed: each decoder is one more that a hostile file can reach. EPS would start
 Ghostscript, WMF needs Windows. TGA has no signature and would read damaged files of other formats.
 FITS, GRIB, HDF5 and MPEG only look at the header. Layers (PSD), icons, textures, films and the
 formats of old programs (ICO, DDS, FLI, PCX) are no photographs.
@@ -96,7 +96,8 @@ def decode(file: Path | io.BytesIO, max_pixels: int = MAX_PIXELS) -> Image.Image
     16-bit values, and integers of 32 bits as if they had 16, are divided by 257. Floating-point
     pixels count from 0 to 1, or to 255 where one is greater than 1. Raises what Pillow raises on a
     damaged file; its warnings, such as those about metadata, are ignored. Raises DataError for
-    other bands (`BANDS`), and for more than `max_pixels` pixels.
+    what is no image in one of `FORMATS`, for other bands (`BANDS`), and for more than `max_pixels`
+    pixels.
     """
     with _opened(file, max_pixels) as opened:
         return _shown(opened)
@@ -144,7 +145,10 @@ def _opened(file: Path | io.BytesIO, max_pixels: int) -> Iterator[ImageFile]:
             raise DataError(f"has {bands} bands; {BANDS}")
         stack.callback(setattr, Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
         Image.MAX_IMAGE_PIXELS = None
-        opened = stack.enter_context(Image.open(stream, formats=FORMATS))
+        try:
+            opened = stack.enter_context(Image.open(stream, formats=FORMATS))
+        except UnidentifiedImageError:
+            raise DataError(_unidentified(stream)) from None
         count = opened.width * opened.height
         if count > max_pixels:
             raise DataError(
@@ -153,6 +157,19 @@ def _opened(file: Path | io.BytesIO, max_pixels: int) -> Iterator[ImageFile]:
             )
         Image.MAX_IMAGE_PIXELS = max_pixels
         yield opened
+
+
+def _unidentified(stream: BinaryIO) -> str:
+    """Say what a file is that holds none of `FORMATS`."""
+    stream.seek(0)
+    head = stream.read(32)
+    if not head:
+        return "is empty"
+    if head[4:8] == b"ftyp" and head[8:11] in (b"hei", b"hev", b"mif", b"msf"):
+        return "is HEIC, whatever its name says; convert it to JPEG or PNG"
+    if head.lstrip()[:5].lower() in (b"<html", b"<!doc"):
+        return "is a web page"
+    return "is damaged, or no image of a known format"
 
 
 BANDS = (

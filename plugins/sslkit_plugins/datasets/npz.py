@@ -38,6 +38,7 @@ class Npz(ImageSource):
     """
 
     opens: ClassVar[dict[str, str]] = {"*.npz": "file"}
+    paths: ClassVar[dict[str, tuple[str, ...]]] = {"val_file": ()}
 
     def __init__(
         self,

@@ -19,6 +19,7 @@ class _Torchvision(ImageSource):
     """A set that torchvision reads, and downloads where `download` says so."""
 
     has_val = True
+    paths: ClassVar[dict[str, tuple[str, ...]]] = {"root": ()}
 
     def __init__(
         self, set_name: str, split: str, root: str, download: bool, chosen: dict[str, Any], /

@@ -9,44 +9,12 @@ from sslkit_plugins.datasets.ours import is_our_folder, is_our_picture
 CLUTTER = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx"}
 """What systems leave beside images, lower case."""
 
-CONVERTIBLE = frozenset(
-    [
-        ".3fr",
-        ".arw",
-        ".avif",
-        ".cr2",
-        ".cr3",
-        ".crw",
-        ".dcm",
-        ".dds",
-        ".dng",
-        ".eps",
-        ".exr",
-        ".hdr",
-        ".heic",
-        ".heif",
-        ".hif",
-        ".ico",
-        ".jp2",
-        ".jxl",
-        ".jxr",
-        ".nef",
-        ".orf",
-        ".pcx",
-        ".pdf",
-        ".pef",
-        ".psd",
-        ".qoi",
-        ".raf",
-        ".raw",
-        ".rw2",
-        ".sgi",
-        ".srw",
-        ".svg",
-        ".tga",
-        ".webp",
-    ]
-)
+CONVERTIBLE = {
+    ".3fr", ".arw", ".avif", ".cr2", ".cr3", ".crw", ".dcm", ".dds", ".dng", ".eps", ".exr",
+    ".hdr", ".heic", ".heif", ".hif", ".ico", ".jp2", ".jxl", ".jxr", ".nef", ".orf", ".pcx",
+    ".pdf", ".pef", ".psd", ".qoi", ".raf", ".raw", ".rw2", ".sgi", ".srw", ".svg", ".tga",
+    ".webp",
+}  # fmt: skip
 """Endings of pictures that are not read."""
 
 SHOWN = 5

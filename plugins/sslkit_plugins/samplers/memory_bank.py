@@ -104,7 +104,10 @@ class MemoryBank(NegativeSampler):
     ) -> None:
         super().__init__()
         if num_images < 2:
-            message = f"a memory bank needs at least 2 images, the data set has {num_images}"
+            message = (
+                f"a memory bank needs at least 2 images, the data set has {num_images}; name one "
+                "with more: --data PATH"
+            )
             raise RecipeError(Fault("sampler", message))
         _check_momentum(momentum, dtype)
         self.negatives, self.momentum = negatives, momentum
