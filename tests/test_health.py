@@ -39,7 +39,7 @@ def test_the_first_loss_is_compared_with_that_of_random_vectors(loss, sentence):
 def test_a_resumed_run_is_not_judged_at_its_start():
     assert watched(20.0, first=5).start() == "loss 20.00 at step 5"
     assert watched(20.0, expected=None).start() == "loss 20.00 at step 1"
-    assert watched().start() == watched().now() == "no step yet"
+    assert watched().start() == "no step yet" and watched().now() == "no step was taken"
 
 
 def test_the_first_loss_against_a_filled_bank_is_not_judged():
@@ -70,10 +70,10 @@ def test_a_constant_encoder_is_collapsed_once_there_was_time(steps, verdict):
     [
         (20, 20, "too short to tell: loss 9.90 (10.00 at chance) over 20 steps"),
         (20, 300, "too early to judge: loss 9.90 (10.00 at chance) over 20 steps"),
-        (120, 120, "too short to tell: loss 9.90 (10.00 at chance, 9.90 in the first 20 steps)"),
+        (120, 120, "too short to tell: loss 9.90 (10.00 at chance, 9.90 by step 20)"),
         (120, 300, "too early to judge"),
         (300, 1000, "too early to judge"),
-        (300, 300, "not learning: after 300 of 300 steps loss 9.90 (10.00 at chance, 9.90 in"),
+        (300, 300, "not learning: after 300 of 300 steps loss 9.90 (10.00 at chance, 9.90 by"),
         (600, 1000, "not learning: after 600 of 1000 steps"),
     ],
 )
@@ -83,18 +83,24 @@ def test_a_loss_at_chance_is_judged_once_there_was_time(count, steps, verdict):
 
 def test_a_loss_that_falls_towards_chance_is_slow():
     run = watched(*[14 - step / 100 for step in range(300)], steps=300)
-    assert run.now().startswith("slow: after 300 of 300 steps better than at first, but loss 11.26")
+    assert run.now().startswith("slow: after 300 of 300 steps better than before, but loss 11.26")
+
+
+def test_a_loss_that_falls_to_chance_is_at_chance():
+    """A constant encoder comes there as well."""
+    run = watched(*[14 - step / 50 for step in range(200)], *[10.0] * 200, steps=400)
+    assert run.now() == (
+        "at chance: after 400 of 400 steps loss 10.00 (10.00 at chance, 13.81 by step 20)"
+    )
 
 
 def test_a_loss_that_rises_is_not_learning():
     run = watched(*[9.0 + step for step in range(300)], steps=300)
-    assert run.now().startswith("not learning") and "18.50 in the first 20 steps" in run.now()
+    assert run.now().startswith("not learning") and "18.50 by step 20" in run.now()
 
 
 def test_a_loss_below_chance_is_healthy():
-    assert watched(*[5.0] * 60, std=[0.9] * 60).now() == (
-        "healthy: loss 5.00 (10.00 at chance, 5.00 in the first 20 steps)"
-    )
+    assert watched(*[5.0] * 60, std=[0.9] * 60).now() == ("healthy: loss 5.00 (10.00 at chance)")
 
 
 def test_only_the_last_steps_count():
@@ -135,11 +141,21 @@ def test_a_loss_without_a_known_chance_is_compared_with_the_first_steps():
     assert watched(*[3.0] * 100, chances={}).now().startswith("too short to tell: loss 3.00")
 
 
+def test_a_memory_that_settles_is_no_progress():
+    """The loss of an encoder that learns nothing falls while the rows of a bank become means."""
+    health = Health(10.0, 300, chances={"loss": 5.0}, epoch=20)
+    for step in range(1, 301):
+        health.add(Row(step, 1, 0.1, 9 + 2 * 0.5 ** (step / 20), {}))
+    assert health.now().startswith("not learning: after 300 of 300 steps loss 9.00")
+    assert "by step 80)" in health.now()
+
+
 def test_a_resumed_run_has_the_first_steps_of_the_run():
     run = watched(*[8.0] * 60, first=241, steps=300)
-    assert "first 20 steps" not in run.now()
-    run.opening = [Row(step, 1, 0.1, 9.0, {}) for step in range(1, 21)]
-    assert run.now() == "healthy: loss 8.00 (10.00 at chance, 9.00 in the first 20 steps)"
+    assert "by step" not in run.now()
+    for step in range(1, 241):
+        run.remember(Row(step, 1, 0.1, 9.0, {}))
+    assert run.now() == "healthy: loss 8.00 (10.00 at chance, 9.00 by step 20)"
 
 
 def test_the_expected_loss_of_pirl(make):

@@ -126,15 +126,18 @@ class LambdaNCE(Loss):
     def observe(self) -> Iterator[None]:
         """Freeze ē at the mean over all calls inside, each of as many rows, and over ranks.
 
-        What was frozen before stays.
+        What was frozen before stays. A constant that is not finite is not frozen: the step will be
+        skipped, and the next call freezes its own.
         """
         self._seen = []
         try:
             yield
             if self._seen:
                 seen = distributed.gather(torch.stack(self._seen))
-                self.log_mean_exp.copy_(seen.logsumexp(0) - math.log(len(seen)))
-                self.frozen.fill_(True)
+                constant = seen.logsumexp(0) - math.log(len(seen))
+                if constant.isfinite():
+                    self.log_mean_exp.copy_(constant)
+                    self.frozen.fill_(True)
         finally:
             self._seen = None
 

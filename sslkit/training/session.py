@@ -81,7 +81,8 @@ def _train(made: Run, record: Record, notes: list[str], screen: Screen | None) -
     filled = any(sampler.needs_fill for sampler in made.method.samplers.values())
     expected = made.method.at_start(made.recipe.train.batch_size)
     chances = made.method.at_chance(made.recipe.train.batch_size)
-    health = Health(expected, made.steps, chances=chances, filled=filled)
+    epoch = made.loader.steps_per_epoch
+    health = Health(expected, made.steps, chances=chances, filled=filled, epoch=epoch)
     undrawn = screen is not None and made.step == 0
     try:
         for rows, told in follow(made, record, health, screen):
@@ -154,11 +155,8 @@ def follow(
 
 
 def _open(record: Record, health: Health, screen: Screen | None) -> None:
-    """Open the folder, once the first step is done; a resumed run has its first steps there."""
-    made = record.open()
-    if record.metrics is not None:
-        health.opening += record.metrics.opening
-    if made and screen is not None:
+    """Open the folder, once the first step is done; a resumed run has its early steps there."""
+    if record.open(health.remember) and screen is not None:
         assert record.folder is not None
         screen.made(record.folder)
 
