@@ -1,5 +1,6 @@
-"""What the command line shows: tables, and errors on stderr. Nothing is wrapped or cut when the output is piped.
+"""What the command line shows: tables, and errors on stderr.
 
+Nothing is wrapped or cut when the output is piped.
 rich is imported where it is used, for neither help nor errors need it.
 """
 
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from sslkit.errors import RecipeError, printable
+from sslkit.errors import RecipeError, counted, printable
 
 if TYPE_CHECKING:
     from sslkit.runs.metrics import Row
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
 
 UNREADABLE = 10
 """Most images that are named as unreadable at the end of a session."""
+
+
+PASS = 5.0
+"""Seconds of a pass over the images before it is told of."""
 
 
 def print_error(error: Exception) -> None:
@@ -87,7 +92,10 @@ def print_result(result: dict[str, Any]) -> None:
 
 @contextmanager
 def progress(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on a terminal, nothing elsewhere; what it yields is told how many more are done, and of how many."""
+    """Show a bar on a terminal, nothing elsewhere.
+
+    Yields a function to call with how many more are done, and of how many.
+    """
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -131,6 +139,8 @@ class Training:
         self.console = Console(markup=False, highlight=False, emoji=False)
         self.first_step, self.every = run.step, max(1, run.steps // 20)
         self.clock: tuple[float, int] | None = None
+        self.passed = (0.0, 0.0)
+        """When the present pass over the images began, and when it was last told of."""
         self.verdict = "healthy"
         self.bar = Progress(
             TextColumn("epoch {task.fields[epoch]}"),
@@ -161,13 +171,16 @@ class Training:
         labels_used = "label" in type(run.method).predicts.values()
         self._say(summary.training(run.source, run.recipe.data, labels_used=labels_used))
         self._say(
-            f"{run.recipe.name}: {len(run.source):,} images, {chosen.epochs} epochs × {run.loader.steps_per_epoch} steps; "
-            f"batch {chosen.batch_size} over {world} {run.device.type} device{'s' if world > 1 else ''}, "
-            f"{str(run.precision).removeprefix('torch.')}, {run.loader.workers} loader workers"
+            f"{run.recipe.name}: {counted(len(run.source), 'image')}, "
+            f"{counted(chosen.epochs, 'epoch')} × {counted(run.loader.steps_per_epoch, 'step')}; "
+            f"batch {chosen.batch_size} over {counted(world, f'{run.device.type} device')}, "
+            f"{str(run.precision).removeprefix('torch.')}, "
+            f"{counted(run.loader.workers, 'loader worker')}"
         )
         if run.recipe.schedule.warmup_epochs >= chosen.epochs:
             self._say(
-                f"the learning rate only warms up and never comes to {run.recipe.optimizer.lr:g}: schedule.warmup_epochs = "
+                "the learning rate only warms up and never comes to "
+                f"{run.recipe.optimizer.lr:g}: schedule.warmup_epochs = "
                 f"{run.recipe.schedule.warmup_epochs:g} of train.epochs = {chosen.epochs}"
             )
         if folder is not None:
@@ -179,9 +192,28 @@ class Training:
         self.folder = folder
         self._say(str(folder))
 
+    def passing(self, done: int) -> None:
+        """Say how far a pass over the images is: after a while, then ever more seldom."""
+        total, now = len(self.run.source), time.monotonic()
+        began, last = self.passed
+        if done <= self.run.loader.step_size:
+            self.passed = (now, now)
+            return
+        if done < total and now - last < max(PASS, (now - began) / 10):
+            return
+        if done >= total and last == began:
+            return
+        rate = (done - self.run.loader.step_size) / (now - began)
+        left = f"{(total - done) / rate:.0f} s left" if done < total else "done"
+        self._say(f"pass over the images: {done:,} of {total:,}, {rate:.0f} images/s, {left}")
+        self.passed = (began, now)
+
     def show(self, rows: list[Row], told: list[str], health: Health) -> None:
-        """What is told of skipped steps, and the newest numbers. The first step is judged at once, later ones where the verdict is
-        another; the clock starts after the first, when everything has been set up."""
+        """Show what is said of skipped steps, and the newest numbers.
+
+        The first step is judged at once, later ones where the verdict is another. The clock starts
+        after the first, when everything has been set up.
+        """
         for text in told:
             self._say(text)
         if not rows:
@@ -207,7 +239,7 @@ class Training:
             self.verdict = verdict
             self._say(f"health: {health.now()}")
         shown: dict[str, Any] = {
-            "epoch": str(row.epoch + 1),
+            "epoch": str(row.epoch),
             "loss": f"{row.loss:.3f}",
             "lr": f"{row.lr:.2g}",
             "rate": rate,
@@ -215,8 +247,8 @@ class Training:
         self.bar.update(self.task, completed=row.step, **shown)
         if self.bar.disable and due:
             self._say(
-                f"step {row.step}/{self.run.steps}  epoch {shown['epoch']}  loss {shown['loss']}  lr {shown['lr']}  "
-                f"{rate} images/s  {left} s left"
+                f"step {row.step}/{self.run.steps}  epoch {shown['epoch']}  loss {shown['loss']}  "
+                f"lr {shown['lr']}  {rate} images/s  {left} s left"
             )
 
     def stopped(self, signal: str, saved: bool) -> None:
@@ -236,11 +268,20 @@ class Training:
     def done(self, health: Health) -> None:
         """What there is now, and what to do with it."""
         if self.run.step == self.first_step:
-            self._say(f"this run is complete: {self.run.steps} steps are done")
+            self._say(f"this run is complete: {counted(self.run.steps, 'step')} done")
         else:
             self._say(f"health: {health.now()}")
         if self.run.skipped:
-            self._say(f"{self.run.skipped} steps were skipped, for numbers that were not finite")
+            text = (
+                f"{self.run.skipped:,} of {counted(self.run.step, 'step')} skipped, for numbers "
+                "that were not finite"
+            )
+            if self.run.mostly_skipped:
+                text += (
+                    ": more than half, so little was trained, and the exit code is 1; lower the "
+                    "rate (--set optimizer.lr=…) or clip (--set train.clip_grad=1.0), and train anew"
+                )
+            self._say(text)
         self._say_unreadable()
         assert self.folder is not None
         encoder = self.folder / "encoder.safetensors"

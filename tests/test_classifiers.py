@@ -172,6 +172,55 @@ def test_validation_labels_never_choose_the_regulariser(monkeypatch):
     assert right > wrong["top-1"].mean()
 
 
+def test_batch_norm_of_a_pooled_map_is_by_channel():
+    """Two images of two channels and two places, by hand: channel 0 holds 1, 3, 5, 7 (mean 4,
+    variance 5), channel 1 0, 0, 8, 8 (mean 4, variance 16)."""
+    rows = torch.tensor([[1.0, 3.0, 0.0, 0.0], [5.0, 7.0, 8.0, 8.0]])
+    norm = linear.ChannelNorm(2, eps=1e-12)
+    expected = torch.tensor([[-3.0, -1.0, -4.0, -4.0], [1.0, 3.0, 4.0, 4.0]])
+    expected /= torch.tensor([5.0, 5.0, 16.0, 16.0]).sqrt()
+    torch.testing.assert_close(norm(rows), expected)
+    assert norm.weight.shape == (2,)
+    by_place = torch.nn.BatchNorm2d(2, eps=1e-12)(rows.view(2, 2, 1, 2)).flatten(1)
+    torch.testing.assert_close(norm(rows), by_place)
+
+
+def classifiers_of(monkeypatch, **options):
+    """The classifiers and the optimizer of one fit by SGD, by layer."""
+    made_by = {}
+    make = Linear._optimizer
+
+    def spy(self, classifiers, steps):
+        made_by["classifiers"] = classifiers
+        made_by["optimizer"], made_by["schedule"] = make(self, classifiers, steps)
+        return made_by["optimizer"], made_by["schedule"]
+
+    monkeypatch.setattr(Linear, "_optimizer", spy)
+    probe = made()
+    Linear(solver="sgd", seeds=1, **options).descend(probe, probe.candidates[0], 0)
+    return made_by["classifiers"], made_by["optimizer"], made_by["schedule"]
+
+
+def test_sgd_norms_channels_and_does_not_decay_norms(monkeypatch):
+    """`conv` is a map of 4 channels pooled to 4 · 14 · 14 numbers, `features` a vector of 4."""
+    classifiers, optimizer, _ = classifiers_of(monkeypatch, epochs=1, layers="all")
+    sizes = {
+        name: (norm.num_features, last.in_features) for name, (norm, last) in classifiers.items()
+    }
+    assert sizes == {"features": (4, 4), "conv": (4, 784)}
+    decays = {id(v): g["weight_decay"] for g in optimizer.param_groups for v in g["params"]}
+    for norm, last in classifiers.values():
+        assert [decays[id(value)] for value in norm.parameters()] == [0, 0]
+        assert [decays[id(value)] for value in last.parameters()] == [5e-4, 5e-4]
+    assert all(g["momentum"] == 0.9 and g["nesterov"] for g in optimizer.param_groups)
+
+
+def test_sgd_drops_as_vissl_does(monkeypatch):
+    """28 epochs of one step: 0.01, and a tenth from epoch 8, 16 and 24 on."""
+    _, _, schedule = classifiers_of(monkeypatch, epochs=28)
+    assert (schedule.base_lrs, dict(schedule.milestones)) == ([0.01] * 2, {8: 1, 16: 1, 24: 1})
+
+
 def test_maps_of_resnet50_are_pooled_to_the_papers_sizes():
     maps = [(64, 112), (256, 56), (512, 28), (1024, 14), (2048, 7)]
     sizes = [pool(torch.zeros(1, channels, side, side)).shape[1] for channels, side in maps]

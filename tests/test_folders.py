@@ -171,6 +171,19 @@ def test_images_beside_a_training_folder_are_said_to_be_unused(tmp_path):
     assert list(made.notes) == [f"passed over in {tmp_path / 'train'}: beside it 2 images"]
 
 
+def test_a_folder_that_is_a_link_beside_splits_is_said_to_be_unused(tmp_path):
+    root = lay(tmp_path / "root", "train/1.png")
+    (root / "backup").symlink_to(lay(tmp_path / "outside", "2.png"))
+    assert found(root).names == ["1.png"]
+    assert list(found(root).notes) == [f"passed over in {root / 'train'}: beside it backup/"]
+
+
+def test_validation_images_of_one_class_have_labels(tmp_path):
+    lay(tmp_path, "train/a/1.png", "train/b/2.png", "val/b/3.png")
+    made = found(tmp_path, "val")
+    assert made.classes == ["b"] and made.labels is not None and made.labels.tolist() == [0]
+
+
 @pytest.mark.parametrize(
     "names, told",
     [

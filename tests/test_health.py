@@ -6,14 +6,18 @@ import pytest
 
 from sslkit.runs.metrics import Row
 from sslkit.training.health import Health
+from sslkit_plugins.methods.pirl import Pirl
 
 
-def watched(*losses, expected=10.0, steps=100, first=1, filled=False, std=None):
-    """A run of these losses; `std` is the feature_std of each step."""
-    health = Health(expected, steps, filled=filled)
+def watched(*losses, expected=10.0, chances=None, steps=100, first=1, filled=False, **metrics):
+    """A run of these losses; `std` is the feature_std of each step, other metrics have names."""
+    chances = {"loss": 10.0} if chances is None else chances
+    health = Health(expected, steps, chances=chances, filled=filled)
     for number, loss in enumerate(losses):
-        metrics = {} if std is None else {"feature_std/image": std[number]}
-        health.add(Row(first + number, 0, 0.1, loss, metrics))
+        known = {name: values[number] for name, values in metrics.items()}
+        if "std" in known:
+            known["feature_std/image"] = known.pop("std")
+        health.add(Row(first + number, 1, 0.1, loss, known))
     return health
 
 
@@ -35,48 +39,123 @@ def test_the_first_loss_is_compared_with_that_of_random_vectors(loss, sentence):
 def test_a_resumed_run_is_not_judged_at_its_start():
     assert watched(20.0, first=5).start() == "loss 20.00 at step 5"
     assert watched(20.0, expected=None).start() == "loss 20.00 at step 1"
-    assert watched().start() == watched().now() == "no step yet"
-
-
-def test_features_that_are_alike_are_collapsed():
-    verdict = watched(*[10.0] * 60, std=[0.05] * 60).now()
-    assert verdict.startswith("collapsed: feature_std/image is 0.05")
-    assert "collapsed" not in watched(*[5.0] * 60, std=[0.11] * 60).now()
-
-
-def test_an_untrained_encoder_is_not_collapsed():
-    assert "collapsed" not in watched(*[5.0] * 60, std=[0.05] * 60, steps=600).now()
-    assert "collapsed" in watched(*[5.0] * 61, std=[0.05] * 61, steps=600).now()
-
-
-def test_an_early_collapse_is_seen_where_features_became_alike():
-    assert "collapsed" in watched(*[5.0] * 60, std=[0.5] + [0.05] * 59, steps=6000).now()
+    assert watched().start() == "no step yet" and watched().now() == "no step was taken"
 
 
 def test_the_first_loss_against_a_filled_bank_is_not_judged():
     assert watched(20.0, filled=True).start() == (
-        "loss 20.00 at the first step, 10.00 at chance; "
+        "loss 20.00 at the first step, 10.00 expected of random vectors; "
         "bank initialised by a forward pass; nothing to compare with"
     )
-    assert watched(*[9.9] * 60, filled=True).now().startswith("not learning")
 
 
-def test_a_loss_at_chance_is_not_learning_once_half_is_done():
-    assert (
-        watched(*[9.9] * 60).now()
-        == "not learning: after 60 of 100 steps the loss is 9.90, at chance (10.00)"
+def test_features_that_became_alike_are_collapsed():
+    early = watched(*[5.0] * 60, std=[0.5] + [0.05] * 59, steps=6000)
+    assert early.now().startswith("collapsed: feature_std/image is 0.050, 0.500 at the first step")
+
+
+def test_features_that_are_nearly_alike_from_the_first_step_may_learn():
+    """An untrained encoder without batch norm, as CPC's, has such features."""
+    assert watched(*[5.0] * 400, std=[0.05] * 400, steps=400).now().startswith("healthy")
+
+
+@pytest.mark.parametrize(("steps", "verdict"), [(600, "collapsed"), (2000, "too early to judge")])
+def test_a_constant_encoder_is_collapsed_once_there_was_time(steps, verdict):
+    run = watched(*[10.0] * 400, std=[0.0] * 400, steps=steps)
+    assert run.now().startswith(verdict)
+
+
+@pytest.mark.parametrize(
+    ("count", "steps", "verdict"),
+    [
+        (20, 20, "too short to tell: loss 9.90 (10.00 at chance) over 20 steps"),
+        (20, 300, "too early to judge: loss 9.90 (10.00 at chance) over 20 steps"),
+        (120, 120, "too short to tell: loss 9.90 (10.00 at chance, 9.90 by step 20)"),
+        (120, 300, "too early to judge"),
+        (300, 1000, "too early to judge"),
+        (300, 300, "not learning: after 300 of 300 steps loss 9.90 (10.00 at chance, 9.90 by"),
+        (600, 1000, "not learning: after 600 of 1000 steps"),
+    ],
+)
+def test_a_loss_at_chance_is_judged_once_there_was_time(count, steps, verdict):
+    assert watched(*[9.9] * count, steps=steps).now().startswith(verdict)
+
+
+def test_a_loss_that_falls_towards_chance_is_slow():
+    run = watched(*[14 - step / 100 for step in range(300)], steps=300)
+    assert run.now().startswith("slow: after 300 of 300 steps better than before, but loss 11.26")
+
+
+def test_a_loss_that_falls_to_chance_is_at_chance():
+    """A constant encoder comes there as well."""
+    run = watched(*[14 - step / 50 for step in range(200)], *[10.0] * 200, steps=400)
+    assert run.now() == (
+        "at chance: after 400 of 400 steps loss 10.00 (10.00 at chance, 13.81 by step 20)"
     )
-    assert watched(*[9.9] * 60, steps=120).now().startswith("healthy")
-    assert watched(*[9.9] * 20).now() == "too early to judge: loss 9.90 over 20 steps"
+
+
+def test_a_loss_that_rises_is_not_learning():
+    run = watched(*[9.0 + step for step in range(300)], steps=300)
+    assert run.now().startswith("not learning") and "18.50 by step 20" in run.now()
 
 
 def test_a_loss_below_chance_is_healthy():
-    assert watched(*[5.0] * 60, std=[0.9] * 60).now() == "healthy: loss 5.00, 10.00 at chance"
-    assert watched(*[5.0] * 60, expected=None).now() == "healthy: loss 5.00"
+    assert watched(*[5.0] * 60, std=[0.9] * 60).now() == ("healthy: loss 5.00 (10.00 at chance)")
 
 
 def test_only_the_last_steps_count():
-    assert watched(*[10.0] * 50, *[2.0] * 50).now() == "healthy: loss 2.00, 10.00 at chance"
+    assert watched(*[10.0] * 50, *[2.0] * 50).now().startswith("healthy: loss 2.00")
+
+
+def test_an_accuracy_at_chance_is_not_healthy():
+    """The loss fell below chance in a few classes; the task is not learnt."""
+    accuracy = [0.25 + 0.05 * (-1) ** step for step in range(300)]
+    chances = {"loss": 10.0, "accuracy": 0.25}
+    run = watched(*[5.0] * 300, steps=300, chances=chances, accuracy=accuracy)
+    assert run.now().startswith("not learning by accuracy: after 300 of 300 steps accuracy 0.25")
+    better = [value + 0.1 for value in accuracy]
+    run = watched(*[5.0] * 300, steps=300, chances=chances, accuracy=better)
+    assert run.now().startswith("healthy: loss 5.00")
+
+
+def test_each_term_has_a_chance_of_its_own():
+    chances = dict.fromkeys(("loss", "loss_image", "loss_patches"), 10.0)
+    terms = {"loss_image": [2.0] * 300, "loss_patches": [10.0] * 300}
+    said = watched(*[6.0] * 300, steps=300, chances=chances, **terms).now()
+    assert said.startswith(
+        "not learning by loss_patches: after 300 of 300 steps loss_patches 10.00"
+    )
+
+
+def test_noise_is_no_progress():
+    """Means that differ by less than three standard errors do not differ."""
+    losses = [9.5 + 3 * (-1) ** step * (step % 7) for step in range(300)]
+    assert watched(*losses, steps=300).now().startswith("not learning")
+
+
+def test_a_loss_without_a_known_chance_is_compared_with_the_first_steps():
+    falling = [3 - step / 200 for step in range(300)]
+    assert watched(*falling, chances={}, steps=300).now().startswith("healthy: loss 1.6")
+    flat = watched(*[3.0] * 300, chances={}, steps=300).now()
+    assert flat.startswith("no progress in the loss, whose chance is not known: loss 3.00")
+    assert watched(*[3.0] * 100, chances={}).now().startswith("too short to tell: loss 3.00")
+
+
+def test_a_memory_that_settles_is_no_progress():
+    """The loss of an encoder that learns nothing falls while the rows of a bank become means."""
+    health = Health(10.0, 300, chances={"loss": 5.0}, epoch=20)
+    for step in range(1, 301):
+        health.add(Row(step, 1, 0.1, 9 + 2 * 0.5 ** (step / 20), {}))
+    assert health.now().startswith("not learning: after 300 of 300 steps loss 9.00")
+    assert "by step 80)" in health.now()
+
+
+def test_a_resumed_run_has_the_first_steps_of_the_run():
+    run = watched(*[8.0] * 60, first=241, steps=300)
+    assert "by step" not in run.now()
+    for step in range(1, 241):
+        run.remember(Row(step, 1, 0.1, 9.0, {}))
+    assert run.now() == "healthy: loss 8.00 (10.00 at chance, 9.00 by step 20)"
 
 
 def test_the_expected_loss_of_pirl(make):
@@ -85,3 +164,12 @@ def test_the_expected_loss_of_pirl(make):
     assert make().method.at_start(8) == pytest.approx(math.log(12) + spread + 1)
     method = make("sampler.negatives=all", "loss.form=info_nce").method
     assert method.at_start(8) == pytest.approx(math.log(23) + spread)
+
+
+def test_the_chances_of_pirl(make):
+    """log(1 + M), every candidate alike, and 1 more for the NCE forms."""
+    names = ["loss", "loss_image", "loss_patches"]
+    chances = make().method.at_chance(8)
+    assert sorted(chances) == names and set(chances.values()) == {math.log(13) + 1}
+    method = make("sampler.negatives=all", "loss.form=info_nce").method
+    assert isinstance(method, Pirl) and set(method.at_chance(8).values()) == {math.log(24)}

@@ -379,7 +379,7 @@ def made(folder, tmp_path) -> Path:
 def test_no_packed_set(tmp_path, folder):
     with pytest.raises(
         DataError,
-        match=r"is no packed set, it holds no packed\.json; make one: sslkit pack FOLDER ",
+        match=r"is no packed set, it holds no packed\.json; name one, --data DIR, or make it: sslkit",
     ):
         Packed("train", root=str(folder))
     with pytest.raises(DataError, match=r"is no packed set"):

@@ -11,8 +11,9 @@ import torch
 from noise import made, network
 from PIL import Image
 
+from sslkit import parts, recipe
 from sslkit.evaluation.candidates import RawPixels
-from sslkit_plugins.datasets import ImageFolder
+from sslkit.interfaces import ImageSource
 from sslkit_plugins.packed import Packed
 
 SIDES = [(500, 375), (420, 300), (260, 260), (320, 200), (96, 64)]
@@ -25,6 +26,14 @@ def smooth(width: int, height: int) -> Image.Image:
     return Image.fromarray(np.stack([columns, rows, columns / 2], -1).round().astype(np.uint8))
 
 
+def opened(folder: Path) -> ImageSource:
+    return parts.make(recipe.read_data(str(folder)), split="train")
+
+
+def pack(folder: Path, to: Path, *, short_side: int) -> None:
+    Packed.write({"train": opened(folder)}, str(to), short_side=short_side)
+
+
 @pytest.fixture(scope="module")
 def both(tmp_path_factory) -> tuple[Path, Path]:
     """A folder of JPEGs and PNGs, and its packed copy with a short side of 256 px."""
@@ -33,8 +42,7 @@ def both(tmp_path_factory) -> tuple[Path, Path]:
         (root / "folder" / name).mkdir(parents=True)
         for number, sides in enumerate(SIDES):
             smooth(*sides).save(root / "folder" / name / f"{number}{suffix}")
-    folder = ImageFolder("train", root=str(root / "folder"))
-    Packed.write({"train": folder}, str(root / "packed"), short_side=256)
+    pack(root / "folder", root / "packed", short_side=256)
     return root / "folder", root / "packed"
 
 
@@ -42,7 +50,7 @@ def both(tmp_path_factory) -> tuple[Path, Path]:
 def test_a_folder_and_its_packed_copy_show_the_same(both, size):
     """The view of a ramp tells which part it is: 1 of 255 levels is 0.4 % of the image."""
     folder, packed = both
-    sources = [ImageFolder("pretrain", root=str(folder)), Packed("pretrain", root=str(packed))]
+    sources = [opened(folder), opened(packed)]
     assert sources[1].reduced_to == 256
     views = []
     for source in sources:
@@ -55,12 +63,20 @@ def test_a_folder_and_its_packed_copy_show_the_same(both, size):
     assert torch.equal(edges < 8, whole), "a sixteenth of 255 is 16"
 
 
-def test_a_copy_that_reduced_nothing_says_so(tmp_path):
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_a_copy_that_reduced_nothing_says_so(tmp_path, suffix):
+    """Images of just the short side are shown whole at their own size, packed or not."""
     (tmp_path / "folder").mkdir()
-    smooth(64, 64).save(tmp_path / "folder" / "x.jpg")
-    folder = ImageFolder("train", root=str(tmp_path / "folder"))
-    Packed.write({"train": folder}, str(tmp_path / "packed"), short_side=64)
-    assert Packed("pretrain", root=str(tmp_path / "packed")).reduced_to is None
+    smooth(64, 64).save(tmp_path / "folder" / f"x.{suffix}")
+    pack(tmp_path / "folder", tmp_path / "packed", short_side=64)
+    assert opened(tmp_path / "packed").reduced_to is None
+
+
+def test_a_copy_of_a_copy_knows_what_was_reduced(both, tmp_path):
+    pack(both[1], tmp_path / "again", short_side=300)
+    assert opened(tmp_path / "again").reduced_to == 256
+    pack(both[1], tmp_path / "smaller", short_side=100)
+    assert opened(tmp_path / "smaller").reduced_to == 100
 
 
 def test_protocols_say_what_is_shown(both, tmp_path):

@@ -54,7 +54,29 @@ def test_imagenet_is_planned_without_its_images():
     assert "per 256 images 0.03 " in out
     assert "view patches uint8 [1024, 9, 3, 16, 16]" in out
     assert re.search(r"an epoch [\d.,]+ (seconds|minutes|hours|days)", out)
-    assert re.search(r"rehearsed: 8 images [\d.,]+ images/s on cpu, float32", out)
+    assert re.search(r"rehearsed: 8 images [\d.,]+( to [\d.,]+)? images/s on cpu, float32", out)
+
+
+@pytest.mark.parametrize(("epochs", "words"), [(1, "1 epoch = "), (2, "2 epochs = ")])
+def test_one_is_counted_as_one(epochs, words):
+    assert words in sslkit("plan", IMAGENET, *settings(f"train.epochs={epochs}"))[1]
+
+
+def test_the_loaders_memory_is_told():
+    """1024 images of 64² px and 9 patches of 16², of 3 bytes a pixel: 18.75 MiB a batch."""
+    code, out, err = sslkit("plan", IMAGENET, *settings("train.workers=4"))
+    assert code == 0, err
+    assert "75.0 MiB: 4 workers, each with 1 batch of 18.8 MiB ready" in out or (
+        "300.0 MiB: 4 workers, each with 4 batches of 18.8 MiB ready" in out
+    )
+    assert (
+        "none, without loader workers" in sslkit("plan", IMAGENET, *settings("train.workers=0"))[1]
+    )
+
+
+def test_a_range_is_one_value_where_both_read_alike():
+    assert plan.between("2 hours", "2 hours") == "2 hours"
+    assert plan.between("2 hours", "3 hours") == "2 hours to 3 hours"
 
 
 def test_devices_share_the_batch():

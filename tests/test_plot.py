@@ -15,6 +15,7 @@ from sslkit.interfaces import Batch, Draws
 from sslkit.report import figures as drawing
 from sslkit.report import views_figure
 from sslkit.report.views_figure import draw_views
+from sslkit.runs.metrics import BINS, Bins, Metrics, Row
 from sslkit_plugins.datasets import ImageFolder
 from sslkit_plugins.methods import jigsaw, pirl, rotnet
 from sslkit_plugins.views import Augment, Crops, Lab, Local, MultiCrop, PatchGrid
@@ -208,40 +209,67 @@ def test_a_picture_that_cannot_be_written_is_told_in_a_sentence(photos, tmp_path
     assert sorted(path.name for path in tmp_path.iterdir()) == ["photos"]
 
 
-def metrics(folder: Path, *rows: dict) -> Path:
-    folder.mkdir(parents=True)
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
+def binned(*rows: Row) -> Bins:
+    bins = Bins()
+    for row in rows:
+        bins.add(row)
+    return bins
 
 
 def test_curves_have_a_panel_for_every_number(tmp_path, figures):
-    rows = [
-        {"step": i, "epoch": 0, "lr": 0.1, "loss": 5 - i / 50, "match": i / 100, "accuracy": 0.5}
-        for i in range(1, 101)
-    ]
-    path = drawing.curves(metrics(tmp_path / "pirl" / "today", *rows))
-    assert (
-        path == tmp_path / "pirl" / "today" / "curves.png" and path.read_bytes()[:4] == b"\x89PNG"
-    )
-    names = [axes.get_title(loc="left").split()[0] for axes in figures[0].axes]
-    assert names == ["loss", "lr", "match", "accuracy"]
-    measured, mean = figures[0].axes[0].get_lines()
-    assert measured.get_ydata()[-1] == 3
+    rows = []
+    for step in range(1, 101):
+        metrics = {"accuracy": 0.5, "feature_std/image": step / 200}
+        rows.append(Row(step, 1 + step // 20, 0.1, 5 - step / 50, metrics))
+    chances = {"loss": 6.0, "accuracy": 0.25}
+    path = drawing.curves(tmp_path, binned(*rows), title="mine", epoch=20, chances=chances)
+    assert path == tmp_path / "curves.png" and path.read_bytes()[:4] == b"\x89PNG"
+    panels = {axes.get_title(loc="left").split()[0]: axes for axes in figures[0].axes}
+    assert list(panels) == ["loss", "lr", "accuracy", "feature_std/image"]
+    measured, mean, chance = panels["loss"].get_lines()
+    assert measured.get_ydata()[-1] == 3 and measured.get_xdata()[-1] == 5, "epochs of 20 steps"
     assert mean.get_ydata()[-1] == pytest.approx(3.01), "the mean of the last two"
-    assert not overlaps(figures[0])
+    assert list(chance.get_ydata()) == [6, 6] and chance.get_label() == "chance 6"
+    assert len(panels["lr"].get_lines()) == 2, "no chance is known of it"
+    assert panels["feature_std/image"].get_ylim() == (0, 1)
+    assert {axes.get_xlabel() for axes in panels.values()} == {"epoch"}
+    assert figures[0].get_suptitle() == "mine" and not overlaps(figures[0])
 
 
 def test_curves_bear_numbers_that_are_missing_or_not_finite(tmp_path):
-    drawing.curves(
-        metrics(
-            tmp_path / "a" / "b",
-            {"step": 1, "epoch": 0, "loss": 2.0},
-            {"step": 2, "epoch": 0, "loss": 1.0, "late": 3.0},
-        )
-    )
-    drawing.curves(metrics(tmp_path / "a" / "c"))
+    rows = [Row(1, 1, 0.1, 2.0, {}), Row(2, 1, 0.1, float("nan"), {"late": 3.0})]
+    for bins in (binned(*rows), binned()):
+        drawing.curves(tmp_path, bins, title="", epoch=1, chances={})
     assert np.isnan(drawing._smooth(np.array([np.nan, 1.0]))[0])
     assert drawing._smooth(np.array([1.0, np.nan, 3.0] * 50))[149] == pytest.approx(2)
+
+
+def test_a_long_run_has_as_many_bins_as_there_are():
+    """5,000 steps are bins of four; every bin is the mean of its steps."""
+    bins = binned(*[Row(step, 1, 0.1, float(step), {}) for step in range(1, 5001)])
+    assert bins.width == 4 and len(bins.mean("loss")) == 1250 <= BINS
+    assert bins.mean("loss")[:2].tolist() == [2.5, 6.5] and bins.mean("step")[-1] == 4998.5
+
+
+def test_bins_of_a_resumed_run_are_those_of_an_unbroken_one(tmp_path):
+    rows = [Row(step, 1, 0.1, step / 7, {"match": step / 3}) for step in range(1, 2501)]
+    first = Metrics(tmp_path / "metrics.jsonl", 0)
+    first.add(rows[:2100])
+    seen: list[Row] = []
+    second = Metrics(tmp_path / "metrics.jsonl", 2050, seen.append)
+    assert seen == rows[:2050]
+    second.add(rows[2050:])
+    for name in ("step", "loss", "match"):
+        assert second.bins.mean(name).tolist() == binned(*rows).mean(name).tolist()
+
+
+def test_epochs_of_an_older_run_are_counted_from_1(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(Row(step, step // 3, 0.1, 2.0, {}).line() + "\n" for step in (1, 2, 3)))
+    Metrics(path, 3)
+    assert [json.loads(line)["epoch"] for line in path.read_text().splitlines()] == [1, 1, 2]
+    Metrics(path, 3)
+    assert [json.loads(line)["epoch"] for line in path.read_text().splitlines()] == [1, 1, 2]
 
 
 def test_views_draw_what_the_method_does_not_read(photos, tmp_path):

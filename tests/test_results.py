@@ -370,7 +370,7 @@ def test_bars_show_every_row_and_candidate(tmp_path, drawn):
     grey = [red == green == blue for red, green, blue in colours]
     assert grey == [False, True, False, True, True, True]
     assert "95 % interval of 200 images" in axes.get_xlabel()
-    assert axes.get_xlim()[0] == 0 and axes.get_xlim()[1] > 100
+    assert axes.get_xlim() == (0, 100)
 
 
 def test_axes_end_where_the_metric_ends(tmp_path, drawn):
@@ -378,8 +378,7 @@ def test_axes_end_where_the_metric_ends(tmp_path, drawn):
     scores = {"top-1": Score((-0.3,))}
     made = result(Entry("features", "trained", scores), metrics=(metric,))
     results.picture(plain(made), tmp_path / "x.png")
-    low, high = drawn[0].axes[0].get_xlim()
-    assert low == -1 and 1 < high < 1.3
+    assert drawn[0].axes[0].get_xlim() == (-1, 1)
 
 
 def test_figures_stand_two_abreast_below(tmp_path, drawn):

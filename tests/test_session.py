@@ -185,7 +185,7 @@ def test_what_is_in_a_run_folder(unbroken):
         )
     }
     assert [row["epoch"] for row in rows(unbroken)] == [
-        epoch for epoch in range(5) for _ in range(3)
+        epoch for epoch in range(1, 6) for _ in range(3)
     ]
     assert sorted(os.listdir(unbroken / "checkpoints")) == ["step-00000014", "step-00000015"]
     assert {path.suffix for path in unbroken.rglob("*") if path.is_file()} <= {
@@ -250,7 +250,7 @@ def test_steps_that_are_not_finite_are_skipped_where_asked(tiny, tmp_path, monke
     assert [line.partition(":")[0] for line in out.splitlines() if line.startswith("skipped")] == [
         f"skipped step {n}" for n in (1, 3, 4)
     ]
-    assert "3 steps were skipped" in out
+    assert "3 of 15 steps skipped, for numbers that were not finite\n" in out
     folder = latest(tmp_path)
     assert [row["step"] for row in rows(folder)] == [2, *range(5, 16)]
     newest, state, _ = checkpoint.newest(folder)
@@ -258,6 +258,18 @@ def test_steps_that_are_not_finite_are_skipped_where_asked(tiny, tmp_path, monke
     assert all(
         value.isfinite().all() for value in load_file(newest / "method.safetensors").values()
     )
+
+
+@pytest.mark.parametrize(("count", "code"), [(7, 0), (8, 1), (15, 1)])
+def test_a_run_of_mostly_skipped_steps_ends_with_1(tiny, tmp_path, monkeypatch, count, code):
+    """More than half of the 15 steps."""
+    break_loss(monkeypatch, *range(1, count + 1))
+    words = ("train", tiny, *LONG, "--set", "train.on_nan=skip", "--runs", tmp_path)
+    ended, out, err = sslkit(*words)
+    assert (ended, err) == (code, "")
+    assert f"{count} of 15 steps skipped" in out
+    assert ("more than half, so little was trained, and the exit code is 1" in out) == bool(code)
+    assert ("health: no step was taken" in out) == (count == 15)
 
 
 def test_a_skipped_step_leaves_no_trace(make, monkeypatch):

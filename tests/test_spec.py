@@ -188,7 +188,7 @@ def test_batch_norm_sees_the_patches_first_and_then_the_images_each_alone():
     assert method.encoder.norm.num_batches_tracked == 2
 
 
-def test_the_released_models_initialisation():
+def test_vissls_initialisation():
     """PyTorch's default is uniform within 1/√fan-in, of deviation 1/√(3·fan-in): 0.0476 for 7×7×3, 0.0241 for 3×3×64. Scales are 1."""
     torch.manual_seed(0)
     model = Timm((64,), 3, model="resnet18", conv_init="uniform").model

@@ -101,7 +101,8 @@ def begin(run):
     """Prepare the epoch of the step that comes next, as `train` does; return what it loads from."""
     ahead = trainer.Ahead(run)
     run.model.train()
-    trainer._begin_epoch(run, ahead)
+    passed: list[int] = []
+    trainer._begin_epoch(run, ahead, passed.append)
     return ahead
 
 
@@ -228,6 +229,41 @@ def test_forgotten_modules_have_no_optimizer_state(make, monkeypatch):
     forgotten = set(map(id, run.method.heads["image"].parameters()))
     assert forgotten and not forgotten & left
     assert left == {id(value) for value in run.weights} - forgotten
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_bad_first_step_that_is_skipped_keeps_the_constant(make, monkeypatch, accumulate):
+    """Its loss alone is bad: with several micro-batches ē was frozen before the step."""
+    settings = f"train.accumulate={accumulate}", "train.on_nan=skip"
+    run, other = make(*settings), make(*settings)
+    next(train(other))
+    forward = run.method.forward
+
+    def poisoned(batch, progress):
+        output = forward(batch, progress)
+        bad = accumulate == 1 or torch.is_grad_enabled()
+        return replace(output, loss=output.loss * float("nan")) if bad else output
+
+    monkeypatch.setattr(run.method, "forward", poisoned)
+    steps = train(run)
+    assert next(steps).skipped
+    assert bool(run.method.loss.frozen) == (accumulate == 2)
+    if accumulate == 2:
+        assert run.method.loss.log_mean_exp == other.method.loss.log_mean_exp
+    monkeypatch.setattr(run.method, "forward", forward)
+    assert not next(steps).skipped and run.method.loss.frozen
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_constant_that_is_not_finite_is_not_frozen(make, monkeypatch, accumulate):
+    run = make(f"train.accumulate={accumulate}", "train.on_nan=skip")
+    head, spoilt = run.method.head("patches"), [True]
+    head.register_forward_hook(lambda _, __, rows: rows * float("nan") if spoilt else rows)
+    steps = train(run)
+    assert next(steps).skipped and not run.method.loss.frozen
+    spoilt.clear()
+    assert not next(steps).skipped
+    assert run.method.loss.frozen and run.method.loss.log_mean_exp.isfinite()
 
 
 def test_after_step_follows_every_step_that_was_taken(make, monkeypatch):

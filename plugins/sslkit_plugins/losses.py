@@ -54,8 +54,10 @@ class LambdaNCE(Loss):
     memory, and M negatives. A term is, by `form`:
 
     * `official`: -log(e₀/(e₀+K)) - Σⱼ log(K/(eⱼ+K)) with K = M·ē. ē, the mean of e over the pretext
-      term of the first batch, stays frozen. The released models were trained so (VISSL,
-      `nce_loss.py`). log ē is a buffer and survives a resume.
+      term of the first batch, stays frozen. log ē is a buffer and survives a resume. VISSL's
+      default (`nce_loss.py`), but for two things: it adds float32's ε to the denominators, at most
+      5·10⁻⁶ of them at M = 32,000 of ImageNet; and several ranks there begin with the mean of their
+      random banks. At 32 ranks these rows have norm 1/√32 and ē is 1.03; unit norm gives 2.22.
     * `paper`: the same, with each row's own Σⱼ eⱼ in place of K.
     * `info_nce`: -log(e₀/(e₀+Σⱼ eⱼ)), as in PIRL's MLP models (τ = 0.1) and PyContrast.
     """
@@ -124,15 +126,18 @@ class LambdaNCE(Loss):
     def observe(self) -> Iterator[None]:
         """Freeze ē at the mean over all calls inside, each of as many rows, and over ranks.
 
-        What was frozen before stays.
+        What was frozen before stays. A constant that is not finite is not frozen: the step will be
+        skipped, and the next call freezes its own.
         """
         self._seen = []
         try:
             yield
             if self._seen:
                 seen = distributed.gather(torch.stack(self._seen))
-                self.log_mean_exp.copy_(seen.logsumexp(0) - math.log(len(seen)))
-                self.frozen.fill_(True)
+                constant = seen.logsumexp(0) - math.log(len(seen))
+                if constant.isfinite():
+                    self.log_mean_exp.copy_(constant)
+                    self.frozen.fill_(True)
         finally:
             self._seen = None
 

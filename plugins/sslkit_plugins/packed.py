@@ -49,7 +49,8 @@ class Index:
     """What packed.json holds.
 
     `skipped` names the images that were left out as unreadable. Of the others, `kept` kept their
-    bytes and `coded` were coded anew.
+    bytes and `coded` were coded anew. `reduced_to` is the short side that larger images were
+    reduced to; None where none was larger.
     """
 
     short_side: PositiveInt
@@ -58,6 +59,7 @@ class Index:
     skipped: list[str]
     kept: NonNegativeInt
     coded: NonNegativeInt
+    reduced_to: PositiveInt | None = None
     format: Literal["sslkit packed 1"] = "sslkit packed 1"
 
 
@@ -89,7 +91,7 @@ class Packed(ImageSource):
         self.root, self.max_pixels, self.place = Path(os.path.expanduser(root)), max_pixels, root
         name = "val" if split == "val" else "train"
         index = self._index()
-        self.reduced_to = index.short_side if index.coded else None
+        self.reduced_to = index.reduced_to
         self.has_val = "val" in index.halves
         if name not in index.halves:
             raise DataError(

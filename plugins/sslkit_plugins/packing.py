@@ -32,8 +32,11 @@ AT_ONCE = 16
 SHOWN = 10
 """Unreadable images that are named in one sentence."""
 
-Coded = tuple[bytes, bool] | str
-"""The JPEG file of an image and whether its bytes are those that were stored, or why none."""
+How = Literal["kept", "coded", "reduced"]
+"""The bytes that were stored; coded anew; reduced to the short side and coded anew."""
+
+Coded = tuple[bytes, How] | str
+"""The JPEG file of an image and how it was made, or why there is none."""
 
 
 def write(
@@ -66,7 +69,8 @@ def write(
                 "--skip-unreadable"
             )
         skipped = [_text(name) for name, _ in packing.unreadable]
-        index = Index(short_side, quality, halves, skipped, packing.kept, packing.coded)
+        reduced_to = packing.reduced_to or splits["train"].reduced_to
+        index = Index(short_side, quality, halves, skipped, packing.kept, packing.coded, reduced_to)
         (beside / INDEX).write_text(json.dumps(asdict(index), indent=1), encoding="utf-8")
         _flush(beside / INDEX)
         beside.rename(to)
@@ -141,6 +145,7 @@ class _Packing:
     unreadable: list[tuple[str, str]] = field(default_factory=list)
     kept: int = 0
     coded: int = 0
+    reduced_to: int | None = None
 
     def split(self, name: str, source: ImageSource) -> Split:
         """Write the shards of one split."""
@@ -168,9 +173,11 @@ class _Packing:
             if isinstance(coded, str):
                 self.unreadable.append((str(source.names[index]), coded))
                 continue
-            file, is_same = coded
-            self.kept += is_same
-            self.coded += not is_same
+            file, how = coded
+            self.kept += how == "kept"
+            self.coded += how != "kept"
+            if how == "reduced":
+                self.reduced_to = self.short_side
             if shard and size + len(file) > SHARD_BYTES:
                 yield shard
                 shard, size = [], 0
@@ -239,7 +246,7 @@ class _Coder(Dataset):
         except Exception as error:
             return printable(f"{type(error).__name__}: {error}")
 
-    def _code(self, index: int) -> tuple[bytes, bool]:
+    def _code(self, index: int) -> tuple[bytes, How]:
         def reduction(width: int, height: int) -> float:
             return min(width, height) / (2 * self.short_side)
 
@@ -247,14 +254,14 @@ class _Coder(Dataset):
         scale = self.short_side / min(pixels.width, pixels.height)
         file = self._stored(index) if scale >= 1 else b""
         if file.startswith(b"\xff\xd8\xff"):
-            return file, True
+            return file, "kept"
         image = Image.fromarray(pixels.values.permute(1, 2, 0).contiguous().numpy())
         if scale < 1:
             sides = [max(1, round(side * scale)) for side in (pixels.width, pixels.height)]
             image = image.resize((sides[0], sides[1]), Image.Resampling.LANCZOS)
         out = io.BytesIO()
         image.save(out, "JPEG", quality=self.quality, subsampling=0)
-        return out.getvalue(), False
+        return out.getvalue(), "reduced" if scale < 1 else "coded"
 
     def _stored(self, index: int) -> bytes:
         """Return the file of an image, nothing where the data set stores pixels."""

@@ -207,6 +207,7 @@ def views(
         images=images,
         draws=draws,
         seed=made.train.seed,
+        title=f"{made.name}   method {made.method.use}, transform",
     )
     console.print_text(f"written: {out}")
 

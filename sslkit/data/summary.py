@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from sslkit.errors import printable
 from sslkit.interfaces import ImageSource
 from sslkit.recipe import Choice
 
@@ -59,5 +60,5 @@ def _classes(source: ImageSource) -> str:
     names: Sequence[str] = source.classes
     if not names and source.labels is not None:
         names = [str(label) for label in range(int(source.labels.max(initial=-1)) + 1)]
-    shown = ", ".join(names[:NAMED]) + (", …" if len(names) > NAMED else "")
+    shown = ", ".join(map(printable, names[:NAMED])) + (", …" if len(names) > NAMED else "")
     return f"{len(names)} class{'es' * (len(names) != 1)}: {shown}"

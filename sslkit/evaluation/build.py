@@ -64,6 +64,7 @@ class Run:
         """Return what the protocol says of the run."""
         return {
             "run": str(self.folder),
+            "method": self.recipe.method.use,
             "checkpoint": self.state_folder.name,
             "step": self.state["step"],
         }

@@ -94,22 +94,24 @@ def _draw_bars(axes: Axes, pivot: Pivot, bars: list[Bar]) -> None:
 
 
 def _subject(result: dict[str, Any]) -> str:
-    """Return the run of a result by its last two folders, and its step."""
+    """Return the run of a result by its last two folders, its method and its step."""
     protocol = result["protocol"]
     if "run" not in protocol:
         return ""
-    return printable(f"{'/'.join(Path(protocol['run']).parts[-2:])}, step {protocol['step']}")
+    run = "/".join(Path(protocol["run"]).parts[-2:])
+    method = f"method {protocol['method']}, " if "method" in protocol else ""
+    return printable(f"{run}, {method}step {protocol['step']:,}")
 
 
 def _set_ends(axes: Axes, metric: Metric, values: list[tuple[float, float, str]]) -> None:
-    """Set the ends of the axis, with room for the numbers behind the bars, and write these."""
+    """Set the ends of the axis, and write the numbers behind the bars, outside the axes if need be."""
     low, high = metric.ends()
     if low is None:
         low = axes.get_xlim()[0]
     if high is None:
         high = axes.get_xlim()[1]
     room = 0.08 * (high - low)
-    axes.set_xlim(low, high + room)
+    axes.set_xlim(low, high)
     for place, end, text in values:
         axes.text(max(end, 0.0) + room / 6, place, text, va="center", fontsize=8)
     if low < 0:

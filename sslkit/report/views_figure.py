@@ -30,14 +30,16 @@ def draw_views(
     images: int = 3,
     draws: int = 2,
     seed: int = 0,
+    title: str = "",
 ) -> Path:
     """Draw some images, and beside each every view of several draws, in the order of the model.
 
+    `title` names the run or the recipe, and its method.
     Images that cannot be read are skipped. Raises DataError where none can be read, SslkitError
     where `path` cannot be written.
     """
     chosen = _some(source, images, seed)
-    sheet = _Sheet(transform, len(chosen), draws)
+    sheet = _Sheet(transform, len(chosen), draws, title)
     for number, (index, image) in enumerate(chosen):
         sheet.original(number, image, printable(str(source.names[index])))
         for draw in range(draws):
@@ -75,7 +77,7 @@ def _batch(sample: Sample, index: int) -> Batch:
 class _Sheet:
     """The figure: a block of rows for each image, with a row for each draw."""
 
-    def __init__(self, transform: PretextTransform, images: int, draws: int) -> None:
+    def __init__(self, transform: PretextTransform, images: int, draws: int, title: str) -> None:
         self.transform = transform
         self.counts = {
             name: shape[0] if len(shape) == 4 else 1 for name, shape in transform.shapes.items()
@@ -89,7 +91,8 @@ class _Sheet:
         self.width = MARGIN + max(self.side + wide + MARGIN, LETTER * len(caption))
         self.height = TOP + images * self.block
         self.figure = Figure(figsize=(self.width, self.height))
-        self._text(MARGIN, 0.25, type(transform).__name__, fontsize=11, weight="bold", va="center")
+        head = printable(" ".join(filter(None, (title, type(transform).__name__))))
+        self._text(MARGIN, 0.25, head, fontsize=11, weight="bold", va="center")
         self._text(MARGIN, 0.45, caption, fontsize=8, va="center")
 
     def original(self, number: int, image: Image.Image, name: str) -> None:

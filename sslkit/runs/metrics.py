@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,9 +12,6 @@ from sslkit.runs import files
 
 BINS = 2000
 """Bins of a curve at most."""
-
-OPENING = 20
-"""Steps that a run is compared with later."""
 
 
 @dataclass(frozen=True)
@@ -98,12 +95,14 @@ class Bins:
 class Metrics:
     """metrics.jsonl: one line a step.
 
-    On resume, drops later steps and malformed lines. `bins` hold all rows, `opening` the first.
+    On resume, drops later steps and malformed lines, and calls `seen` with each row that stays.
+    `bins` hold all rows.
     """
 
-    def __init__(self, path: Path, step: int) -> None:
-        self.path, self.bins = path, Bins()
-        self.opening: list[Row] = []
+    def __init__(
+        self, path: Path, step: int, seen: Callable[[Row], None] = lambda row: None
+    ) -> None:
+        self.path, self.bins, self.seen = path, Bins(), seen
         with files.replacing(path) as beside, beside.open("w", encoding="utf-8") as kept:
             if path.exists():
                 with path.open(encoding="utf-8", errors="replace") as before:
@@ -121,7 +120,8 @@ class Metrics:
             if shift:
                 row = replace(row, epoch=row.epoch + 1)
                 line = row.line()
-            self._note(row)
+            self.bins.add(row)
+            self.seen(row)
             yield line.rstrip("\n") + "\n"
 
     def add(self, rows: list[Row]) -> None:
@@ -129,9 +129,4 @@ class Metrics:
         with files.writing(self.path), self.path.open("a", encoding="utf-8") as file:
             file.writelines(row.line() + "\n" for row in rows)
         for row in rows:
-            self._note(row)
-
-    def _note(self, row: Row) -> None:
-        self.bins.add(row)
-        if row.step <= OPENING:
-            self.opening.append(row)
+            self.bins.add(row)

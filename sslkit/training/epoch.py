@@ -11,10 +11,20 @@ from sslkit.training import streams
 
 
 class TrainingEpoch(Epoch):
-    """The epoch of a training run. `ahead` returns the micro-batches of the next step."""
+    """The epoch of a training run.
 
-    def __init__(self, run: Run, progress: Progress, ahead: Callable[[], list[Batch]]) -> None:
-        self.run, self.progress, self.ahead = run, progress, ahead
+    `ahead` returns the micro-batches of the next step. `passing` is called with the images that a
+    pass has yielded, over all ranks.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        progress: Progress,
+        ahead: Callable[[], list[Batch]],
+        passing: Callable[[int], None],
+    ) -> None:
+        self.run, self.progress, self.ahead, self.passing = run, progress, ahead, passing
         self.micro_batches = run.loader.micro_batches
 
     def views(self) -> Iterator[Batch]:
@@ -25,12 +35,19 @@ class TrainingEpoch(Epoch):
             step, micro_batch = divmod(number, self.micro_batches)
             draws = streams.draws(run, streams.FULL_PASS, first + step, micro_batch)
             yield run.transform.on_device(batch.to(run.device), draws)
+            self._passed(number + 1)
 
     def plain(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield every image once, un-augmented and normalised."""
         run = self.run
-        for images, index in run.loader.plain_pass(run.transform.size):
+        for number, (images, index) in enumerate(run.loader.plain_pass(run.transform.size)):
             yield run.transform.plain(images.to(run.device)), index.to(run.device)
+            self._passed(number + 1)
+
+    def _passed(self, batches: int) -> None:
+        loader = self.run.loader
+        images = batches * loader.batch_size * loader.world
+        self.passing(min(images, len(self.run.source)))
 
     def next_step(self) -> Iterator[tuple[Batch, Progress]]:
         """Yield the micro-batches of the next step with the draws that they will have."""

@@ -17,7 +17,7 @@ from sslkit.training import trainer
 NOT_FINITE = "not_finite.json"
 """Beside the metrics: all that is known of a step whose numbers were not finite."""
 
-CHUNK = 2**22
+CHUNK = 2**20
 """Numbers that are looked at at once: a copy of a large bank would need its memory again."""
 
 REMEDY = (

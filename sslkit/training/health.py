@@ -1,13 +1,20 @@
-"""Judges a run by its numbers: collapsed, not learning, healthy, or too short to tell."""
+"""Judges a run by its numbers: collapsed, not learning, at chance, healthy, too short to tell."""
 
 from collections import deque
 from collections.abc import Iterable, Mapping
 from statistics import fmean, stdev
 
-from sslkit.runs.metrics import OPENING, Row
+from sslkit.runs.metrics import Row
 
 WINDOW = 50
 """Steps that a judgement is based on."""
+
+EARLY = 20
+"""Steps that the last ones are compared with."""
+
+SETTLED = 4
+"""Epochs before those: a memory settles in this time, and the loss with it, also if nothing is
+learnt."""
 
 ENOUGH = 200
 """Steps before which a run that is no better than chance is too short to tell."""
@@ -27,7 +34,7 @@ class Health:
 
     `expected` is the first loss of random vectors, or None; `chances` are those of
     `Method.at_chance`. `filled` says that a bank was initialised by a forward pass: it holds no
-    random vectors, so the first loss is not judged.
+    random vectors, so the first loss is not judged. `epoch` counts the steps of one.
     """
 
     def __init__(
@@ -37,20 +44,28 @@ class Health:
         *,
         chances: Mapping[str, float] | None = None,
         filled: bool = False,
+        epoch: int = 1,
     ) -> None:
         self.expected, self.steps, self.filled = expected, steps, filled
         self.chances = dict(chances or {})
+        self.settled = max(EARLY, min(SETTLED * epoch, steps // 3))
+        """The last of the early steps."""
         self.first: Row | None = None
-        self.opening: list[Row] = []
-        """The first steps of the run; empty in a resumed one unless they are given."""
+        self.early: list[Row] = []
         self.last: deque[Row] = deque(maxlen=WINDOW)
+
+    def remember(self, row: Row) -> None:
+        """Add a step of an earlier session, to compare with."""
+        if row.step == 1:
+            self.first = row
+        if self.settled - EARLY < row.step <= self.settled:
+            self.early.append(row)
 
     def add(self, row: Row) -> None:
         """Add the next step."""
+        self.remember(row)
         if self.first is None:
             self.first = row
-        if row.step <= OPENING:
-            self.opening.append(row)
         self.last.append(row)
 
     def start(self) -> str:
@@ -81,7 +96,7 @@ class Health:
     def now(self) -> str:
         """Judge the last steps: collapse, then every number that has a chance, then the loss."""
         if not self.last:
-            return "no step yet"
+            return "no step was taken"
         for name in self.last[-1].metrics:
             if name.startswith("feature_std/") and (text := self._collapsed(name)):
                 return text
@@ -89,7 +104,7 @@ class Health:
             return f"{self._undecided()}: {self._shown('loss')} over {len(self.last)} steps"
         judged = [name for name in self.chances if _has(self.last, name)]
         if not judged:
-            return self._against_opening()
+            return self._against_early()
         failing = [name for name in judged if not self._beats(name)]
         if not failing:
             return f"healthy: {self._listed(judged)}"
@@ -98,7 +113,9 @@ class Health:
             return f"{self._undecided()}: {text}"
         step = self.last[-1].step
         if all(self._improved(name) for name in failing):
-            return f"slow: after {step} of {self.steps} steps better than at first, but {text}"
+            if any(self._at_chance(name) for name in failing):
+                return f"at chance: after {step} of {self.steps} steps {text}"
+            return f"slow: after {step} of {self.steps} steps better than before, but {text}"
         part = "" if len(failing) == len(judged) else f" by {', '.join(failing)}"
         return f"not learning{part}: after {step} of {self.steps} steps {text}"
 
@@ -109,22 +126,22 @@ class Health:
     def _undecided(self) -> str:
         return "too early to judge" if self.last[-1].step < self.steps else "too short to tell"
 
-    def _against_opening(self) -> str:
-        """Compare a loss without a known chance with the first steps."""
+    def _against_early(self) -> str:
+        """Compare a loss without a known chance with the early steps."""
         text = self._shown("loss")
         if self._improved("loss"):
             return f"healthy: {text}"
-        if self._too_short() or not self.opening:
+        if self._too_short() or not self.early:
             return f"{self._undecided()}: {text}"
         return f"no progress in the loss, whose chance is not known: {text}"
 
     def _shown(self, name: str) -> str:
-        """Return a number with its chance and its value at first, where these are known."""
+        """Return a number with its chance and its early value, where these are known."""
         beside = []
         if name in self.chances:
             beside.append(f"{self.chances[name]:.2f} at chance")
-        if _has(self.opening, name) and self.last[-1].step > OPENING:
-            beside.append(f"{_mean(self.opening, name):.2f} in the first {OPENING} steps")
+        if _has(self.early, name) and self.last[0].step > self.settled:
+            beside.append(f"{_mean(self.early, name):.2f} by step {self.settled}")
         shown = f" ({', '.join(beside)})" if beside else ""
         return f"{name} {_mean(self.last, name):.2f}{shown}"
 
@@ -136,11 +153,16 @@ class Health:
         values = _values(self.last, name)
         return _better(name, fmean(values), self.chances[name], _error(values))
 
+    def _at_chance(self, name: str) -> bool:
+        """Return whether a number that does not beat its chance is not worse either."""
+        values, chance = _values(self.last, name), self.chances[name]
+        return abs(fmean(values) - chance) <= max(MARGIN * abs(chance), ERRORS * _error(values))
+
     def _improved(self, name: str) -> bool:
-        """Return whether a number is better than in the first steps."""
-        if not _has(self.opening, name) or self.last[-1].step <= OPENING + WINDOW:
+        """Return whether a number is better than in the early steps."""
+        if not _has(self.early, name) or self.last[0].step <= self.settled:
             return False
-        now, then = _values(self.last, name), _values(self.opening, name)
+        now, then = _values(self.last, name), _values(self.early, name)
         return _better(name, fmean(now), fmean(then), _error(now) + _error(then))
 
     def _collapsed(self, name: str) -> str | None:
@@ -148,9 +170,9 @@ class Health:
 
         Those of an untrained network may be nearly alike, and learn nevertheless.
         """
-        if not self.opening or len(self.last) < WINDOW:
+        if self.first is None or self.first.step > 1 or len(self.last) < WINDOW:
             return None
-        now, then = _mean(self.last, name), self.opening[0].metrics.get(name, 1.0)
+        now, then = _mean(self.last, name), self.first.metrics[name]
         if now >= COLLAPSED or (now >= then / 2 and now >= ALIKE):
             return None
         if now >= then / 2 and self._too_short():

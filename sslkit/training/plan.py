@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from sslkit import faults
+from sslkit.data import shared
+from sslkit.data.loader import auto_workers, batch_bytes
 from sslkit.data.made_up import HEIGHT, WIDTH, MadeUp
-from sslkit.errors import DataError, Fault, RecipeError
+from sslkit.errors import DataError, Fault, RecipeError, counted
 from sslkit.interfaces import ImageSource
 from sslkit.parts import DataFormat, make, make_source
 from sslkit.recipe import Recipe
@@ -19,6 +21,9 @@ from sslkit.training.rehearsal import Rehearsal, rehearse_recipe
 
 TIMED = 8
 """Images of the rehearsal on a CPU: a step of two spends more on the optimizer than on images."""
+
+TIMES = 5
+"""Steps of the rehearsal that are timed; a first one warms up."""
 
 Rows = list[tuple[str, str]]
 """(what, how much)."""
@@ -32,7 +37,7 @@ def plan(recipe: Recipe, *, images: int | None = None, devices: int = 1) -> dict
     `sslkit train` refuses before its first step: RecipeError, DataError or PluginError.
     """
     data, source, how = find_data(recipe, images)
-    rehearsal = rehearse_recipe(recipe, data, source, devices=devices, few=TIMED, repeats=3)
+    rehearsal = rehearse_recipe(recipe, data, source, devices=devices, few=TIMED, repeats=1 + TIMES)
     bank, sampler_rows = _samplers(recipe, rehearsal, data, devices)
     return {
         "parts": _parts(recipe, rehearsal, devices) + sampler_rows,
@@ -75,6 +80,11 @@ def duration(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:,.1f} {unit}"
     return f"{seconds:,.1f} seconds"
+
+
+def between(low: str, high: str) -> str:
+    """Return a range; one value where both read alike."""
+    return low if low == high else f"{low} to {high}"
 
 
 def _parameters(module: nn.Module) -> int:
@@ -127,9 +137,8 @@ def _schedule(
     steps_per_epoch = data.images // chosen.batch_size
     steps = steps_per_epoch * chosen.epochs
     each = chosen.batch_size // devices
-    batch = f"{chosen.batch_size} in all, {each} on each of {devices} {kind} device"
-    if devices > 1:
-        batch += "s"
+    each_of = counted(devices, f"{kind} device")
+    batch = f"{chosen.batch_size} in all, {each} on each of {each_of}"
     if chosen.accumulate > 1:
         batch += f", in {chosen.accumulate} micro-batches of {chosen.per_rank_batch(devices)}"
     rates = [f"{rate:.3g} at step {step:,}" for step, rate in _rates(recipe, steps_per_epoch)]
@@ -137,7 +146,7 @@ def _schedule(
     return [
         ("images", f"{data.images:,} ({how})"),
         ("batch", batch),
-        ("steps", f"{steps_per_epoch:,} an epoch × {chosen.epochs} epochs = {steps:,}"),
+        ("steps", f"{steps_per_epoch:,} an epoch × {counted(chosen.epochs, 'epoch')} = {steps:,}"),
         ("learning rate", ", ".join(rates)),
         ("per 256 images", f"{per_256:.3g} (rate × 256 / batch), {recipe.optimizer.use}"),
     ]
@@ -167,22 +176,44 @@ def _memory(recipe: Recipe, rehearsal: Rehearsal, bank: int, devices: int) -> Ro
         "memory bank": bank,
     }
     held["together"] = sum(held.values())
-    return [(what, megabytes(size)) for what, size in held.items()]
+    rows = [(what, megabytes(size)) for what, size in held.items()]
+    return [*rows, ("loader, in shared memory of the host", _loader(recipe, rehearsal, devices))]
+
+
+def _loader(recipe: Recipe, rehearsal: Rehearsal, devices: int) -> str:
+    """Return what the batches take that loader workers hold ready."""
+    run, workers = rehearsal.run, recipe.train.workers
+    size = batch_bytes(run.transform, run.source, recipe.train.per_rank_batch(devices))
+    if workers == "auto":
+        workers = shared.fitting(auto_workers(run.device.type), size)
+    if workers == 0:
+        return "none, without loader workers"
+    ready = shared.prefetch(workers, size)
+    return (
+        f"{megabytes(workers * ready * size)}: {counted(workers, 'worker')}, each with "
+        f"{counted(ready, 'batch', 'batches')} of {megabytes(size)} ready"
+    )
 
 
 def _time(recipe: Recipe, rehearsal: Rehearsal, data: DataFormat, devices: int) -> Rows:
     """Images a second, of the rehearsal and of a loader worker; duration of an epoch, of all."""
-    run, rate = rehearsal.run, rehearsal.images / rehearsal.seconds
+    run, count = rehearsal.run, rehearsal.images
+    fastest, slowest = min(rehearsal.seconds), max(rehearsal.seconds)
     precision = str(run.precision).removeprefix("torch.")
     per_device = recipe.train.batch_size // devices
-    epoch = data.images // recipe.train.batch_size * per_device / rate
-    speed = f"{rate:,.1f} images/s on {run.device.type}, {precision}"
+    images = data.images // recipe.train.batch_size * per_device
+    epoch = (images / count * fastest, images / count * slowest)
+    rates = between(f"{count / slowest:,.1f}", f"{count / fastest:,.1f}")
+    steps = counted(len(rehearsal.seconds), "step")
+    speed = (
+        f"{rates} images/s on {run.device.type}, {precision}; the slowest and fastest of {steps}"
+    )
     cut = f"{1000 * _cutting(rehearsal):.1f} ms an image of {WIDTH}×{HEIGHT}, without decoding"
     return [
-        (f"rehearsed: {rehearsal.images} images", speed),
+        (f"rehearsed: {counted(count, 'image')}", speed),
         ("views in a worker", cut),
-        ("an epoch", duration(epoch)),
-        ("the whole run", duration(epoch * recipe.train.epochs)),
+        ("an epoch", between(*map(duration, epoch))),
+        ("the whole run", between(*[duration(each * recipe.train.epochs) for each in epoch])),
     ]
 
 

@@ -1,6 +1,7 @@
 """What a session writes into its run folder, which is made when the first step is done."""
 
 import json
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -46,10 +47,10 @@ class Record:
             folders.keep_recipe(self.folder, self.run.recipe)
         return notes
 
-    def open(self) -> bool:
+    def open(self, seen: Callable[[Row], None]) -> bool:
         """Make the folder where there is none, and what each session writes into it.
 
-        Returns whether a folder was made.
+        Calls `seen` with each row of earlier sessions. Returns whether a folder was made.
         """
         made = self.folder is None
         if made:
@@ -62,7 +63,7 @@ class Record:
             if self.began == 0:
                 known = json.dumps(versions.environment(self.run), indent=1)
                 files.write_text(self.folder / "environment.json", known)
-            self.metrics = Metrics(self.folder / "metrics.jsonl", self.began)
+            self.metrics = Metrics(self.folder / "metrics.jsonl", self.began, seen)
             self.board = _tensorboard(self.folder)
         return made
 
@@ -94,15 +95,17 @@ class Record:
                     chances=self.run.method.at_chance(self.run.recipe.train.batch_size),
                 )
 
-    def _title(self) -> str:
-        """Return run, method and length, for the head of a picture."""
+    def _name(self) -> str:
+        """Return the names of the run and its method."""
         assert self.folder is not None
-        recipe, loader = self.run.recipe, self.run.loader
-        return (
-            f"{recipe.name} / {self.folder.name}   method {recipe.method.use}, encoder "
-            f"{recipe.encoder.use}   step {self.run.step:,} of {self.run.steps:,}, "
-            f"{loader.steps_per_epoch:,} an epoch"
-        )
+        recipe = self.run.recipe
+        return f"{recipe.name} / {self.folder.name}   method {recipe.method.use}"
+
+    def _title(self) -> str:
+        """Return the names of the run and its method, and where it stands."""
+        run = self.run
+        where = f"step {run.step:,} of {run.steps:,}, {run.loader.steps_per_epoch:,} an epoch"
+        return f"{self._name()}   {where}"
 
     def draw_views(self) -> None:
         """Write views.png. The import of matplotlib takes a second, so the first step is first."""
@@ -111,7 +114,8 @@ class Record:
         assert self.folder is not None
         path, seed = self.folder / "views.png", self.run.recipe.train.seed
         with files.writing(path):
-            draw_views(self.run.source, self.run.transform, path, seed=seed)
+            title = f"{self._name()}, transform"
+            draw_views(self.run.source, self.run.transform, path, seed=seed, title=title)
 
     def close(self) -> None:
         """Let the folder go."""

@@ -32,6 +32,9 @@ MORE = 32
 """Images of a second rehearsal on a CPU, after one with FEW has failed: a loss or a split batch
 norm may need more rows."""
 
+STEPS = 8
+"""Steps that a rehearsal may take."""
+
 LARGEST_BANK = 2**16
 """Images that the rehearsed method is made for at most."""
 
@@ -41,12 +44,13 @@ class Rehearsal:
     """What a rehearsal measured.
 
     `run` is the throw-away run; `images` counts those of one rank's micro-batch; `seconds` are
-    those of a step without loading; `activations` are the bytes kept for the backward pass.
+    those of each step without loading, but for the first if there are more; `activations` are the
+    bytes kept for the backward pass.
     """
 
     run: Run
     images: int
-    seconds: float
+    seconds: list[float]
     activations: int
 
 
@@ -94,7 +98,7 @@ def _small_run(recipe: Recipe, data: DataFormat, source: ImageSource | None, ima
         workers=0,
         compile=False,
         on_nan="stop",
-        epochs=max(recipe.train.epochs, 3),
+        epochs=max(recipe.train.epochs, STEPS),
     )
     rows = max(batch_size, min(data.images, LARGEST_BANK))
     made_up = MadeUp(data.channels, data.bits, data.classes, batch_size, source)
@@ -131,13 +135,13 @@ def rehearse(run: Run, repeats: int = 1, *, ranks: int = 1) -> Rehearsal:
             clock, step = _first_step(run)
         _check_finite(run, step, spoilt)
         _check_gradients(run, ranks)
-        seconds = clock.seconds
+        seconds = [clock.seconds]
         for _ in islice(trainer.train(run, clock), repeats - 1):
-            seconds = min(seconds, clock.seconds)
+            seconds.append(clock.seconds)
         _check_tensors(run.method, checkpoint.tensors(run))
         _check_exported(run, images)
         _check_start(run)
-    return Rehearsal(run, images, seconds, sum(activations.values()))
+    return Rehearsal(run, images, seconds[1:] or seconds, sum(activations.values()))
 
 
 class _Clock:

@@ -31,6 +31,7 @@ class Screen(Protocol):
 
     def begin(self, notes: list[str], folder: Path | None) -> None: ...
     def made(self, folder: Path) -> None: ...
+    def passing(self, done: int) -> None: ...
     def show(self, rows: list[Row], told: list[str], health: Health) -> None: ...
     def stopped(self, signal: str, saved: bool) -> None: ...
     def done(self, health: Health) -> None: ...
@@ -80,7 +81,8 @@ def _train(made: Run, record: Record, notes: list[str], screen: Screen | None) -
     filled = any(sampler.needs_fill for sampler in made.method.samplers.values())
     expected = made.method.at_start(made.recipe.train.batch_size)
     chances = made.method.at_chance(made.recipe.train.batch_size)
-    health = Health(expected, made.steps, chances=chances, filled=filled)
+    epoch = made.loader.steps_per_epoch
+    health = Health(expected, made.steps, chances=chances, filled=filled, epoch=epoch)
     undrawn = screen is not None and made.step == 0
     try:
         for rows, told in follow(made, record, health, screen):
@@ -128,7 +130,8 @@ def follow(
 
     with signals(at_once) as caught:
         try:
-            for step in trainer.train(run, section):
+            passing = screen.passing if screen is not None else lambda images: None
+            for step in trainer.train(run, section, passing):
                 if step.number == record.began + 1:
                     _open(record, health, screen)
                 pending.append(step)
@@ -152,11 +155,8 @@ def follow(
 
 
 def _open(record: Record, health: Health, screen: Screen | None) -> None:
-    """Open the folder, once the first step is done; a resumed run has its first steps there."""
-    made = record.open()
-    if record.metrics is not None:
-        health.opening += record.metrics.opening
-    if made and screen is not None:
+    """Open the folder, once the first step is done; a resumed run has its early steps there."""
+    if record.open(health.remember) and screen is not None:
         assert record.folder is not None
         screen.made(record.folder)
 

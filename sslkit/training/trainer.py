@@ -61,8 +61,13 @@ class Ahead:
         return taken
 
 
-def train(run: Run, watch: Watch = nullcontext) -> Generator[Step, None, None]:
+def train(
+    run: Run, watch: Watch = nullcontext, passing: Callable[[int], None] = lambda images: None
+) -> Generator[Step, None, None]:
     """Train from `run.step` to the end, yielding every step.
+
+    `passing` is called with the images done of a pass over all of them, which a method may make
+    before an epoch.
 
     The same seed on the same kind of machine gives the same weights, bit for bit.
     """
@@ -72,7 +77,7 @@ def train(run: Run, watch: Watch = nullcontext) -> Generator[Step, None, None]:
         run.model.train()
         if run.step % run.loader.steps_per_epoch == 0:
             with watch(EPOCH):
-                _begin_epoch(run, ahead)
+                _begin_epoch(run, ahead, passing)
             run.model.train()
         with watch(WAITING):
             taken = ahead.take()
@@ -87,11 +92,11 @@ def _progress(run: Run, stream: int) -> Progress:
 
 
 @torch.no_grad()
-def _begin_epoch(run: Run, ahead: Ahead) -> None:
+def _begin_epoch(run: Run, ahead: Ahead, passing: Callable[[int], None]) -> None:
     progress = _progress(run, streams.EPOCH)
     torch.manual_seed(progress.draws.seed)
     with run.autocast():
-        run.method.begin_epoch(TrainingEpoch(run, progress, ahead.look))
+        run.method.begin_epoch(TrainingEpoch(run, progress, ahead.look, passing))
 
 
 def _step(run: Run, promises: Promises, taken: list[Batch], watch: Watch) -> Step:

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 from pydantic import Field
 
-from sslkit.errors import DataError
+from sslkit.errors import DataError, printable
 from sslkit.interfaces import ImageSource, Pixels
 from sslkit_plugins.datasets.decoding import (
     BANDS,
@@ -99,25 +99,26 @@ class ImageFolder(ImageSource):
                 f"{', '.join(sorted(ENDINGS))} count as images"
             )
         self._refuse_odd_bands()
-        self._number_classes()
+        self._number_classes(1 if split == "val" else 2)
         self.notes = self._notes(walk, () if split == "val" else layout.unused)
         if splits and not layout.train and split != "val":
             self.notes += self._nested_splits()
 
-    def _number_classes(self) -> None:
-        """Set labels and classes where every image lies in one of several folders."""
+    def _number_classes(self, fewest: int) -> None:
+        """Set labels and classes where every image lies in one of `fewest` folders or more."""
         tops = [name.split("/", 1)[0] if "/" in name else "" for name in self.names]
         classes = sorted(set(tops))
-        if "" not in classes and len(classes) > 1:
+        if "" not in classes and len(classes) >= fewest:
             number = {name: label for label, name in enumerate(classes)}
             self.classes, self.labels = classes, np.array([number[name] for name in tops], np.int64)
         elif classes == [""]:
             self.unlabelled = "there are no folders below it"
         elif "" in classes:
             first = tops.index("")
-            self.unlabelled = f"some lie beside its folders, such as {self.names[first]}"
+            loose = printable(self.names[first])
+            self.unlabelled = f"some lie beside its folders, such as {loose}"
         else:
-            self.unlabelled = f"all of them lie in one folder, {classes[0]}/"
+            self.unlabelled = f"all of them lie in one folder, {printable(classes[0])}/"
 
     def _notes(self, walk: Walk, unused: tuple[str, ...]) -> list[str]:
         """Return what is passed over, as one sentence at most."""
@@ -132,7 +133,7 @@ class ImageFolder(ImageSource):
         for name in self.names:
             folders = name.split("/", 2)[:-1]
             if len(folders) == 2 and folders[1].lower() in (*TRAIN, *VAL):
-                nested.add(f"{folders[0]}/{folders[1]}/")
+                nested.add(printable(f"{folders[0]}/{folders[1]}/"))
         if not nested:
             return []
         holder = self.root / min(nested).split("/")[0]

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from sslkit.errors import DataError
+from sslkit.errors import DataError, printable
 from sslkit_plugins.datasets.decoding import ENDINGS
-from sslkit_plugins.datasets.ours import is_our_folder, is_our_picture
-from sslkit_plugins.datasets.walk import ending_of, is_hidden
+from sslkit_plugins.datasets.ours import is_our_folder, is_our_picture, may_be_ours
+from sslkit_plugins.datasets.walk import ending_of, is_hidden, json_stems
 
 TRAIN = ("train", "training")
 VAL = ("val", "valid", "validation", "dev", "test", "testing")
@@ -43,7 +43,9 @@ def read_layout(root: Path) -> Layout:
     val = [name for name in folders if name.lower() in VAL]
     if not train and not val:
         return Layout()
-    others = _filled(root, set(folders) - {*train, *val})
+    rest = set(folders) - {*train, *val}
+    links = [name for name in sorted(rest) if os.path.islink(root / name)]
+    others = _filled(root, rest - set(links))
     val = sorted(_filled(root, val), key=lambda name: VAL.index(name.lower()))
     filled = _filled(root, train)
     if not filled and not val:
@@ -57,7 +59,7 @@ def read_layout(root: Path) -> Layout:
         _refuse_several(root, val, "choose from, none of them named train")
     if (others and not (train and val)) or not train:
         _refuse_mixture(root, [*train, *val], others, loose)
-    unused = _shown(sorted([*val[1:], *others]))
+    unused = _shown(sorted([*val[1:], *others, *links]))
     if loose:
         unused.append(f"{loose:,} image{'s' * (loose > 1)}")
     return Layout(train[0], val[0] if val else None, tuple(unused))
@@ -70,7 +72,7 @@ def has_training_folder(root: Path) -> bool:
 
 def _contents(root: Path) -> tuple[list[str], int]:
     """Return the folders right below `root`, and the number of images that lie beside them."""
-    folders, images = [], 0
+    folders, files = [], []
     with os.scandir(root) as entries:
         for entry in entries:
             if is_hidden(entry.name):
@@ -78,11 +80,17 @@ def _contents(root: Path) -> tuple[list[str], int]:
             is_link = entry.is_symlink()  # A link in a circle makes entry.is_dir() raise.
             if os.path.isdir(entry.path) if is_link else entry.is_dir():
                 folders.append(entry.name)
-            elif ending_of(entry.name) in ENDINGS:
-                images += not is_our_picture(entry.path)
             elif entry.name.lower() in (*TRAIN, *VAL) and not os.path.exists(entry.path):
                 raise DataError(f"{entry.path} is a link that leads nowhere; repair or remove it")
-    return sorted(folders), images
+            else:
+                files.append(entry.name)
+    beside = json_stems(files)
+    images = [name for name in files if ending_of(name) in ENDINGS]
+    loose = len(images)
+    for name in images:
+        if may_be_ours(os.path.splitext(name)[0].lower(), beside):
+            loose -= is_our_picture(str(root / name))
+    return sorted(folders), loose
 
 
 def _filled(root: Path, names: Iterable[str]) -> list[str]:
@@ -107,7 +115,7 @@ def holds_images(folder: Path) -> bool:
 
 def _shown(folders: list[str]) -> list[str]:
     """Return a few folders as they are written in a sentence."""
-    shown = [f"{name}/" for name in folders[:NAMED]]
+    shown = [f"{printable(name)}/" for name in folders[:NAMED]]
     if len(folders) > NAMED:
         shown.append(f"{len(folders) - NAMED} more folders")
     return shown

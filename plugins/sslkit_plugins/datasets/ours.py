@@ -1,6 +1,7 @@
 """What sslkit itself writes: run folders, packed sets, pictures. None of it is data."""
 
 import os
+from collections.abc import Collection
 
 FOLDERS = (("recipe.yaml", "environment.json"), ("packed.json",))
 """Files that mark a run folder and a packed set."""
@@ -21,22 +22,23 @@ def _holds(folder: str, names: tuple[str, ...]) -> bool:
     return all(os.path.isfile(os.path.join(folder, name)) for name in names)
 
 
-def is_our_picture(path: str) -> bool:
-    """Tell whether a file is a picture that sslkit has drawn.
+def may_be_ours(stem: str, beside: Collection[str]) -> bool:
+    """Tell whether a PNG file is named as pictures of sslkit are: worth a look into it.
 
-    Looks into PNG files only that are named like one, or that a JSON file of the same name
-    accompanies, as it does the picture of an evaluation.
+    Pictures of evaluations lie beside a JSON file of the same name; `beside` holds the stems of
+    such files. All are lower case and without ending.
     """
-    folder, name = os.path.split(path)
-    stem, ending = os.path.splitext(name)
-    if ending.lower() != ".png":
-        return False
-    is_named = stem.lower().startswith(("views", "curves"))
-    if not is_named and not os.path.isfile(os.path.join(folder, f"{stem}.json")):
+    return stem.startswith(("views", "curves")) or stem in beside
+
+
+def is_our_picture(path: str) -> bool:
+    """Tell whether a file is a picture in PNG that sslkit has written."""
+    if not path.lower().endswith(".png"):
         return False
     try:
         with open(path, "rb") as file:
             head = file.read(HEAD)
     except OSError:
         return False
-    return b"Software\0sslkit" in head or (name in DRAWN and b"Software\0Matplotlib" in head)
+    is_older = os.path.basename(path) in DRAWN and b"Software\0Matplotlib" in head
+    return is_older or b"Software\0sslkit" in head

@@ -2,9 +2,11 @@
 
 import os
 from collections import Counter
+from collections.abc import Collection, Iterable
 
+from sslkit.errors import printable
 from sslkit_plugins.datasets.decoding import ENDINGS
-from sslkit_plugins.datasets.ours import is_our_folder, is_our_picture
+from sslkit_plugins.datasets.ours import is_our_folder, is_our_picture, may_be_ours
 
 CLUTTER = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx"}
 """What systems leave beside images, lower case."""
@@ -29,6 +31,11 @@ def is_hidden(name: str) -> bool:
 def ending_of(name: str) -> str:
     """Return the ending of a file's name in lower case, with its dot."""
     return os.path.splitext(name)[1].lower()
+
+
+def json_stems(names: Iterable[str]) -> set[str]:
+    """Return the names of JSON files without their ending, lower case."""
+    return {name[:-5].lower() for name in names if name.lower().endswith(".json")}
 
 
 class Walk:
@@ -66,6 +73,7 @@ class Walk:
                 self.ours += 1
                 self._our_folders.add(real)
                 continue
+            files = []
             with os.scandir(folder) as entries:
                 for entry in entries:
                     name = prefix + entry.name
@@ -76,16 +84,19 @@ class Walk:
                     elif entry.is_dir(follow_symlinks=False):
                         waiting.append((entry.path, f"{name}/", os.path.join(real, entry.name)))
                     elif entry.is_file(follow_symlinks=False):
-                        self._add(name, entry.path)
+                        files.append(entry.name)
                     else:
                         self.devices += 1
+            beside = json_stems(files)
+            for file in files:
+                self._add(prefix + file, os.path.join(folder, file), beside)
 
-    def _add(self, name: str, path: str) -> None:
+    def _add(self, name: str, path: str, beside: Collection[str] = ()) -> None:
         """Add a file where it is an image."""
-        ending = ending_of(name)
+        stem, ending = os.path.splitext(os.path.basename(name).lower())
         if ending not in ENDINGS:
             self.endings[ending] += 1
-        elif is_our_picture(path):
+        elif ending == ".png" and may_be_ours(stem, beside) and is_our_picture(path):
             self.ours += 1
         else:
             self.names.append(name)
@@ -149,7 +160,7 @@ class Walk:
             told.append(_count(self.devices, "pipe or device", "pipes or devices"))
         if others:
             told.append(_endings(others))
-        return ", ".join(told)
+        return printable(", ".join(told))
 
 
 def _endings(endings: Counter[str]) -> str:

@@ -63,7 +63,7 @@ class Timm(Encoder):
             Literal["timm", "uniform"],
             Field(
                 description="uniform: PyTorch's default initialisation of convolutions, and scale "
-                "1 in every batch norm, as in the released PIRL models. timm: as timm draws them."
+                "1 in every batch norm, as in VISSL's ResNet-50. timm: as timm draws them."
             ),
         ] = "timm",
         norm: Annotated[

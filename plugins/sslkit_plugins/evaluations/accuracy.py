@@ -18,12 +18,17 @@ def metrics(classes: Sequence[str]) -> list[Metric]:
 
 
 def hits(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> dict[str, Outcome]:
-    """[N,C], [N] → bool [N] by metric: is the label among the best? NaN for logits that are NaN."""
+    """[N,C], [N] → bool [N] by metric: is the label among the best? NaN for logits that are NaN.
+
+    Among equal logits the class of the smaller number comes first, as for argmax.
+    """
     if logits.isnan().any():
         return {metric.name: math.nan for metric in metrics(classes)}
-    order = logits.topk(min(5, logits.shape[1]), dim=1).indices.cpu()
-    found = order == labels.cpu().unsqueeze(1)
-    among = {"top-1": found[:, 0], "top-5": found.any(1)}
+    label = labels.to(logits.device).unsqueeze(1)
+    own, number = logits.gather(1, label), torch.arange(logits.shape[1], device=logits.device)
+    before = (logits > own) | ((logits == own) & (number < label))
+    rank = before.sum(1).cpu()
+    among = {"top-1": rank < 1, "top-5": rank < 5}
     return {metric.name: among[metric.name].numpy() for metric in metrics(classes)}
 
 

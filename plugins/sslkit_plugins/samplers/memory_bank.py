@@ -46,7 +46,7 @@ class MemoryBank(NegativeSampler):
     Wu et al. 2018, arXiv:1805.01978, section 3; PIRL: arXiv:1912.01991. A written row is
     normalize(momentum · row + (1 - momentum) · embedding). For large sets, `dtype` keeps rows in
     half precision (products, means and norms are float32), and `shards: auto` gives each rank a
-    block of rows with the same results.
+    block of rows with the same results up to rounding.
     """
 
     recalls = True

@@ -68,7 +68,7 @@ class Scores(torch.autograd.Function):
                 weights.scatter_add_(-1, each(picks[sets], queries), gradient[sets])
                 total[sets] = _mixture(weights.flatten(0, 1), bank).unflatten(0, (-1, queries))
         elif queries == 1 and bank.dtype == torch.float32:
-            # Sums rows without a copy of them, in less than half of the time.
+            # Sums rows without a copy of them, in half of the time on a CPU.
             weights = gradient[:, 0]
             mixed = F.embedding_bag(picks, bank, per_sample_weights=weights, mode="sum")
             total = mixed.unsqueeze(1)
@@ -111,7 +111,7 @@ def _tiles(picks: Tensor, bank: Tensor) -> list[tuple[slice, slice]]:
 def _rows(bank: Tensor, picks: Tensor) -> Tensor:
     """Gather picks [G,M] → float32 [G,M,D].
 
-    `index_select` is three times as fast as indexing on a CPU.
+    On a CPU `index_select` takes less than a third of the time of indexing.
     """
     return bank.index_select(0, picks.flatten()).float().unflatten(0, picks.shape)
 

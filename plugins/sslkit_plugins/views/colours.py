@@ -19,7 +19,7 @@ Sigma = Annotated[float, Field(gt=0, le=2)]
 class Colours:
     """What is done to the colours of a view, in this order; every image has its own draws.
 
-    A preset is the list of a paper or of its code. `official`: PIRL's released models (VISSL,
+    A preset is the list of a paper or of its code. `official`: PIRL (VISSL,
     `pirl_jigsaw_4node_resnet50.yaml`). `blur`: PIRL's MLP models (VISSL, `photo_gblur.yaml`), which
     is SimCLR's list at strength 1. `npid`: Wu et al. 2018. `gray`: VISSL's Jigsaw. `simclr`: Chen
     et al. 2020a, appendix A. `moco_v1`, `moco_v2`: He et al. 2020, Chen et al. 2020b

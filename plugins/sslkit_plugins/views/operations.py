@@ -1,7 +1,8 @@
 """Operations on pixels, in place: float32 [N,C,H,W] in 0 … 255, one parameter per row [N,1,1,1].
 
-Nothing is rounded but where an operation rounds by its nature (posterize). On a CPU comparisons,
-`where` and indices cost ten times as much as arithmetic, so there are none.
+Nothing is rounded but where an operation rounds by its nature (posterize). On one CPU core a
+comparison takes 7 times as long as an in-place product, `where` and boolean indices 100 times and
+more (224 px), so none runs over pixels.
 """
 
 import torch

