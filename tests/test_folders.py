@@ -79,7 +79,7 @@ def test_other_names_are_classes(tmp_path):
 def test_of_several_the_first_validates_and_others_are_named(tmp_path, folders, val, unused):
     lay(tmp_path, "train/1.png", *(f"{name}/2.png" for name in folders))
     assert found(tmp_path, "val").place == str(tmp_path / val)
-    told = f"passed over in {tmp_path / 'train'}: beside it {unused}"
+    told = f"not read beside the folders for training and validation: {unused}"
     assert list(found(tmp_path).notes) == [told]
 
 
@@ -168,14 +168,16 @@ def test_a_mixture_is_refused_and_both_remedies_work(tmp_path, names, split, oth
 def test_images_beside_a_training_folder_are_said_to_be_unused(tmp_path):
     made = found(lay(tmp_path, "train/1.png", "logo.png", "x.png"))
     assert made.names == ["1.png"]
-    assert list(made.notes) == [f"passed over in {tmp_path / 'train'}: beside it 2 images"]
+    assert list(made.notes) == ["not read beside the folders for training and validation: 2 images"]
 
 
 def test_a_folder_that_is_a_link_beside_splits_is_said_to_be_unused(tmp_path):
     root = lay(tmp_path / "root", "train/1.png")
     (root / "backup").symlink_to(lay(tmp_path / "outside", "2.png"))
     assert found(root).names == ["1.png"]
-    assert list(found(root).notes) == [f"passed over in {root / 'train'}: beside it backup/"]
+    assert list(found(root).notes) == [
+        "not read beside the folders for training and validation: backup/"
+    ]
 
 
 def test_validation_images_of_one_class_have_labels(tmp_path):
@@ -402,13 +404,13 @@ def test_what_serves_as_what_is_printed(tiny, photos, tmp_path, trained):
     (root / "valid" / "a" / "00.jpg").unlink()
     train, val = root / "Training", root / "valid"
     code, out, err = sslkit("train", tiny, "--data", root, *ONE_EPOCH, "--runs", tmp_path)
-    assert code == 0 and err == f"passed over in {train}: beside it test/\n"
+    assert code == 0 and err == "not read beside the folders for training and validation: test/\n"
     assert out.startswith(
         f"data: training on {train} (16 images); for evaluations: 2 classes: a, b; "
         f"validation on {val} (15 images)\n"
     )
     code, out, err = sslkit("eval", "knn", trained, "--data", root)
-    assert code == 0 and err == f"passed over in {train}: beside it test/\n"
+    assert code == 0 and err == "not read beside the folders for training and validation: test/\n"
     told = f"data: training on {train} (16 images in 2 classes: a, b); validating on {val} "
     assert out.splitlines()[1] == f"{told}(15 images)"
     code, out, _ = sslkit("eval", "knn", trained, "--data", photos)

@@ -121,11 +121,15 @@ class ImageFolder(ImageSource):
             self.unlabelled = f"all of them lie in one folder, {printable(classes[0])}/"
 
     def _notes(self, walk: Walk, unused: tuple[str, ...]) -> list[str]:
-        """Return what is passed over, as one sentence at most."""
-        told = [f"beside it {', '.join(unused)}"] if unused else []
+        """Return what is passed over, and which folders are no splits: a sentence each."""
+        notes = []
         if found := walk.passed_over():
-            told.insert(0, found)
-        return [f"passed over in {self.place}: {'; '.join(told)}"] if told else []
+            notes.append(f"passed over in {self.place}: {found}")
+        if unused:
+            notes.append(
+                f"not read beside the folders for training and validation: {', '.join(unused)}"
+            )
+        return notes
 
     def _nested_splits(self) -> list[str]:
         """Return a sentence about folders named like splits that lie one folder deeper."""
