@@ -74,7 +74,7 @@ def test_a_constant_encoder_is_collapsed_once_there_was_time(steps, verdict):
         (120, 300, "too early to judge"),
         (300, 1000, "too early to judge"),
         (300, 300, "not learning: after 300 of 300 steps loss 9.90 (10.00 at chance, 9.90 by"),
-        (600, 1000, "not learning: after 600 of 1000 steps"),
+        (600, 1000, "no progress so far: after 600 of 1000 steps"),
     ],
 )
 def test_a_loss_at_chance_is_judged_once_there_was_time(count, steps, verdict):

@@ -240,12 +240,21 @@ from sslkit_plugins.datasets import ImageFolder
 class Photos(ImageFolder):
     opens = {}
 """
+INIT = """
+    def __init__(self, split, /, *, root: str{options}) -> None:
+        super().__init__(split, root=root)
+"""
+LINKS = ", follow_links: bool = False"
 
 
 @pytest.fixture
 def photos(install, source, tmp_path):
     """A run on the data set of a plugin, photos 1.0; the folder where that is installed."""
-    place = install("photos", "[sslkit.datasets]\nphotos = photos_set:Photos\n", photos_set=SET)
+    place = install(
+        "photos",
+        "[sslkit.datasets]\nphotos = photos_set:Photos\n",
+        photos_set=SET + INIT.format(options=LINKS),
+    )
     text = TINY.replace("image_folder", "photos").format(root=source / "photos")
     return begun(tmp_path, text), place
 
@@ -285,17 +294,9 @@ def replace_module(place: Path, text: str) -> None:
     forget()
 
 
-INIT = """
-    def __init__(self, split, /, *, root: str{options}) -> None:
-        super().__init__(split, root=root)
-"""
-
-
 def test_a_new_option_of_a_plugin_is_refused_until_it_is_written(photos):
     folder, place = photos
-    replace_module(
-        place, SET + INIT.format(options=", follow_links: bool = False, gray: bool = False")
-    )
+    replace_module(place, SET + INIT.format(options=f"{LINKS}, gray: bool = False"))
     said = refused("train", "--resume", folder)
     assert "recipe.yaml" in said and "data.gray" in said
     assert "photos 1.0, which began the run, had not; write it into this file (false if" in said

@@ -115,8 +115,13 @@ def check_options(folder: Path, recipe: Recipe) -> None:
         for name in key.split("."):
             content = content.get(name) if isinstance(content, dict) else None
         part = choice.part
-        known = part.distribution != OWN and part.distribution in plugins
-        if not known or not isinstance(content, dict) or content.get("use") != choice.use:
+        changed = plugins.get(part.distribution, part.version) != part.version
+        if (
+            part.distribution == OWN
+            or not changed
+            or not isinstance(content, dict)
+            or content.get("use") != choice.use
+        ):
             continue
         for name, option in part.signature().options.items():
             if name not in content and choice.options[name] == option.default:

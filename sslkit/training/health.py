@@ -117,7 +117,8 @@ class Health:
                 return f"at chance: after {step} of {self.steps} steps {text}"
             return f"slow: after {step} of {self.steps} steps better than before, but {text}"
         part = "" if len(failing) == len(judged) else f" by {', '.join(failing)}"
-        return f"not learning{part}: after {step} of {self.steps} steps {text}"
+        verdict = "no progress so far" if step < self.steps else "not learning"
+        return f"{verdict}{part}: after {step} of {self.steps} steps {text}"
 
     def _too_short(self) -> bool:
         """Return whether steps are too few to find fault with."""
