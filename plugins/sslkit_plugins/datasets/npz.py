@@ -68,7 +68,9 @@ class Npz(ImageSource):
             splits = " and ".join(
                 "{} channels in {} bits".format(*_format(x)) for x in (train, val)
             )
-            raise DataError(f"training and validation images of {file} differ: {splits}")
+            raise DataError(
+                f"training and validation images of {file} differ: {splits}; convert one of them"
+            )
         self.names = [f"{'val' if split == 'val' else 'train'}/{number}" for number in range(count)]
         labels = _labels(self.arrays)
         if labels is None:
@@ -93,7 +95,8 @@ class Npz(ImageSource):
         self.classes = [str(name) for name in train.get("classes", np.arange(most + 1))]
         if len(self.classes) <= most:
             raise DataError(
-                f"{file} has the label {most} but names only {len(self.classes)} classes"
+                f"{file} has the label {most} but names only {len(self.classes)} classes; name "
+                f"{most + 1} in the array classes, or leave it out"
             )
 
     @staticmethod
@@ -115,7 +118,8 @@ class Npz(ImageSource):
                 if not found:
                     held = ", ".join(map(printable, sorted(members)[:10])) or "nothing"
                     raise DataError(
-                        f"{file} holds {held}, but neither 'images' nor 'jpeg' and 'offset'"
+                        f"{file} holds {held}, but neither 'images' nor 'jpeg' and 'offset'; "
+                        "name the array: np.savez(FILE, images=images)"
                     )
                 _refuse_bomb(
                     file, os.path.getsize(path), sum(member.file_size for member in found.values())
@@ -126,7 +130,7 @@ class Npz(ImageSource):
         except Exception as error:
             raise DataError(
                 f"{file} is not a NumPy archive (.npz) of plain arrays "
-                f"({type(error).__name__}: {printable(str(error))})"
+                f"({type(error).__name__}: {printable(str(error))}); write it with np.savez"
             ) from error
 
     def _check(self) -> int:
@@ -140,7 +144,8 @@ class Npz(ImageSource):
             ):
                 raise DataError(
                     f"images in {self.file} must be uint8 or uint16 [N,H,W,C] or [N,H,W]; "
-                    f"they are {images.dtype} {list(images.shape)}"
+                    f"they are {images.dtype} {list(images.shape)}; convert them, such as floats from "
+                    "0 to 1: (255 * images).round().astype(np.uint8)"
                 )
             if _has_channels_first(images.shape):
                 raise DataError(
@@ -169,7 +174,10 @@ class Npz(ImageSource):
                 )
             return len(offset) - 1
         held = ", ".join(sorted(self.arrays)) or "nothing"
-        raise DataError(f"{self.file} holds {held}, but neither 'images' nor 'jpeg' and 'offset'")
+        raise DataError(
+            f"{self.file} holds {held}, but neither 'images' nor 'jpeg' and 'offset'; name the "
+            "array: np.savez(FILE, images=images)"
+        )
 
     def stored(self, index: int) -> io.BytesIO | None:
         """Return the file of an image, or None where its pixels are stored."""
