@@ -152,7 +152,7 @@ def test_a_complete_run_says_so(unbroken):
     before = {path: path.read_bytes() for path in unbroken.rglob("*") if path.is_file()}
     code, out, err = sslkit("train", "--resume", unbroken)
     assert (code, err) == (0, "")
-    assert "this run is complete: 15 steps are done" in out
+    assert "this run is complete: 15 steps done" in out
     assert {path: path.read_bytes() for path in unbroken.rglob("*") if path.is_file()} == before
 
 
