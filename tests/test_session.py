@@ -152,7 +152,7 @@ def test_a_complete_run_says_so(unbroken):
     before = {path: path.read_bytes() for path in unbroken.rglob("*") if path.is_file()}
     code, out, err = sslkit("train", "--resume", unbroken)
     assert (code, err) == (0, "")
-    assert "this run is complete: 15 steps are done" in out
+    assert "this run is complete: 15 steps done" in out
     assert {path: path.read_bytes() for path in unbroken.rglob("*") if path.is_file()} == before
 
 
@@ -447,3 +447,16 @@ def test_a_metric_that_is_not_finite_is_named(tiny, make, tmp_path):
     assert finite.check_finite([row], [replace(step, skipped=True)], run, tmp_path)[0].startswith(
         "skipped step 7: match not finite"
     )
+
+
+@pytest.mark.parametrize("place", [0, 7, 23])
+def test_weights_are_looked_at_in_chunks(make, monkeypatch, tmp_path, place):
+    """A bank of 24 rows of 16 numbers, three rows at once."""
+    run = make()
+    monkeypatch.setattr(finite, "CHUNK", 48)
+    finite.check_weights(run, tmp_path)
+    run.method.sampler.bank[place, 3] = float("inf")
+    with pytest.raises(
+        TrainingError, match=r"1 tensor not finite, samplers\.image\.bank the first"
+    ):
+        finite.check_weights(run, tmp_path)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sslkit import distributed
-from sslkit.errors import TrainingError, printable
+from sslkit.errors import TrainingError, counted, printable
 from sslkit.runs import files
 from sslkit.runs.metrics import Row
 from sslkit.runs.run import Run
@@ -50,7 +50,7 @@ def check_weights(run: Run, folder: Path) -> None:
     wrong = [name for name, fine in zip(values, finite, strict=True) if not fine]
     if wrong:
         raise TrainingError(
-            f"step {run.step} left {len(wrong)} weights not finite, {wrong[0]} the first. "
+            f"step {run.step} left {counted(len(wrong), 'tensor')} not finite, {wrong[0]} the first. "
             f"{REMEDY.format(folder)}"
         )
 

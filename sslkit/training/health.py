@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from statistics import fmean, stdev
 
+from sslkit.errors import counted
 from sslkit.runs.metrics import Row
 
 WINDOW = 50
@@ -101,7 +102,9 @@ class Health:
             if name.startswith("feature_std/") and (text := self._collapsed(name)):
                 return text
         if len(self.last) < WINDOW:
-            return f"{self._undecided()}: {self._shown('loss')} over {len(self.last)} steps"
+            return (
+                f"{self._undecided()}: {self._shown('loss')} over {counted(len(self.last), 'step')}"
+            )
         judged = [name for name in self.chances if _has(self.last, name)]
         if not judged:
             return self._against_early()
