@@ -132,7 +132,8 @@ def main() -> None:
             home = Path(name)
             copies(options.data, count, home / "folder")
             began = time.perf_counter()
-            Packed.write(str(home / "folder"), str(home / "packed"), workers=os.cpu_count() or 1)
+            photos = ImageFolder("train", root=str(home / "folder"))
+            Packed.write({"train": photos}, str(home / "packed"), workers=os.cpu_count() or 1)
             seconds = time.perf_counter() - began
             size = sum(path.stat().st_size for path in (home / "packed").iterdir()) / 2**20
             entries = False

@@ -286,7 +286,7 @@ def test_run_folders_that_are_not_there(tiny, tmp_path):
         folders.find_folder(tmp_path / "none")
     with pytest.raises(
         CheckpointError,
-        match=r"there is no trained run below .*none/; train one first: sslkit train",
+        match=r"there is no trained run below .*none/; name the folder of one, or train one first: sslkit train",
     ):
         folders.find_folder(None, tmp_path / "none")
     (tmp_path / "file").write_text("")

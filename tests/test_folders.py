@@ -339,6 +339,7 @@ def sslkit(*arguments: object) -> tuple[int, str, str]:
     return finish(start(*arguments))
 
 
+@pytest.mark.slow
 def test_what_sslkit_writes_into_the_folder_is_no_data(tiny, photos, monkeypatch):
     monkeypatch.chdir(photos)
     foreign = ("--encoder", "timm:test_resnet", "--weights", "none", "--data", ".")
@@ -362,6 +363,7 @@ def test_what_sslkit_writes_into_the_folder_is_no_data(tiny, photos, monkeypatch
         found(run)
 
 
+@pytest.mark.slow
 def test_remedies_work_in_every_command_that_prints_them(tiny, photos, tmp_path, trained):
     """A link to a folder, and an image of ten megapixels in place of 89.5."""
     lay(tmp_path / "more", "c/1.png", "c/2.png")

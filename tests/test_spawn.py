@@ -78,6 +78,7 @@ def test_a_part_that_cannot_be_sent_is_a_sentence(home, name):
     assert not (home / "runs").exists()
 
 
+@pytest.mark.slow
 def test_the_remedies_work_and_our_own_parts_can_be_sent(home):
     words = ("train", "tiny.yaml", "--set", "data.use=lambda", "--set", "data.root=photos")
     assert spawned(home, *words) == (0, "")

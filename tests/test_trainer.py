@@ -130,7 +130,7 @@ def test_unreadable_images_are_replaced_and_counted_up_to_the_limit(
     assert set(run.unreadable) == {"03.png", "10.jpg"}
     with pytest.raises(
         DataError,
-        match=r"(?s)2 images cannot be read.*train.unreadable = 1.*03.png: Unidentified.*10.jpg: ",
+        match=r"(?s)2 images cannot be read.*train.unreadable = 1.*03.png: is damaged.*10.jpg: ",
     ):
         list(train(make("train.unreadable=1", data=folder)))
 

@@ -8,7 +8,7 @@ from sslkit.recipe import registry
 from sslkit.recipe.contents import Choice
 from sslkit.recipe.document import Document
 from sslkit.recipe.paths import opened_by
-from sslkit.recipe.words import written
+from sslkit.recipe.words import written, written_path
 
 SET = "--set"
 
@@ -46,7 +46,7 @@ def read_data(data: str, overrides: Sequence[str] = (), *, place: str = "--data"
     """
     section = opened_by(data)
     if isinstance(section, str):
-        raise RecipeError(Fault("", f"{written(data)}: {section}", place))
+        raise RecipeError(Fault("", f"{written_path(data)}: {section}", place))
     faults: list[Fault] = []
     for override in overrides:
         key, equals, text = override.partition("=")

@@ -13,7 +13,7 @@ from sslkit.recipe.document import MAX_BYTES, Document, Key, broken
 from sslkit.recipe.paths import opened_by
 from sslkit.recipe.settings import SETTINGS
 from sslkit.recipe.signature import REQUIRED, Option, Signature, read_group
-from sslkit.recipe.words import near_files, plain, written
+from sslkit.recipe.words import near_files, plain, written, written_path
 
 
 class Draft:
@@ -226,7 +226,7 @@ class Draft:
         current = held if isinstance(held, dict) else {}
         replaced = opened_by(data, current.get("use"))
         if isinstance(replaced, str):
-            self.faults.append(Fault("", f"{written(data)}: {replaced}", "--data"))
+            self.faults.append(Fault("", f"{written_path(data)}: {replaced}", "--data"))
             return
         if replaced["use"] == current.get("use"):
             replaced = {**current, **replaced}

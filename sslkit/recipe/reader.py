@@ -70,7 +70,7 @@ class _Reading:
         if heads is not None and wired:
             chosen = {name: value for name, value in sections.items() if name in self.content}
             if not opened:
-                del chosen["data"]
+                chosen.pop("data", None)
             for key, message in wiring.faults(chosen, heads):
                 self.refuse(key, message)
         if self.draft.faults:

@@ -123,10 +123,15 @@ def description(annotation: Any) -> str:
     return found
 
 
-def written(value: Any) -> str:
-    """Write a value as a recipe would hold it, shortened to fit into a sentence."""
+def written(value: Any, most: int = 80) -> str:
+    """Write a value as a recipe would hold it, in `most` characters at most."""
     text = _written(value)
-    return text if len(text) <= 80 else f"{text[:79]}…"
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def written_path(path: str) -> str:
+    """Write a path, whole unless it is longer than paths are."""
+    return written(path, 500)
 
 
 def _written(value: Any) -> str:
