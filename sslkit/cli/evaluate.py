@@ -256,6 +256,7 @@ def evaluate(part: Part, given: dict[str, Any]) -> None:
     probe, notes, home = build.build(request, needs, progress=console.progress, show=_show_data)
     for note in notes:
         console.print_text(note, stderr=True)
+    store.check_place(home)
     result = store.run(choice, probe)
     path = store.write(home, result)
     console.print_result(result)

@@ -208,6 +208,7 @@ def views(
         draws=draws,
         seed=made.train.seed,
         title=f"{made.name}   method {made.method.use}, transform",
+        option="--out FILE",
     )
     console.print_text(f"written: {out}")
 

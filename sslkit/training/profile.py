@@ -268,7 +268,7 @@ def profile(recipe: Recipe, runs: Path, steps: int = 10) -> tuple[Profile, Path]
     run.step = 1
     folder = runs / recipe.name / f"profile_{datetime.now().strftime('%Y-%m-%d_%H-%M-%S')}"
     leader = distributed.rank() == 0
-    with files.writing(folder):
+    with files.writing(folder, "--runs DIR"):
         if leader:
             folder.mkdir(parents=True, exist_ok=True)
         found = measure(run, steps, folder / "trace.json")
@@ -281,5 +281,5 @@ def profile(recipe: Recipe, runs: Path, steps: int = 10) -> tuple[Profile, Path]
             "sections": found.seconds,
             "verdict": found.verdict(),
         }
-        files.write_text(folder / "profile.json", json.dumps(known, indent=1))
+        files.write_text(folder / "profile.json", json.dumps(known, indent=1), "--runs DIR")
     return found, folder

@@ -14,7 +14,7 @@ from sslkit import distributed, faults
 from sslkit.device import pick_device
 from sslkit.parts import DataFormat, make_source
 from sslkit.recipe import Recipe
-from sslkit.runs import checkpoint, folders
+from sslkit.runs import checkpoint, files, folders
 from sslkit.runs.metrics import Row
 from sslkit.runs.run import Run
 from sslkit.training import trainer
@@ -57,6 +57,8 @@ def run(recipe: Recipe, folder: Path | None, runs: Path, show: Callable[[Run], S
                 record.began = made.step
             screen = show(made) if distributed.rank() == 0 else None
             return _train(made, record, notes, screen)
+        except files.WriteError as error:
+            raise record.refused(error, new=folder is None) from error
         finally:
             record.close()
 
