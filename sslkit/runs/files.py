@@ -14,7 +14,6 @@ from torch import Tensor
 
 from sslkit.errors import CheckpointError
 
-
 FULL = (errno.ENOSPC, errno.EDQUOT)
 FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
 
