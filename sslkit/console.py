@@ -129,7 +129,8 @@ def show_data(source: ImageSource, recipe: Recipe) -> None:
 
     for note in source.notes:
         print_text(note, stderr=True)
-    labels_used = "label" in recipe.method.part.load().predicts.values()
+    predicts: dict[str, str] = getattr(recipe.method.part.load(), "predicts", {})
+    labels_used = "label" in predicts.values()
     print_text(summary.training(source, recipe.data, labels_used=labels_used))
 
 

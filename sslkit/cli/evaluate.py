@@ -54,7 +54,7 @@ def _common(
             metavar="RUN",
             help="Another run to compare with; may be given again.",
             show_default=False,
-            parser=filled("--against"),
+            parser=filled("--against", Path),
         ),
     ] = None,
     split_seed: Annotated[
@@ -87,7 +87,7 @@ def _common(
             metavar="DIR",
             help="Where the result goes; RUN/eval if left out, or eval/NAME of --encoder alone.",
             show_default=False,
-            parser=filled("--out"),
+            parser=filled("--out", Path),
         ),
     ] = None,
 ) -> None:

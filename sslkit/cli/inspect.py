@@ -184,7 +184,7 @@ def views(
             help="Where the picture goes, in place of a file of that name; if left out, "
             "views.png, or views-2.png and so on where that is there.",
             show_default=False,
-            parser=filled("--out"),
+            parser=filled("--out", Path),
         ),
     ] = None,
     images: Annotated[int, typer.Option(min=1, max=50, help="How many images.")] = 3,

@@ -9,15 +9,15 @@ import typer
 from sslkit.errors import Fault, RecipeError
 
 
-def filled(name: str) -> Callable[[Any], Any]:
-    """Return a parser that refuses an empty path, which would mean the working directory.
+def filled(name: str, kind: type = str) -> Callable[[Any], Any]:
+    """Return a parser of `kind` that refuses an empty path, which would mean the working directory.
 
     A shell variable that is not set gives one. Every option and argument with a path has this.
     """
 
     def parse(given: Any) -> Any:
         if str(given).strip():
-            return given
+            return kind(given)
         message = "the path is empty; name one (is a shell variable unset?)"
         raise RecipeError(Fault(name, message))
 
@@ -64,7 +64,7 @@ RunFolder = Annotated[
         metavar="RUN",
         help="A run folder; the newest below runs/ if left out.",
         show_default=False,
-        parser=filled("RUN"),
+        parser=filled("RUN", Path),
     ),
 ]
 Device = Annotated[

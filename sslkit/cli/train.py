@@ -21,12 +21,12 @@ Resume = Annotated[
         metavar="RUN",
         help="Go on with this run, exactly where it stopped; --data where its images lie now.",
         show_default=False,
-        parser=filled("--resume"),
+        parser=filled("--resume", Path),
     ),
 ]
 Runs = Annotated[
     Path,
-    typer.Option(metavar="DIR", help="Where run folders are made.", parser=filled("--runs")),
+    typer.Option(metavar="DIR", help="Where run folders are made.", parser=filled("--runs", Path)),
 ]
 Devices = Annotated[
     int | None,
