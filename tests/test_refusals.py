@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from sslkit_plugins.datasets.folder import ImageFolder
 from typer.testing import CliRunner
 
 from sslkit.cli import app
+from sslkit.evaluation import store
 from sslkit.runs import files, folders
+from sslkit_plugins.datasets.folder import ImageFolder
 
 SHORT = ("--set", "train.epochs=1")
 
@@ -154,3 +155,10 @@ def test_one_nested_split_is_told_in_the_singular(tmp_path):
     lay(tmp_path, "2020/dev/1.png", "2020/x/2.png", "2021/3.png")
     (note,) = ImageFolder("train", root=str(tmp_path)).notes
     assert note.startswith(f"2020/dev/ in {tmp_path} is read like any folder; to use it as a split")
+
+
+def test_a_result_that_is_refused_leaves_no_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.fsync", refusing(errno.ENOSPC))
+    with pytest.raises(files.WriteError, match="free space on the disk; another place: --out DIR"):
+        store.write(tmp_path / "new" / "eval", {"evaluation": "knn", "protocol": {}})
+    assert not list(tmp_path.iterdir())
