@@ -6,6 +6,7 @@ rich is imported where it is used, for neither help nor errors need it.
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,8 @@ import typer
 from sslkit.errors import RecipeError, counted, printable
 
 if TYPE_CHECKING:
+    from sslkit.interfaces import ImageSource
+    from sslkit.recipe import Recipe
     from sslkit.runs.metrics import Row
     from sslkit.runs.run import Run
     from sslkit.training.health import Health
@@ -120,6 +123,17 @@ def progress(title: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: bar.update(task, advance=done, total=total)
 
 
+def show_data(source: ImageSource, recipe: Recipe) -> None:
+    """Say which images a recipe trains on, and on stderr what is passed over."""
+    from sslkit.data import summary
+
+    for note in source.notes:
+        print_text(note, stderr=True)
+    predicts: dict[str, str] = getattr(recipe.method.part.load(), "predicts", {})
+    labels_used = "label" in predicts.values()
+    print_text(summary.training(source, recipe.data, labels_used=labels_used))
+
+
 class Training:
     """The screen of a training session: a bar on a terminal, a line now and then elsewhere."""
 
@@ -161,15 +175,11 @@ class Training:
 
     def begin(self, notes: list[str], folder: Path | None) -> None:
         """Say what is about to run; `folder` is that of a run which is resumed."""
-        from sslkit.data import summary
-
         run, chosen = self.run, self.run.recipe.train
         self.folder = folder
         world = run.loader.world
         for note in notes:
             print_text(note, stderr=True)
-        labels_used = "label" in type(run.method).predicts.values()
-        self._say(summary.training(run.source, run.recipe.data, labels_used=labels_used))
         self._say(
             f"{run.recipe.name}: {counted(len(run.source), 'image')}, "
             f"{counted(chosen.epochs, 'epoch')} × {counted(run.loader.steps_per_epoch, 'step')}; "
@@ -263,7 +273,10 @@ class Training:
             done = f"after step {self.run.step}, saved"
         elif self.run.step > self.first_step:
             done = f"after step {self.run.step}, before the next epoch began, not saved"
-        self._say(f"stopped by {signal} {done}; go on with: sslkit train --resume {self.folder}")
+        self._say(
+            f"stopped by {signal} {done}; go on with: sslkit train --resume "
+            f"{shlex.quote(str(self.folder))}"
+        )
 
     def done(self, health: Health) -> None:
         """What there is now, and what to do with it."""
@@ -285,7 +298,7 @@ class Training:
         self._say_unreadable()
         assert self.folder is not None
         encoder = self.folder / "encoder.safetensors"
-        self._say(f"encoder: {encoder}\nnext: sslkit eval linear {self.folder}")
+        self._say(f"encoder: {encoder}\nnext: sslkit eval linear {shlex.quote(str(self.folder))}")
 
     def _say_unreadable(self) -> None:
         found = sorted(self.run.unreadable.items())

@@ -281,7 +281,7 @@ def test_run_folders(tiny, tmp_path, monkeypatch):
 def test_run_folders_that_are_not_there(tiny, tmp_path):
     with pytest.raises(
         CheckpointError,
-        match=r"is not a run folder: it holds no recipe.yaml; name a folder such as",
+        match=r"is not a run folder: it does not exist; name a folder such as",
     ):
         folders.find_folder(tmp_path / "none")
     with pytest.raises(

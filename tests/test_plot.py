@@ -42,9 +42,9 @@ def figures(monkeypatch) -> list:
     kept = []
     save = drawing.save
 
-    def keep(figure, path):
+    def keep(figure, path, option=""):
         kept.append(figure)
-        return save(figure, path)
+        return save(figure, path, option)
 
     monkeypatch.setattr(drawing, "save", keep)
     return kept

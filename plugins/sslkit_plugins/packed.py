@@ -13,6 +13,7 @@ DEST/train-00000.safetensors, …
 import hashlib
 import io
 import os
+import shlex
 import zlib
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
@@ -128,7 +129,7 @@ class Packed(ImageSource):
         except FileNotFoundError as error:
             raise DataError(
                 f"{self.root} is no packed set, it holds no {INDEX}; name one, --data DIR, or make "
-                f"it: sslkit pack FOLDER {self.root}"
+                f"it: sslkit pack FOLDER {shlex.quote(str(self.root))}"
             ) from error
         except OSError as error:
             raise DataError(

@@ -1,22 +1,30 @@
 """`sslkit pack`."""
 
 import os
+import shlex
 from typing import Annotated, Any
 
 import typer
 
 from sslkit import console
 from sslkit.cli.app import app
-from sslkit.cli.options import DataOptions
+from sslkit.cli.options import DataOptions, filled
 from sslkit.recipe import registry
 
 
 @app.command()
 def pack(
     source: Annotated[
-        str, typer.Argument(metavar="SRC", help="A folder of images, a .npz file or a packed set.")
+        str,
+        typer.Argument(
+            metavar="SRC",
+            help="A folder of images, a .npz file or a packed set.",
+            parser=filled("SRC"),
+        ),
     ],
-    to: Annotated[str, typer.Argument(metavar="DEST", help="The folder to make.")],
+    to: Annotated[
+        str, typer.Argument(metavar="DEST", help="The folder to make.", parser=filled("DEST"))
+    ],
     short_side: Annotated[
         int, typer.Option(min=1, help="Larger images are reduced to so many pixels.")
     ] = 256,
@@ -70,4 +78,4 @@ def pack(
         f"{' and '.join(counts)}: {index.kept:,} kept their bytes, {index.coded:,} were coded "
         f"anew, {len(index.skipped):,} left out"
     )
-    console.print_text(f"written: {to}\nnext: sslkit train RECIPE --data {to}")
+    console.print_text(f"written: {to}\nnext: sslkit train RECIPE --data {shlex.quote(to)}")

@@ -10,7 +10,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from sslkit import console
 from sslkit.cli.app import app
-from sslkit.cli.options import Data, DataOptions, Device, RunFolder
+from sslkit.cli.options import Data, DataOptions, Device, RunFolder, filled
 from sslkit.errors import Fault, PluginError, RecipeError
 from sslkit.recipe import registry
 from sslkit.recipe.registry import Part
@@ -28,6 +28,7 @@ def _common(
             help="Measure this encoder, such as timm:resnet18 or a folder of `sslkit export`; "
             "beside RUN, or alone with --data.",
             show_default=False,
+            parser=filled("--encoder"),
         ),
     ] = None,
     weights: Annotated[
@@ -36,6 +37,7 @@ def _common(
             metavar="none | FILE | RUN",
             help="What PART:MODEL starts from; its own pretrained weights if left out.",
             show_default=False,
+            parser=filled("--weights"),
         ),
     ] = None,
     size: Annotated[
@@ -52,6 +54,7 @@ def _common(
             metavar="RUN",
             help="Another run to compare with; may be given again.",
             show_default=False,
+            parser=filled("--against", Path),
         ),
     ] = None,
     split_seed: Annotated[
@@ -84,6 +87,7 @@ def _common(
             metavar="DIR",
             help="Where the result goes; RUN/eval if left out, or eval/NAME of --encoder alone.",
             show_default=False,
+            parser=filled("--out", Path),
         ),
     ] = None,
 ) -> None:
@@ -256,6 +260,7 @@ def evaluate(part: Part, given: dict[str, Any]) -> None:
     probe, notes, home = build.build(request, needs, progress=console.progress, show=_show_data)
     for note in notes:
         console.print_text(note, stderr=True)
+    store.check_place(home)
     result = store.run(choice, probe)
     path = store.write(home, result)
     console.print_result(result)

@@ -10,7 +10,7 @@ import typer
 
 from sslkit import console
 from sslkit.cli.app import app
-from sslkit.cli.options import Data, Overrides, RecipePath
+from sslkit.cli.options import Data, Overrides, RecipePath, filled
 from sslkit.errors import PluginError
 from sslkit.recipe import registry, sections
 from sslkit.recipe.signature import Signature
@@ -167,7 +167,8 @@ def plan(
     made = recipe.read(path, overrides=overrides or (), data=data)
     from sslkit.training.plan import plan as make_plan
 
-    for title, rows in make_plan(made, images=images, devices=devices).items():
+    told = make_plan(made, images=images, devices=devices, look=console.show_data)
+    for title, rows in told.items():
         console.print_table(("what", "how much"), rows, title=title)
 
 
@@ -183,6 +184,7 @@ def views(
             help="Where the picture goes, in place of a file of that name; if left out, "
             "views.png, or views-2.png and so on where that is there.",
             show_default=False,
+            parser=filled("--out", Path),
         ),
     ] = None,
     images: Annotated[int, typer.Option(min=1, max=50, help="How many images.")] = 3,
@@ -199,6 +201,7 @@ def views(
     from sslkit.report.views_figure import draw_views
 
     source = parts.make_source(made, "pretrain")
+    console.show_data(source, made)
     out = _free("views", ".png") if out is None else out
     draw_views(
         source,
@@ -208,6 +211,7 @@ def views(
         draws=draws,
         seed=made.train.seed,
         title=f"{made.name}   method {made.method.use}, transform",
+        option="--out FILE",
     )
     console.print_text(f"written: {out}")
 

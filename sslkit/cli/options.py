@@ -1,12 +1,34 @@
 """Arguments and options that several commands share."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
+from sslkit.errors import Fault, RecipeError
+
+
+def filled(name: str, kind: type = str) -> Callable[[Any], Any]:
+    """Return a parser of `kind` that refuses an empty path, which would mean the working directory.
+
+    A shell variable that is not set gives one. Every option and argument with a path has this.
+    """
+
+    def parse(given: Any) -> Any:
+        if str(given).strip():
+            return kind(given)
+        message = "the path is empty; name one (is a shell variable unset?)"
+        raise RecipeError(Fault(name, message))
+
+    return parse
+
+
 RecipePath = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="A recipe file.", show_default=False)
+    str,
+    typer.Argument(
+        metavar="RECIPE", help="A recipe file.", show_default=False, parser=filled("RECIPE")
+    ),
 ]
 Overrides = Annotated[
     list[str] | None,
@@ -24,6 +46,7 @@ Data = Annotated[
         metavar="PATH",
         help="A folder of images or a .npz file to use instead.",
         show_default=False,
+        parser=filled("--data"),
     ),
 ]
 DataOptions = Annotated[
@@ -38,7 +61,10 @@ DataOptions = Annotated[
 RunFolder = Annotated[
     Path | None,
     typer.Argument(
-        metavar="RUN", help="A run folder; the newest below runs/ if left out.", show_default=False
+        metavar="RUN",
+        help="A run folder; the newest below runs/ if left out.",
+        show_default=False,
+        parser=filled("RUN", Path),
     ),
 ]
 Device = Annotated[

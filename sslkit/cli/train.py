@@ -1,5 +1,7 @@
 """`sslkit train`."""
 
+import dataclasses
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,8 +11,9 @@ import typer
 
 from sslkit import console
 from sslkit.cli.app import app
-from sslkit.cli.options import Data, Overrides
+from sslkit.cli.options import Data, Overrides, filled
 from sslkit.errors import Fault, RecipeError
+from sslkit.recipe.words import advice
 
 Resume = Annotated[
     Path | None,
@@ -18,9 +21,13 @@ Resume = Annotated[
         metavar="RUN",
         help="Go on with this run, exactly where it stopped; --data where its images lie now.",
         show_default=False,
+        parser=filled("--resume", Path),
     ),
 ]
-Runs = Annotated[Path, typer.Option(metavar="DIR", help="Where run folders are made.")]
+Runs = Annotated[
+    Path,
+    typer.Option(metavar="DIR", help="Where run folders are made.", parser=filled("--runs", Path)),
+]
 Devices = Annotated[
     int | None,
     typer.Option(min=1, help="Ranks on this machine, one per GPU.", show_default=False),
@@ -39,7 +46,10 @@ Profile = Annotated[
 @app.command()
 def train(
     path: Annotated[
-        str | None, typer.Argument(metavar="RECIPE", help="A recipe file.", show_default=False)
+        str | None,
+        typer.Argument(
+            metavar="RECIPE", help="A recipe file.", show_default=False, parser=filled("RECIPE")
+        ),
     ] = None,
     overrides: Overrides = None,
     data: Data = None,
@@ -79,20 +89,37 @@ def train(
         return
     from sslkit.training import session
 
-    raise typer.Exit(session.run(made, folder, runs, console.Training))
+    raise typer.Exit(session.run(made, folder, runs, console.Training, console.show_data))
 
 
 def _check_settings(folder: Path, overrides: Sequence[str]) -> None:
     """Raise RecipeError for a `--set` that would make a resumed run another one."""
     keys = [setting.partition("=")[0].strip() for setting in overrides]
     fixed = [key for key in keys if not key.startswith("data.") and key not in FREE]
-    if fixed:
+    faults = []
+    for key in fixed:
         message = (
             f"a resumed run goes on with its own recipe; --set may change data.* and "
-            f"{', '.join(FREE)}; start a new run instead: sslkit train {folder / 'recipe.yaml'} "
-            f"--set {fixed[0]}=…"
+            f"{', '.join(FREE)}; start a new run instead: sslkit train "
+            f"{shlex.quote(str(folder / 'recipe.yaml'))} --set {shlex.quote(key)}=…"
         )
-        raise RecipeError(*(Fault(key, message, "--set") for key in fixed))
+        faults.append(Fault(key, _misspelt(key) or message, "--set"))
+    if faults:
+        raise RecipeError(*faults)
+
+
+def _misspelt(key: str) -> str:
+    """Return the advice for a key whose section or setting does not exist; "" for others."""
+    from sslkit import recipe
+
+    section, _, name = key.partition(".")
+    sections = [field.name for field in dataclasses.fields(recipe.Recipe) if field.name != "path"]
+    if section not in sections:
+        return f"no such section; {advice(section, sections)}"
+    settings = [field.name for field in dataclasses.fields(recipe.Train)]
+    if section == "train" and name not in settings:
+        return f"no such setting; {advice(name, settings)}"
+    return ""
 
 
 def _profile(made: Any, runs: Path) -> None:
@@ -102,7 +129,7 @@ def _profile(made: Any, runs: Path) -> None:
     from sslkit.training.profile import profile
 
     with distributed.joined(pick_device(made.train.device)):
-        found, folder = profile(made, runs)
+        found, folder = profile(made, runs, look=console.show_data)
         if distributed.rank() > 0:
             return
         rate, step = found.images / found.step, 1000 * found.step

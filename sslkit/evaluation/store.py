@@ -2,18 +2,22 @@
 
 import itertools
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from sslkit import faults
-from sslkit.errors import CheckpointError, PluginError
+from sslkit.errors import PluginError
 from sslkit.evaluation.probe import ImageProbe
 from sslkit.evaluation.result import document
 from sslkit.interfaces import Evaluation
 from sslkit.parts import make
 from sslkit.recipe import Choice
 from sslkit.report import results
-from sslkit.runs import files
+from sslkit.runs import files, folders
+
+OPTION = "--out DIR"
+"""What chooses another folder of results."""
 
 
 def run(choice: Choice, probe: ImageProbe) -> dict[str, Any]:
@@ -27,22 +31,33 @@ def run(choice: Choice, probe: ImageProbe) -> dict[str, Any]:
     return document(result, choice.use, str(choice.part))
 
 
+def check_place(home: Path) -> None:
+    """Raise CheckpointError where `home` can hold no result. Makes nothing."""
+    folders.check_place(home, "the folder of results", OPTION)
+
+
 def write(home: Path, result: dict[str, Any]) -> Path:
     """Write `<evaluation>.json` and its picture into `home`.
 
     A result of another protocol that stands there is kept under the next free number.
     """
     path = home / f"{result['evaluation']}.json"
+    made = [folder for folder in (home, *home.parents) if not folder.exists()]
     try:
-        home.mkdir(parents=True, exist_ok=True)
-        if path.exists() and _protocol(path) != result["protocol"]:
-            numbers = itertools.count(1)
-            number = next(n for n in numbers if not path.with_suffix(f".{n}.json").exists())
-            path.replace(path.with_suffix(f".{number}.json"))
-    except OSError as error:
-        raise CheckpointError(f"cannot keep or replace {path}: {error}") from error
-    files.write_text(path, json.dumps(result, indent=1, ensure_ascii=False))
-    results.picture(result, path.with_suffix(".png"))
+        with files.writing(path, OPTION):
+            home.mkdir(parents=True, exist_ok=True)
+            if path.exists() and _protocol(path) != result["protocol"]:
+                numbers = itertools.count(1)
+                number = next(n for n in numbers if not path.with_suffix(f".{n}.json").exists())
+                path.replace(path.with_suffix(f".{number}.json"))
+        files.write_text(path, json.dumps(result, indent=1, ensure_ascii=False), OPTION)
+        results.picture(result, path.with_suffix(".png"), OPTION)
+    except files.WriteError:
+        # Folders that hold a result stay.
+        with suppress(OSError):
+            for folder in made:
+                folder.rmdir()
+        raise
     return path
 
 

@@ -10,33 +10,29 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from sslkit.errors import SslkitError, printable
+from sslkit.runs import files
 from sslkit.runs.metrics import Bins
 
 
-def save(figure: Figure, path: Path) -> Path:
+def save(figure: Figure, path: Path, option: str = "") -> Path:
     """Write the picture completely or not at all, in the format of its ending.
 
-    SslkitError where it cannot be written.
+    SslkitError where it cannot be written; it names `option`, which chooses another place.
     """
     FigureCanvasAgg(figure)
-    beside = path.with_name(f".{path.name}")
     try:
-        with warnings.catch_warnings():
+        with files.replacing(path, option) as beside, warnings.catch_warnings():
             # A name in letters that the font lacks is shown as boxes.
             warnings.filterwarnings("ignore", "Glyph .* missing from font")
             kind = path.suffix[1:].lower() or "png"
             # Data sets recognise pictures of sslkit by this, and pass over them.
             metadata = {"Software": "sslkit"} if kind == "png" else None
             figure.savefig(beside, format=kind, dpi=110, metadata=metadata)
-        beside.replace(path)
     except ValueError as error:
         raise SslkitError(
             f"cannot write {path}: no picture ends in '{path.suffix}'; take .png, .jpg, .svg or "
             ".pdf"
         ) from error
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise SslkitError(f"cannot write {path}: {error.strerror}") from error
     return path
 
 

@@ -16,8 +16,11 @@ GREYS = ("0.45", "0.62", "0.78", "0.88")
 """Of baselines; candidates that are none are coloured."""
 
 
-def picture(result: dict[str, Any], path: Path) -> Path:
-    """Draw a bar for each row and candidate with its 95 % interval, and the figures below."""
+def picture(result: dict[str, Any], path: Path, option: str = "") -> Path:
+    """Draw a bar for each row and candidate with its 95 % interval, and the figures below.
+
+    SslkitError where `path` cannot be written; it names `option`, which chooses another place.
+    """
     pivot = Pivot(result)
     bars = _bars(pivot)
     lines = math.ceil(len(result["figures"]) / 2)
@@ -28,7 +31,7 @@ def picture(result: dict[str, Any], path: Path) -> Path:
     for number, drawn in enumerate(result["figures"]):
         axes = plain_axes(figure.add_subplot(grid[1 + number // 2, number % 2]))
         _draw_figure(axes, drawn, _colours(pivot))
-    return save(figure, path)
+    return save(figure, path, option)
 
 
 def _colours(pivot: Pivot) -> dict[str, str]:

@@ -31,12 +31,13 @@ def draw_views(
     draws: int = 2,
     seed: int = 0,
     title: str = "",
+    option: str = "",
 ) -> Path:
     """Draw some images, and beside each every view of several draws, in the order of the model.
 
     `title` names the run or the recipe, and its method.
     Images that cannot be read are skipped. Raises DataError where none can be read, SslkitError
-    where `path` cannot be written.
+    where `path` cannot be written; it names `option`, which chooses another place.
     """
     chosen = _some(source, images, seed)
     sheet = _Sheet(transform, len(chosen), draws, title)
@@ -48,7 +49,7 @@ def draw_views(
             sample = transform(drawn, np.random.default_rng((seed, key)))
             batch = transform.on_device(_batch(sample, index), Draws(seed, key))
             sheet.draw(number, draw, batch)
-    return figures.save(sheet.figure, path)
+    return figures.save(sheet.figure, path, option)
 
 
 def _some(source: ImageSource, count: int, seed: int) -> list[tuple[int, Image.Image]]:

@@ -8,6 +8,7 @@ runs/<recipe>/<time>/                 `latest` beside it points to the newest
 
 import json
 import re
+import shlex
 import shutil
 from pathlib import Path
 from typing import Annotated, Literal, NotRequired
@@ -23,7 +24,7 @@ from sslkit import distributed
 from sslkit.errors import CheckpointError
 from sslkit.interfaces import Method
 from sslkit.parts import DataFormat, sharded_rows
-from sslkit.runs import optimizer_state, samples
+from sslkit.runs import files, metrics, optimizer_state, samples
 from sslkit.runs.files import checksum, replacing, save_tensors, write_text
 from sslkit.runs.run import Run
 
@@ -99,9 +100,10 @@ def save(run: Run, folder: Path) -> Path:
         beside.replace(final)
     except (OSError, CheckpointError, safetensors.SafetensorError) as error:
         shutil.rmtree(beside, ignore_errors=True)
-        raise CheckpointError(
-            f"cannot write the checkpoint of step {run.step} into {home}: {error}; the checkpoints "
-            "before it are untouched"
+        why = str(error) if isinstance(error, CheckpointError) else files.reason(error)
+        kept = "; the checkpoints before it are untouched" if exists(folder) else ""
+        raise files.WriteError(
+            f"cannot write the checkpoint of step {run.step} into {home}: {why}{kept}"
         ) from error
     _prune(home, final.name, run.recipe.train.keep)
     return final
@@ -210,7 +212,7 @@ def newest(folder: Path) -> tuple[Path, State, list[str]]:
             [
                 *passed_over,
                 f"{folder} holds no checkpoint to go on from; start it anew: sslkit train "
-                f"{folder}/recipe.yaml",
+                f"{shlex.quote(f'{folder}/recipe.yaml')}",
             ]
         )
     )
@@ -275,13 +277,16 @@ def resume(run: Run, folder: Path) -> list[str]:
     """Bring `run` to the newest whole checkpoint of `folder`. Returns sentences about it.
 
     A run that ended before its first checkpoint begins anew. Raises CheckpointError where all are
-    damaged, or where the images are not those that the run began with.
+    damaged or gone, or where the images are not those that the run began with.
     """
     home, notes = folder / "checkpoints", [f"{folder} holds no checkpoint yet: it begins anew"]
     chosen = ""
-    if distributed.rank() == 0 and exists(folder):
-        found, _, notes = newest(folder)
-        chosen = found.name
+    if distributed.rank() == 0:
+        if exists(folder):
+            found, _, notes = newest(folder)
+            chosen = found.name
+        else:
+            _refuse_lost(run, folder)
     # One process looks whether all is whole, for the memory of many processes may be large.
     chosen = distributed.broadcast_text(chosen)
     if not chosen:
@@ -320,6 +325,19 @@ def resume(run: Run, folder: Path) -> list[str]:
     return notes
 
 
+def _refuse_lost(run: Run, folder: Path) -> None:
+    """Raise CheckpointError where a run without checkpoints had some: they were removed."""
+    # Both are written after the first checkpoint.
+    if not any((folder / name).exists() for name in ("encoder.safetensors", "curves.png")):
+        return
+    complete = metrics.last_step(folder / "metrics.jsonl") >= run.steps
+    state = "is complete, and" if complete else "had saved checkpoints;"
+    raise CheckpointError(
+        f"{folder} {state} its checkpoints are gone; put {folder / 'checkpoints'} back, or start "
+        f"a new run: sslkit train {shlex.quote(str(folder / 'recipe.yaml'))}"
+    )
+
+
 def _check_images(run: Run, folder: Path, state: State) -> None:
     """Raise CheckpointError where the images are not those that the run began with."""
     kept, other = state.get("samples", []), None
@@ -330,8 +348,8 @@ def _check_images(run: Run, folder: Path, state: State) -> None:
     if other is not None:
         raise CheckpointError(
             f"{folder} was trained on another {other}; put its own images back, or name their "
-            f"place: sslkit train --resume {folder} --data PATH, or start a new run: sslkit train "
-            f"{folder / 'recipe.yaml'} --data PATH"
+            f"place: sslkit train --resume {shlex.quote(str(folder))} --data PATH, or start a new "
+            f"run: sslkit train {shlex.quote(str(folder / 'recipe.yaml'))} --data PATH"
         )
     run.samples = kept or None
 

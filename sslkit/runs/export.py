@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sslkit.errors import CheckpointError, SslkitError
+from sslkit.errors import SslkitError
 from sslkit.interfaces import Encoder
 from sslkit.parts import make_method, make_transform
 from sslkit.recipe import Recipe
@@ -135,10 +135,8 @@ def _write_lines(home: Path, lines: str) -> None:
 
 def _move(home: Path, place: Path) -> None:
     """Copy every file of `home` into `place`, each completely or not at all."""
-    try:
+    with files.writing(place):
         place.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CheckpointError(f"cannot write {place}: {error.strerror}") from error
     for path in sorted(home.iterdir()):
         with files.replacing(place / path.name) as beside:
             shutil.copyfile(path, beside)

@@ -1,9 +1,11 @@
 """Files that are written completely or not at all."""
 
+import errno
 import hashlib
 import os
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import safetensors
@@ -12,33 +14,60 @@ from torch import Tensor
 
 from sslkit.errors import CheckpointError
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+class WriteError(CheckpointError):
+    """A file that the system refuses to write."""
+
+
+def reason(error: OSError | safetensors.SafetensorError) -> str:
+    """Return why the system refuses, and what helps against a full disk or a lack of rights."""
+    text = getattr(error, "strerror", None) or str(error)
+    number = getattr(error, "errno", None)
+    if found := re.search(r"os error (\d+)", text):
+        number = int(found[1])
+    if number in FULL:
+        return f"{text}; free space on the disk"
+    if number in FORBIDDEN:
+        return f"{text}; make the folder writable"
+    return text
+
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn a refusal of the system into a CheckpointError that names `path`."""
+def writing(path: Path, option: str = "") -> Iterator[None]:
+    """Turn a refusal of the system into a WriteError that names `path`.
+
+    `option` chooses another place, such as "--out DIR".
+    """
     try:
         yield
     except (OSError, safetensors.SafetensorError) as error:
-        raise CheckpointError(
-            f"cannot write {path}: {getattr(error, 'strerror', None) or error}"
-        ) from error
+        elsewhere = f"; another place: {option}" if option else ""
+        raise WriteError(f"cannot write {path}: {reason(error)}{elsewhere}") from error
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield a path to write to. It replaces `path` at the end; after an error nothing is left."""
+def replacing(path: Path, option: str = "") -> Iterator[Path]:
+    """Yield a path to write to. It replaces `path` at the end; after an error nothing is left.
+
+    Raises WriteError, which names `option` as the way to another place.
+    """
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    with writing(path):
+    with writing(path, option):
         try:
             yield beside
             beside.replace(path)
         finally:
-            beside.unlink(missing_ok=True)
+            # A disk that refuses the file refuses this too, and the first refusal is told.
+            with suppress(OSError):
+                beside.unlink(missing_ok=True)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text completely or not at all."""
-    with replacing(path) as beside, beside.open("w", encoding="utf-8") as file:
+def write_text(path: Path, text: str, option: str = "") -> None:
+    """Write a text completely or not at all. WriteError names `option`, as `replacing` does."""
+    with replacing(path, option) as beside, beside.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

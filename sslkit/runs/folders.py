@@ -2,9 +2,10 @@
 
 import os
 import platform
+import shutil
 import stat
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -13,23 +14,26 @@ from sslkit.errors import CheckpointError, RecipeError
 from sslkit.recipe import Recipe
 from sslkit.recipe.paths import absolute
 from sslkit.runs import versions
-from sslkit.runs.files import write_text, writing
+from sslkit.runs.files import WriteError, reason, write_text, writing
 
 
-def check_place(root: Path) -> None:
-    """Raise CheckpointError where no run folder can be made below `root`. Makes nothing."""
+def check_place(root: Path, what: str = "the run folder", option: str = "--runs") -> None:
+    """Raise CheckpointError where no folder can be made below `root`. Makes nothing.
+
+    The sentence names `what` is to be made, and the `option` that chooses another place.
+    """
     place = Path(os.path.abspath(root))
     while not os.path.lexists(place):
         place = place.parent
     if not os.path.isdir(place):
         raise CheckpointError(
-            f"cannot make the run folder below {root}: {place} is no folder; choose another place "
-            "with --runs"
+            f"cannot make {what} below {root}: {place} is no folder; choose another place with "
+            f"{option}"
         )
     if not os.access(place, os.W_OK | os.X_OK):
         raise CheckpointError(
-            f"cannot make the run folder below {root}: {place} is not writable; choose another "
-            "place with --runs"
+            f"cannot make {what} below {root}: {place} is not writable; choose another place with "
+            f"{option}"
         )
 
 
@@ -45,13 +49,29 @@ def new_folder(root: Path, recipe: Recipe) -> Path:
         except FileExistsError:
             continue
         except (OSError, ValueError) as error:
-            why = getattr(error, "strerror", None) or error
+            with suppress(OSError, ValueError):
+                parent.rmdir()
+            why = reason(error) if isinstance(error, OSError) else error
             raise CheckpointError(
                 f"cannot make the run folder {folder}: {why}; choose another place with --runs"
             ) from error
-    keep_recipe(folder, recipe)
+    try:
+        keep_recipe(folder, recipe)
+    except WriteError as error:
+        remove_new(folder)
+        raise WriteError(f"{error}; another place: --runs DIR") from error
     point_latest(folder)
     return folder
+
+
+def remove_new(folder: Path) -> None:
+    """Remove a run folder that holds nothing to go on from, and the folder above if empty."""
+    latest = folder.parent / "latest"
+    shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):
+        if latest.is_symlink() and not latest.exists():
+            latest.unlink()
+        folder.parent.rmdir()
 
 
 def keep_recipe(folder: Path, recipe: Recipe) -> None:
@@ -88,7 +108,8 @@ def point_latest(folder: Path) -> None:
         link.symlink_to(folder.name)
         link.replace(folder.parent / "latest")
     except OSError:
-        link.unlink(missing_ok=True)
+        with suppress(OSError):
+            link.unlink(missing_ok=True)
 
 
 def find_folder(where: Path | None, root: Path = Path("runs")) -> Path:
@@ -99,8 +120,9 @@ def find_folder(where: Path | None, root: Path = Path("runs")) -> Path:
     if where is not None:
         folder = Path(os.path.expanduser(where))
         if not os.path.isfile(folder / "recipe.yaml"):
+            fault = "it holds no recipe.yaml" if os.path.lexists(folder) else "it does not exist"
             raise CheckpointError(
-                f"{where} is not a run folder: it holds no recipe.yaml; name a folder such as "
+                f"{where} is not a run folder: {fault}; name a folder such as "
                 "runs/pirl_jigsaw/latest"
             )
         return _inspected(folder.resolve())

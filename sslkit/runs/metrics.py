@@ -54,6 +54,16 @@ class Row:
             return None
 
 
+def last_step(path: Path) -> int:
+    """Return the last step in metrics.jsonl; 0 where there is none."""
+    last = 0
+    if path.exists():
+        with path.open(encoding="utf-8", errors="replace") as lines:
+            for row in filter(None, map(Row.of, lines)):
+                last = max(last, row.step)
+    return last
+
+
 class Bins:
     """Means of every number over bins of equally many steps, in constant memory.
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 from pathlib import Path
 
 import torch
@@ -24,7 +25,7 @@ REMEDY = (
     "Nothing was saved after it; lower the rate (--set optimizer.lr=…), warm up "
     "(--set schedule.warmup_epochs=…), clip (--set train.clip_grad=1.0) or skip such steps "
     "(--set train.on_nan=skip), then start anew, or write it into {0}/recipe.yaml and go on: "
-    "sslkit train --resume {0}"
+    "sslkit train --resume {1}"
 )
 
 
@@ -35,7 +36,7 @@ def check_finite(rows: list[Row], steps: list[trainer.Step], run: Run, folder: P
         if step.skipped:
             skipped.append(f"skipped {_describe(row, step, run, folder)}")
         elif _not_finite(row):
-            raise TrainingError(f"{_describe(row, step, run, folder)}. {REMEDY.format(folder)}")
+            raise TrainingError(f"{_describe(row, step, run, folder)}. {_remedy(folder)}")
     return skipped
 
 
@@ -51,8 +52,13 @@ def check_weights(run: Run, folder: Path) -> None:
     if wrong:
         raise TrainingError(
             f"step {run.step} left {counted(len(wrong), 'tensor')} not finite, {wrong[0]} the first. "
-            f"{REMEDY.format(folder)}"
+            f"{_remedy(folder)}"
         )
+
+
+def _remedy(folder: Path) -> str:
+    """Return what to do about numbers that are not finite."""
+    return REMEDY.format(folder, shlex.quote(str(folder)))
 
 
 def _finite(value: Tensor) -> Tensor:

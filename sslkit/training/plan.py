@@ -30,13 +30,22 @@ Rows = list[tuple[str, str]]
 
 
 @faults.telling()
-def plan(recipe: Recipe, *, images: int | None = None, devices: int = 1) -> dict[str, Rows]:
+def plan(
+    recipe: Recipe,
+    *,
+    images: int | None = None,
+    devices: int = 1,
+    look: Callable[[ImageSource, Recipe], None] = lambda source, recipe: None,
+) -> dict[str, Rows]:
     """Return shapes, parameters, schedule, memory and time, by section.
 
-    `devices` share the batch. `images` stands for a data set that is not at hand. Refuses what
-    `sslkit train` refuses before its first step: RecipeError, DataError or PluginError.
+    `devices` share the batch. `images` stands for a data set that is not at hand. Calls `look`
+    with a data set that is. Refuses what `sslkit train` refuses before its first step: RecipeError,
+    DataError or PluginError.
     """
     data, source, how = find_data(recipe, images)
+    if source is not None:
+        look(source, recipe)
     rehearsal = rehearse_recipe(recipe, data, source, devices=devices, few=TIMED, repeats=1 + TIMES)
     bank, sampler_rows = _samplers(recipe, rehearsal, data, devices)
     return {

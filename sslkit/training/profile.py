@@ -4,7 +4,7 @@ import functools
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from sslkit import distributed, faults
-from sslkit.interfaces import Negatives, NegativeSampler
+from sslkit.interfaces import ImageSource, Negatives, NegativeSampler
 from sslkit.parts import DataFormat, make_source
 from sslkit.recipe import Recipe
 from sslkit.runs import files
@@ -254,21 +254,28 @@ def _now(device: torch.device) -> float:
 
 
 @faults.telling()
-def profile(recipe: Recipe, runs: Path, steps: int = 10) -> tuple[Profile, Path]:
+def profile(
+    recipe: Recipe,
+    runs: Path,
+    steps: int = 10,
+    look: Callable[[ImageSource, Recipe], None] = lambda source, recipe: None,
+) -> tuple[Profile, Path]:
     """Measure a recipe. Trains nothing; writes runs/<recipe>/profile_<time>/.
 
     The folder holds profile.json and trace.json. What a method does before its first step is left
-    out.
+    out. Calls `look` with the data set, on rank 0.
     """
     needed = 1 + WARM + 2 * steps + TRACED
     train = replace(recipe.train, epochs=max(recipe.train.epochs, needed))
     source = make_source(recipe, "pretrain")
+    if distributed.rank() == 0:
+        look(source, recipe)
     rehearse_recipe(recipe, DataFormat.of(source), source)
     run = build(replace(recipe, train=train), source)
     run.step = 1
     folder = runs / recipe.name / f"profile_{datetime.now().strftime('%Y-%m-%d_%H-%M-%S')}"
     leader = distributed.rank() == 0
-    with files.writing(folder):
+    with files.writing(folder, "--runs DIR"):
         if leader:
             folder.mkdir(parents=True, exist_ok=True)
         found = measure(run, steps, folder / "trace.json")
@@ -281,5 +288,5 @@ def profile(recipe: Recipe, runs: Path, steps: int = 10) -> tuple[Profile, Path]
             "sections": found.seconds,
             "verdict": found.verdict(),
         }
-        files.write_text(folder / "profile.json", json.dumps(known, indent=1))
+        files.write_text(folder / "profile.json", json.dumps(known, indent=1), "--runs DIR")
     return found, folder

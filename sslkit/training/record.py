@@ -1,13 +1,14 @@
 """What a session writes into its run folder, which is made when the first step is done."""
 
 import json
+import shlex
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from sslkit import distributed
-from sslkit.runs import checkpoint, files, folders, versions
+from sslkit.runs import checkpoint, files, folders, metrics, versions
 from sslkit.runs.metrics import Metrics, Row
 from sslkit.runs.run import Run
 
@@ -117,6 +118,21 @@ class Record:
             title = f"{self._name()}, transform"
             draw_views(self.run.source, self.run.transform, path, seed=seed, title=title)
 
+    def refused(self, error: files.WriteError, *, new: bool) -> files.WriteError:
+        """Return `error` with what to do about it.
+
+        The folder of a `new` run is removed where it holds no step.
+        """
+        folder = self.folder
+        if folder is None or not (folder / "recipe.yaml").exists():
+            return error
+        if new and self.leader and not metrics.last_step(folder / "metrics.jsonl"):
+            folders.remove_new(folder)
+            return files.WriteError(f"{error}; another place: --runs DIR")
+        return files.WriteError(
+            f"{error}; then go on: sslkit train --resume {shlex.quote(str(folder))}"
+        )
+
     def close(self) -> None:
         """Let the folder go."""
         self._held.close()
@@ -128,4 +144,5 @@ def _tensorboard(folder: Path) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
-    return SummaryWriter(folder / "tensorboard")
+    with files.writing(folder / "tensorboard"):
+        return SummaryWriter(folder / "tensorboard")

@@ -12,9 +12,10 @@ import torch
 
 from sslkit import distributed, faults
 from sslkit.device import pick_device
+from sslkit.interfaces import ImageSource
 from sslkit.parts import DataFormat, make_source
 from sslkit.recipe import Recipe
-from sslkit.runs import checkpoint, folders
+from sslkit.runs import checkpoint, files, folders
 from sslkit.runs.metrics import Row
 from sslkit.runs.run import Run
 from sslkit.training import trainer
@@ -38,18 +39,24 @@ class Screen(Protocol):
     def close(self) -> None: ...
 
 
-def run(recipe: Recipe, folder: Path | None, runs: Path, show: Callable[[Run], Screen]) -> int:
+def run(
+    recipe: Recipe,
+    folder: Path | None,
+    runs: Path,
+    show: Callable[[Run], Screen],
+    look: Callable[[ImageSource, Recipe], None] = lambda source, recipe: None,
+) -> int:
     """Train `recipe` in a new folder below `runs`, or go on in `folder`. Returns the exit code.
 
-    A new run is rehearsed first, and its folder is made when its first step is done. `show` makes
-    the screen, on rank 0 alone. After a restart by the launcher the folder is that of the ranks
+    A new run is rehearsed first, and its folder is made when its first step is done. `look` gets
+    the data set before, and `show` makes the screen, both on rank 0 alone. After a restart by the launcher the folder is that of the ranks
     before. Raises SslkitError, also for any exception of a part.
     """
     with distributed.joined(pick_device(recipe.train.device)), faults.telling():
         if folder is None and (before := distributed.remembered()) is not None:
             folder = Path(before)
-        made = _prepare(recipe, folder, runs)
-        record, notes = Record(made, folder, runs), list(made.source.notes)
+        made = _prepare(recipe, folder, runs, look)
+        record, notes = Record(made, folder, runs), []
         try:
             if folder is not None:
                 record.lock()
@@ -57,13 +64,22 @@ def run(recipe: Recipe, folder: Path | None, runs: Path, show: Callable[[Run], S
                 record.began = made.step
             screen = show(made) if distributed.rank() == 0 else None
             return _train(made, record, notes, screen)
+        except files.WriteError as error:
+            raise record.refused(error, new=folder is None) from error
         finally:
             record.close()
 
 
-def _prepare(recipe: Recipe, folder: Path | None, runs: Path) -> Run:
+def _prepare(
+    recipe: Recipe,
+    folder: Path | None,
+    runs: Path,
+    look: Callable[[ImageSource, Recipe], None],
+) -> Run:
     """Make the run; rehearse it where it is new."""
     source = make_source(recipe, "pretrain")
+    if distributed.rank() == 0:
+        look(source, recipe)
     if folder is None:
         if distributed.rank() == 0:
             folders.check_place(runs)

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, ClassVar
@@ -21,7 +22,14 @@ from sslkit_plugins.datasets.decoding import (
     decode_pixels,
     odd_bands,
 )
-from sslkit_plugins.datasets.layout import TRAIN, VAL, Layout, has_training_folder, read_layout
+from sslkit_plugins.datasets.layout import (
+    NAMED,
+    TRAIN,
+    VAL,
+    Layout,
+    has_training_folder,
+    read_layout,
+)
 from sslkit_plugins.datasets.ours import is_our_folder
 from sslkit_plugins.datasets.walk import Walk
 
@@ -102,7 +110,7 @@ class ImageFolder(ImageSource):
         self._number_classes(1 if split == "val" else 2)
         self.notes = self._notes(walk, () if split == "val" else layout.unused)
         if splits and not layout.train and split != "val":
-            self.notes += self._nested_splits()
+            self.notes += self._nested_splits() + self._numbered_splits()
 
     def _number_classes(self, fewest: int) -> None:
         """Set labels and classes where every image lies in one of `fewest` folders or more."""
@@ -141,19 +149,56 @@ class ImageFolder(ImageSource):
         if not nested:
             return []
         holder = self.root / min(nested).split("/")[0]
+        are, them, splits = (
+            ("are", "them", "splits") if len(nested) > 1 else ("is", "it", "a split")
+        )
         return [
-            f"{', '.join(sorted(nested)[:5])} in {self.place} are read like any folder; "
-            f"to use them as splits, name the folder that holds them, such as {holder}"
+            f"{', '.join(sorted(nested)[:NAMED])} in {self.place} {are} read like any folder; "
+            f"to use {them} as {splits}, name the folder that holds {them}, such as {holder}"
+        ]
+
+    def _numbered_splits(self) -> list[str]:
+        """Return a sentence about classes named like splits with a number, such as train2017."""
+        pattern = rf"({'|'.join((*TRAIN, *VAL))})[-_. ]?\d+"
+        found = [name for name in self.classes if re.fullmatch(pattern, name.lower())]
+        if not found:
+            return []
+        shown = ", ".join(f"{printable(name)}/" for name in found[:NAMED])
+        read, them = (
+            ("are read as classes", "them") if len(found) > 1 else ("is read as a class", "it")
+        )
+        return [
+            f"{shown} in {self.place} {read}; to use {them} as splits, rename {them} to train/ and "
+            f"val/, or name one alone, such as {self.root / found[0]}"
         ]
 
     def validation(self) -> str:
-        """Return where the validation images lie, and how many there are."""
+        """Return where the validation images lie, how many there are, and what evaluations refuse.
+
+        They refuse classes that the training images do not have, and images without any.
+        """
         if not self.has_val:
             return ""
         try:
-            return f"{self._val} ({len(Walk(self._val, self.follow_links).names):,} images)"
+            names = Walk(self._val, self.follow_links).names
         except OSError:
             return str(self._val)
+        count = f"{len(names):,} image{'s' * (len(names) != 1)}"
+        if fault := self._odd_validation(names):
+            return f"{self._val} ({count}, which evaluations refuse: {fault})"
+        return f"{self._val} ({count})"
+
+    def _odd_validation(self, names: list[str]) -> str:
+        """Return why validation images do not go with the classes; "" where they do."""
+        if self.labels is None:
+            return ""
+        if any("/" not in name for name in names):
+            return "they are not all in class folders"
+        strange = sorted({name.split("/", 1)[0] for name in names} - set(self.classes))
+        if not strange:
+            return ""
+        shown = ", ".join(f"{printable(name)}/" for name in strange[:NAMED])
+        return f"{shown}{', …' * (len(strange) > NAMED)} not among the training classes"
 
     def _refuse_odd_bands(self) -> None:
         """DataError where the first TIFF file has bands that files cannot be read with.
