@@ -5,6 +5,7 @@ import math
 import pytest
 
 from sslkit.runs.metrics import Row
+from sslkit.training import trainer
 from sslkit.training.health import Health
 from sslkit_plugins.methods.pirl import Pirl
 
@@ -159,11 +160,23 @@ def test_a_resumed_run_has_the_first_steps_of_the_run():
 
 
 def test_the_expected_loss_of_pirl(make):
-    """log M + 1/(2Dτ²) + 1 for the NCE forms: M = 12, or all other 23; D = 16; τ = 0.07."""
-    spread = 1 / (32 * 0.07**2)
-    assert make().method.at_start(8) == pytest.approx(math.log(12) + spread + 1)
-    method = make("sampler.negatives=all", "loss.form=info_nce").method
-    assert method.at_start(8) == pytest.approx(math.log(23) + spread)
+    """log M + 1/(2Dτ²), 1 more for the NCE forms: M = 12, or all other 23; D = 16; τ = 0.5."""
+    spread = 1 / (32 * 0.5**2)
+    method = make("loss.temperature=0.5").method
+    assert method.at_start(8) == pytest.approx(math.log(12) + spread + 1, abs=0.1)
+    method = make("sampler.negatives=all", "loss.form=info_nce", "loss.temperature=0.5").method
+    assert method.at_start(8) == pytest.approx(math.log(23) + spread, abs=0.1)
+
+
+@pytest.mark.parametrize(("weight", "left_out"), [(0, "patches"), (1, "image")])
+def test_a_term_without_weight_has_no_chance(make, weight, left_out):
+    method = make(f"loss.lambda={weight}").method
+    kept = {"image", "patches"} - {left_out}
+    assert method.at_chance(8).keys() == {"loss", *(f"loss_{name}" for name in kept)}
+    run = make(f"loss.lambda={weight}")
+    step = next(trainer.train(run))
+    known = {name.partition("/")[2] for name in step.metrics if name.startswith("feature_std/")}
+    assert known == kept and {"loss_image", "loss_patches"} <= step.metrics.keys()
 
 
 def test_the_chances_of_pirl(make):
