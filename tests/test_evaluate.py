@@ -122,6 +122,13 @@ def test_knn_on_a_run_writes_scores_baselines_and_protocol(trained, painted):
     assert (trained / "eval" / "knn.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_more_neighbours_than_images_are_told_of(trained, tmp_path):
+    code, out, _ = sslkit("eval", "knn", trained, "--k", "1000", "--out", tmp_path / "out")
+    assert code == 0 and "all 24 training images vote, fewer than 1000 (--k)\n" in out
+    result = json.loads((tmp_path / "out" / "knn.json").read_text())
+    assert result["protocol"]["k"] == 24
+
+
 @pytest.mark.parametrize(
     "words", [["--k", "3", "{run}"], ["--k=3", "{run}"], ["{run}", "--k=3", "--layers", "all"]]
 )

@@ -5,6 +5,7 @@ import math
 import pytest
 
 from sslkit.runs.metrics import Row
+from sslkit.training import trainer
 from sslkit.training.health import Health
 from sslkit_plugins.methods.pirl import Pirl
 
@@ -73,7 +74,11 @@ def test_a_constant_encoder_is_collapsed_once_there_was_time(steps, verdict):
         (120, 120, "too short to tell: loss 9.90 (10.00 at chance, 9.90 by step 20)"),
         (120, 300, "too early to judge"),
         (300, 1000, "too early to judge"),
-        (300, 300, "not learning: after 300 of 300 steps loss 9.90 (10.00 at chance, 9.90 by"),
+        (
+            300,
+            300,
+            "not learning: after 300 of 300 steps loss 9.90 ± 0.20 (10.00 at chance, 9.90 by",
+        ),
         (600, 1000, "no progress so far: after 600 of 1000 steps"),
     ],
 )
@@ -90,7 +95,7 @@ def test_a_loss_that_falls_to_chance_is_at_chance():
     """A constant encoder comes there as well."""
     run = watched(*[14 - step / 50 for step in range(200)], *[10.0] * 200, steps=400)
     assert run.now() == (
-        "at chance: after 400 of 400 steps loss 10.00 (10.00 at chance, 13.81 by step 20)"
+        "at chance: after 400 of 400 steps loss 10.00 ± 0.20 (10.00 at chance, 13.81 by step 20)"
     )
 
 
@@ -159,11 +164,23 @@ def test_a_resumed_run_has_the_first_steps_of_the_run():
 
 
 def test_the_expected_loss_of_pirl(make):
-    """log M + 1/(2Dτ²) + 1 for the NCE forms: M = 12, or all other 23; D = 16; τ = 0.07."""
-    spread = 1 / (32 * 0.07**2)
-    assert make().method.at_start(8) == pytest.approx(math.log(12) + spread + 1)
-    method = make("sampler.negatives=all", "loss.form=info_nce").method
-    assert method.at_start(8) == pytest.approx(math.log(23) + spread)
+    """log M + 1/(2Dτ²), 1 more for the NCE forms: M = 12, or all other 23; D = 16; τ = 0.5."""
+    spread = 1 / (32 * 0.5**2)
+    method = make("loss.temperature=0.5").method
+    assert method.at_start(8) == pytest.approx(math.log(12) + spread + 1, abs=0.1)
+    method = make("sampler.negatives=all", "loss.form=info_nce", "loss.temperature=0.5").method
+    assert method.at_start(8) == pytest.approx(math.log(23) + spread, abs=0.1)
+
+
+@pytest.mark.parametrize(("weight", "left_out"), [(0, "patches"), (1, "image")])
+def test_a_term_without_weight_has_no_chance(make, weight, left_out):
+    method = make(f"loss.lambda={weight}").method
+    kept = {"image", "patches"} - {left_out}
+    assert method.at_chance(8).keys() == {"loss", *(f"loss_{name}" for name in kept)}
+    run = make(f"loss.lambda={weight}")
+    step = next(trainer.train(run))
+    known = {name.partition("/")[2] for name in step.metrics if name.startswith("feature_std/")}
+    assert known == kept and {"loss_image", "loss_patches"} <= step.metrics.keys()
 
 
 def test_the_chances_of_pirl(make):
@@ -173,3 +190,18 @@ def test_the_chances_of_pirl(make):
     assert sorted(chances) == names and set(chances.values()) == {math.log(13) + 1}
     method = make("sampler.negatives=all", "loss.form=info_nce").method
     assert isinstance(method, Pirl) and set(method.at_chance(8).values()) == {math.log(24)}
+
+
+def test_a_complete_run_of_skipped_steps_is_too_short_to_tell():
+    run = watched(9.9, steps=240)
+    assert run.now().startswith("too early to judge")
+    run.reached = 240
+    assert run.now() == "too short to tell: loss 9.90 (10.00 at chance) over 1 step"
+
+
+def test_a_verdict_shows_by_how_much_it_is_missed():
+    """Three standard errors of ±0.4 over 50 steps are 0.17, less than 2 % of 10."""
+    losses = [9.9 + 0.4 * (-1) ** step for step in range(300)]
+    assert "loss 9.90 ± 0.20 (10.00 at chance" in watched(*losses, steps=300).now()
+    losses = [9.5 + 4 * (-1) ** step for step in range(300)]
+    assert "loss 9.50 ± 1.71 (10.00 at chance" in watched(*losses, steps=300).now()

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.font_manager import FontProperties, findfont, fontManager
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -13,7 +14,7 @@ from sslkit.cli import app
 from sslkit.errors import DataError
 from sslkit.interfaces import Batch, Draws
 from sslkit.report import figures as drawing
-from sslkit.report import views_figure
+from sslkit.report import fonts, views_figure
 from sslkit.report.views_figure import draw_views
 from sslkit.runs.metrics import BINS, Bins, Metrics, Row
 from sslkit_plugins.datasets import ImageFolder
@@ -209,6 +210,34 @@ def test_a_picture_that_cannot_be_written_is_told_in_a_sentence(photos, tmp_path
     assert sorted(path.name for path in tmp_path.iterdir()) == ["photos"]
 
 
+@pytest.mark.parametrize("name", ["a" * 64, "W" * 40, "猫の写真" * 10], ids=["a", "W", "cjk"])
+def test_no_text_of_a_picture_is_cut(photos, figures, tmp_path, name):
+    title = f"{name} / 2026-11-26_07-46-46   method npid"
+    source = ImageFolder("pretrain", root=str(photos))
+    draw_views(source, Augment(size=32), tmp_path / "views.png", images=1, draws=1, title=title)
+    bins = binned(Row(1, 1, 0.1, 2.0, {}))
+    title += f"   {name}   step 1,234 of 1,234, 20 an epoch"
+    drawing.curves(tmp_path, bins, title=title, epoch=1, chances={})
+    for figure in figures:
+        figure.set_dpi(fonts.DPI)
+        heads = [*figure.texts, *filter(None, [figure._suptitle])]
+        boxes = [text.get_window_extent() for text in heads]
+        assert boxes and all(box.x0 >= 0 and box.x1 <= figure.bbox.width for box in boxes)
+
+
+def test_letters_come_from_an_installed_font_that_has_them():
+    usual = fonts._letters(findfont(FontProperties()))
+    assert fonts.families("Größe") == ["sans-serif"]
+    for font in fontManager.ttflist:
+        letters = fonts._letters(font.fname) - usual
+        if letters:
+            chosen = fonts.families(f"a{chr(min(letters))}")
+            path = findfont(FontProperties(family=chosen[1]))
+            assert len(chosen) == 2 and min(letters) in fonts._letters(path)
+            return
+    pytest.skip("no font has more letters than the usual one")
+
+
 def binned(*rows: Row) -> Bins:
     bins = Bins()
     for row in rows:
@@ -220,17 +249,20 @@ def test_curves_have_a_panel_for_every_number(tmp_path, figures):
     rows = []
     for step in range(1, 101):
         metrics = {"accuracy": 0.5, "feature_std/image": step / 200}
-        rows.append(Row(step, 1 + step // 20, 0.1, 5 - step / 50, metrics))
+        rows.append(Row(step, 1 + step // 20, step / 10, 5 - step / 50, metrics))
     chances = {"loss": 6.0, "accuracy": 0.25}
     path = drawing.curves(tmp_path, binned(*rows), title="mine", epoch=20, chances=chances)
     assert path == tmp_path / "curves.png" and path.read_bytes()[:4] == b"\x89PNG"
     panels = {axes.get_title(loc="left").split()[0]: axes for axes in figures[0].axes}
     assert list(panels) == ["loss", "lr", "accuracy", "feature_std/image"]
+    assert panels["loss"].get_title(loc="left") == "loss   3", "the last value"
     measured, mean, chance = panels["loss"].get_lines()
     assert measured.get_ydata()[-1] == 3 and measured.get_xdata()[-1] == 5, "epochs of 20 steps"
     assert mean.get_ydata()[-1] == pytest.approx(3.01), "the mean of the last two"
     assert list(chance.get_ydata()) == [6, 6] and chance.get_label() == "chance 6"
-    assert len(panels["lr"].get_lines()) == 2, "no chance is known of it"
+    assert len(panels["accuracy"].get_lines()) == 3
+    (rate,) = panels["lr"].get_lines()
+    assert rate.get_ydata().tolist() == [row.lr for row in rows], "as it is"
     assert panels["feature_std/image"].get_ylim() == (0, 1)
     assert {axes.get_xlabel() for axes in panels.values()} == {"epoch"}
     assert figures[0].get_suptitle() == "mine" and not overlaps(figures[0])

@@ -268,6 +268,14 @@ def test_a_run_of_mostly_skipped_steps_ends_with_1(tiny, tmp_path, monkeypatch, 
     ended, out, err = sslkit(*words)
     assert (ended, err) == (code, "")
     assert f"{count} of 15 steps skipped" in out
+    told = [line for line in out.splitlines() if line.startswith("skipped")]
+    steps = [int(line.partition(":")[0].rpartition(" ")[2]) for line in told]
+    assert steps == [step for step in (1, 2, 3, 4, 8) if step <= count]
+    assert all(
+        line.endswith(f"{step} steps skipped so far")
+        for line, step in zip(told[3:], steps[3:], strict=True)
+    )
+    assert "too early" not in out
     assert ("more than half, so little was trained, and the exit code is 1" in out) == bool(code)
     assert ("health: no step was taken" in out) == (count == 15)
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Literal
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -39,12 +40,34 @@ def info_nce_terms(positive: Tensor, others: Tensor) -> Tensor:
     return (torch.logaddexp(positive, others.logsumexp(-1)) - positive).mean(-1)
 
 
-def log_mean_exp_at_start(dim: int, temperature: float) -> float:
-    """Return log E[exp(s/τ)] for the cosine s of random unit vectors of `dim` numbers.
+def nce_terms(positive: Tensor, others: Tensor, constant: Tensor) -> Tensor:
+    """Return the mean over N of -log(e₀/(e₀+K)) - Σⱼ log(K/(eⱼ+K)), [T].
 
-    The normal approximation 1 / (2·D·τ²).
+    Of logits [T,N] and [T,N,M]; `constant` is log K, a scalar or [T,N]. Written with softplus:
+    -log(e/(e+K)) = softplus(log K - s/τ).
     """
-    return 1 / (2 * dim * temperature**2)
+    push = F.softplus(others - constant.unsqueeze(-1)).sum(-1)
+    return (F.softplus(constant - positive) + push).mean(-1)
+
+
+DRAWN, COLUMNS, ROWS = 2**19, 2**14, 2**9
+"""Most cosines, negatives of a row and rows that are drawn to simulate a first loss."""
+
+
+def random_logits(dim: int, negatives: int, temperature: float) -> tuple[Tensor, Tensor]:
+    """Draw logits [N] and [N,M] of random unit vectors of `dim` numbers, the same at every call.
+
+    (1 + cos)/2 has a beta distribution, both parameters (D-1)/2. Every positive comes with both
+    signs. M is `negatives`, at most COLUMNS, which then weigh as much as all.
+    """
+    rng = np.random.default_rng(0)
+    columns = min(negatives, COLUMNS)
+    pairs = min(ROWS, DRAWN // columns) // 2
+    half = max(dim - 1, 0.01) / 2
+    positive = torch.from_numpy(rng.beta(half, half, (1, pairs))) * 2 - 1
+    others = torch.from_numpy(rng.beta(half, half, (1, 2 * pairs, columns))) * 2 - 1
+    weight = math.log(negatives / columns)
+    return torch.cat([positive, -positive], 1) / temperature, others / temperature + weight
 
 
 class LambdaNCE(Loss):
@@ -85,6 +108,8 @@ class LambdaNCE(Loss):
         self.frozen: Tensor
         self.register_buffer("log_mean_exp", torch.zeros(()))
         self.register_buffer("frozen", torch.tensor(False))
+        self.weights = (lambda_, 1 - lambda_)
+        """Of the terms: pretext view, image."""
         self.terms: Tensor | None = None
         self._seen: list[Tensor] | None = None
         self._is_frozen = False
@@ -108,19 +133,13 @@ class LambdaNCE(Loss):
         return self.lambda_ * terms[0] + (1 - self.lambda_) * terms[1]
 
     def _nce(self, positive: Tensor, others: Tensor, count: int) -> Tensor:
-        """Return the NCE terms [T] of logits [T,N] and [T,N,M].
-
-        Written with softplus: -log(e/(e+K)) = softplus(log K - s/τ).
-        """
+        """Return the NCE terms [T] of logits [T,N] and [T,N,M]."""
         if self.form == "official":
             frozen = self._frozen_at(positive[0].detach(), others[0].detach(), count)
-            constant = frozen + math.log(count)
-            push = F.softplus(others - constant).sum(-1)
-        else:
-            # A row whose shared candidates are all its own image has no negatives: K = 0, term 0.
-            constant = others.logsumexp(-1).clamp(min=torch.finfo(torch.float32).min)
-            push = F.softplus(others - constant.unsqueeze(-1)).sum(-1)
-        return (F.softplus(constant - positive) + push).mean(-1)
+            return nce_terms(positive, others, frozen + math.log(count))
+        # A row whose shared candidates are all its own image has no negatives: K = 0, term 0.
+        constant = others.logsumexp(-1).clamp(min=torch.finfo(torch.float32).min)
+        return nce_terms(positive, others, constant)
 
     @contextmanager
     def observe(self) -> Iterator[None]:
@@ -158,12 +177,17 @@ class LambdaNCE(Loss):
         return self._seen[-1]
 
     def at_start(self, *, dim: int, negatives: int) -> float | None:
-        """log M + 1/(2Dτ²), and 1 more for the NCE forms.
+        """Simulate it: log M + 1/(2Dτ²) and 1 more for the NCE forms, less than that at small τ.
 
         M = 32,000, D = 128, τ = 0.07: 11.17, NCE 12.17.
         """
-        value = math.log(negatives) + log_mean_exp_at_start(dim, self.temperature)
-        return value if self.form == "info_nce" else value + 1
+        positive, others = random_logits(dim, negatives, self.temperature)
+        if self.form == "info_nce":
+            return info_nce_terms(positive, others).item()
+        constant = others.logsumexp(-1)
+        if self.form == "official":
+            constant = constant.logsumexp(1) - math.log(constant.shape[1])
+        return nce_terms(positive, others, constant).item()
 
     def at_chance(self, *, dim: int, negatives: int) -> float | None:
         """log(1 + M), the positive like any negative; 1 more for the NCE forms."""
@@ -197,8 +221,9 @@ class InfoNCE(Loss):
         return terms.mean()
 
     def at_start(self, *, dim: int, negatives: int) -> float | None:
-        """log M + 1/(2Dτ²)."""
-        return math.log(negatives) + log_mean_exp_at_start(dim, self.temperature)
+        """Simulate it: log M + 1/(2Dτ²), less than that at small τ."""
+        positive, others = random_logits(dim, negatives, self.temperature)
+        return info_nce_terms(positive, others).item()
 
     def at_chance(self, *, dim: int, negatives: int) -> float | None:
         """log(1 + M), the positive like any negative."""

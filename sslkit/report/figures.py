@@ -1,7 +1,6 @@
 """Pictures of a run: its curves."""
 
 import math
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from sslkit.errors import SslkitError, printable
+from sslkit.report import fonts
 from sslkit.runs import files
 from sslkit.runs.metrics import Bins
 
@@ -20,14 +20,13 @@ def save(figure: Figure, path: Path, option: str = "") -> Path:
     SslkitError where it cannot be written; it names `option`, which chooses another place.
     """
     FigureCanvasAgg(figure)
+    fonts.choose(figure)
     try:
-        with files.replacing(path, option) as beside, warnings.catch_warnings():
-            # A name in letters that the font lacks is shown as boxes.
-            warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        with files.replacing(path, option) as beside, fonts.without_glyphs():
             kind = path.suffix[1:].lower() or "png"
             # Data sets recognise pictures of sslkit by this, and pass over them.
             metadata = {"Software": "sslkit"} if kind == "png" else None
-            figure.savefig(beside, format=kind, dpi=110, metadata=metadata)
+            figure.savefig(beside, format=kind, dpi=fonts.DPI, metadata=metadata)
     except ValueError as error:
         raise SslkitError(
             f"cannot write {path}: no picture ends in '{path.suffix}'; take .png, .jpg, .svg or "
@@ -65,6 +64,7 @@ PANELS = 60
 def curves(folder: Path, bins: Bins, *, title: str, epoch: int, chances: dict[str, float]) -> Path:
     """Draw curves.png: one panel per number, thin as measured, thick its running mean.
 
+    A heading shows the last value. `lr` is drawn as it is.
     `epoch` counts the steps of one. `chances` are drawn as dashed lines in the panels that they are
     for. `feature_std` is shown from 0 to 1.
     """
@@ -74,7 +74,7 @@ def curves(folder: Path, bins: Bins, *, title: str, epoch: int, chances: dict[st
     columns = min(3, max(len(names), 1))
     lines = math.ceil(len(names) / columns) or 1
     figure = Figure(figsize=(3.6 * columns, 0.6 + 2.5 * lines), layout="constrained")
-    figure.suptitle(printable(title), fontsize=9, parse_math=False)
+    figure.suptitle(printable(title), fontsize=9, parse_math=False, wrap=True)
     epochs = bins.mean("step") / epoch if names else np.zeros(0)
     for place, name in enumerate(names, 1):
         axes = plain_axes(figure.add_subplot(lines, columns, place))
@@ -85,8 +85,9 @@ def curves(folder: Path, bins: Bins, *, title: str, epoch: int, chances: dict[st
 def _draw_curve(
     axes: Axes, epochs: np.ndarray, values: np.ndarray, name: str, chance: float | None
 ) -> None:
-    smooth = _smooth(values)
-    axes.plot(epochs, values, linewidth=0.5, alpha=0.4)
+    if name != "lr":
+        axes.plot(epochs, values, linewidth=0.5, alpha=0.4)
+    smooth = values if name == "lr" else _smooth(values)
     axes.plot(epochs, smooth, linewidth=1.5, color="C0")
     axes.grid(alpha=0.25)
     if chance is not None:
@@ -94,7 +95,8 @@ def _draw_curve(
         axes.legend(fontsize=7, frameon=False)
     if name.startswith("feature_std/"):
         axes.set_ylim(0, max(1.0, *np.nan_to_num(values)))
-    shown = printable(f"{name}   {smooth[-1]:.3g}")
+    known = values[np.isfinite(values)]
+    shown = printable(f"{name}   {known[-1]:.3g}" if known.size else name)
     axes.set_title(shown, fontsize=9, loc="left", parse_math=False)
     axes.set_xlabel("epoch", fontsize=7)
     axes.set_xlim(left=0)

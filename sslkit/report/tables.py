@@ -26,7 +26,7 @@ def tables(result: dict[str, Any]) -> list[Table]:
     else:
         made = [_rows(pivot, metric, legend) for metric in pivot.metrics]
     made[0].title = f"{heading(result)}\n\n{made[0].title}".rstrip()
-    made[-1].below += legend.lines()
+    made[-1].below += [*result["protocol"].get("notes", []), *legend.lines()]
     return made
 
 

@@ -12,12 +12,10 @@ from torch import Tensor
 
 from sslkit.errors import DataError, printable
 from sslkit.interfaces import Batch, Draws, ImageSource, PretextTransform, Sample
-from sslkit.report import figures
+from sslkit.report import figures, fonts
 
 CELL, MOSAIC, GAP, SPACE, MARGIN, TOP = 1.1, 2.6, 0.06, 0.3, 0.15, 0.85
 """Inches: sides of a crop and a mosaic, gaps between crops and groups, margins around, above."""
-LETTER = 0.068
-"""Inches that a letter of the caption takes, at most."""
 ROW = 12
 """Most crops that stand in a row; more are shown as a mosaic."""
 
@@ -89,10 +87,11 @@ class _Sheet:
         sizes = ", ".join(f"{name} {_size(shape)}" for name, shape in transform.shapes.items())
         caption = f"what the model is shown, in the drawn order: {sizes}"
         wide = sum(SPACE + _width(count) for count in self.counts.values())
-        self.width = MARGIN + max(self.side + wide + MARGIN, LETTER * len(caption))
+        head = printable(" ".join(filter(None, (title, type(transform).__name__))))
+        lines = max(fonts.width(head, 11, "bold"), fonts.width(caption, 8))
+        self.width = 2 * MARGIN + max(self.side + wide, lines)
         self.height = TOP + images * self.block
         self.figure = Figure(figsize=(self.width, self.height))
-        head = printable(" ".join(filter(None, (title, type(transform).__name__))))
         self._text(MARGIN, 0.25, head, fontsize=11, weight="bold", va="center")
         self._text(MARGIN, 0.45, caption, fontsize=8, va="center")
 

@@ -21,6 +21,9 @@ NOT_FINITE = "not_finite.json"
 CHUNK = 2**20
 """Numbers that are looked at at once: a copy of a large bank would need its memory again."""
 
+TOLD = 3
+"""Skipped steps that are told of one by one."""
+
 REMEDY = (
     "Nothing was saved after it; lower the rate (--set optimizer.lr=…), warm up "
     "(--set schedule.warmup_epochs=…), clip (--set train.clip_grad=1.0) or skip such steps "
@@ -38,6 +41,20 @@ def check_finite(rows: list[Row], steps: list[trainer.Step], run: Run, folder: P
         elif _not_finite(row):
             raise TrainingError(f"{_describe(row, step, run, folder)}. {_remedy(folder)}")
     return skipped
+
+
+def seldom(sentences: list[str], before: int) -> list[str]:
+    """Keep the first TOLD sentences of a run, then one at every power of two, with the count.
+
+    `before` counts the sentences of earlier steps.
+    """
+    kept = []
+    for count, sentence in enumerate(sentences, before + 1):
+        if count <= TOLD:
+            kept.append(sentence)
+        elif count.bit_count() == 1:
+            kept.append(f"{sentence}; {count:,} steps skipped so far")
+    return kept
 
 
 def check_weights(run: Run, folder: Path) -> None:

@@ -51,6 +51,8 @@ class Health:
         self.chances = dict(chances or {})
         self.settled = max(EARLY, min(SETTLED * epoch, steps // 3))
         """The last of the early steps."""
+        self.reached = 0
+        """The step that the run has come to; a skipped one has no numbers to add."""
         self.first: Row | None = None
         self.early: list[Row] = []
         self.last: deque[Row] = deque(maxlen=WINDOW)
@@ -68,6 +70,7 @@ class Health:
         if self.first is None:
             self.first = row
         self.last.append(row)
+        self.reached = max(self.reached, row.step)
 
     def start(self) -> str:
         """Compare the first loss with that of random vectors."""
@@ -111,10 +114,10 @@ class Health:
         failing = [name for name in judged if not self._beats(name)]
         if not failing:
             return f"healthy: {self._listed(judged)}"
-        text = self._listed(failing)
         if self._too_short():
-            return f"{self._undecided()}: {text}"
-        step = self.last[-1].step
+            return f"{self._undecided()}: {self._listed(failing)}"
+        text = self._listed(failing, with_margin=True)
+        step = self.reached
         if all(self._improved(name) for name in failing):
             if any(self._at_chance(name) for name in failing):
                 return f"at chance: after {step} of {self.steps} steps {text}"
@@ -128,7 +131,7 @@ class Health:
         return self.last[-1].step <= max(ENOUGH, self.steps / 2)
 
     def _undecided(self) -> str:
-        return "too early to judge" if self.last[-1].step < self.steps else "too short to tell"
+        return "too early to judge" if self.reached < self.steps else "too short to tell"
 
     def _against_early(self) -> str:
         """Compare a loss without a known chance with the early steps."""
@@ -139,18 +142,23 @@ class Health:
             return f"{self._undecided()}: {text}"
         return f"no progress in the loss, whose chance is not known: {text}"
 
-    def _shown(self, name: str) -> str:
-        """Return a number with its chance and its early value, where these are known."""
+    def _shown(self, name: str, with_margin: bool = False) -> str:
+        """Return a number with its chance and its early value, where these are known.
+
+        `with_margin` adds by how much it must differ from its chance.
+        """
         beside = []
         if name in self.chances:
             beside.append(f"{self.chances[name]:.2f} at chance")
         if _has(self.early, name) and self.last[0].step > self.settled:
             beside.append(f"{_mean(self.early, name):.2f} by step {self.settled}")
         shown = f" ({', '.join(beside)})" if beside else ""
-        return f"{name} {_mean(self.last, name):.2f}{shown}"
+        values = _values(self.last, name)
+        margin = f" ± {_margin(self.chances[name], _error(values)):.2f}" if with_margin else ""
+        return f"{name} {fmean(values):.2f}{margin}{shown}"
 
-    def _listed(self, names: list[str]) -> str:
-        return ", ".join(map(self._shown, names))
+    def _listed(self, names: list[str], with_margin: bool = False) -> str:
+        return ", ".join(self._shown(name, with_margin) for name in names)
 
     def _beats(self, name: str) -> bool:
         """Return whether a number is better than its chance."""
@@ -160,7 +168,7 @@ class Health:
     def _at_chance(self, name: str) -> bool:
         """Return whether a number that does not beat its chance is not worse either."""
         values, chance = _values(self.last, name), self.chances[name]
-        return abs(fmean(values) - chance) <= max(MARGIN * abs(chance), ERRORS * _error(values))
+        return abs(fmean(values) - chance) <= _margin(chance, _error(values))
 
     def _improved(self, name: str) -> bool:
         """Return whether a number is better than in the early steps."""
@@ -210,4 +218,9 @@ def _error(values: list[float]) -> float:
 def _better(name: str, value: float, other: float, error: float) -> bool:
     """Return whether a mean is clearly better: lower for names in `loss…`, higher for others."""
     ahead = other - value if name.startswith("loss") else value - other
-    return ahead > max(MARGIN * abs(other), ERRORS * error)
+    return ahead > _margin(other, error)
+
+
+def _margin(other: float, error: float) -> float:
+    """Return by how much a mean must differ from `other`."""
+    return max(MARGIN * abs(other), ERRORS * error)

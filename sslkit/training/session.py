@@ -20,7 +20,7 @@ from sslkit.runs.metrics import Row
 from sslkit.runs.run import Run
 from sslkit.training import trainer
 from sslkit.training.build import build
-from sslkit.training.finite import check_finite, check_weights
+from sslkit.training.finite import check_finite, check_weights, seldom
 from sslkit.training.health import Health
 from sslkit.training.record import Record
 from sslkit.training.rehearsal import rehearse_recipe
@@ -202,13 +202,15 @@ def _flush(
     """Read, check and record the pending steps."""
     assert record.folder is not None
     rows = read(pending)
-    told = check_finite(rows, pending, run, record.folder)
+    skipped = check_finite(rows, pending, run, record.folder)
+    told = seldom(skipped, run.skipped)
     taken = [row for row, step in zip(rows, pending, strict=True) if not step.skipped]
-    run.skipped += len(told)
+    run.skipped += len(skipped)
     pending.clear()
     record.add(taken)
     for row in taken:
         health.add(row)
+    health.reached = run.step
     return taken, told
 
 

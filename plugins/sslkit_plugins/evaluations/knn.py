@@ -41,16 +41,20 @@ class Knn(Evaluation):
             votes = self.vote(features, len(probe.classes))
             return accuracy.hits(votes, features.val_labels, probe.classes)
 
+        protocol = {
+            "k": min(self.k, len(probe.train)),
+            "temperature": self.temperature,
+            "similarity": "cosine",
+        }
+        if self.k > len(probe.train):
+            voters = f"all {len(probe.train)} training images vote, fewer than {self.k} (--k)"
+            protocol["notes"] = [voters]
         return probe.compare(
             score,
             accuracy.metrics(probe.classes),
             layers=self.layers == "all",
             chance=accuracy.chance(probe.val, probe.classes),
-            protocol={
-                "k": min(self.k, len(probe.train)),
-                "temperature": self.temperature,
-                "similarity": "cosine",
-            },
+            protocol=protocol,
         )
 
     def vote(self, features: Features, classes: int) -> Tensor:

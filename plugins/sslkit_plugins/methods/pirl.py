@@ -162,6 +162,9 @@ class Pirl(Method):
         # The pretext view passes the encoder first, as in the official code, so that batch norm's
         # running statistics end with the image.
         self.order = sorted(self.heads, key=lambda name: name == "image")
+        weights = getattr(self.loss, "weights", (1, 1)) if len(self.heads) > 1 else (1,)
+        self.judged = [name for name, weight in zip(self.order, weights, strict=True) if weight]
+        """Views whose terms have weight; only these are judged."""
 
     def forward(self, batch: Batch, progress: Progress) -> Output:
         """Compare both outputs [B,D] with the bank's entries of the images."""
@@ -174,7 +177,7 @@ class Pirl(Method):
         terms = getattr(self.loss, "terms", None)
         if terms is not None and len(terms) > 1:
             metrics |= {f"loss_{name}": term for name, term in zip(self.order, terms, strict=True)}
-        deviations = {name: feature_std(rows) for name, rows in unit.items()}
+        deviations = {name: feature_std(unit[name]) for name in self.judged}
         return Output(loss, metrics, deviations, keep={"image": outputs["image"].detach()})
 
     def begin_epoch(self, epoch: Epoch) -> None:
@@ -206,10 +209,10 @@ class Pirl(Method):
         return self.loss.at_start(dim=dim, negatives=self.sampler.candidates)
 
     def at_chance(self, images: int) -> dict[str, float]:
-        """Each term compares with the same bank, so their chances are alike."""
+        """Terms compare with the same bank, so their chances are alike; none without weight."""
         dim = self.head("image").out_dim
         chance = self.loss.at_chance(dim=dim, negatives=self.sampler.candidates)
         if chance is None:
             return {}
-        terms = [f"loss_{name}" for name in self.order] if len(self.order) > 1 else []
+        terms = [f"loss_{name}" for name in self.judged] if len(self.order) > 1 else []
         return dict.fromkeys(["loss", *terms], chance)
