@@ -5,6 +5,7 @@ So the sentence is the same in a rehearsal, in a loader worker and at step 1000,
 before something fails. An exception outside every part is an error of the toolkit and passes.
 """
 
+import inspect
 import re
 import sys
 import traceback
@@ -42,7 +43,7 @@ REMEDIES = [
     (
         "Expected more than 1 value per channel",
         "a batch norm sees one value only; take a larger train.batch_size (or fewer devices, less "
-        "accumulate), larger views, or encoder.norm: group",
+        "accumulate){without}",
     ),
     (
         "mat1 and mat2 shapes cannot be multiplied",
@@ -83,7 +84,8 @@ REMEDIES = [
         "compare its signature with sslkit.interfaces",
     ),
 ]
-"""What to do about an exception whose type and first line match."""
+"""What to do about an exception whose type and first line match. `{without}` stands for what else
+helps the part where it fails."""
 
 
 def label(part: object, name: str) -> None:
@@ -127,7 +129,9 @@ def told(
     reason = describe(error)
     place = _place(error.__traceback__ if call is None else call.trace)
     text = [f"{subject}{f' ({about})' if about else ''}: {reason}{place}"]
-    text += [remedy for pattern, remedy in REMEDIES if re.search(pattern, reason)][:1]
+    without = "" if call is None else call.without_batch_norm()
+    remedies = [remedy for pattern, remedy in REMEDIES if re.search(pattern, reason)]
+    text += [remedy.replace("{without}", without) for remedy in remedies[:1]]
     text.append(f"{DEBUG}=1 shows the traceback")
     found = PluginError("; ".join(text))
     found.traceback = "".join(traceback.format_exception(error))
@@ -161,6 +165,16 @@ class _Call:
         """Return "PART fails in FUNCTION on SHAPES"."""
         function = "forward" if self.function in CALLS else self.function
         return f"{self.name} fails in {function}{f' on {self.shapes}' if self.shapes else ''}"
+
+    def without_batch_norm(self) -> str:
+        """Return how a head or an encoder does without batch norm, by the options that it has."""
+        options = inspect.signature(type(self.owner)).parameters
+        if self.name.startswith("encoder "):
+            return ", larger views" + (", or encoder.norm=group" if "norm" in options else "")
+        place = re.search(r"\((heads\..+)\)", self.name)
+        if place is None or "batch_norm" not in options:
+            return ""
+        return f", or {place[1]}.batch_norm=false"
 
 
 def _innermost(trace: TracebackType | None) -> _Call | None:

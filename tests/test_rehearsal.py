@@ -192,6 +192,14 @@ BROKEN = {
         "encoder 'timm' fails in forward on [1, 3, 16, 16] (rehearsed with a batch of 1): ValueError: "
         "Expected more than 1 value per channel",
     ),
+    "its remedy in the encoder": (
+        ("train.batch_size=1", "transform.size=16"),
+        "larger views, or encoder.norm=group; ",
+    ),
+    "its remedy in a head": (
+        ("train.batch_size=1", "heads.image.batch_norm=true", "encoder.norm=group"),
+        "less accumulate), or heads.image.batch_norm=false; ",
+    ),
     "patch larger than its cell": (
         ("transform={use: jigsaw, size: 32, grid: 2, resize: 32, patch: 20}",),
         "patch",
