@@ -52,7 +52,8 @@ def found(**seconds: float) -> Profile:
 @pytest.mark.parametrize(
     ("profile", "verdict", "remedy"),
     [
-        (found(waiting=0.2), "data-bound: 20 %", "train.workers"),
+        (found(waiting=0.3), "data-bound: 30 %", "train.workers"),
+        (found(waiting=0.2), "compute-bound: the largest section is", "--devices"),
         (found(busy=0.5), "overhead-bound: the GPU computes in 50 %", "train.compile=true"),
         (
             found(the_rest=0.5),

@@ -26,8 +26,11 @@ from sslkit.training.build import build
 from sslkit.training.rehearsal import rehearse_recipe
 from sslkit.training.trainer import EPOCH, WAITING
 
+DATA_BOUND = 0.25
+"""The share of a step spent waiting for data from which a run is data-bound."""
+
 SECTIONS = {
-    WAITING: "the loader's workers are behind",
+    WAITING: "the next batch is not ready; without workers it is made meanwhile",
     "transfer": "host to device",
     "views": "colours, blur, flips, normalisation",
     "encoder": "forward",
@@ -169,7 +172,7 @@ class Profile:
     def verdict(self) -> str:
         """Return what bounds the rate, and what to change."""
         waiting, overhead = self.waiting / self.step, self.seconds[REST] / self.total
-        if waiting >= 0.1:
+        if waiting >= DATA_BOUND:
             return (
                 f"data-bound: {100 * waiting:.0f} % of a step is spent waiting for data; use more "
                 "loader workers (--set train.workers=…), images packed once (sslkit pack), or "
