@@ -338,9 +338,9 @@ def drawn(monkeypatch) -> list[Figure]:
     kept = []
     save = results.save
 
-    def keep(figure, path):
+    def keep(figure, path, option=""):
         kept.append(figure)
-        return save(figure, path)
+        return save(figure, path, option)
 
     monkeypatch.setattr(results, "save", keep)
     return kept
