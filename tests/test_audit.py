@@ -208,7 +208,10 @@ def test_no_command_unpickles_or_runs_what_it_finds(place: Path, run) -> None:
     shutil.rmtree(max((folder / "checkpoints").iterdir()))
     plant(folder)
     (folder / "encoder.safetensors").write_bytes(pickle.dumps(Trap()))
-    assert run(0, "train", "--resume", folder) == set()
+    assert run(2, "train", "--resume", folder) == set(), "complete, and its checkpoints are gone"
+    (folder / "encoder.safetensors").unlink()
+    (folder / "curves.png").unlink()
+    assert run(0, "train", "--resume", folder) == set(), "it begins anew among what is planted"
     (folder / "encoder.safetensors").write_bytes(pickle.dumps(Trap()))
     for image in work.rglob("data/**/x.jpg"):
         image.unlink()
