@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 from torch.utils.data import DataLoader, Dataset
 
-from sslkit.errors import DataError, printable
+from sslkit.errors import DataError, counted, printable
 from sslkit.interfaces import ImageSource
 from sslkit_plugins.packed import INDEX, Index, Split, list_hash
 
@@ -118,8 +118,7 @@ def _told(unreadable: list[tuple[str, str]]) -> str:
     named = [f"{printable(name)} ({reason})" for name, reason in unreadable[:SHOWN]]
     if len(unreadable) > SHOWN:
         named.append(f"and {len(unreadable) - SHOWN} more")
-    images = "1 image" if len(unreadable) == 1 else f"{len(unreadable)} images"
-    return f"{images} cannot be read: {', '.join(named)}"
+    return f"{counted(len(unreadable), 'image')} cannot be read: {', '.join(named)}"
 
 
 def _text(name: str) -> str:

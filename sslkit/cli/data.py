@@ -9,6 +9,7 @@ import typer
 from sslkit import console
 from sslkit.cli.app import app
 from sslkit.cli.options import DataOptions, filled
+from sslkit.errors import counted
 from sslkit.recipe import registry
 
 
@@ -73,7 +74,7 @@ def pack(
         )
     for name in index.skipped:
         console.print_text(f"left out, it cannot be read: {name}", stderr=True)
-    counts = [f"{summary.images(half.images)} ({name})" for name, half in index.halves.items()]
+    counts = [f"{counted(half.images, 'image')} ({name})" for name, half in index.halves.items()]
     console.print_text(
         f"{' and '.join(counts)}: {index.kept:,} kept their bytes, {index.coded:,} were coded "
         f"anew, {len(index.skipped):,} left out"

@@ -1,7 +1,6 @@
 """Shared memory, through which loader workers hand over their batches."""
 
 import math
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
+from sslkit import launcher
 from sslkit.errors import DataError, PluginError, SslkitError
 
 PLACE = Path("/dev/shm")
@@ -29,7 +29,7 @@ def room() -> int | None:
         free = shutil.disk_usage(PLACE).free
     except OSError:
         return None
-    return free // int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
+    return free // launcher.local_world()
 
 
 def prefetch(workers: int, size: int) -> int:

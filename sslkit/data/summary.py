@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from sslkit.errors import printable
+from sslkit.errors import counted, printable
 from sslkit.interfaces import ImageSource
 from sslkit.recipe import Choice
 
@@ -17,7 +17,7 @@ def place_of(data: Choice) -> str:
 
 def training(source: ImageSource, data: Choice, *, labels_used: bool) -> str:
     """Return the line about the images of a training run."""
-    held = images(len(source))
+    held = counted(len(source), "image")
     if not _has_classes(source):
         held += ", no classes"
     elif labels_used:
@@ -37,22 +37,17 @@ def evaluation(train: ImageSource, val: ImageSource, place: str, how: str) -> st
     `place` is where the training images lie, `how` says how `val` was split off.
     """
     line = f"data: training on {split(train, place)}"
-    return f"{line}; validating on {val.place or how} ({images(len(val))})"
+    return f"{line}; validating on {val.place or how} ({counted(len(val), 'image')})"
 
 
 def split(source: ImageSource, place: str) -> str:
     """Return place, number and classes of the images of one split."""
     held = f" in {_classes(source)}" if _has_classes(source) else ", no classes"
-    return f"{source.place or place} ({images(len(source))}{held})"
+    return f"{source.place or place} ({counted(len(source), 'image')}{held})"
 
 
 def _has_classes(source: ImageSource) -> bool:
     return source.labels is not None or source.tags is not None
-
-
-def images(count: int) -> str:
-    """Return "1 image" or "2 images"."""
-    return "1 image" if count == 1 else f"{count:,} images"
 
 
 def _classes(source: ImageSource) -> str:
@@ -61,4 +56,4 @@ def _classes(source: ImageSource) -> str:
     if not names and source.labels is not None:
         names = [str(label) for label in range(int(source.labels.max(initial=-1)) + 1)]
     shown = ", ".join(map(printable, names[:NAMED])) + (", …" if len(names) > NAMED else "")
-    return f"{len(names)} class{'es' * (len(names) != 1)}: {shown}"
+    return f"{counted(len(names), 'class', 'classes')}: {shown}"

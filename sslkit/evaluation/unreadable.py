@@ -8,7 +8,7 @@ from torch.utils.data import Dataset
 
 from sslkit.data.plain import decoded, unlike
 from sslkit.data.workers import ALONE, deliver, read
-from sslkit.errors import DataError, printable
+from sslkit.errors import DataError, counted, printable
 from sslkit.evaluation.data import Splits, check
 from sslkit.evaluation.images import BATCH, Progress
 from sslkit.evaluation.rows import Rows
@@ -71,12 +71,15 @@ def left_out(
     some = splits._replace(
         train=_without(splits.train, [one.row for one in found if one.split == "train"]),
         val=_without(splits.val, [one.row for one in found if one.split == "val"]),
-        notes=(*splits.notes, f"{_count(found)} left out, which cannot be read:{_lines(found)}"),
+        notes=(
+            *splits.notes,
+            f"{counted(len(found), 'image')} left out, which cannot be read:{_lines(found)}",
+        ),
     )
     try:
         return check(some, needs), found
     except DataError as error:
-        message = f"{error} ({_count(found)} left out, which cannot be read)"
+        message = f"{error} ({counted(len(found), 'image')} left out, which cannot be read)"
         raise DataError(message) from error
 
 
@@ -91,13 +94,9 @@ def _without(source: ImageSource, rows: Sequence[int]) -> ImageSource:
 def refusal(found: Sequence[Unreadable]) -> DataError:
     """Return the error that names what cannot be read."""
     return DataError(
-        f"{_count(found)} cannot be read, and an evaluation replaces no image; repair or remove "
+        f"{counted(len(found), 'image')} cannot be read, and an evaluation replaces no image; repair or remove "
         f"them, or go on without them: --skip-unreadable{_lines(found)}"
     )
-
-
-def _count(found: Sequence[Unreadable]) -> str:
-    return "1 image" if len(found) == 1 else f"{len(found):,} images"
 
 
 def _lines(found: Sequence[Unreadable]) -> str:

@@ -184,7 +184,7 @@ class Health:
         """
         if self.first is None or self.first.step > 1 or len(self.last) < WINDOW:
             return None
-        now, then = _mean(self.last, name), self.first.metrics[name]
+        now, then = _mean(self.last, name), self.first.metrics.get(name, 1.0)
         if now >= COLLAPSED or (now >= then / 2 and now >= ALIKE):
             return None
         if now >= then / 2 and self._too_short():

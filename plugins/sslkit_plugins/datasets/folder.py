@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from pydantic import Field
 
-from sslkit.errors import DataError, printable
+from sslkit.errors import DataError, counted, printable
 from sslkit.interfaces import ImageSource, Pixels
 from sslkit_plugins.datasets.decoding import (
     BANDS,
@@ -183,7 +183,7 @@ class ImageFolder(ImageSource):
             names = Walk(self._val, self.follow_links).names
         except OSError:
             return str(self._val)
-        count = f"{len(names):,} image{'s' * (len(names) != 1)}"
+        count = counted(len(names), "image")
         if fault := self._odd_validation(names):
             return f"{self._val} ({count}, which evaluations refuse: {fault})"
         return f"{self._val} ({count})"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from sslkit.errors import DataError, printable
+from sslkit.errors import DataError, counted, printable
 from sslkit_plugins.datasets.decoding import ENDINGS
 from sslkit_plugins.datasets.ours import is_our_folder, is_our_picture, may_be_ours
 from sslkit_plugins.datasets.walk import ending_of, is_hidden, json_stems
@@ -61,7 +61,7 @@ def read_layout(root: Path) -> Layout:
         _refuse_mixture(root, [*train, *val], others, loose)
     unused = _shown(sorted([*val[1:], *others, *links]))
     if loose:
-        unused.append(f"{loose:,} image{'s' * (loose > 1)}")
+        unused.append(counted(loose, "image"))
     return Layout(train[0], val[0] if val else None, tuple(unused))
 
 
@@ -132,7 +132,7 @@ def _refuse_several(root: Path, names: list[str], purpose: str) -> NoReturn:
 def _refuse_mixture(root: Path, splits: list[str], others: list[str], loose: int) -> NoReturn:
     beside = _shown(others)
     if loose:
-        beside.append(f"{loose:,} image{'s' * (loose > 1)}")
+        beside.append(counted(loose, "image"))
     raise DataError(
         f"{root} mixes {', '.join(_shown(splits))}, named like a split, with {', '.join(beside)}; "
         f"name {root / splits[0]} instead to use that alone, or take every folder as a class: "

@@ -4,7 +4,7 @@ import os
 from collections import Counter
 from collections.abc import Collection, Iterable
 
-from sslkit.errors import printable
+from sslkit.errors import counted, printable
 from sslkit_plugins.datasets.decoding import ENDINGS
 from sslkit_plugins.datasets.ours import is_our_folder, is_our_picture, may_be_ours
 
@@ -146,18 +146,18 @@ class Walk:
         if pictures:
             told.append(f"{_endings(pictures)} (convert them to JPEG or PNG)")
         if self.leading_out:
-            links = _count(self.leading_out, "link")
+            links = counted(self.leading_out, "link")
             told.append(f"{links} (--set data.follow_links=true follows them)")
         if self.broken:
-            told.append(_count(self.broken, "broken link"))
+            told.append(counted(self.broken, "broken link"))
         if self.repeated:
-            told.append(f"{_count(self.repeated, 'link')} to what is read anyway")
+            told.append(f"{counted(self.repeated, 'link')} to what is read anyway")
         if self.ours:
             told.append(
-                f"{_count(self.ours, 'folder or picture', 'folders or pictures')} of sslkit"
+                f"{counted(self.ours, 'folder or picture', 'folders or pictures')} of sslkit"
             )
         if self.devices:
-            told.append(_count(self.devices, "pipe or device", "pipes or devices"))
+            told.append(counted(self.devices, "pipe or device", "pipes or devices"))
         if others:
             told.append(_endings(others))
         return printable(", ".join(told))
@@ -170,7 +170,3 @@ def _endings(endings: Counter[str]) -> str:
     if len(ordered) > SHOWN:
         told.append(f"{len(ordered) - SHOWN} more endings")
     return ", ".join(told)
-
-
-def _count(number: int, noun: str, plural: str = "") -> str:
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {plural or f'{noun}s'}"
