@@ -99,6 +99,8 @@ def test_ranks_of_a_machine_divide_the_room(monkeypatch):
     monkeypatch.setattr(
         shared.shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(100, 20, 80)
     )
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert shared.room() == 20
 
