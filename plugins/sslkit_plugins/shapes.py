@@ -70,7 +70,10 @@ def turned(x: Plane, y: Plane, angle: float) -> tuple[Plane, Plane]:
 
 
 def draw(label: int, side: int, rng: np.random.Generator) -> np.ndarray:
-    """uint8 [side,side,3]: an object of class `label`; place, size, turn, colours, period, phase, light and ground are drawn."""
+    """Draw an object of class `label`: uint8 [side,side,3].
+
+    Place, size, rotation, colours, period, phase, light and ground are random.
+    """
     full = side * OVERSAMPLING
     grid = (np.arange(full, dtype=np.float32) + 0.5) / full
     x, y = np.meshgrid(grid, grid)
@@ -113,11 +116,11 @@ def tinted(brightness: float, rng: np.random.Generator) -> np.ndarray:
 
 
 class Shapes(ImageSource):
-    """Ten classes of textured objects on cloudy grounds, drawn by a formula, the same for the same seed.
+    """Ten classes of textured objects on cloudy grounds; a seed determines every image.
 
-    A class is an outline with its texture (a dotted disc, a striped square, …); all else is drawn for each image: place, size, turn,
-    colours, phase, light and ground. `images` are for training, labelled as well, `val_images` for validation; every class has as
-    many. `side` is in pixels.
+    A class is an outline with its texture, such as a dotted disc or a striped square. Place, size,
+    rotation, colours, phase, light and ground are random. `images` are for training and have labels
+    too, `val_images` are for validation; classes are balanced. `side` is in pixels.
     """
 
     def __init__(

@@ -94,8 +94,8 @@ def _without(source: ImageSource, rows: Sequence[int]) -> ImageSource:
 def refusal(found: Sequence[Unreadable]) -> DataError:
     """Return the error that names what cannot be read."""
     return DataError(
-        f"{counted(len(found), 'image')} cannot be read, and an evaluation replaces no image; repair or remove "
-        f"them, or go on without them: --skip-unreadable{_lines(found)}"
+        f"{counted(len(found), 'image')} cannot be read, and an evaluation replaces no image; "
+        f"repair or remove them, or go on without them: --skip-unreadable{_lines(found)}"
     )
 
 

@@ -48,7 +48,7 @@ def _patterns(part: registry.Part) -> dict[str, str]:
 
 
 def _rank(pattern: str, path: Path) -> int:
-    """Return how specific a claim is: 0 for none, 1 for any folder, 2 for a file or a marked folder."""
+    """Return how specific a claim is: 0: none, 1: any folder, 2: a file or a marked folder."""
     if pattern == "/":
         return int(os.path.isdir(path))
     if pattern.startswith("/"):

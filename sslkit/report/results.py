@@ -107,7 +107,7 @@ def _subject(result: dict[str, Any]) -> str:
 
 
 def _set_ends(axes: Axes, metric: Metric, values: list[tuple[float, float, str]]) -> None:
-    """Set the ends of the axis, and write the numbers behind the bars, outside the axes if need be."""
+    """Set the ends of the axis, and write the numbers behind the bars, outside if need be."""
     low, high = metric.ends()
     if low is None:
         low = axes.get_xlim()[0]

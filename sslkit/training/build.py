@@ -1,6 +1,7 @@
 """Recipe → Run: everything that training needs, made and checked."""
 
 from dataclasses import replace
+from typing import Literal
 
 import torch
 
@@ -24,6 +25,16 @@ from sslkit.training.optim import make_optimizer, make_schedule
 
 
 @faults.telling()
+def loader_workers(chosen: int | Literal["auto"], device_type: str, size: int) -> int:
+    """Return the loader workers of a rank, whose batches take `size` bytes.
+
+    "auto": as many as its cores allow, and as have room for a batch in shared memory.
+    """
+    if chosen == "auto":
+        return shared.fitting(auto_workers(device_type), size)
+    return chosen
+
+
 def build(
     recipe: Recipe,
     source: ImageSource | None = None,
@@ -56,16 +67,13 @@ def build(
     except RecipeError as error:
         raise RecipeError(*error.faults, *encoder_faults(recipe, data)) from error
     method = make_method(recipe, transform, data, restored=restored).to(device)
-    workers = chosen.workers
-    if workers == "auto":
-        size = batch_bytes(transform, source, batch_size)
-        workers = shared.fitting(auto_workers(device.type), size)
+    size = batch_bytes(transform, source, batch_size)
     loader = loader_class(
         source,
         transform,
         batch_size=batch_size,
         seed=chosen.seed,
-        workers=workers,
+        workers=loader_workers(chosen.workers, device.type, size),
         rank=distributed.rank(),
         world=world,
         micro_batches=chosen.accumulate,

@@ -68,8 +68,8 @@ def check_weights(run: Run, folder: Path) -> None:
     wrong = [name for name, fine in zip(values, finite, strict=True) if not fine]
     if wrong:
         raise TrainingError(
-            f"step {run.step} left {counted(len(wrong), 'tensor')} not finite, {wrong[0]} the first. "
-            f"{_remedy(folder)}"
+            f"step {run.step} left {counted(len(wrong), 'tensor')} not finite, {wrong[0]} the "
+            f"first. {_remedy(folder)}"
         )
 
 

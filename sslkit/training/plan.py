@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from sslkit import faults
 from sslkit.data import shared
-from sslkit.data.loader import auto_workers, batch_bytes
+from sslkit.data.loader import batch_bytes
 from sslkit.data.made_up import HEIGHT, WIDTH, MadeUp
 from sslkit.errors import DataError, Fault, RecipeError, counted
 from sslkit.interfaces import ImageSource
 from sslkit.parts import DataFormat, make, make_source
 from sslkit.recipe import Recipe
+from sslkit.training.build import loader_workers
 from sslkit.training.optim import make_optimizer, make_schedule
 from sslkit.training.rehearsal import Rehearsal, rehearse_recipe
 
@@ -191,10 +192,9 @@ def _memory(recipe: Recipe, rehearsal: Rehearsal, bank: int, devices: int) -> Ro
 
 def _loader(recipe: Recipe, rehearsal: Rehearsal, devices: int) -> str:
     """Return what the batches take that loader workers hold ready."""
-    run, workers = rehearsal.run, recipe.train.workers
+    run = rehearsal.run
     size = batch_bytes(run.transform, run.source, recipe.train.per_rank_batch(devices))
-    if workers == "auto":
-        workers = shared.fitting(auto_workers(run.device.type), size)
+    workers = loader_workers(recipe.train.workers, run.device.type, size)
     if workers == 0:
         return "none, without loader workers"
     ready = shared.prefetch(workers, size)
