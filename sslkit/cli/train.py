@@ -36,7 +36,7 @@ FREE = tuple(
     f"train.{name}"
     for name in ("workers", "device", "save_minutes", "keep", "log_every", "unreadable", "on_nan")
 )
-"""Settings that a resumed run may change, for they change no number of it."""
+"""Settings that a resumed run may change: where and how it runs, not what it learns."""
 Profile = Annotated[
     bool,
     typer.Option("--profile", help="Only measure where the time of a step goes; train nothing."),
