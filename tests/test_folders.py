@@ -399,6 +399,7 @@ def test_only_options_of_the_data_can_be_set(photos, tmp_path, trained):
         assert code == 2 and "no such option of image_folder; did you mean 'follow_links'?" in err
 
 
+@pytest.mark.slow
 def test_what_serves_as_what_is_printed(tiny, photos, tmp_path, trained):
     root = tmp_path / "set"
     for name in ("Training", "valid", "test"):

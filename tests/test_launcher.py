@@ -97,6 +97,7 @@ def test_without_a_local_rank_a_gpu_is_chosen_only_where_there_is_one(monkeypatc
         distributed.local_rank()
 
 
+@pytest.mark.slow
 def test_devices_start_ranks_whatever_a_scheduler_has_set(tiny, tmp_path, monkeypatch):
     setting(monkeypatch, "WORLD_SIZE=4")
     words = ("--devices", 2, "--set", "train.epochs=1", "--runs", tmp_path / "runs")

@@ -108,6 +108,7 @@ def test_an_evaluation_on_the_mess_shows_its_classes_and_stops(mess, run):
     assert err.startswith(PASSED_OVER.format(root=root)) and "cannot be read" in err
 
 
+@pytest.mark.slow
 def test_it_is_packed_and_trained_on_again(mess, run):
     root, packed = mess / "fotos ünd bilder", mess / "packed"
     code, out, err = sslkit("pack", root, packed, "--workers", 0)

@@ -79,6 +79,7 @@ def test_a_copy_of_a_copy_knows_what_was_reduced(both, tmp_path):
     assert opened(tmp_path / "smaller").reduced_to == 100
 
 
+@pytest.mark.slow
 def test_protocols_say_what_is_shown(both, tmp_path):
     """Through the command line, for features and for the probe that trains on crops.
 

@@ -58,6 +58,7 @@ def test_batches_without_room_end_the_run_with_a_remedy(tiny, tmp_path, size, st
 
 
 @mounts
+@pytest.mark.slow
 def test_workers_of_auto_are_as_many_as_there_is_room_for(tiny, tmp_path):
     script = (
         "from sslkit.data import loader; from sslkit.training import build; "
@@ -188,7 +189,7 @@ def stuck(after: int, *words: object) -> subprocess.Popen:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_a_wait_for_data_ends_at_a_signal(tiny, tmp_path, number, code, workers):
     """Steps done are saved, and the run goes on from there."""
     runs = tmp_path / "runs"
