@@ -62,7 +62,7 @@ def save(run: Run, folder: Path) -> Path:
     method, own, rows = _parts(run)
     try:
         if leader:
-            home.mkdir(parents=True, exist_ok=True)
+            home.mkdir(exist_ok=True)  # Never the run folder, which may have been removed.
             for left in home.glob(".writing-*"):
                 shutil.rmtree(left, ignore_errors=True)
             beside.mkdir()
