@@ -317,7 +317,6 @@ def resume(run: Run, folder: Path) -> list[str]:
             load_file(checkpoint / "optimizer.safetensors"),
             state["optimizer"]["state"],
         )
-        optimizer_state.rehearse(run.optimizer)
     except Exception as error:
         raise _misfit(checkpoint, error) from error
     run.step, run.skipped = state["step"], state.get("skipped", 0)
