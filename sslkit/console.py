@@ -280,10 +280,7 @@ class Training:
 
     def done(self, health: Health) -> None:
         """What there is now, and what to do with it."""
-        if self.run.step == self.first_step:
-            self._say(f"this run is complete: {counted(self.run.steps, 'step')} done")
-        else:
-            self._say(f"health: {health.now()}")
+        self._say(f"health: {health.now()}")
         if self.run.skipped:
             text = (
                 f"{self.run.skipped:,} of {counted(self.run.step, 'step')} skipped, for numbers "
