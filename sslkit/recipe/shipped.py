@@ -1,8 +1,13 @@
 """The recipes that come with sslkit, by name: `pirl_jigsaw`, `imagenet/pirl_jigsaw`."""
 
 import os
+import re
+import shlex
 from pathlib import Path
 
+from sslkit.errors import Fault, RecipeError, printable
+from sslkit.recipe.document import Document
+from sslkit.recipe.header import Header, read
 from sslkit.recipe.words import joined, near_files, nearest
 
 ENDING = ".yaml"
@@ -62,3 +67,66 @@ def similar(text: str) -> list[str]:
         return near
     last = name.rpartition("/")[2]
     return [other for other in known if last and (other.startswith(last) or other.endswith(last))]
+
+
+def text(name: str) -> str:
+    """Return the text of a shipped recipe. Raises RecipeError where there is none of that name."""
+    short = short_name(name)
+    if short not in names():
+        meant = similar(name)
+        remedy = f"did you mean {' or '.join(meant)}?" if meant else ""
+        message = joined(remedy, LISTED) if remedy else LISTED
+        raise RecipeError(Fault("", f"no recipe of that name is shipped; {message}", name))
+    return (folder() / f"{short}{ENDING}").read_text(encoding="utf-8")
+
+
+def header(name: str) -> Header:
+    """Return what a shipped recipe says of itself."""
+    return read(text(name))
+
+
+def method(name: str) -> str:
+    """Return the name of a shipped recipe's method."""
+    sections = Document(text(name)).value
+    return str(sections["method"]["use"])
+
+
+def copy(name: str, to: str | None = None) -> Path:
+    """Write a shipped recipe to a new file, named after that file, and return the file's path.
+
+    `to` is the recipe's own file name in the working directory if left out. Raises RecipeError
+    where the file exists, or where it cannot be written.
+    """
+    content, short = text(name), short_name(name)
+    path = Path(os.path.expanduser(to or f"{short.rpartition('/')[2]}{ENDING}"))
+    if path.is_dir():
+        message = f"is a folder; name a file in it, such as {path / Path(short).name}{ENDING}"
+        raise RecipeError(Fault("", message, str(path)))
+    try:
+        with path.open("x", encoding="utf-8", newline="\n") as file:
+            file.write(_renamed(content, short, str(path)))
+    except FileExistsError as error:
+        message = "exists, and nothing is overwritten; name another file"
+        raise RecipeError(Fault("", message, str(path))) from error
+    except FileNotFoundError as error:
+        made = shlex.quote(str(path.parent))
+        message = f"the folder {path.parent} does not exist; make it: mkdir -p {made}"
+        raise RecipeError(Fault("", message, str(path))) from error
+    except (OSError, ValueError) as error:
+        message = f"cannot be written: {error}; name another file"
+        raise RecipeError(Fault("", message, str(path))) from error
+    return path
+
+
+def _renamed(content: str, name: str, path: str) -> str:
+    """Return a recipe whose commands name another file, without the line that names its runs."""
+    command = re.compile(rf"(sslkit \w+ ){re.escape(name)}(?= |$)")
+    given = printable(shlex.quote(path))
+    lines = []
+    for line in content.splitlines():
+        if line.startswith("name:"):
+            continue
+        if line.startswith("#"):
+            line = command.sub(lambda found: found[1] + given, line)
+        lines.append(line)
+    return "\n".join(lines) + "\n"
