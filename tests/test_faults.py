@@ -126,7 +126,6 @@ REPLACED = [
             "mine.yaml:10 lose no such section; did you mean 'loss'?",
         ],
     ),
-
     (
         "name: small",
         "name: ../up",
@@ -174,7 +173,9 @@ REPLACED = [
     (
         "lr: 0.05",
         "lr: 5e-2, momentum: [0.9]",
-        ["mine.yaml:11 optimizer.momentum expected float ≥ 0 and < 1, got [0.9]. Usually 0.9."],
+        [
+            "mine.yaml:11 optimizer.momentum expected float ≥ 0 and < 1, got [0.9]. Momentum, usually 0.9."
+        ],
     ),
     (
         "lr: 0.05",
@@ -371,7 +372,10 @@ def test_a_view_without_transform_and_a_sampler_without_reader() -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["check", "mien.yaml"], "mien.yaml  there is no such file or shipped recipe; did you mean mine.yaml?"),
+        (
+            ["check", "mien.yaml"],
+            "mien.yaml  there is no such file or shipped recipe; did you mean mine.yaml?",
+        ),
         (
             ["check", "absent/mine.yaml"],
             "absent/mine.yaml  there is no such file or shipped recipe; there is no folder absent either",

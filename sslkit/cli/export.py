@@ -14,13 +14,15 @@ def export(
     run: RunFolder = None,
     to: Annotated[
         str,
-        typer.Option(metavar="LIBRARY", help="timm, torchvision, onnx, or hub:USER/NAME."),
+        typer.Option(
+            metavar="LIBRARY", help="Target library: timm, torchvision, onnx, or hub:USER/NAME."
+        ),
     ] = "timm",
     public: Annotated[
-        bool, typer.Option("--public", help="Make a new repository on the hub public.")
+        bool, typer.Option("--public", help="Make a new hub repository public.")
     ] = False,
 ) -> None:
-    """Write the encoder for its own library, with the lines that load it, checked."""
+    "Export the encoder for another library, and check that it loads there."
     from sslkit.runs import folders
     from sslkit.runs.export import export as write
 

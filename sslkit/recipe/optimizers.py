@@ -24,11 +24,11 @@ GIVEN = {"params", "lr", "weight_decay"}
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 KNOWN = {
-    "momentum": Annotated[Beta, Field(description="Usually 0.9.")],
-    "nesterov": Annotated[bool, Field(description="Nesterov's momentum.")],
-    "eps": Annotated[float, Field(gt=0, description="Added to the denominator.")],
+    "momentum": Annotated[Beta, Field(description="Momentum, usually 0.9.")],
+    "nesterov": Annotated[bool, Field(description="Use Nesterov momentum.")],
+    "eps": Annotated[float, Field(gt=0, description="Constant added to the denominator.")],
     "trust_coeff": Annotated[
-        float, Field(gt=0, description="LARS's trust coefficient, usually 0.001.")
+        float, Field(gt=0, description="Trust coefficient of LARS, usually 0.001.")
     ],
 }
 """What the source does not say: bounds and descriptions."""
