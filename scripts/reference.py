@@ -1,17 +1,24 @@
-"""Writes docs/reference.md from the signatures and docstrings of the parts that come with sslkit.
+"""Writes what is generated: docs/reference.md, and tables between markers in README and docs.
 
 python scripts/reference.py            # write
-python scripts/reference.py --check    # exit 1 if it is not current
+python scripts/reference.py --check    # name what is not current, and exit with code 1
+
+Parts come from signatures and docstrings, recipes from the headers of their files. A marker is
+`<!-- NAME -->`; the text from there to `<!-- /NAME -->` is replaced.
 """
 
+import re
 import sys
+import textwrap
 from pathlib import Path
 
-from sslkit.recipe import SCHEDULES, optimizers, registry, sections
+from sslkit.recipe import SCHEDULES, optimizers, registry, sections, shipped
 from sslkit.recipe.signature import Signature
 from sslkit.recipe.tables import Row, group_tables, option_rows
 
-PAGE = Path(__file__).parent.parent / "docs" / "reference.md"
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "reference.md"
+MARKED = (ROOT / "README.md", ROOT / "docs" / "recipes.md")
 
 
 def table(columns: Row, rows: list[Row]) -> list[str]:
@@ -76,11 +83,62 @@ def page() -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+def methods() -> str:
+    """Return the table of recipes with what each learns from and its paper."""
+    rows = []
+    for name in shipped.names():
+        said = shipped.header(name)
+        rows.append((f"`{name}`", f"`{shipped.method(name)}`", said.title, said.citation))
+    return "\n".join(table(("recipe", "method", "what it learns from", "paper"), rows))
+
+
+def recipes() -> str:
+    """Return the table of recipes with data, budget and expected number."""
+    rows = []
+    for name in shipped.names():
+        said = shipped.header(name)
+        rows.append((f"`{name}`", said.data, said.budget, said.expected))
+    return "\n".join(table(("recipe", "data", "budget", "expected"), rows))
+
+
+def parts() -> str:
+    """Return one line for each kind of part, with the names of what comes with sslkit."""
+    lines = []
+    for kind in registry.KINDS:
+        ours = [part.name for part in registry.parts(kind) if part.distribution == "sslkit"]
+        listed = f"* {kind}: {', '.join(f'`{name}`' for name in ours)}"
+        lines += textwrap.wrap(listed, 100, subsequent_indent="  ", break_on_hyphens=False)
+    return "\n".join([*lines, ""])
+
+
+BLOCKS = {"methods": methods, "recipes": recipes, "parts": parts}
+
+
+def filled(text: str) -> str:
+    """Return a page with every block between markers written anew."""
+    for name, block in BLOCKS.items():
+        marked = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+        if marked.search(text):
+            body = f"\n{block()}\n".replace("\n\n\n", "\n\n")
+            text = marked.sub(lambda found, body=body: found[1] + body + found[2], text)
+    return text
+
+
 def main() -> int:
-    text = page()
+    """Write every page, or with `--check` name those that are not current."""
+    pages = {PAGE: page()}
+    for path in MARKED:
+        pages[path] = filled(path.read_text(encoding="utf-8"))
+    stale = []
+    for path, text in pages.items():
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            stale.append(path)
     if "--check" in sys.argv:
-        return int(not PAGE.exists() or PAGE.read_text(encoding="utf-8") != text)
-    PAGE.write_text(text, encoding="utf-8")
+        for path in stale:
+            print(f"{path.relative_to(ROOT)} is not current; run: python scripts/reference.py")
+        return int(bool(stale))
+    for path in stale:
+        path.write_text(pages[path], encoding="utf-8")
     return 0
 
 
