@@ -311,7 +311,8 @@ class Training:
             if self.run.mostly_skipped:
                 text += (
                     ": more than half, so little was trained, and the exit code is 1; lower the "
-                    "rate (--set optimizer.lr=…) or clip (--set train.clip_grad=1.0), and train anew"
+                    "rate (--set optimizer.lr=…) or clip (--set train.clip_grad=1.0), and train "
+                    "anew"
                 )
             self._say(text)
         self._say_unreadable()

@@ -58,8 +58,8 @@ def world() -> int:
 def launch(devices: int, arguments: list[str]) -> int:
     """Run `sslkit` with these arguments in `devices` ranks on this machine, as `torchrun` would.
 
-    Passes signals on to all ranks. Where one is lost, starts all again, RESTARTS times at most, from
-    the last checkpoint. An SslkitError ends all ranks at once. Returns the exit code of the first
+    Passes signals on to all ranks. Where one is lost, starts all again from the last checkpoint,
+    RESTARTS times at most. An SslkitError ends all ranks at once. Returns the exit code of the first
     rank that failed, else 0.
     """
     from torch.distributed.elastic.multiprocessing import SignalException

@@ -296,7 +296,9 @@ def test_another_optimizer_ends_in_a_remedy_that_works(name: str) -> None:
 
 
 def test_where_the_source_says_nothing_the_class_decides(path: Path, monkeypatch) -> None:
-    """As with another version of timm: names and options pass `check`, what all share is checked."""
+    """As with another version of timm: names and options pass `check`, what all share is
+    checked.
+    """
 
     def forget() -> None:
         optimizers._registry.cache_clear()

@@ -163,8 +163,8 @@ def test_faults_of_a_mapping_have_a_key_and_no_line():
         "'temperature'?",
         "the given mapping  train.batch_size  train needs the option 'batch_size' (int ≥ 1). "
         "Images per step, over all devices. PIRL: 1,024.",
-        "the given mapping  train.epochs  expected int ≥ 1, got 0. Passes over the data, usually 100 to 800. "
-        "PIRL: 800.",
+        "the given mapping  train.epochs  expected int ≥ 1, got 0. Passes over the data, "
+        "usually 100 to 800. PIRL: 800.",
     ]
 
 

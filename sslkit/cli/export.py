@@ -13,16 +13,19 @@ from sslkit.cli.options import RunFolder
 def export(
     run: RunFolder = None,
     to: Annotated[
-        str,
+        str | None,
         typer.Option(
-            metavar="LIBRARY", help="Target library: timm, torchvision, onnx, or hub:USER/NAME."
+            metavar="LIBRARY",
+            help="Target: a library of the encoder (timm, torchvision), onnx, or hub:USER/NAME. "
+            "By default the encoder's first library.",
+            show_default=False,
         ),
-    ] = "timm",
+    ] = None,
     public: Annotated[
         bool, typer.Option("--public", help="Make a new hub repository public.")
     ] = False,
 ) -> None:
-    "Export the encoder for another library, and check that it loads there."
+    """Export the encoder for another library, and check that it loads there."""
     from sslkit.runs import folders
     from sslkit.runs.export import export as write
 

@@ -167,7 +167,7 @@ def plan(
         int, typer.Option(min=1, help="Number of devices that share the batch.")
     ] = 1,
 ) -> None:
-    "Estimate the cost of a recipe and rehearse its first steps, without data."
+    """Estimate the cost of a recipe and rehearse its first steps, without data."""
     from sslkit import recipe
 
     made = recipe.read(path, overrides=overrides or (), data=data)

@@ -50,7 +50,8 @@ def run(
 
     A new run is rehearsed first, and its folder is made when its first step is done. `look` gets
     the data set before, and `show` makes the screen, both on rank 0 alone. After a restart by the
-    launcher, the folder is that of the earlier ranks. Raises SslkitError, also for any exception of a part.
+    launcher, the folder is that of the earlier ranks. Raises SslkitError, also for any exception
+    of a part.
     """
     with distributed.joined(pick_device(recipe.train.device)), faults.telling():
         if folder is None and (before := distributed.remembered()) is not None:

@@ -145,7 +145,8 @@ class Npz(ImageSource):
             ):
                 raise DataError(
                     f"images in {self.file} must be uint8 or uint16 [N,H,W,C] or [N,H,W]; "
-                    f"they are {images.dtype} {list(images.shape)}; convert them, such as floats from "
+                    f"they are {images.dtype} {list(images.shape)}; convert them, such as floats "
+                    "from "
                     "0 to 1: (255 * images).round().astype(np.uint8)"
                 )
             if _has_channels_first(images.shape):

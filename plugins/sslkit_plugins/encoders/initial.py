@@ -44,7 +44,8 @@ def find(weights: str) -> Source:
         return Source(file, **_facts(path))
     if not path.is_file():
         raise _fault(
-            f"there is no file or folder {path.absolute()}; put it back, or give 'timm', a .safetensors "
+            f"there is no file or folder {path.absolute()}; put it back, or give 'timm', a "
+            ".safetensors "
             "file, a run folder, or an exported folder"
         )
     if path.suffix != ".safetensors":

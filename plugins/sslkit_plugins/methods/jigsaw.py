@@ -45,7 +45,8 @@ POOL = 300_000
 
 @functools.cache
 def hamming_permutations(patches: int, count: int, seed: int = 0) -> np.ndarray:
-    """Return orders that differ in many places (algorithm 1): uint8 [min(count, patches!), patches].
+    """Return orders that differ in many places (algorithm 1): uint8 [min(count, patches!),
+    patches].
 
     Greedy: the first is random; each next one has the largest smallest Hamming distance to those
     before, with ties broken at random.
