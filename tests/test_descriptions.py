@@ -94,3 +94,12 @@ def test_descriptions_reach_show_schema_and_help():
     epochs = OPTIONS["train.epochs"].description
     assert json_schema()["properties"]["train"]["properties"]["epochs"]["description"] == epochs
     assert OPTIONS["evaluations/knn.k"].description in shown("eval", "knn", "--help")
+
+
+def test_options_of_optimizers_are_described_too():
+    """Ours for what many have, else those of the docstring; a few have neither."""
+    for name in ("sgd", "adamw", "lars", "rmsprop", "adagrad", "lamb"):
+        signature = optimizers.signature(name)
+        for option in signature.options.values():
+            assert option.description.endswith("."), f"{name}.{option.name}"
+    assert "trust ratio clipping" in shown("plugins", "show", "lamb")

@@ -57,5 +57,5 @@ def test_training_starts_from_the_encoder_of_a_run(tmp_path):
 
 def test_a_folder_of_runs_is_refused_with_a_run_in_it(tmp_path):
     (tmp_path / "latest").mkdir()
-    with pytest.raises(RecipeError, match="name a run in it: .*latest$"):
+    with pytest.raises(RecipeError, match=r"name a run in it: .*latest$"):
         initial.find(str(tmp_path))
