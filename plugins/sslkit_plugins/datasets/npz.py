@@ -45,9 +45,10 @@ class Npz(ImageSource):
         split: str,
         /,
         *,
-        file: Annotated[str, Field(description="Archive of the images, .npz.")],
+        file: Annotated[str, Field(description="Archive of images, .npz.")],
         val_file: Annotated[
-            str, Field(description="Archive of the validation images, if it is another one.")
+            str,
+            Field(description="Archive of the validation images, .npz, if they are not in `file`."),
         ] = "",
         max_pixels: MaxPixels = MAX_PIXELS,
     ) -> None:

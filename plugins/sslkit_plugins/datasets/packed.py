@@ -87,7 +87,7 @@ class Packed(ImageSource):
         split: str,
         /,
         *,
-        root: Annotated[str, pydantic.Field(description="Folder that `sslkit pack` has made.")],
+        root: Annotated[str, pydantic.Field(description="Folder written by `sslkit pack`.")],
         max_pixels: MaxPixels = MAX_PIXELS,
     ) -> None:
         self.root, self.max_pixels, self.place = Path(os.path.expanduser(root)), max_pixels, root
