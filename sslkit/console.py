@@ -19,6 +19,8 @@ import typer
 from sslkit.errors import RecipeError, counted, printable
 
 if TYPE_CHECKING:
+    from sslkit.evaluation.data import Splits
+    from sslkit.evaluation.embedding import Opened
     from sslkit.interfaces import ImageSource
     from sslkit.recipe import Recipe
     from sslkit.runs.metrics import Row
@@ -132,6 +134,13 @@ def show_data(source: ImageSource, recipe: Recipe) -> None:
     predicts: dict[str, str] = getattr(recipe.method.part.load(), "predicts", {})
     labels_used = "label" in predicts.values()
     print_text(summary.training(source, recipe.data, labels_used=labels_used))
+
+
+def show_splits(opened: Splits | Opened) -> None:
+    """Say which images serve as what, and on stderr what is passed over."""
+    print_text(opened.summary)
+    for note in opened.notes:
+        print_text(note, stderr=True)
 
 
 class Training:
