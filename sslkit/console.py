@@ -66,7 +66,6 @@ def print_table(
 ) -> None:
     """As wide as the terminal; as wide as its longest row where there is none."""
     from rich.box import SIMPLE_HEAD
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -75,12 +74,32 @@ def print_table(
     table = Table(*columns, box=SIMPLE_HEAD, pad_edge=False)
     for row in rows:
         table.add_row(*(Text(as_it_is(cell)) for cell in row))
+    _print(table)
+
+
+def print_fields(rows: Iterable[tuple[str, str]]) -> None:
+    """Print names and values below a heading, values wrapped at the terminal's width."""
+    from rich.padding import Padding
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    for name, value in rows:
+        grid.add_row(name, Text(as_it_is(value)))
+    _print(Padding(grid, (0, 0, 0, 2), expand=False))
+
+
+def _print(shown: Any) -> None:
+    """Print what rich draws, without wrapping where the output is piped."""
+    from rich.console import Console
+
     terminal = Console()
     if not terminal.is_terminal:
         terminal = Console(width=10_000)
-    with terminal.capture() as shown:
-        terminal.print(table)
-    typer.echo("\n".join(line.rstrip() for line in shown.get().split("\n")), nl=False)
+    with terminal.capture() as captured:
+        terminal.print(shown)
+    lines = [line.rstrip() for line in captured.get().split("\n")]
+    typer.echo("\n".join(lines), nl=False)
 
 
 def print_result(result: dict[str, Any]) -> None:

@@ -113,7 +113,7 @@ def _misspelt(key: str) -> str:
     from sslkit import recipe
 
     section, _, name = key.partition(".")
-    sections = [field.name for field in dataclasses.fields(recipe.Recipe) if field.name != "path"]
+    sections = [field.name for field in dataclasses.fields(recipe.Recipe)]
     if section not in sections:
         return f"no such section; {advice(section, sections)}"
     settings = [field.name for field in dataclasses.fields(recipe.Train)]
