@@ -71,11 +71,8 @@ def build(
     if request.skip_unreadable:
         splits, skipped = left_out(splits, needs, workers, progress)
     show(splits)
-    runs, notes = [], []
-    for folder, read in recipes:
-        run = TrainedRun.read(folder, read)
-        runs.append(run)
-        notes += run.notes
+    runs = [TrainedRun.read(folder, read) for folder, read in recipes]
+    notes = [note for run in runs for note in run.notes]
     candidates = _candidates(request, runs, foreign, splits, device)
     probe = ImageProbe(
         splits.train,

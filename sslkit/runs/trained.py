@@ -96,7 +96,7 @@ class TrainedRun:
         central square. Takes a PIL image; a run on other than RGB images of 8 bits takes an array,
         uint8 or uint16 [H,W,C]. DataError for an array of another kind.
         """
-        pixels = torch.from_numpy(plain_pixels(self._decoded(image), self.size))
+        pixels = torch.tensor(plain_pixels(self._decoded(image), self.size))
         normalised = self._plain.plain(pixels.permute(2, 0, 1)[None])
         return normalised[0]
 
