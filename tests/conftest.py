@@ -165,16 +165,31 @@ def start(*arguments: object, torchrun: int = 0, restarts: int = 0) -> subproces
     """`python -m sslkit …`, or `torchrun --standalone … -m sslkit …`, with one thread to each process."""
     options = ["--standalone", f"--nproc-per-node={torchrun}", f"--max-restarts={restarts}"]
     launcher = ["-m", "torch.distributed.run", *options] if torchrun else []
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, *launcher, "-m", "sslkit", *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
+    STARTED.append(process)
+    return process
 
 
-def finish(process: subprocess.Popen, timeout: float = 60) -> tuple[int, str, str]:
+STARTED: list[subprocess.Popen] = []
+"""Processes of the current test."""
+
+
+@pytest.fixture(autouse=True)
+def end_processes():
+    """Kill what a failing test leaves behind, so that it fails alone."""
+    yield
+    while STARTED:
+        with STARTED.pop() as process:
+            process.kill()
+
+
+def finish(process: subprocess.Popen, timeout: float = 120) -> tuple[int, str, str]:
     """Exit code, stdout and stderr; a process that hangs fails the test."""
     try:
         out, err = process.communicate(timeout=timeout)

@@ -81,7 +81,7 @@ def test_names_labels_classes_and_hash_are_those_of_the_folder(folder, tmp_path,
     assert list(ours.names) == list(theirs.names) and list(ours.classes) == list(theirs.classes)
     assert ours.labels.tolist() == theirs.labels.tolist() and ours.labels.dtype == np.int64
     assert ours.has_val and fingerprint(ours) == fingerprint(theirs)
-    told = json.loads((tmp_path / "set" / "packed.json").read_text())["halves"][
+    told = json.loads((tmp_path / "set" / "packed.json").read_text())["splits"][
         "val" if split == "val" else "train"
     ]
     assert told["sha256"] == fingerprint(theirs) and told["images"] == len(theirs)
@@ -246,6 +246,7 @@ def test_a_run_goes_on_with_the_other(make, images, tmp_path, began, goes_on):
     part = make(data=tmp_path / began)
     steps = train(part)
     next(steps)
+    (tmp_path / "run").mkdir()
     checkpoint.save(part, tmp_path / "run")
     other = make(data=tmp_path / goes_on)
     checkpoint.resume(other, tmp_path / "run")
@@ -393,11 +394,11 @@ def test_no_packed_set(tmp_path, folder):
         "[]",
         "{}",
         '{"format": "sslkit packed 2"}',
-        '{"halves": {"train": {"shards": 1e99}}}',
+        '{"splits": {"train": {"shards": 1e99}}}',
         "\0\0",
         "[" * 10_000,
-        '{"short_side":256,"quality":95,"kept":1,"coded":0,"skipped":[],"halves":{"../x":{"images":1,"shards":1,"sha256":"","classes":[]}}}',
-        '{"short_side":256,"quality":95,"kept":1,"coded":0,"skipped":[],"halves":{"train":{"images":1,"shards":-1,"sha256":"","classes":[]}}}',
+        '{"short_side":256,"quality":95,"kept":1,"coded":0,"skipped":[],"splits":{"../x":{"images":1,"shards":1,"sha256":"","classes":[]}}}',
+        '{"short_side":256,"quality":95,"kept":1,"coded":0,"skipped":[],"splits":{"train":{"images":1,"shards":-1,"sha256":"","classes":[]}}}',
     ],
 )
 def test_an_index_that_is_none(made, content):

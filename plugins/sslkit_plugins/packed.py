@@ -56,12 +56,12 @@ class Index:
 
     short_side: PositiveInt
     quality: PositiveInt
-    halves: dict[Literal["train", "val"], Split]
+    splits: dict[Literal["train", "val"], Split]
     skipped: list[str]
     kept: NonNegativeInt
     coded: NonNegativeInt
     reduced_to: PositiveInt | None = None
-    format: Literal["sslkit packed 1"] = "sslkit packed 1"
+    format: Literal["sslkit packed 2"] = "sslkit packed 2"
 
 
 def list_hash(names: list[str]) -> str:
@@ -80,6 +80,7 @@ class Packed(ImageSource):
     """
 
     opens: ClassVar[dict[str, str]] = {"/packed.json": "root"}
+    packs: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -93,16 +94,16 @@ class Packed(ImageSource):
         name = "val" if split == "val" else "train"
         index = self._index()
         self.reduced_to = index.reduced_to
-        self.has_val = "val" in index.halves
-        if name not in index.halves:
+        self.has_val = "val" in index.splits
+        if name not in index.splits:
             raise DataError(
                 f"{root} has no {name} images of its own, as what was packed had none; pack a "
                 "folder that holds train/ and val/"
             )
         if self.has_val:
             self.place = f"{root}, {name}"
-            self._val = f"{root}, val ({index.halves['val'].images:,} images)"
-        told = index.halves[name]
+            self._val = f"{root}, val ({index.splits['val'].images:,} images)"
+        told = index.splits[name]
         self.names: list[str] = []
         self.classes = told.classes
         self._files = [self.root / f"{name}-{n:05}.safetensors" for n in range(told.shards)]

@@ -9,8 +9,16 @@ import typer
 from sslkit import console
 from sslkit.cli.app import app
 from sslkit.cli.options import DataOptions, filled
-from sslkit.errors import counted
+from sslkit.errors import PluginError, counted
 from sslkit.recipe import registry
+
+
+def _writer() -> Any:
+    """Return the data set class that writes packed sets."""
+    for part in registry.parts("datasets"):
+        if part.signature().attributes.get("packs"):
+            return part.load()
+    raise PluginError("no installed data set writes packed sets; install sslkit's own again")
 
 
 @app.command()
@@ -61,7 +69,7 @@ def pack(
     for split in splits.values():
         for note in split.notes:
             console.print_text(note, stderr=True)
-    writer: Any = registry.find("datasets", "packed").load()
+    writer = _writer()
     with console.progress("packing") as advance:
         index = writer.write(
             splits,
@@ -74,7 +82,7 @@ def pack(
         )
     for name in index.skipped:
         console.print_text(f"left out, it cannot be read: {name}", stderr=True)
-    counts = [f"{counted(half.images, 'image')} ({name})" for name, half in index.halves.items()]
+    counts = [f"{counted(split.images, 'image')} ({name})" for name, split in index.splits.items()]
     console.print_text(
         f"{' and '.join(counts)}: {index.kept:,} kept their bytes, {index.coded:,} were coded "
         f"anew, {len(index.skipped):,} left out"

@@ -13,9 +13,14 @@ from sslkit.cli.options import RunFolder
 def export(
     run: RunFolder = None,
     to: Annotated[
-        str,
-        typer.Option(metavar="LIBRARY", help="timm, torchvision, onnx, or hub:USER/NAME."),
-    ] = "timm",
+        str | None,
+        typer.Option(
+            metavar="LIBRARY",
+            help="Library of the encoder (timm, torchvision), onnx, or hub:USER/NAME; the "
+            "encoder's first library by default.",
+            show_default=False,
+        ),
+    ] = None,
     public: Annotated[
         bool, typer.Option("--public", help="Make a new repository on the hub public.")
     ] = False,

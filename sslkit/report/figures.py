@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from sslkit.errors import SslkitError, printable
+from sslkit.errors import SslkitError
 from sslkit.report import fonts
 from sslkit.runs import files
 from sslkit.runs.metrics import Bins
@@ -74,7 +74,7 @@ def curves(folder: Path, bins: Bins, *, title: str, epoch: int, chances: dict[st
     columns = min(3, max(len(names), 1))
     lines = math.ceil(len(names) / columns) or 1
     figure = Figure(figsize=(3.6 * columns, 0.6 + 2.5 * lines), layout="constrained")
-    figure.suptitle(printable(title), fontsize=9, parse_math=False, wrap=True)
+    figure.suptitle(title, fontsize=9, parse_math=False, wrap=True)
     epochs = bins.mean("step") / epoch if names else np.zeros(0)
     for place, name in enumerate(names, 1):
         axes = plain_axes(figure.add_subplot(lines, columns, place))
@@ -96,7 +96,7 @@ def _draw_curve(
     if name.startswith("feature_std/"):
         axes.set_ylim(0, max(1.0, *np.nan_to_num(values)))
     known = values[np.isfinite(values)]
-    shown = printable(f"{name}   {known[-1]:.3g}" if known.size else name)
+    shown = f"{name}   {known[-1]:.3g}" if known.size else name
     axes.set_title(shown, fontsize=9, loc="left", parse_math=False)
     axes.set_xlabel("epoch", fontsize=7)
     axes.set_xlim(left=0)

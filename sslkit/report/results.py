@@ -7,7 +7,6 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sslkit.errors import printable
 from sslkit.report.figures import plain_axes, save
 from sslkit.report.pivot import Metric, Pivot, interval
 from sslkit.report.tables import heading
@@ -87,12 +86,12 @@ def _draw_bars(axes: Axes, pivot: Pivot, bars: list[Bar]) -> None:
             kinds.append(shown["of"])
             end = max(value, high)
         values.append((place, end, metric.text(score["value"])))
-    axes.set_yticks([bar[0] for bar in bars], [printable(bar[1]) for bar in bars], fontsize=8)
+    axes.set_yticks([bar[0] for bar in bars], [bar[1] for bar in bars], fontsize=8)
     axes.invert_yaxis()
     _set_ends(axes, metric, values)
     whisker = f"; whisker: 95 % interval of {', '.join(dict.fromkeys(kinds))}" if kinds else ""
     axes.set_xlabel(f"{metric.title}{whisker}", fontsize=8)
-    title = "\n".join(filter(None, (printable(heading(pivot.result)), _subject(pivot.result))))
+    title = "\n".join(filter(None, (heading(pivot.result), _subject(pivot.result))))
     axes.set_title(title, fontsize=9, loc="left", parse_math=False)
 
 
@@ -103,7 +102,7 @@ def _subject(result: dict[str, Any]) -> str:
         return ""
     run = "/".join(Path(protocol["run"]).parts[-2:])
     method = f"method {protocol['method']}, " if "method" in protocol else ""
-    return printable(f"{run}, {method}step {protocol['step']:,}")
+    return f"{run}, {method}step {protocol['step']:,}"
 
 
 def _set_ends(axes: Axes, metric: Metric, values: list[tuple[float, float, str]]) -> None:
@@ -124,15 +123,15 @@ def _set_ends(axes: Axes, metric: Metric, values: list[tuple[float, float, str]]
 def _draw_figure(axes: Axes, drawn: dict[str, Any], colours: dict[str, str]) -> None:
     if drawn["kind"] == "histogram":
         for name, counts in drawn["counts"].items():
-            axes.stairs(counts, drawn["edges"], color=colours.get(name), label=printable(name))
+            axes.stairs(counts, drawn["edges"], color=colours.get(name), label=name)
         axes.set_ylabel("images", fontsize=7)
     else:
         for name, (xs, ys) in drawn["lines"].items():
             ys = [math.nan if value is None else value for value in ys]
-            axes.plot(xs, ys, color=colours.get(name), label=printable(name))
+            axes.plot(xs, ys, color=colours.get(name), label=name)
         axes.set_xscale("log" if drawn["log"] else "linear")
-        axes.set_ylabel(printable(drawn["y"]), fontsize=7)
-    axes.set_xlabel(printable(drawn["x"]), fontsize=7)
-    axes.set_title(printable(drawn["title"]), fontsize=8, loc="left", parse_math=False)
+        axes.set_ylabel(drawn["y"], fontsize=7)
+    axes.set_xlabel(drawn["x"], fontsize=7)
+    axes.set_title(drawn["title"], fontsize=8, loc="left", parse_math=False)
     if axes.get_legend_handles_labels()[1]:
         axes.legend(fontsize=7, frameon=False)

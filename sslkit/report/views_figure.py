@@ -87,7 +87,7 @@ class _Sheet:
         sizes = ", ".join(f"{name} {_size(shape)}" for name, shape in transform.shapes.items())
         caption = f"what the model is shown, in the drawn order: {sizes}"
         wide = sum(SPACE + _width(count) for count in self.counts.values())
-        head = printable(" ".join(filter(None, (title, type(transform).__name__))))
+        head = " ".join(filter(None, (title, type(transform).__name__)))
         lines = max(fonts.width(head, 11, "bold"), fonts.width(caption, 8))
         self.width = 2 * MARGIN + max(self.side + wide, lines)
         self.height = TOP + images * self.block

@@ -62,7 +62,7 @@ def save(run: Run, folder: Path) -> Path:
     method, own, rows = _parts(run)
     try:
         if leader:
-            home.mkdir(parents=True, exist_ok=True)
+            home.mkdir(exist_ok=True)  # Never the run folder, which may have been removed.
             for left in home.glob(".writing-*"):
                 shutil.rmtree(left, ignore_errors=True)
             beside.mkdir()
@@ -317,7 +317,6 @@ def resume(run: Run, folder: Path) -> list[str]:
             load_file(checkpoint / "optimizer.safetensors"),
             state["optimizer"]["state"],
         )
-        optimizer_state.rehearse(run.optimizer)
     except Exception as error:
         raise _misfit(checkpoint, error) from error
     run.step, run.skipped = state["step"], state.get("skipped", 0)

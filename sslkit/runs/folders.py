@@ -3,7 +3,6 @@
 import os
 import platform
 import shutil
-import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -125,7 +124,7 @@ def find_folder(where: Path | None, root: Path = Path("runs")) -> Path:
                 f"{where} is not a run folder: {fault}; name a folder such as "
                 "runs/pirl_jigsaw/latest"
             )
-        return _inspected(folder.resolve())
+        return folder.resolve()
     states = [
         path
         for path in root.glob("*/*/checkpoints/step-*/state.json")
@@ -136,26 +135,7 @@ def find_folder(where: Path | None, root: Path = Path("runs")) -> Path:
             f"there is no trained run below {root}/; name the folder of one, or train one first: "
             "sslkit train RECIPE"
         )
-    return _inspected(max(states, key=lambda path: path.stat().st_mtime).parents[2].resolve())
-
-
-def _inspected(folder: Path) -> Path:
-    """Return the same folder.
-
-    Raises CheckpointError where a link in it leads out, since writing would follow it, or where
-    something is neither a file nor a folder, such as a pipe, since reading it never ends.
-    """
-    for base, folders, files in os.walk(folder):
-        for path in (Path(base, name) for name in (*folders, *files)):
-            mode = path.lstat().st_mode
-            if stat.S_ISLNK(mode) and not Path(os.path.realpath(path)).is_relative_to(folder):
-                raise CheckpointError(
-                    f"{path} is a link that leads out of the run folder; put a copy in its place: "
-                    "cp -rL"
-                )
-            if not (stat.S_ISLNK(mode) or stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-                raise CheckpointError(f"{path} is neither a file nor a folder; remove it")
-    return folder
+    return max(states, key=lambda path: path.stat().st_mtime).parents[2].resolve()
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """The state of an optimizer as tensors and numbers, which files can hold, and back."""
 
-import copy
 from typing import Any
 
 import torch
@@ -66,11 +65,3 @@ def restore(
             value = torch.empty_like(owner, dtype=value.dtype).copy_(value)
         state.setdefault(int(number), {})[entry] = value
     optimizer.load_state_dict({"state": state, "param_groups": groups})
-
-
-def rehearse(optimizer: torch.optim.Optimizer) -> None:
-    """Take a step with a copy: raises whatever the restored state would raise in training."""
-    trial = copy.deepcopy(optimizer)
-    for parameter in (value for group in trial.param_groups for value in group["params"]):
-        parameter.grad = torch.zeros_like(parameter)
-    trial.step()

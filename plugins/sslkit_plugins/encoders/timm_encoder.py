@@ -30,6 +30,7 @@ class Timm(Encoder):
     has_tokens = True
     initial_options: ClassVar[tuple[str, ...]] = ("weights", "pretrained")
     paths: ClassVar[dict[str, tuple[str, ...]]] = {"weights": ("timm",)}
+    pretrained: ClassVar[str] = "timm"
     libraries: ClassVar[tuple[str, ...]] = ("timm", "torchvision")
 
     def __init__(
