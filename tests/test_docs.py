@@ -31,15 +31,6 @@ def test_there_are_recipes():
     } <= names
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(ROOT / "recipes")))
-def test_recipe_is_valid_and_says_where_it_comes_from(path):
-    made = recipe.read(path)
-    assert made.name == path.stem
-    head = path.read_text(encoding="utf-8").split("\nname:")[0]
-    assert f"sslkit train {path.relative_to(ROOT)}" in head
-    assert "arXiv:" in head or "VISSL" in head
-
-
 @pytest.mark.parametrize("name", ["jigsaw", "rotation", "jigsaw_rotation"])
 def test_full_size_recipes_hold_the_papers_settings(name):
     """The paper, supplement A, and VISSL's configurations."""

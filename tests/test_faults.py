@@ -277,7 +277,7 @@ def test_a_broken_recipe(old: str, new: str, expected: list[str]) -> None:
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (b"", "mine.yaml:1 is empty; a recipe needs the sections name, method"),
+        (b"", "mine.yaml:1 is empty; a recipe needs the sections method, data"),
         (b"# nothing\n", "mine.yaml:1 is empty"),
         (b"- a\n", "mine.yaml:1 holds ['a']; a recipe is a mapping of sections"),
         (b"just text", "mine.yaml:1 holds 'just text'; a recipe is a mapping of sections"),

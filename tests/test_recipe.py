@@ -397,7 +397,6 @@ def test_schema_names_every_part_and_option() -> None:
     json.dumps(schema, allow_nan=False)
     sections = schema["properties"]
     assert set(schema["required"]) == {
-        "name",
         "method",
         "data",
         "transform",

@@ -99,7 +99,7 @@ def copy(name: str, to: str | None = None) -> Path:
     """
     content, short = text(name), short_name(name)
     path = Path(os.path.expanduser(to or f"{short.rpartition('/')[2]}{ENDING}"))
-    if path.is_dir():
+    if os.path.isdir(path):
         message = f"is a folder; name a file in it, such as {path / Path(short).name}{ENDING}"
         raise RecipeError(Fault("", message, str(path)))
     try:
