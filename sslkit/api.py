@@ -2,12 +2,12 @@
 
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from sslkit import console, faults, recipe
-from sslkit.errors import CheckpointError, Fault, RecipeError
+from sslkit.errors import CheckpointError, Fault, RecipeError, TrainingError
 from sslkit.recipe import Recipe
 from sslkit.recipe.draft import Source
 from sslkit.recipe.words import written
@@ -58,37 +58,46 @@ def train(
             recipe that was read before.
         data: A folder of images, a packed set or a .npz file to use instead of the recipe's.
         overrides: Values to replace, such as "train.epochs=20".
-        run: The run folder. Training starts there, or goes on from its newest checkpoint.
-        runs: Where a folder <name>/<time> is made if `run` is left out.
+        run: The run folder. Training starts there, or goes on from its newest checkpoint; a
+            complete run stays as it is.
+        runs: Where a folder <recipe>/<time> is made if `run` is left out.
         progress: Print what `sslkit train` prints.
 
     Raises:
         SslkitError: RecipeError, DataError and others; nothing is written by a recipe that cannot
             train.
-        KeyboardInterrupt: After Ctrl-C, once a checkpoint is saved. Call again with `run` to go on.
+        KeyboardInterrupt: After Ctrl-C, once a checkpoint is saved. With `run`, the same call goes
+            on.
     """
     made = read_recipe(source, overrides=overrides, data=data)
-    from sslkit.runs import folders
     from sslkit.training import session
 
-    show: Callable[..., Any] = console.Training if progress else _no_screen
-    look = console.show_data if progress else _no_data
-    folder = None if run is None else Path(run)
+    viewer = session.SILENT
+    if progress:
+        viewer = session.Viewer(console.show_data, console.print_text, console.Training)
+    folder = None if run is None else Path(run).expanduser()
     try:
-        code = session.run(made, folder, Path(runs), show, look)
+        ended = session.train(made, run=folder, runs=Path(runs).expanduser(), viewer=viewer)
     except SystemExit as stopped:
-        code = stopped.code
-    if code == 128 + signal.SIGINT:
-        raise KeyboardInterrupt
-    return load(folders.find_folder(folder, Path(runs)))
+        raise KeyboardInterrupt from stopped
+    if ended.stopped is not None:
+        _deliver(ended.stopped, ended.folder)
+    assert ended.folder is not None
+    if ended.mostly_skipped:
+        raise TrainingError(
+            f"more than half of the steps of {ended.folder} were skipped, for numbers that were "
+            "not finite; lower optimizer.lr, or set train.clip_grad, and train anew"
+        )
+    return load(ended.folder)
 
 
-def _no_screen(run: object) -> None:
-    """Show nothing."""
-
-
-def _no_data(source: object, made: object) -> None:
-    """Show nothing."""
+def _deliver(name: str, folder: Path | None) -> NoReturn:
+    """Raise KeyboardInterrupt for a signal that stopped training; pass on another one."""
+    remedy = "" if folder is None else f"; go on with sslkit.train(…, run={str(folder)!r})"
+    if name != "SIGINT":
+        signal.raise_signal(signal.Signals[name])
+        raise TrainingError(f"stopped by {name}{remedy}")
+    raise KeyboardInterrupt(f"training was stopped{remedy}")
 
 
 @faults.telling()

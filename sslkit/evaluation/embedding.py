@@ -4,9 +4,10 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sslkit.data.loader import auto_workers
@@ -42,9 +43,9 @@ class Embeddings(NamedTuple):
     int64 [N] where the data set names no classes; None without classes. `vectors`: float32 [N,D].
     """
 
-    names: np.ndarray
-    labels: np.ndarray | None
-    vectors: np.ndarray
+    names: NDArray[np.str_]
+    labels: NDArray[Any] | None
+    vectors: NDArray[np.float32]
 
 
 @dataclass(frozen=True)

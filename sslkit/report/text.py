@@ -35,6 +35,6 @@ def result_text(result: dict[str, Any]) -> str:
     for table in tables(result):
         with page.capture() as drawn:
             page.print(rich_table(table.columns, table.rows))
-        lines = [table.title, *drawn.get().split("\n"), *table.below]
+        lines = [table.title, *drawn.get().rstrip().split("\n"), "", *table.below]
         parts.append("\n".join(line.rstrip() for line in lines).strip("\n"))
     return "\n\n".join(parts)
