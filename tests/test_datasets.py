@@ -98,7 +98,7 @@ def test_nothing_there(tmp_path):
         ImageFolder("train", root=str(tmp_path / "a.png"))
     with pytest.raises(
         DataError,
-        match=r"no image below .*full: \.txt × 2, without ending × 1; files that end in \.apng, ",
+        match=r"no image below .*full: \.txt × 2, without extension × 1; files that end in \.apng, ",
     ):
         ImageFolder("train", root=str(tmp_path / "full"))
     (tmp_path / "empty").mkdir()
@@ -254,9 +254,9 @@ def test_a_file_that_is_cut_off_raises(file_format):
     "content, told",
     [
         (b"", "is empty"),
-        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "is HEIC, whatever its name says; convert it to"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "is HEIC, whatever its extension; convert it to"),
         (b"\n<!DOCTYPE html>", "is a web page"),
-        (b"%PDF-1.4", "is damaged, or no image of a known format"),
+        (b"%PDF-1.4", "is damaged, or not an image in a supported format"),
     ],
 )
 def test_what_is_no_image_is_named(content, told):

@@ -385,7 +385,7 @@ def test_features_that_are_nan_are_shown_as_a_dash(part, capsys):
 @pytest.mark.parametrize(
     "colours, count, sentence",
     [
-        (dict(list(COLOURS.items())[:1]), 4, "all of them lie in one folder"),
+        (dict(list(COLOURS.items())[:1]), 4, "all of them are in one folder"),
         (COLOURS, 1, "has a single image"),
     ],
     ids=["one-class", "single-images"],
