@@ -385,5 +385,5 @@ def test_other_bands_end_a_command_with_a_sentence(bands, tmp_path):
 def test_images_of_other_channels_are_not_packed(tmp_path):
     file = archive(tmp_path, pixels(5))
     code, _, err = finish(start("pack", file, tmp_path / "set"))
-    assert code == 2 and "have 5 channels in 8 bits, and packed sets RGB in 8 bits" in err
+    assert code == 2 and "have 5 channels in 8 bits, but packed sets store 8-bit RGB" in err
     assert not (tmp_path / "set").exists()

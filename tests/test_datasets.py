@@ -435,7 +435,7 @@ def test_npz(tmp_path):
         and made.labels.tolist() == [0, 1, 2] * 2
     )
     assert made.classes == ["0", "1", "2"]
-    with pytest.raises(DataError, match=r"has no array images_val, and no data\.val_file is named"):
+    with pytest.raises(DataError, match=r"has no array images_val, and data\.val_file is not set"):
         Npz("val", file=str(tmp_path / "a.npz"))
 
 
@@ -499,10 +499,10 @@ def test_npz_of_files(tmp_path):
         ({"images": np.zeros((0, 4, 4, 3), np.uint8)}, r"they are uint8 \[0, 4, 4, 3\]"),
         (
             {"images": pixels(2, 4, 4), "labels": [0]},
-            r"must be 2 whole numbers from 0 up, one an image; they are int64 \[1\]",
+            r"must be 2 integers ≥ 0, one per image; they are int64 \[1\]",
         ),
         ({"images": pixels(2, 4, 4), "labels": [0.0, 1.0]}, r"they are float64 \[2\]"),
-        ({"images": pixels(2, 4, 4), "labels": [0, -1]}, r"whole numbers from 0 up"),
+        ({"images": pixels(2, 4, 4), "labels": [0, -1]}, r"integers ≥ 0"),
         (
             {"images": pixels(2, 4, 4), "labels": [0, 5], "classes": ["a", "b"]},
             r"has the label 5 but names only 2 classes",
