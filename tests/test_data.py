@@ -190,7 +190,7 @@ def test_a_transform_s_mistake_is_not_blamed_on_the_image(workers):
 def test_too_few_images():
     with pytest.raises(
         DataError,
-        match=r"^5 images do not fill a batch of 8; take smaller batches: --set "
+        match=r"^5 images do not fill a batch of 8; use smaller batches: --set "
         r"train\.batch_size=4$",
     ):
         loader(Numbered(5), batch_size=4, world=2)

@@ -195,8 +195,8 @@ def test_a_split_without_classes_leaves_the_labels_out(trained, painted, tmp_pat
         (("RUN", "OUT", "OUT/v.npz"), "no image below"),
         (("RUN", "nowhere", "OUT/v.npz"), "there is no such folder or file"),
         (("DIR", "DIR", "OUT/v.npz"), "is not a run folder"),
-        (("RUN", "DIR", "OUT/v.npz", "--set", "train.epochs=1"), "no option of the data set"),
-        (("RUN", "DIR", "OUT/v.npz", "--weights", "none"), "belongs to an encoder"),
+        (("RUN", "DIR", "OUT/v.npz", "--set", "train.epochs=1"), "not an option of the data set"),
+        (("RUN", "DIR", "OUT/v.npz", "--weights", "none"), "requires an encoder"),
         (("RUN", "", "OUT/v.npz"), "the path is empty"),
     ],
 )

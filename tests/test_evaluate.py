@@ -221,7 +221,7 @@ def test_training_and_validation_folders_are_used_as_they_are(trained, tmp_path)
     assert probe.protocol()["split"] == "the data set's own validation images"
     assert {Path(probe.val.root).name, Path(probe.train.root).name} == {"train", "val"}
     code, _, err = sslkit("eval", "knn", trained, "--data", tmp_path, "--split-seed", 3)
-    assert code == 2 and "has validation images of its own; leave the option out" in err
+    assert code == 2 and "has separate validation images; remove the option" in err
 
 
 def test_a_split_takes_a_fifth_of_every_class_by_seed(trained):
@@ -247,7 +247,7 @@ def test_a_split_takes_a_fifth_of_every_class_by_seed(trained):
         (["--k", "0"], "expected int ≥ 1, got 0"),
         (["--k", "[1"], "--k  is not valid YAML"),
         (["--k"], "requires an argument"),
-        (["--weights", "none"], "--weights  belongs to an encoder"),
+        (["--weights", "none"], "--weights  requires an encoder"),
         (["--encoder", "resnet18"], "neither a folder nor of the form PART:MODEL"),
         (["--encoder", "tim:resnet18"], "did you mean 'timm'?"),
         (["--encoder", "timm:resnet18", "--weights", "none.pt"], "none.pt"),

@@ -391,7 +391,7 @@ def test_remedies_work_in_every_command_that_prints_them(tiny, photos, tmp_path,
 def test_only_options_of_the_data_can_be_set(photos, tmp_path, trained):
     code, _, err = sslkit("eval", "knn", trained, "--set", "loss.lambda=1")
     assert code == 2 and err == (
-        "--set  'loss.lambda=1' is no option of the data set; give --set data.KEY=VALUE\n"
+        "--set  'loss.lambda=1' is not an option of the data set; use --set data.KEY=VALUE\n"
     )
     foreign = ("eval", "knn", "--encoder", "timm:test_resnet", "--data", photos)
     for arguments in (foreign, ("pack", photos, tmp_path / "set")):
@@ -440,7 +440,7 @@ def test_an_evaluation_says_why_images_have_no_labels(photos, trained):
     shutil.rmtree(photos / "b")
     code, _, err = sslkit("eval", "knn", trained, "--data", photos)
     assert code == 2 and err == (
-        f"the images of {photos} have no labels (all of them are in one folder, a/), and this "
-        "evaluation needs them: name a folder that holds one folder per class, two at least, and "
-        "no images beside these: --data DIR\n"
+        f"the images of {photos} have no labels (all of them are in one folder, a/), but this "
+        "evaluation needs them: name a folder with one folder per class, at least two, and "
+        "no images next to them: --data DIR\n"
     )

@@ -820,7 +820,7 @@ def test_a_loader_worker_that_the_system_kills_ends_the_run_with_a_sentence(
         code, _, errors = finish(process)
     assert code == 2 and len(errors.splitlines()) == 1, errors
     assert (
-        errors.startswith("a loader worker was ended by the system")
+        errors.startswith("the system killed a loader worker")
         and "--set train.workers=0" in errors
     )
     assert checkpoint.newest(home / "runs" / "tiny" / "latest")[2] == []

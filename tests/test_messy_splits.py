@@ -57,7 +57,7 @@ def test_all_unreadable_images_are_told_at_once(trained, torn, evaluation, worke
     assert code == 2
     head, *lines = err.splitlines()[-4:]
     assert head.startswith("3 images cannot be read, and an evaluation replaces no image; repair")
-    assert head.endswith("or go on without them: --skip-unreadable")
+    assert head.endswith("or skip them: --skip-unreadable")
     assert [line.split(": ")[0].strip() for line in lines] == WRONG
 
 
@@ -115,7 +115,7 @@ def test_a_long_list_is_cut_on_the_screen_and_whole_in_the_result(trained, tmp_p
         (["train/*/*"], "has no training images"),
         (["val/*/*"], "has no validation images"),
         (["train/blue/*", "train/red/*"], "are of one class"),
-        (["train/blue/*"], "has validation images of blue, and no training images of it"),
+        (["train/blue/*"], "has validation images of blue, but no training images"),
     ],
     ids=["no training", "no validation", "one class", "a class only in validation"],
 )
@@ -170,7 +170,7 @@ def test_a_validation_class_that_training_lacks_is_refused(trained, tmp_path):
     val = {"images_val": images[:2], "labels_val": np.array([0, 3])}
     np.savez(tmp_path / "set.npz", images=images, labels=labels, **val)
     code, _, err = sslkit("eval", "knn", trained, "--data", tmp_path / "set.npz")
-    assert code == 2 and "has validation images of 3, and no training images of it" in err
+    assert code == 2 and "has validation images of 3, but no training images" in err
 
 
 def test_an_evaluation_gets_splits_that_can_be_read_and_compared(trained, torn):

@@ -128,7 +128,7 @@ def test_warm_up_shows_in_the_rates():
     "words, sentence",
     [
         (["--devices", "3"], "cannot be shared by 3 processes; take a multiple of 3"),
-        (["--images", "1000"], "1000 images do not fill a batch of 1024; take smaller batches"),
+        (["--images", "1000"], "1000 images do not fill a batch of 1024; use smaller batches"),
         (["--set", "train.device=mps"], "this machine has no 'mps' device"),
         (
             ["--set", "data.use=image_folder", "--set", "data.root=gone"],

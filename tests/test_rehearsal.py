@@ -332,7 +332,7 @@ def test_weights_without_gradient_are_refused_for_several_ranks(strangers, small
 
 
 def test_images_that_do_not_fill_a_batch_are_refused_alike(strangers, small):
-    sentence = "24 images do not fill a batch of 30; take smaller batches: --set train.batch_size="
+    sentence = "24 images do not fill a batch of 30; use smaller batches: --set train.batch_size="
     for command in ("plan", "train"):
         code, _, err = sslkit(command, small, "train.batch_size=30")
         assert code == 2 and err.startswith(sentence)

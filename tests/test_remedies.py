@@ -38,7 +38,7 @@ def test_the_remedy_for_few_images_trains(tiny, tmp_path, count):
     words = ["train", tiny, "--data", archive(tmp_path / "few.npz", count), "--set"]
     words += ["train.epochs=1", "--runs", tmp_path / "runs"]
     code, _, err = sslkit(*words)
-    assert code == 2 and f"{count} images do not fill a batch of 8; take smaller" in err
+    assert code == 2 and f"{count} images do not fill a batch of 8; use smaller" in err
     remedy = shlex.split(err.split("take smaller batches: ")[1])
     code, _, err = sslkit(*words, *remedy)
     assert code == 0, err
@@ -50,8 +50,8 @@ def test_one_image_is_told_what_it_needs(tiny, tmp_path, batch):
     code, _, err = sslkit("train", tiny, "--data", one, "--set", f"train.batch_size={batch}")
     assert code == 2
     assert err == (
-        f"1 image does not fill a batch of {batch}; 2 are needed at least; name a data set with "
-        "more: --data PATH\n"
+        f"1 image does not fill a batch of {batch}; at least 2 are needed; name a larger data "
+        "set: --data PATH\n"
     )
     code, _, err = sslkit("train", tiny, "--data", one, "--set", "train.batch_size=1")
     assert code == 2 and "needs at least 2 images, but the data set has 1; name a larger one" in err

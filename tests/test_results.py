@@ -246,7 +246,7 @@ def test_the_json_holds_everything_and_no_nan():
         (result(), "no entries"),
         (result(Entry("a", "b", {"auc": Score((1.0,))})), "a score 'auc' of b in row 'a'"),
         (result(Entry("a", "b", {"top-1": 0.3})), "no Score with values for 'top-1'"),
-        (result(Entry("a", "b", {"top-1": Score(("x",))})), "that are no numbers"),
+        (result(Entry("a", "b", {"top-1": Score(("x",))})), "that are not numbers"),
         (result(entry("a", "b", 0.1), figures=["x.png"]), "neither Histogram nor Curves"),
         (
             result(entry("a", "b", 0.1), figures=[Histogram("h", "x", [0.0], {"t": [1]})]),

@@ -205,7 +205,7 @@ def test_a_momentum_that_is_rounded_away_is_refused(dtype, momentum, remedy):
         MemoryBank(DIM, 9, momentum=momentum, dtype=dtype)
     assert str(raised.value) == (
         f"sampler.momentum  at {momentum} rows of {dtype} hardly move, because rounding "
-        f"rounded away; {remedy}"
+        f"discards updates; {remedy}"
     )
 
 

@@ -65,7 +65,7 @@ def plain_pixels(
 
 
 def plain_view(image: Image.Image, size: int, reduced_to: int | None = None) -> Image.Image:
-    """Return the central square that evaluations show (`plain_box`), resized to `size`."""
+    """Return the central square of an image (`plain_box`), resized to `size` px."""
     box = plain_box(*image.size, size, reduced_to)
     return image.resize((size, size), Image.Resampling.BILINEAR, box=box)
 
@@ -73,11 +73,11 @@ def plain_view(image: Image.Image, size: int, reduced_to: int | None = None) -> 
 def plain_box(
     width: int, height: int, size: int, reduced_to: int | None = None
 ) -> tuple[float, float, float, float]:
-    """Return the box (left, top, right, bottom) that becomes the un-augmented view of `size` px.
+    """Return the box (left, top, right, bottom) of the un-augmented view of `size` px.
 
-    The short side is resized to 256/224 · `size`, then the central square of `size` is cut. Of an
-    image whose short side is at most `size`, as in CIFAR at 32 px, the whole short side is shown. A
-    short side of `reduced_to` px was longer in the original, so it does not count as that small.
+    The short side is resized to 256/224 · `size`, then the central square of `size` is cropped. If
+    the short side is at most `size`, as for CIFAR at 32 px, the view shows all of it. A short side
+    of `reduced_to` px was longer in the original and does not count as small.
     """
     short = min(width, height)
     small = short <= size and short != reduced_to

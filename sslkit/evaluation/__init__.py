@@ -1,4 +1,4 @@
-"""The machinery of evaluations. What evaluations of plugins may import stands in `__all__`."""
+"""Evaluations of encoders. Plugins may import the names in `__all__`."""
 
 from sslkit.data.splits import split_by_class
 from sslkit.evaluation.compare import combine

@@ -1,4 +1,4 @@
-"""What `sslkit eval` was asked for → a probe: of a run, of `--encoder`, or of both."""
+"""Builds the probe of `sslkit eval` for a run, for `--encoder`, or for both."""
 
 import re
 from collections.abc import Callable
@@ -26,7 +26,7 @@ from sslkit.runs.trained import TrainedRun
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """The common options of `sslkit eval`, as they were given."""
+    """The common options of `sslkit eval`."""
 
     run: Path | None = None
     data: str | None = None
@@ -38,13 +38,13 @@ class Request:
     device: str = "auto"
     out: Path | None = None
     overrides: tuple[str, ...] = ()
-    """`--set`: options of the data set, such as data.max_pixels=10."""
+    """Values of `--set`: options of the data set, such as data.max_pixels=10."""
     skip_unreadable: bool = False
     workers: int | None = None
 
 
 class Built(NamedTuple):
-    """A probe, a sentence for each damaged checkpoint passed over, and where results go."""
+    """A probe, a sentence for each damaged checkpoint, and the folder of results."""
 
     probe: ImageProbe
     notes: list[str]
@@ -58,9 +58,9 @@ def build(
     progress: Progress = silent,
     show: Callable[[Splits], None] = lambda splits: None,
 ) -> Built:
-    """Make the probe of a request.
+    """Build the probe of a request.
 
-    Data are opened, checked against `needs` and given to `show` before any weights are loaded.
+    Opens the data, checks them against `needs` and passes them to `show`, before it loads weights.
     """
     foreign = foreign_of(request)
     device = pick_device(request.device)
@@ -72,7 +72,9 @@ def build(
         splits, skipped = left_out(splits, needs, workers, progress)
     show(splits)
     runs = [TrainedRun.read(folder, read) for folder, read in recipes]
-    notes = [note for run in runs for note in run.notes]
+    notes: list[str] = []
+    for run in runs:
+        notes += run.notes
     candidates = _candidates(request, runs, foreign, splits, device)
     probe = ImageProbe(
         splits.train,
@@ -81,7 +83,7 @@ def build(
         candidates,
         candidates[0].size,
         device,
-        _facts(request, runs, foreign, data, splits, skipped),
+        _conditions(request, runs, foreign, data, splits, skipped),
         workers,
         progress,
     )
@@ -90,7 +92,7 @@ def build(
 
 
 def _home(request: Request, foreign: Foreign | None) -> Path:
-    """Return the folder of results: `--out`, within the run, or named after the encoder."""
+    """Return the folder of results: `--out`, else one in the run or named after the encoder."""
     if request.out is not None:
         return request.out
     if request.run is not None:
@@ -100,23 +102,23 @@ def _home(request: Request, foreign: Foreign | None) -> Path:
 
 
 def foreign_of(request: Request) -> Foreign | None:
-    """Read `--encoder` and `--weights`. RecipeError where they do not go together."""
+    """Read `--encoder` and `--weights`. Raises RecipeError if they do not fit together."""
     if request.encoder is not None:
         if request.run is None and request.data is None:
             raise RecipeError(Fault("--data", "--encoder without a run needs images: --data DIR"))
         return read_encoder(request.encoder, request.weights)
     if request.weights is not None:
         raise RecipeError(
-            Fault("--weights", "belongs to an encoder; name it: --encoder timm:resnet18")
+            Fault("--weights", "requires an encoder; name it: --encoder timm:resnet18")
         )
     return None
 
 
 def choices(request: Request) -> tuple[Choice, list[tuple[Path, Recipe]]]:
-    """Return the data set, and the recipe of the run and of each that it is compared with."""
+    """Return the data set, and the recipes of the run and of all runs in `--against`."""
     for override in request.overrides:
         if not override.strip().startswith("data."):
-            message = f"'{override}' is no option of the data set; give --set data.KEY=VALUE"
+            message = f"'{override}' is not an option of the data set; use --set data.KEY=VALUE"
             raise RecipeError(Fault("--set", message))
     recipes = []
     data = None
@@ -143,7 +145,7 @@ def _candidates(
     splits: Splits,
     device: torch.device,
 ) -> list[Candidate]:
-    """Return the candidates: the first is the one that the others are compared with."""
+    """Return the candidates; the others are compared with the first."""
     pixels = RawPixels(splits.train.bits)
     outside = []
     if foreign is not None:
@@ -166,7 +168,7 @@ def _candidates(
 
 
 def _names(folders: list[Path]) -> list[str]:
-    """Name runs by their folder, and by its parent as well where two have the same name."""
+    """Return the folder names of runs, with the parent's name if two are equal."""
     names = [folder.name for folder in folders]
     return [
         folder.name if names.count(folder.name) == 1 else f"{folder.parent.name}/{folder.name}"
@@ -183,12 +185,12 @@ def network(
     *,
     trained: bool = True,
 ) -> Network:
-    """Make the encoder that a run exports, with the checkpoint's weights or as it began."""
+    """Build the exported encoder of a run, with trained or with initial weights."""
     data = run.data
     if (data.channels, data.bits) != (images.channels, images.bits):
         raise DataError(
             f"{run.folder} was trained on images of {data.channels} channels and {data.bits} bits, "
-            f"and these have {images.channels} and {images.bits}; name others: --data DIR"
+            f"but these have {images.channels} and {images.bits}; name other images: --data DIR"
         )
     method, transform = run.parts(trained=trained)
     return Network(
@@ -202,7 +204,7 @@ def network(
     )
 
 
-def _facts(
+def _conditions(
     request: Request,
     runs: list[TrainedRun],
     foreign: Foreign | None,
@@ -210,20 +212,20 @@ def _facts(
     splits: Splits,
     skipped: list[Unreadable],
 ) -> dict[str, Any]:
-    """Return what every evaluation records: data, splits, checkpoints, images left out."""
+    """Return the recorded conditions: data, splits, checkpoints, skipped images."""
     own = runs[:1] if request.run is not None else []
-    facts: dict[str, Any] = own[0].facts() if own else {}
+    found: dict[str, Any] = own[0].facts() if own else {}
     if foreign is not None:
-        facts["encoder"] = foreign.choice.as_dict()
+        found["encoder"] = foreign.choice.as_dict()
     if request.skip_unreadable:
-        facts["skipped"] = [
+        found["skipped"] = [
             {"split": one.split, "name": one.name, "reason": one.reason} for one in skipped
         ]
     if splits.unseen:
-        facts["unseen_classes"] = list(splits.unseen)
+        found["unseen_classes"] = list(splits.unseen)
     if request.against:
-        facts["against"] = [run.facts() for run in runs[len(own) :]]
-    return facts | {
+        found["against"] = [run.facts() for run in runs[len(own) :]]
+    return found | {
         "data": data.as_dict(),
         "train_images": len(splits.train),
         "val_images": len(splits.val),

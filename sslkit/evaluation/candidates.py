@@ -1,4 +1,4 @@
-"""What evaluations score: a network, trained or not, and raw pixels."""
+"""Candidates of evaluations: networks, trained or not, and raw pixels."""
 
 import copy
 from collections.abc import Callable, Iterable
@@ -14,13 +14,13 @@ from sslkit.interfaces import Candidate, Encoder, Normalisation
 from sslkit.recipe.signature import sentence
 
 PIXELS = 32
-"""Side of the images whose raw pixels are a baseline, px."""
+"""Side of the images of the raw-pixel baseline, px."""
 
 
 class Network(Candidate):
-    """An encoder with its normalisation: integer [N,C,S,S] → float [N,C,S,S].
+    """An encoder with its normalisation, integer [N,C,S,S] → float [N,C,S,S].
 
-    `fits`: batch norms that were never trained get the statistics of the training split.
+    `fits`: untrained batch norms get the statistics of the training split.
     """
 
     def __init__(
@@ -41,9 +41,10 @@ class Network(Candidate):
 
     @torch.no_grad()
     def embed(self, images: Tensor, *, layers: bool = False) -> dict[str, Tensor]:
-        """integer [N,C,S,S] → "features" float32 [N,D], and each layer pooled if `layers`.
+        """integer [N,C,S,S] → {"features": float32 [N,D]}; `layers` adds each pooled layer.
 
-        Encoders without layers give the features alone.
+        Encoders without layers return only the features. Raises SslkitError if the encoder does not
+        accept the images or runs out of memory.
         """
         try:
             pixels = self._pixels(images)
@@ -55,7 +56,7 @@ class Network(Candidate):
         except torch.OutOfMemoryError as error:
             raise SslkitError(
                 f"{self.name}: images of {self.size} px do not fit into the memory of "
-                f"{self.device.type}; take smaller ones with --size, or --device cpu"
+                f"{self.device.type}; use a smaller --size, or --device cpu"
             ) from error
         except (RuntimeError, AssertionError, ValueError, TypeError) as error:
             raise SslkitError(
@@ -78,15 +79,15 @@ class Network(Candidate):
             return {}
 
     def unfitted(self) -> list[_BatchNorm]:
-        """Return the batch norms whose running statistics are still 0 and 1: never trained."""
+        """Return the untrained batch norms, whose running statistics are still 0 and 1."""
         norms = [one for one in self.encoder.modules() if isinstance(one, _BatchNorm)]
         return [norm for norm in norms if _is_initial(norm)]
 
     @torch.no_grad()
     def fit_statistics(self, batches: Iterable[Tensor]) -> None:
-        """Give batch norms that were never trained the statistics of one pass over `batches`.
+        """Set the statistics of untrained batch norms from one pass over `batches`.
 
-        The momentum is put back. Statistics that an encoder brings are left alone.
+        Restores their momentum. Statistics of trained batch norms do not change.
         """
         modules = self.unfitted()
         momenta = [module.momentum for module in modules]
@@ -108,7 +109,7 @@ def _is_initial(norm: _BatchNorm) -> bool:
 
 
 class RawPixels(Candidate):
-    """The pixels of the image at 32×32: what a classifier reads without any encoder."""
+    """The pixels of the image at 32×32, a baseline without encoder."""
 
     name, baseline, size = "raw pixels", True, PIXELS
     has_layers = False
@@ -117,14 +118,14 @@ class RawPixels(Candidate):
         self.highest = 2**bits - 1
 
     def embed(self, images: Tensor, *, layers: bool = False) -> dict[str, Tensor]:
-        """integer [N,C,32,32] → "features" float32 [N,C·32·32] in 0 … 1."""
+        """integer [N,C,32,32] → {"features": float32 [N,C·32·32]} in 0 … 1."""
         return {"features": images.flatten(1).float() / self.highest}
 
 
 def normaliser(
     normalisation: Normalisation, bits: Literal[8, 16], device: torch.device
 ) -> Callable[[Tensor], Tensor]:
-    """Return the function integer [N,C,H,W] → float32 [N,C,H,W] of that mean and deviation."""
+    """Return a function that normalises integer [N,C,H,W] → float32 [N,C,H,W]."""
     mean, scale = (values.to(device) for values in normalisation.tensors())
     step = 255 / (2**bits - 1)
 

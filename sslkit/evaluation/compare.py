@@ -1,4 +1,4 @@
-"""Scores every candidate of a probe: features in one pass, outcomes by row, then a Result."""
+"""Scores the candidates of a probe: features in one pass, outcomes by row, then a Result."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 CHANCE = "chance"
 
 Row = tuple[str | None, str]
-"""Row and candidate. The row None holds for all rows."""
+"""Row and candidate. The row None applies to all rows."""
 Outcomes = Mapping[Row, Sequence[Mapping[str, Outcome]]]
-"""By row and candidate: for each probe seed, the outcome of each metric."""
+"""Outcomes of all metrics for each probe seed, by row and candidate."""
 Scorer = Callable[[Features, int], dict[str, Outcome]]
 
 
@@ -60,9 +60,9 @@ def score_all(
     metrics: Sequence[Metric],
     seeds: int,
 ) -> dict[Row, list[dict[str, Outcome]]]:
-    """Return the outcomes of every row and candidate; their features are dropped after use.
+    """Return the outcomes of every row and candidate; frees their features after use.
 
-    Features that are not finite are not scored: every metric is NaN.
+    Metrics of non-finite features are NaN.
     """
     names = [metric.name for metric in metrics]
     targets = [_targets(source, probe.device) for source in (probe.train, probe.val)]
@@ -89,7 +89,7 @@ def score_all(
 
 
 def _targets(source: ImageSource, device: torch.device) -> Tensor:
-    """Return labels int64 [N], or tags int8 [N,C]; empty for a set with neither."""
+    """Return labels int64 [N], or tags int8 [N,C]; empty if there are neither."""
     values = source.labels if source.labels is not None else source.tags
     if values is None:
         return torch.empty(0, dtype=torch.int64, device=device)
@@ -97,7 +97,7 @@ def _targets(source: ImageSource, device: torch.device) -> Tensor:
 
 
 def _groups(source: ImageSource, device: torch.device) -> Tensor | None:
-    """Return the number of each image's group, int64 [N]."""
+    """Return the group number of each image, int64 [N], or None."""
     if source.groups is None:
         return None
     numbers = np.unique(np.asarray(source.groups), return_inverse=True)[1].ravel()
@@ -112,10 +112,10 @@ def combine(
     chance: dict[str, float] | None = None,
     protocol: dict[str, Any] | None = None,
 ) -> Result:
-    """Make the result from outcomes by row and candidate.
+    """Build the result from outcomes by row and candidate.
 
-    The first candidate that is no baseline is compared, pairwise on the same images, with every
-    other one of its row and with those whose row is None. `chance` are the metrics of a guess.
+    The first candidate that is not a baseline is compared with all others of its row and with those
+    whose row is None, paired by image. `chance` has the metrics at chance level.
     """
     subject = next((one.name for one in probe.candidates if not one.baseline), None)
     entries = []
@@ -143,10 +143,11 @@ def _differences(
     metrics: Sequence[Metric],
     probe: Probe,
 ) -> dict[str, Interval]:
-    """Return the paired differences of two candidates, for the metrics that have one."""
+    """Return the paired differences of two candidates by metric, if there are any."""
     differences = {}
     for metric in metrics:
-        ours, theirs = ([seed[metric.name] for seed in seeds] for seeds in (found, others))
+        ours = [seed[metric.name] for seed in found]
+        theirs = [seed[metric.name] for seed in others]
         interval = difference(ours, theirs, probe.val.groups)
         if interval is not None:
             differences[metric.name] = interval

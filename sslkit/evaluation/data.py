@@ -1,4 +1,4 @@
-"""The labelled images of an evaluation: opened, split, checked against what it needs."""
+"""Opens, splits and checks the images of an evaluation."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -16,8 +16,8 @@ from sslkit.recipe import Choice
 class Splits(NamedTuple):
     """Training and validation images, and how they were split.
 
-    `where` is the place of the data set, `summary` says in one line what serves as what, `notes`
-    are what the user should know besides; `unseen` are classes without validation images.
+    `where` is the place of the data set, `summary` describes the splits in one line, `notes` are
+    sentences for the user, `unseen` are the classes without validation images.
     """
 
     train: ImageSource
@@ -30,9 +30,9 @@ class Splits(NamedTuple):
 
 
 def open_splits(data: Choice, needs: str, seed: int | None) -> Splits:
-    """Open both splits of a data set. DataError where it lacks what the evaluation needs.
+    """Open both splits of a data set. Raises DataError if the evaluation needs more.
 
-    A set with validation images is used as it is; another is split with `seed`, 0 for None.
+    A data set without validation images is split at random with `seed`, by default 0.
     """
     train = make(data, split="train")
     where = train.place or place_of(data)
@@ -43,7 +43,7 @@ def open_splits(data: Choice, needs: str, seed: int | None) -> Splits:
         splits = Splits(*split(train, seed or 0), where=where, notes=tuple(train.notes))
     elif seed is not None:
         raise RecipeError(
-            Fault("--split-seed", f"{where} has validation images of its own; leave the option out")
+            Fault("--split-seed", f"{where} has separate validation images; remove the option")
         )
     else:
         val = make(data, split="val")
@@ -55,7 +55,7 @@ def open_splits(data: Choice, needs: str, seed: int | None) -> Splits:
 
 
 def check(splits: Splits, needs: str) -> Splits:
-    """Return splits with summary and unseen classes. DataError for what cannot be measured."""
+    """Return splits with summary and unseen classes. Raises DataError for unsuitable splits."""
     _check_sizes(splits, splits.where)
     _check_needs(splits.train, needs, splits.where)
     summary = evaluation(splits.train, splits.val, splits.where, splits.how)
@@ -69,7 +69,7 @@ def check(splits: Splits, needs: str) -> Splits:
     if strange := sorted(shown - learnt):
         raise DataError(
             f"{splits.where} has validation images of {_named([names[one] for one in strange])}, "
-            "and no training images of it; add some, or remove these validation images"
+            "but no training images; add some, or remove these validation images"
         )
     unseen = tuple(names[label] for label in sorted(learnt - shown))
     if not unseen:
@@ -82,33 +82,34 @@ def check(splits: Splits, needs: str) -> Splits:
 
 
 def _named(names: Sequence[str]) -> str:
-    """Return the first names, and how many more there are."""
+    """Return the first names and the number of the others."""
     more = f" and {len(names) - NAMED} more classes" if len(names) > NAMED else ""
     return f"{', '.join(names[:NAMED])}{more}"
 
 
 def _with_classes_of(train: ImageSource, val: ImageSource, where: str) -> ImageSource:
-    """Return `val` with the classes of `train`, of which it may lack some.
+    """Return `val` with labels numbered as in `train`; `val` may lack classes.
 
-    Raises DataError where it has no labels, or classes that training does not have.
+    Raises DataError if `val` has no labels, or classes that `train` lacks.
     """
     place = val.place or "the validation split"
     if val.labels is None:
         raise DataError(
-            f"{place} has no labels{_because(val)}; give it the class folders of {where}, or name "
-            f"{where} instead, of which a fifth then validates"
+            f"{place} has no labels{_because(val)}; create the class folders of {where} in it, or "
+            f"name {where} instead, of which a fifth is then used for validation"
         )
-    known = list(train.classes)
-    if list(val.classes) == known:
+    classes = list(train.classes)
+    if list(val.classes) == classes:
         return val
     shown = [val.classes[label] for label in np.unique(val.labels).tolist()]
-    strange = [name for name in shown if name not in known]
+    strange = [name for name in shown if name not in classes]
     if strange:
         raise DataError(
-            f"{place} has classes that {where} does not have: {_named(strange)}; give both the "
-            f"same class folders, or name {where} instead, of which a fifth then validates"
+            f"{place} has classes that {where} does not have: {_named(strange)}; use the same "
+            f"class folders in both, or name {where} instead, of which a fifth is then used for "
+            "validation"
         )
-    return relabelled(val, known)
+    return relabelled(val, classes)
 
 
 def _because(source: ImageSource) -> str:
@@ -119,24 +120,24 @@ def _check_needs(train: ImageSource, needs: str, where: str) -> None:
     if needs == "labels":
         if train.labels is None:
             raise DataError(
-                f"the images of {where} have no labels{_because(train)}, and this evaluation needs "
-                "them: name a folder that holds one folder per class, two at least, and no images "
-                "beside these: --data DIR"
+                f"the images of {where} have no labels{_because(train)}, but this evaluation needs "
+                "them: name a folder with one folder per class, at least two, and no images next "
+                "to them: --data DIR"
             )
         if len(np.unique(train.labels)) < 2:
             raise DataError(
-                f"all images of {where} are of one class, and this evaluation needs two at least: "
-                "add images of another one, or name another data set: --data PATH"
+                f"all images of {where} are of one class, but this evaluation needs at least two: "
+                "add images of another class, or name another data set: --data PATH"
             )
     if needs == "tags" and train.tags is None:
         raise DataError(
-            f"the images of {where} have no tags (several classes an image), and this evaluation "
-            "needs them; take a data set that has tags"
+            f"the images of {where} have no tags (several classes per image), but this evaluation "
+            "needs them; use a data set with tags"
         )
     if needs == "boxes" and train.boxes is None:
         raise DataError(
-            f"the images of {where} have no boxes, and this evaluation needs them; take a data "
-            "set that has boxes"
+            f"the images of {where} have no boxes, but this evaluation needs them; use a data set "
+            "with boxes"
         )
 
 
@@ -144,7 +145,7 @@ def _check_sizes(splits: Splits, where: str) -> None:
     if not len(splits.val):
         if splits.train.labels is not None and not splits.train.has_val:
             raise DataError(
-                f"every class of {where} has a single image, so none is left to validate on; add "
+                f"every class of {where} has a single image, so none is left for validation; add "
                 "images, or name a folder with more: --data DIR"
             )
         raise DataError(f"{where} has no validation images")
@@ -153,7 +154,7 @@ def _check_sizes(splits: Splits, where: str) -> None:
 
 
 def class_names(train: ImageSource) -> list[str]:
-    """Return the names of the classes, or their numbers where the set names none."""
+    """Return the names of the classes, or their numbers if they have no names."""
     if train.classes or train.labels is None:
         return list(train.classes)
     return [str(label) for label in range(int(train.labels.max()) + 1)]

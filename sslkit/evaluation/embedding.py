@@ -1,4 +1,4 @@
-"""The vectors of a data set's images: what `sslkit embed` writes."""
+"""Embeds the images of a data set, for `sslkit embed`."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -37,10 +37,11 @@ Split = Literal["all", "train", "val"]
 
 
 class Embeddings(NamedTuple):
-    """Images as vectors, one row an image, in the order of the data set: training images first.
+    """Feature vectors of images, one row per image, in the order of the data set.
 
-    `names`: str [N], paths below the folder. `labels`: the class name of each image, str [N], or
-    int64 [N] where the data set names no classes; None without classes. `vectors`: float32 [N,D].
+    Training images come first. `names` str [N] are paths relative to the folder. `labels` are class
+    names, str [N], or class numbers, int64 [N], if classes have no names; None without classes.
+    `vectors` are float32 [N,D].
     """
 
     names: NDArray[np.str_]
@@ -50,7 +51,7 @@ class Embeddings(NamedTuple):
 
 @dataclass(frozen=True)
 class Opened:
-    """The images to embed, by split. `summary` says which, `notes` what the user should know."""
+    """The images to embed by split, a summary in one line, and notes for the user."""
 
     sources: dict[str, ImageSource]
     summary: str
@@ -64,9 +65,9 @@ def embed(
     progress: Progress = silent,
     show: Callable[[Opened], None] = lambda opened: None,
 ) -> Embeddings:
-    """Embed the images of a data set, un-augmented, with a run's encoder or another.
+    """Embed the un-augmented images of a data set with the encoder of a run or of `--encoder`.
 
-    Images are opened and given to `show` before any weights are loaded. The vectors do not depend
+    Opens the images and passes them to `show`, before it loads weights. The vectors do not depend
     on the number of workers. Raises RecipeError, DataError or CheckpointError.
     """
     foreign = foreign_of(request)
@@ -99,7 +100,7 @@ def embed(
 
 
 def _open(data: Choice, split: Split) -> Opened:
-    """Open the splits. DataError where there are no images."""
+    """Open the splits. Raises DataError if there are no images."""
     train = make(data, split="train")
     place = train.place or place_of(data)
     sources = {"train": train}
@@ -107,39 +108,43 @@ def _open(data: Choice, split: Split) -> Opened:
         sources["val"] = make(data, split="val")
     if split != "all":
         if split not in sources:
-            raise DataError(f"{place} has no validation images of its own; embed all of it")
+            raise DataError(f"{place} has no separate validation images; embed all images")
         sources = {split: sources[split]}
     summary = " and ".join([described(source, place) for source in sources.values()])
-    notes = [note for source in sources.values() for note in source.notes]
+    notes: list[str] = []
+    for source in sources.values():
+        notes += source.notes
     if not sum(map(len, sources.values())):
         raise DataError(f"{place} has no images")
     if _labels(sources) is None and any(one.labels is not None for one in sources.values()):
-        notes.append("only one split has classes, so the vectors have no labels; embed it alone")
+        notes.append(
+            "only one split has classes, so the vectors have no labels; embed only that split"
+        )
     return Opened(sources, f"embedding {summary}", tuple(notes))
 
 
 def _names(sources: dict[str, ImageSource], data: Choice) -> dict[str, np.ndarray]:
-    """Return the names of all images by split: paths below the root where that is a folder.
+    """Return the names of all images by split, relative to the root if it is a folder.
 
-    Other sets with several splits have the split's name in front.
+    For other data sets with several splits, names start with the split's name.
     """
     root = Path(os.path.expanduser(str(data.options.get("root", ""))))
     found = {}
     for split, source in sources.items():
         names = [str(name) for name in source.names]
-        ahead = ""
+        prefix = ""
         if source.place and os.path.isdir(source.place):
             below = os.path.relpath(source.place, root)
-            ahead = "" if below == "." else f"{Path(below).as_posix()}/"
+            prefix = "" if below == "." else f"{Path(below).as_posix()}/"
         elif split == "val" or source.has_val:
-            named = all(name.startswith(f"{split}/") for name in names)
-            ahead = "" if named else f"{split}/"
-        found[split] = np.array([ahead + name for name in names], dtype=np.str_)
+            has_prefix = all(name.startswith(f"{split}/") for name in names)
+            prefix = "" if has_prefix else f"{split}/"
+        found[split] = np.array([prefix + name for name in names], dtype=np.str_)
     return found
 
 
 def _labels(sources: dict[str, ImageSource]) -> np.ndarray | None:
-    """Return class names, or numbers where the classes have no names; None where any lacks them."""
+    """Return class names, or class numbers without names; None if a split has no labels."""
     found = []
     for source in sources.values():
         if source.labels is None:
@@ -152,7 +157,7 @@ def _labels(sources: dict[str, ImageSource]) -> np.ndarray | None:
 def _without_unreadable(
     opened: Opened, workers: int, progress: Progress
 ) -> tuple[Opened, dict[str, np.ndarray]]:
-    """Leave out what cannot be read; return the rows that stay, by split."""
+    """Remove unreadable images; return the remaining rows by split."""
     found = unreadable.find(opened.sources, workers, progress)
     sources, kept = {}, {}
     for split, source in opened.sources.items():
@@ -172,7 +177,7 @@ def _vectors(
 ) -> np.ndarray:
     """Return the features of all images, float32 [N,D].
 
-    Batch norms that were never trained get the statistics of the first split.
+    Untrained batch norms get the statistics of the first split.
     """
     filled = [source for source in sources.values() if len(source)]
     if encoder.fits and encoder.unfitted():
@@ -195,7 +200,7 @@ def _vectors(
 def _batches(
     encoder: Network, source: ImageSource, orders: Sequence[Order], workers: int
 ) -> Iterator[Tensor]:
-    """Yield the images of each order as the encoder reads them, integer [N,C,S,S]."""
+    """Yield the images of each order at the encoder's size, integer [N,C,S,S]."""
     cut = Resized((encoder.size,), "crop", source.reduced_to)
     for (images,), _ in read_images(source, cut, orders, workers=workers):
         yield images

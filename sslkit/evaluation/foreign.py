@@ -1,4 +1,4 @@
-"""Encoders that no run trained: `--encoder PART:MODEL`, or a folder that `sslkit export` wrote."""
+"""Encoders without a run: `--encoder PART:MODEL`, or a folder written by `sslkit export`."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,14 +15,14 @@ from sslkit.recipe import Choice, registry
 from sslkit.recipe.signature import sentence
 
 DEFAULT_SIZE = 224
-"""Side of the images for an encoder that takes any, px."""
+"""Image size for encoders without a native size, px."""
 SEED = 0
-"""Initialises an encoder without weights."""
+"""Seed of an encoder without weights."""
 
 
 @dataclass(frozen=True)
 class Foreign:
-    """An encoder by name, as `--encoder` gave it. `trained` is False for `--weights none`."""
+    """An encoder from `--encoder`; `trained` is False for `--weights none`."""
 
     name: str
     choice: Choice
@@ -31,7 +31,7 @@ class Foreign:
     def candidates(
         self, images: ImageSource, size: int | None, device: torch.device, *, alone: bool
     ) -> list[Candidate]:
-        """Return the encoder, and its untrained twin where it is measured alone."""
+        """Return the encoder, and an untrained copy if it is measured `alone`."""
         cls: Any = self.choice.part.load()
         if size is None:
             size = cls.own_size(self.choice.arguments) or DEFAULT_SIZE
@@ -40,8 +40,8 @@ class Foreign:
         if alone and self.trained and weights is not None:
             options = {**self.choice.options, "weights": weights.default}
             untrained = replace(self.choice, options=options)
-            twin = self._network("untrained", untrained, images, size, device, baseline=True)
-            found.append(twin)
+            baseline = self._network("untrained", untrained, images, size, device, baseline=True)
+            found.append(baseline)
         return found
 
     def _network(
@@ -63,8 +63,8 @@ class Foreign:
             raise
         except Exception as error:
             raise SslkitError(
-                f"--encoder {self.name} cannot be made: {sentence(error)}; --weights none measures "
-                "it without weights"
+                f"--encoder {self.name} cannot be created: {sentence(error)}; --weights none "
+                "measures it without weights"
             ) from error
         return Network(
             name,
@@ -78,19 +78,17 @@ class Foreign:
 
 
 def _of_command(fault: Fault) -> Fault:
-    """Word a fault of the encoder's options for the options of `sslkit eval`."""
+    """Translate a fault in the encoder's options to the options of `sslkit eval`."""
     if fault.key == "encoder.weights":
         return Fault("--weights", f"{fault.message}; --weights none measures it without weights")
     return Fault("--encoder", fault.message)
 
 
 def read_encoder(text: str, weights: str | None) -> Foreign:
-    """Read `--encoder`: PART:MODEL, or a folder. RecipeError where it is neither."""
+    """Read `--encoder`: PART:MODEL, or a folder. Raises RecipeError if it is neither."""
     if Path(text).is_dir():
         if weights is not None:
-            raise RecipeError(
-                Fault("--weights", f"{text} brings weights of its own; leave the option out")
-            )
+            raise RecipeError(Fault("--weights", f"{text} has its own weights; remove the option"))
         return _of_folder(Path(text))
     name, colon, model = text.partition(":")
     if not colon or not name or not model:
@@ -101,13 +99,13 @@ def read_encoder(text: str, weights: str | None) -> Foreign:
             )
         )
     part = registry.find("encoders", name)
-    known = part.signature().options
-    if "model" not in known:
+    options = part.signature().options
+    if "model" not in options:
         raise RecipeError(Fault("--encoder", f"encoder '{name}' has no option 'model'"))
     given: dict[str, Any] = {"model": model}
     own = part.signature().attributes.get("pretrained")
     if weights != "none":
-        if "weights" not in known or (weights is None and own is None):
+        if "weights" not in options or (weights is None and own is None):
             raise RecipeError(
                 Fault("--encoder", f"encoder '{name}' loads no weights; add --weights none")
             )
@@ -127,20 +125,20 @@ def _of_folder(folder: Path) -> Foreign:
     raise RecipeError(
         Fault(
             "--encoder",
-            f"no encoder ({names}) opens {folder}; it needs what "
-            "sslkit export RUN --to timm writes, config.json among it; export the run again",
+            f"no encoder ({names}) can load {folder}; it must have the files that sslkit export "
+            "RUN --to timm writes, such as config.json; export the run again",
         )
     )
 
 
 def _name(folder: Path) -> str:
-    """Name an exported folder after its run."""
+    """Return the name of an exported folder's run."""
     inside = folder.parent.name == "export"
     return folder.parent.parent.name if inside else folder.name
 
 
 def _choice(part: registry.Part, given: dict[str, Any]) -> Choice:
-    """Check the options. RecipeError with every fault."""
+    """Check the options. Raises RecipeError with every fault."""
     options, wrong = part.signature().validate(part.name, given)
     if wrong:
         raise RecipeError(*(Fault(f"--encoder {name}", message) for name, message in wrong))

@@ -1,4 +1,4 @@
-"""Labelled images as evaluations show them: resized, not augmented, or randomly cropped."""
+"""Reads images for evaluations, resized without augmentation or randomly cropped."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
@@ -21,32 +21,34 @@ View = Literal["crop", "squash"]
 SHOWN = {
     "crop": "crop: short side to 256/224 of the size, central square; no border is cut off an "
     "image whose short side is at most the size",
-    "squash": "squash: the whole image, resized to a square",
+    "squash": "squash: the full image, resized to a square",
 }
-"""What a protocol says of each view."""
+"""Description of each view in a protocol."""
 BATCH = 128
-"""Images that are read, resized and embedded at once."""
+"""Images that are read, resized and embedded together."""
 MIN_AREA, ASPECT = 0.08, (3 / 4, 4 / 3)
-"""Random crops: smallest share of the image, and range of width / height (Szegedy et al. 2015,
-arXiv:1409.4842, section 6)."""
+"""Smallest area of random crops, as a fraction of the image, and range of width / height.
+
+Szegedy et al. 2015, arXiv:1409.4842, section 6.
+"""
 
 Progress = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
-"""title → context whose value is called with the number newly done and the total."""
+"""title → context manager of a function of the newly completed number and the total."""
 
 Picture = Image.Image | Pixels
 Box = tuple[float, float, float, float]
 
 
 def shown(view: View, source: ImageSource) -> str:
-    """Say what part of the images of `source` a view shows, for a protocol."""
+    """Describe which part of the images of `source` a view shows, for a protocol."""
     if view == "crop" and source.reduced_to is not None:
-        longer = f"a short side of {source.reduced_to} px, reduced by packing, is longer"
-        return f"{SHOWN[view]}; {longer}"
+        note = f"a short side of {source.reduced_to} px, reduced by packing, counts as longer"
+        return f"{SHOWN[view]}; {note}"
     return SHOWN[view]
 
 
 class Order(NamedTuple):
-    """Images to read. `epoch` keys their random numbers."""
+    """A batch of images to read. `epoch` is part of the key of their random numbers."""
 
     epoch: int
     indices: np.ndarray
@@ -54,7 +56,7 @@ class Order(NamedTuple):
 
 @dataclass(frozen=True)
 class Resized:
-    """The un-augmented image at several sizes, px: [C,S,S] of each."""
+    """Resizes an image to several sizes, px, without augmentation: [C,S,S] for each."""
 
     sizes: tuple[int, ...]
     view: View
@@ -74,7 +76,7 @@ class Resized:
 
 @dataclass(frozen=True)
 class RandomCrops:
-    """`count` random crops of an image, each flipped half of the time: [count,C,S,S]."""
+    """Cuts `count` random crops with random flips of an image: [count,C,S,S]."""
 
     size: int
     count: int
@@ -98,7 +100,7 @@ def _extent(image: Picture) -> tuple[int, int]:
 
 
 def random_box(width: int, height: int, rng: np.random.Generator) -> Box:
-    """Draw a box of random area and aspect; the whole image where ten draws do not fit."""
+    """Draw a box of random area and aspect; the full image if ten draws do not fit."""
     for _ in range(10):
         area = width * height * rng.uniform(MIN_AREA, 1)
         aspect = np.exp(rng.uniform(*np.log(ASPECT)))
@@ -115,7 +117,7 @@ def resize(image: Picture, box: Box, size: int) -> Tensor:
         return torch.from_numpy(_resize(image, box, size)).permute(2, 0, 1)
     channels = []
     for values in image.values.numpy():
-        if values.dtype == np.uint16:  # Pillow resizes 16 bits as floating-point numbers only.
+        if values.dtype == np.uint16:  # Pillow resizes 16 bits only as floats.
             found = _resize(Image.fromarray(values.astype(np.float32)), box, size)
             channels.append(found.round().astype(np.uint16))
         else:
@@ -128,11 +130,11 @@ def _resize(image: Image.Image, box: Box, size: int) -> np.ndarray:
 
 
 class UnreadableImage(DataError):  # noqa: N818  (it names what happened)
-    """An image that an evaluation cannot read: one of perhaps many."""
+    """The first image that an evaluation cannot read."""
 
 
 class _Builder(Dataset):
-    """Reads and cuts the images of an Order; an unreadable image is an error."""
+    """Reads and cuts the images of an Order; returns an error for an unreadable image."""
 
     def __init__(self, source: ImageSource, cut: Cut, seed: int) -> None:
         self.source, self.cut, self.seed = source, cut, seed
@@ -153,10 +155,10 @@ class _Builder(Dataset):
 def read_images(
     source: ImageSource, cut: Cut, orders: Iterable[Order], *, seed: int = 0, workers: int = 0
 ) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
-    """Yield the cuts of each order and the index int64 [N].
+    """Yield the cuts of each order, and the index int64 [N].
 
-    Takes fewer workers where shared memory has no room for all. Raises UnreadableImage for the
-    first image that cannot be read.
+    Uses fewer workers if shared memory is too small for all. Raises UnreadableImage for the first
+    image that cannot be read.
     """
     builder, size = _Builder(source, cut, seed), 0
     first = builder[Order(0, np.arange(1))] if workers else None
@@ -167,18 +169,18 @@ def read_images(
 
 
 def in_order(count: int, size: int = BATCH) -> list[Order]:
-    """Return orders of all images, in order."""
+    """Return batches of all images in sequence."""
     return [Order(0, rows) for rows in np.split(np.arange(count), range(size, count, size))]
 
 
 def in_random_order(count: int, seed: int = 0) -> list[Order]:
-    """Return orders of all images in random order, of equal size as far as possible."""
+    """Return batches of all images in random order, of nearly equal size."""
     rows = np.random.default_rng(seed).permutation(count)
-    return [Order(0, part) for part in np.array_split(rows, -(-count // BATCH))]
+    return [Order(0, batch) for batch in np.array_split(rows, -(-count // BATCH))]
 
 
 def shuffled(count: int, *, batch_size: int, steps: int, seed: int) -> Iterator[Order]:
-    """Yield `steps` orders from shuffled epochs, whose incomplete last batch is left out."""
+    """Yield `steps` batches from shuffled epochs; drops the incomplete last batch."""
     batch_size = min(batch_size, count)
     per_epoch = count // batch_size
     for step in range(steps):

@@ -1,4 +1,4 @@
-"""The probe that evaluations get: images of two splits, and the candidates to score."""
+"""The probe of evaluations: images of two splits, and the candidates to score."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -39,7 +39,7 @@ from sslkit.interfaces import (
 )
 
 KEPT = 2**31
-"""Most bytes of resized images that a probe keeps. What does not fit is decoded for each pass."""
+"""Cache of resized images, bytes. Images that do not fit are decoded in each pass."""
 
 
 def silent(title: str) -> AbstractContextManager[Callable[[int, int], None]]:
@@ -49,7 +49,7 @@ def silent(title: str) -> AbstractContextManager[Callable[[int, int], None]]:
 
 @dataclass
 class ImageProbe(Probe):
-    """Two splits of a data set, and candidates. `facts` is what `protocol` returns."""
+    """Two splits of a data set, and candidates. `protocol` returns `facts`."""
 
     train: ImageSource
     val: ImageSource
@@ -66,10 +66,9 @@ class ImageProbe(Probe):
     """Resized images by (source, view) and size, uint8 or uint16 [N,C,S,S]."""
 
     def fit_statistics(self, seed: int = 0) -> None:
-        """Fit batch norms that were never trained, of every network that asks for it.
+        """Fit the untrained batch norms of networks with `fits`.
 
-        One pass over the training split in random order: a folder's order would show one class at
-        a time.
+        Uses one pass over the training split in random order, since folders are sorted by class.
         """
         for candidate in self.candidates:
             if isinstance(candidate, Network) and candidate.fits and candidate.unfitted():
@@ -121,7 +120,7 @@ class ImageProbe(Probe):
         chance: dict[str, float] | None = None,
         protocol: dict[str, Any] | None = None,
     ) -> Result:
-        """Score every candidate, and every layer beside the same layer of the baselines."""
+        """Score every candidate, and every layer against the same layer of the baselines."""
         features = comparison.embed(self, layers=layers, view=view)
         outcomes = comparison.score_all(self, features, score, metrics, seeds)
         stated = {
@@ -142,13 +141,13 @@ class ImageProbe(Probe):
         return {**self.facts, "view": shown("crop", self.val), "candidates": candidates}
 
     def passes(self, source: ImageSource, view: View) -> Iterator[tuple[dict[int, Tensor], Tensor]]:
-        """Yield every image once, in order, at the size of every candidate: by size, index."""
+        """Yield every image once, in order: images by size for all candidates, and the index."""
         return self._sized(source, view, in_order(len(source)), self._sizes())
 
     def _read(
         self, source: ImageSource, cut: Cut, orders: Iterable[Order], seed: int = 0
     ) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
-        """Yield cuts and index. DataError names all images of both splits that cannot be read."""
+        """Yield cuts and index. Raises DataError with all unreadable images of both splits."""
         try:
             yield from read_images(source, cut, orders, seed=seed, workers=self.workers)
         except UnreadableImage:
@@ -178,15 +177,17 @@ class ImageProbe(Probe):
     def _keep(
         self, source: ImageSource, view: View, sizes: list[int]
     ) -> dict[int, np.ndarray] | None:
-        """Return all images by size, decoded now or earlier; None where they do not fit."""
+        """Return all images by size from the cache, after filling it; None if they do not fit."""
         kept = self.kept.setdefault((source, view), {})
         missing = [size for size in sizes if size not in kept]
         if not missing:
             return kept
         dtype = np.dtype(np.uint8 if source.bits == 8 else np.uint16)
         shapes = {size: (len(source), source.channels, size, size) for size in missing}
-        held = sum(images.nbytes for views in self.kept.values() for images in views.values())
-        if held + dtype.itemsize * sum(map(math.prod, shapes.values())) > KEPT:
+        cached = 0
+        for views in self.kept.values():
+            cached += sum(images.nbytes for images in views.values())
+        if cached + dtype.itemsize * sum(map(math.prod, shapes.values())) > KEPT:
             return None
         made = {size: np.empty(shape, dtype) for size, shape in shapes.items()}
         with self.progress("reading images") as advance:

@@ -1,4 +1,4 @@
-"""Outcomes per image → scores with intervals and paired differences; a result → JSON."""
+"""Computes scores, intervals and paired differences; converts results to JSON."""
 
 import json
 import math
@@ -28,11 +28,11 @@ from sslkit.report.text import result_text
 FORMAT = 1
 """Version of the JSON."""
 UNCHANGED = "no image differs"
-"""What a paired difference says where two candidates agree on every image."""
+"""Description of a paired difference of two candidates that agree on every image."""
 
 
 def array(outcome: Outcome) -> np.ndarray | None:
-    """Return outcomes per image, bool or float64 [n]; None for a number and for a Score."""
+    """Return outcomes per image, bool or float64 [n]; None for a number or a Score."""
     if isinstance(outcome, Tensor):
         outcome = outcome.detach().cpu().numpy()
     if not isinstance(outcome, np.ndarray) or outcome.ndim == 0:
@@ -43,10 +43,10 @@ def array(outcome: Outcome) -> np.ndarray | None:
 def score(
     outcomes: Sequence[Outcome], metric: Metric, groups: Sequence[object] | None = None
 ) -> Score:
-    """Return the score of one metric from what each probe seed gave.
+    """Return the score of one metric for the outcomes of all probe seeds.
 
-    Hits get Wilson's interval, values per image Student's, and with `groups` both are resampled by
-    group. Several seeds add an interval over seeds.
+    Hits have Wilson's interval, values per image Student's. With `groups`, intervals come from
+    resampled groups. Several seeds add an interval over seeds.
     """
     first, arrays = outcomes[0], _arrays(outcomes)
     values = tuple(_value(outcome) for outcome in outcomes)
@@ -64,9 +64,9 @@ def difference(
     others: Sequence[Outcome],
     groups: Sequence[object] | None = None,
 ) -> Interval | None:
-    """Return the paired interval of the difference of two candidates on the same images.
+    """Return the interval of the paired difference of two candidates on the same images.
 
-    Seeds are averaged. None where there are no outcomes per image, or too few.
+    Averages over seeds. Returns None without outcomes per image, or with too few.
     """
     ours, theirs = _arrays(outcomes), _arrays(others)
     if not ours or len(ours) != len(theirs):
@@ -91,7 +91,10 @@ def difference(
 def _agreement(
     ours: list[np.ndarray], theirs: list[np.ndarray]
 ) -> tuple[float, float, float, float]:
-    """Return how many images both, only ours, only theirs and neither got right: means of seeds."""
+    """Return the numbers of hits of both, of ours only, of theirs only and of neither.
+
+    They are means over seeds.
+    """
     both = fmean(float((one & other).sum()) for one, other in zip(ours, theirs, strict=True))
     first = fmean(float((one & ~other).sum()) for one, other in zip(ours, theirs, strict=True))
     second = fmean(float((~one & other).sum()) for one, other in zip(ours, theirs, strict=True))
@@ -106,13 +109,13 @@ def _value(outcome: Outcome) -> float:
 
 
 def _arrays(outcomes: Sequence[Outcome]) -> list[np.ndarray]:
-    """Return the outcomes per image of every seed; none where a seed has none."""
+    """Return the outcomes per image of every seed; [] if a seed has none."""
     found = [values for values in map(array, outcomes) if values is not None]
     return found if len(found) == len(outcomes) else []
 
 
 def _mean_of(arrays: Sequence[np.ndarray]) -> np.ndarray:
-    """Return the mean over seeds of every image's outcome."""
+    """Return the mean outcome of every image over seeds."""
     return np.mean(arrays, axis=0)
 
 
@@ -130,7 +133,7 @@ def _over_images(
 
 
 def _clipped(ends: tuple[float, float], metric: Metric, of: str) -> Interval:
-    """Keep the interval within the metric's range."""
+    """Clip an interval to the metric's range."""
     low, high = axis(metric)
     start = ends[0] if low is None else max(low, ends[0])
     stop = ends[1] if high is None else min(high, ends[1])
@@ -138,7 +141,7 @@ def _clipped(ends: tuple[float, float], metric: Metric, of: str) -> Interval:
 
 
 def axis(metric: Metric) -> tuple[float | None, float | None]:
-    """Return the ends of a metric's axis: 0 and 1 for shares that name none."""
+    """Return the ends of a metric's axis, by default 0 and 1 for percentages."""
     if metric.unit != "%":
         return metric.low, metric.high
     low = 0.0 if metric.low is None else metric.low
@@ -149,9 +152,9 @@ def axis(metric: Metric) -> tuple[float | None, float | None]:
 
 
 def document(result: Result, name: str, owner: str) -> dict[str, Any]:
-    """Return the result of evaluation `name` as plain data. NaN becomes None.
+    """Return the result of evaluation `name` as plain data, with None for NaN.
 
-    Raises PluginError, which names `owner`, where the result is not what the contract says.
+    Raises PluginError, which names `owner`, if the result breaks the contract.
     """
     wrong = fault(result)
     if wrong is not None:
@@ -174,9 +177,9 @@ def document(result: Result, name: str, owner: str) -> dict[str, Any]:
 
 @dataclass(frozen=True, repr=False)
 class EvaluationResult(Result):
-    """What an evaluation returned, with the evaluation's name. `print` shows its tables.
+    """The result of a named evaluation; `print` shows its tables.
 
-    `metrics` and `entries` hold all numbers, `protocol` says on what they were measured.
+    `metrics` and `entries` have all numbers, `protocol` has the conditions of the measurement.
     """
 
     evaluation: str = ""
@@ -186,10 +189,10 @@ class EvaluationResult(Result):
     def score(
         self, metric: str | None = None, candidate: str | None = None, row: str | None = None
     ) -> Score:
-        """Return a score: its `value`, the mean over seeds, its `values` and `intervals`.
+        """Return a score with `value`, the mean over seeds, `values` and `intervals`.
 
-        `metric` is the headline if left out, `candidate` the encoder that is measured, `row` the
-        first one that the candidate has. Raises SslkitError where there is none.
+        By default, `metric` is the headline, `candidate` the evaluated encoder, and `row` the
+        candidate's first one. Raises SslkitError if there is no such score.
         """
         metric = self.metrics[0].name if metric is None else metric
         candidate = self._subject() if candidate is None else candidate
@@ -206,16 +209,16 @@ class EvaluationResult(Result):
         )
 
     def _subject(self) -> str:
-        """Return the first candidate that is no baseline."""
+        """Return the first candidate that is not a baseline."""
         for candidate in self.protocol.get("candidates", []):
             if not candidate["baseline"]:
                 return candidate["name"]
         return self.entries[0].candidate
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the result as plain data: the JSON that `sslkit eval` writes.
+        """Return the result as plain data, the JSON of `sslkit eval`.
 
-        PluginError where the result is not what the contract of evaluations says.
+        Raises PluginError if the result breaks the contract of evaluations.
         """
         return document(self, self.evaluation, self.owner)
 
@@ -224,15 +227,13 @@ class EvaluationResult(Result):
 
 
 def _entry(entry: Entry) -> dict[str, Any]:
-    scores = {
-        name: {
-            "value": found.value,
-            "values": found.values,
-            "intervals": [asdict(interval) for interval in found.intervals],
-        }
-        for name, found in entry.scores.items()
-    }
+    scores = {name: _score(found) for name, found in entry.scores.items()}
     return {**asdict(entry), "scores": scores}
+
+
+def _score(found: Score) -> dict[str, Any]:
+    intervals = [asdict(interval) for interval in found.intervals]
+    return {"value": found.value, "values": found.values, "intervals": intervals}
 
 
 def _figure(figure: Histogram | Curves) -> dict[str, Any]:
@@ -240,7 +241,7 @@ def _figure(figure: Histogram | Curves) -> dict[str, Any]:
 
 
 def _numbers(value: Any) -> Any:
-    """Turn numpy's numbers into Python's, and what is not finite into None."""
+    """Convert NumPy's numbers to Python's, and non-finite ones to None."""
     if isinstance(value, Mapping):
         return {str(key): _numbers(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -255,12 +256,12 @@ def _numbers(value: Any) -> Any:
 
 
 def fault(result: Any) -> str | None:
-    """Return what is wrong with a result; None where it is as the contract says."""
+    """Return how a result breaks the contract; None if it does not."""
     if not isinstance(result, Result):
         return f"{written(type(result).__name__)} instead of a Result"
     names = [metric.name for metric in result.metrics if isinstance(metric, Metric)]
     if not names or len(names) != len(result.metrics) or len(set(names)) != len(names):
-        return "no metrics, or one that is no Metric, or two of one name"
+        return "no metrics, or one that is not a Metric, or two of one name"
     if not result.entries:
         return "no entries"
     for entry in result.entries:
@@ -272,7 +273,7 @@ def fault(result: Any) -> str | None:
         if wrong is not None:
             return wrong
     if not isinstance(result.protocol, Mapping):
-        return f"a protocol that is no mapping: {written(type(result.protocol).__name__)}"
+        return f"a protocol that is not a mapping: {written(type(result.protocol).__name__)}"
     return None
 
 
@@ -286,9 +287,9 @@ def _entry_fault(entry: Any, names: list[str]) -> str | None:
         if not isinstance(found, Score) or not found.values:
             return f"no Score with values for {written(name)} of {where}"
         if not all(isinstance(value, int | float | np.number) for value in found.values):
-            return f"values of {written(name)} of {where} that are no numbers"
+            return f"values of {written(name)} of {where} that are not numbers"
         if not all(isinstance(interval, Interval) for interval in found.intervals):
-            return f"intervals of {written(name)} of {where} that are no Interval"
+            return f"intervals of {written(name)} of {where} that are not of type Interval"
     return None
 
 
@@ -306,7 +307,7 @@ def _figure_fault(figure: Any) -> str | None:
 
 
 def outcome_fault(outcomes: Any, names: Sequence[str], count: int) -> str | None:
-    """Return what is wrong with what a scoring function returned for `count` validation images."""
+    """Return the error in the outcomes of a scoring function for `count` images, or None."""
     if not isinstance(outcomes, Mapping):
         return f"its score returned {written(type(outcomes).__name__)}, not a dict"
     if set(outcomes) != set(names):

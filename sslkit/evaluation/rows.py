@@ -1,4 +1,4 @@
-"""Some images of a data set, and the training and validation split of an evaluation."""
+"""Subsets of a data set, and the split of an evaluation."""
 
 from collections.abc import Callable, Sequence
 
@@ -9,14 +9,11 @@ from sslkit.data.splits import split_by_class
 from sslkit.interfaces import ImageSource, Pixels
 
 HELD_OUT = 0.2
-"""Share of the images that a set without validation images gives up for validation."""
+"""Fraction of the images for validation, for data sets without validation images."""
 
 
 class Rows(ImageSource):
-    """Some images of a source, with their labels, tags, boxes and groups.
-
-    `rows` int64 are their numbers there.
-    """
+    """The images `rows`, int64 [n], of a source, with labels, tags, boxes and groups."""
 
     def __init__(self, source: ImageSource, rows: np.ndarray) -> None:
         self.source, self.rows = source, rows
@@ -37,7 +34,7 @@ class Rows(ImageSource):
 
 
 def relabelled(source: ImageSource, classes: Sequence[str]) -> ImageSource:
-    """Return a source whose labels count `classes`, which hold every class of its images."""
+    """Return a source with labels numbered by `classes`, which include all of its classes."""
     assert source.labels is not None
     if list(source.classes) == list(classes):
         return source
@@ -51,7 +48,7 @@ def relabelled(source: ImageSource, classes: Sequence[str]) -> ImageSource:
 def split(source: ImageSource, seed: int) -> tuple[ImageSource, ImageSource, str]:
     """Return training images, validation images, and how they were split.
 
-    By group where the set has groups, by class where it has labels, else at random.
+    Splits by group if there are groups, else by class if there are labels, else at random.
     """
     if source.groups is not None:
         train, val = _split_groups(np.asarray(source.groups), seed)
@@ -68,9 +65,9 @@ def split(source: ImageSource, seed: int) -> tuple[ImageSource, ImageSource, str
 
 
 def _split_groups(groups: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows of four fifths of the groups, and those of the others."""
+    """Return the rows of a random four fifths of the groups, and the other rows."""
     names = np.unique(groups)
     count = min(len(names) - 1, max(1, round(HELD_OUT * len(names))))
-    held = np.random.default_rng(seed).permutation(names)[:count]
-    inside = np.isin(groups, held)
+    held_out = np.random.default_rng(seed).permutation(names)[:count]
+    inside = np.isin(groups, held_out)
     return np.flatnonzero(~inside), np.flatnonzero(inside)

@@ -1,4 +1,4 @@
-"""Evaluations run and their results kept: JSON, and a picture made from it."""
+"""Runs an evaluation, and writes its result as JSON with a figure."""
 
 import itertools
 import json
@@ -17,11 +17,11 @@ from sslkit.report import results
 from sslkit.runs import files, folders
 
 OPTION = "--out DIR"
-"""What chooses another folder of results."""
+"""Option that selects another folder of results."""
 
 
 def measure(choice: Choice, probe: ImageProbe) -> EvaluationResult:
-    """Measure, and return the result. PluginError where the part fails or breaks its contract."""
+    """Run an evaluation. Raises PluginError if it fails or breaks its contract."""
     evaluation: Evaluation = make(choice)
     try:
         with faults.telling(f"{choice.part.shown} fails in measure"):
@@ -42,19 +42,19 @@ def measure(choice: Choice, probe: ImageProbe) -> EvaluationResult:
 
 
 def run(choice: Choice, probe: ImageProbe) -> dict[str, Any]:
-    """Measure, and return the checked result as plain data. PluginError where the part fails."""
+    """Run an evaluation and return the result as plain data. Raises PluginError if it fails."""
     return measure(choice, probe).as_dict()
 
 
 def check_place(home: Path) -> None:
-    """Raise CheckpointError where `home` can hold no result. Makes nothing."""
+    """Raise CheckpointError if results cannot be written to `home`. Creates nothing."""
     folders.check_place(home, "the folder of results", OPTION)
 
 
 def write(home: Path, result: dict[str, Any]) -> Path:
-    """Write `<evaluation>.json` and its picture into `home`.
+    """Write `<evaluation>.json` and its figure to `home`.
 
-    A result of another protocol that stands there is kept under the next free number.
+    An existing result with another protocol is renamed to the next free number.
     """
     path = home / f"{result['evaluation']}.json"
     made = [folder for folder in (home, *home.parents) if not folder.exists()]
@@ -68,7 +68,7 @@ def write(home: Path, result: dict[str, Any]) -> Path:
         files.write_text(path, json.dumps(result, indent=1, ensure_ascii=False), OPTION)
         results.picture(result, path.with_suffix(".png"), OPTION)
     except files.WriteError:
-        # Folders that hold a result stay.
+        # rmdir does not remove folders with earlier results.
         with suppress(OSError):
             for folder in made:
                 folder.rmdir()
@@ -77,7 +77,7 @@ def write(home: Path, result: dict[str, Any]) -> Path:
 
 
 def _protocol(path: Path) -> Any:
-    """Return the protocol of a written result; None where the file holds no result."""
+    """Return the protocol of a result file; None if the file is not a result."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))["protocol"]
     except (ValueError, KeyError, TypeError, RecursionError):

@@ -1,4 +1,4 @@
-"""Images of an evaluation that cannot be read: all of them found at once, named, left out."""
+"""Finds, lists and removes unreadable images of an evaluation."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -15,11 +15,11 @@ from sslkit.evaluation.rows import Rows
 from sslkit.interfaces import ImageSource
 
 SHOWN = 10
-"""Unreadable images that are named on the screen."""
+"""Largest number of unreadable images that a message lists."""
 
 
 class Unreadable(NamedTuple):
-    """One image: its split, its place there, its name, and why it cannot be read."""
+    """An unreadable image: its split, its row in the split, its name and the reason."""
 
     split: str
     row: int
@@ -28,7 +28,7 @@ class Unreadable(NamedTuple):
 
 
 class _Reader(Dataset):
-    """Rows → those that cannot be read, with the reasons."""
+    """Reads images: rows → unreadable rows with reasons."""
 
     def __init__(self, source: ImageSource) -> None:
         self.source = source
@@ -44,14 +44,14 @@ class _Reader(Dataset):
 
 
 def find(splits: Mapping[str, ImageSource], workers: int, progress: Progress) -> list[Unreadable]:
-    """Read every image of all splits once."""
+    """Read every image of all splits once, and return the unreadable ones."""
     total = sum(map(len, splits.values()))
     found = []
     with progress("checking images") as advance:
         for split, source in splits.items():
             orders = np.split(np.arange(len(source)), range(BATCH, len(source), BATCH))
-            answers = deliver(_Reader(source), orders, workers, remedy=ALONE)
-            for order, wrong in zip(orders, answers, strict=True):
+            results = deliver(_Reader(source), orders, workers, remedy=ALONE)
+            for order, wrong in zip(orders, results, strict=True):
                 for row, reason in wrong:
                     name = printable(str(source.names[row]))
                     found.append(Unreadable(split, row, name, reason))
@@ -62,7 +62,7 @@ def find(splits: Mapping[str, ImageSource], workers: int, progress: Progress) ->
 def left_out(
     splits: Splits, needs: str, workers: int, progress: Progress
 ) -> tuple[Splits, list[Unreadable]]:
-    """Return the splits without what cannot be read. DataError where too little is left."""
+    """Return the splits without unreadable images. Raises DataError if too few are left."""
     found = find({"train": splits.train, "val": splits.val}, workers, progress)
     if not found:
         return splits, []
@@ -88,15 +88,15 @@ def without(source: ImageSource, rows: Sequence[int]) -> ImageSource:
 
 
 def left_out_note(found: Sequence[Unreadable]) -> str:
-    """Return the sentence that names what was left out."""
+    """Return a message with the images that were left out."""
     return f"{counted(len(found), 'image')} left out, which cannot be read:{_lines(found)}"
 
 
 def refusal(found: Sequence[Unreadable], because: str) -> DataError:
-    """Return the error that names what cannot be read. `because` says why it is refused."""
+    """Return an error with the unreadable images. `because` is the reason for the refusal."""
     return DataError(
         f"{counted(len(found), 'image')} cannot be read, and {because}; "
-        f"repair or remove them, or go on without them: --skip-unreadable{_lines(found)}"
+        f"repair or remove them, or skip them: --skip-unreadable{_lines(found)}"
     )
 
 

@@ -1,4 +1,4 @@
-"""Embeddings on disk: .npz, .npy or .parquet."""
+"""Writes embeddings as .npz, .npy or .parquet."""
 
 import importlib.util
 import os
@@ -13,20 +13,20 @@ from sslkit.runs import files, folders
 
 SUFFIXES = (".npz", ".npy", ".parquet")
 OUT = "OUT"
-"""The argument that messages name."""
+"""Name of the argument in messages."""
 
 
 def check(path: Path, *, overwrite: bool) -> None:
-    """Refuse a file that cannot be written, before anything is computed. Makes nothing.
+    """Check that a file can be written, before anything is computed. Creates nothing.
 
-    Raises RecipeError for another suffix, for a folder, and for a file that exists unless
-    `overwrite`; SslkitError where .parquet lacks its package; CheckpointError for a place that is
-    not writable.
+    Raises RecipeError for another suffix, for a folder, and for an existing file unless
+    `overwrite`; SslkitError if .parquet lacks its package; CheckpointError if the folder is not
+    writable.
     """
     if path.is_dir():
         raise RecipeError(Fault(OUT, f"{path} is a folder; name a file in it: {path}/vectors.npz"))
     if path.suffix not in SUFFIXES:
-        message = f"{path} ends in none of {', '.join(SUFFIXES)}; name such as {path.stem}.npz"
+        message = f"{path} ends in none of {', '.join(SUFFIXES)}; use, for example, {path.stem}.npz"
         raise RecipeError(Fault(OUT, message))
     if path.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
         raise SslkitError(
@@ -39,11 +39,11 @@ def check(path: Path, *, overwrite: bool) -> None:
 
 
 def write(path: Path, found: Embeddings) -> None:
-    """Write embeddings completely or not at all, in the format of the suffix.
+    """Write embeddings atomically, in the format of the suffix.
 
-    .npz holds the arrays `names`, `labels` where there are classes, and `vectors`, and opens with
-    allow_pickle=False. .npy holds the vectors. .parquet holds a row for each image: name, label,
-    vector. Folders above are made. Raises WriteError.
+    .npz has the arrays `names`, `vectors` and, with classes, `labels`, and opens with
+    allow_pickle=False. .npy has the vectors. .parquet has a row per image: name, label, vector.
+    Creates parent folders. Raises WriteError.
     """
     with files.writing(path, OUT):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -74,5 +74,5 @@ def _write_parquet(file: Any, found: Embeddings) -> None:
 
 
 def _utf8(name: str) -> str:
-    """Return a name with the bytes escaped that are no UTF-8."""
+    """Return a name with invalid UTF-8 bytes escaped."""
     return name.encode("utf-8", "backslashreplace").decode("utf-8")

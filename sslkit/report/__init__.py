@@ -1,1 +1,1 @@
-"""Pictures and tables of runs and results."""
+"""Figures and tables of runs and results."""

@@ -1,4 +1,4 @@
-"""Pictures of a run: its curves."""
+"""Draws the training curves of a run."""
 
 import math
 from pathlib import Path
@@ -15,37 +15,38 @@ from sslkit.runs.metrics import Bins
 
 
 def save(figure: Figure, path: Path, option: str = "") -> Path:
-    """Write the picture completely or not at all, in the format of its ending.
+    """Write a figure atomically, in the format of the extension.
 
-    SslkitError where it cannot be written; it names `option`, which chooses another place.
+    Raises SslkitError if it cannot be written; the message names `option`, which selects another
+    path.
     """
     FigureCanvasAgg(figure)
     fonts.choose(figure)
     try:
         with files.replacing(path, option) as beside, fonts.without_glyphs():
             kind = path.suffix[1:].lower() or "png"
-            # Data sets recognise pictures of sslkit by this, and pass over them.
+            # Data sets recognise pictures of sslkit by this entry and skip them.
             metadata = {"Software": "sslkit"} if kind == "png" else None
             figure.savefig(beside, format=kind, dpi=fonts.DPI, metadata=metadata)
     except ValueError as error:
         raise SslkitError(
-            f"cannot write {path}: no picture ends in '{path.suffix}'; take .png, .jpg, .svg or "
+            f"cannot write {path}: '{path.suffix}' is not an image format; use .png, .jpg, .svg or "
             ".pdf"
         ) from error
     return path
 
 
 def plain_axes(axes: Axes) -> Axes:
-    """Hide the spines that carry no numbers."""
+    """Hide the top and right spines."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=7)
     return axes
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
-    """Return the running mean over about a fiftieth of the curve, without what is not finite."""
+    """Return the running mean over a fiftieth of the curve, ignoring non-finite values."""
     width = max(1, len(values) // 50)
-    known = np.isfinite(values)
+    finite = np.isfinite(values)
     end = np.arange(1, len(values) + 1)
     begin = np.maximum(end - width, 0)
 
@@ -54,19 +55,19 @@ def _smooth(values: np.ndarray) -> np.ndarray:
         return total[end] - total[begin]
 
     with np.errstate(invalid="ignore"):
-        return over_window(np.where(known, values, 0)) / over_window(known)
+        return over_window(np.where(finite, values, 0)) / over_window(finite)
 
 
 PANELS = 60
-"""Curves in one picture at most."""
+"""Largest number of curves in one figure."""
 
 
 def curves(folder: Path, bins: Bins, *, title: str, epoch: int, chances: dict[str, float]) -> Path:
-    """Draw curves.png: one panel per number, thin as measured, thick its running mean.
+    """Draw curves.png with one panel per metric.
 
-    A heading shows the last value. `lr` is drawn as it is.
-    `epoch` counts the steps of one. `chances` are drawn as dashed lines in the panels that they are
-    for. `feature_std` is shown from 0 to 1.
+    A thin line shows the values, a thick line their running mean, a dashed line the chance level in
+    `chances`. The learning rate is not smoothed. The axis of `feature_std` starts at 0 and includes
+    1. Panel titles show the last value. `epoch` is the number of steps per epoch.
     """
     names = [name for name in bins.totals if name not in ("step", "epoch", "lr", "loss")]
     names = [name for name in ("loss", "lr") if name in bins.totals] + names
@@ -95,8 +96,8 @@ def _draw_curve(
         axes.legend(fontsize=7, frameon=False)
     if name.startswith("feature_std/"):
         axes.set_ylim(0, max(1.0, *np.nan_to_num(values)))
-    known = values[np.isfinite(values)]
-    shown = f"{name}   {known[-1]:.3g}" if known.size else name
-    axes.set_title(shown, fontsize=9, loc="left", parse_math=False)
+    finite = values[np.isfinite(values)]
+    title = f"{name}   {finite[-1]:.3g}" if finite.size else name
+    axes.set_title(title, fontsize=9, loc="left", parse_math=False)
     axes.set_xlabel("epoch", fontsize=7)
     axes.set_xlim(left=0)

@@ -1,4 +1,4 @@
-"""Fonts for pictures: those that have the letters of a text, and how wide a text is."""
+"""Chooses fonts that have the characters of a text, and measures text."""
 
 import functools
 import warnings
@@ -12,11 +12,11 @@ from matplotlib.ft2font import FT2Font
 from matplotlib.text import Text
 
 DPI = 110
-"""Of the pictures that are written."""
+"""Resolution of the written figures, dots per inch."""
 
 
 def choose(figure: Figure) -> None:
-    """Give texts of a figure fonts that have their letters, where such fonts are installed."""
+    """Set fonts that have the characters of a figure's texts, if they are installed."""
     for text in figure.findobj(Text):
         if isinstance(text, Text) and not text.get_text().isascii():
             text.set_fontfamily(families(text.get_text()))
@@ -24,7 +24,7 @@ def choose(figure: Figure) -> None:
 
 @functools.lru_cache(maxsize=1000)
 def families(text: str) -> list[str]:
-    """Return the usual font, then installed ones that have the letters which it lacks."""
+    """Return the default font, then installed fonts with the characters that it lacks."""
     missing = {ord(letter) for letter in text} - _letters(findfont(FontProperties()))
     chosen = ["sans-serif"]
     for font in fontManager.ttflist:
@@ -38,7 +38,7 @@ def families(text: str) -> list[str]:
 
 @functools.cache
 def _letters(path: str) -> frozenset[int]:
-    """Return the characters that a font file has; none where it cannot be read."""
+    """Return the characters of a font file; an empty set if it cannot be read."""
     try:
         return frozenset(FT2Font(path).get_charmap())
     except (OSError, RuntimeError):
@@ -46,7 +46,7 @@ def _letters(path: str) -> frozenset[int]:
 
 
 def width(text: str, size: float, weight: str = "normal") -> float:
-    """Return how wide a line of text is, in inches."""
+    """Return the width of a line of text, inches."""
     if not text:
         return 0.0
     font = FontProperties(family=families(text), size=size, weight=weight)
@@ -56,7 +56,7 @@ def width(text: str, size: float, weight: str = "normal") -> float:
 
 @contextmanager
 def without_glyphs() -> Iterator[None]:
-    """Show letters that no font has as boxes, without a warning."""
+    """Suppress matplotlib's warning about characters that no font has."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")
         yield

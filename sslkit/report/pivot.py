@@ -1,4 +1,4 @@
-"""Reads the JSON of an evaluation: rows, candidates, scores, and how numbers are written."""
+"""Reads the JSON of an evaluation: rows, candidates, scores, and number formats."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ ARROWS = {"higher": "↑", "lower": "↓", "neither": ""}
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric as the JSON has it. Values of the unit "%" are fractions."""
+    """A metric in the JSON. Values with the unit "%" are fractions."""
 
     name: str
     unit: str
@@ -20,7 +20,7 @@ class Metric:
 
     @property
     def factor(self) -> float:
-        """What a value is multiplied by to be shown."""
+        """Scale of displayed values."""
         return 100.0 if self.unit == "%" else 1.0
 
     @property
@@ -29,17 +29,17 @@ class Metric:
         return " ".join(filter(None, (self.name, self.unit, ARROWS[self.better])))
 
     def text(self, value: float | None) -> str:
-        """Write a value: 1 digit for %, 3 else; "-" where there is none."""
+        """Format a value with 1 decimal for %, else 3; None becomes "-"."""
         if value is None:
             return "-"
         return f"{value * self.factor:.1f}" if self.unit == "%" else f"{value:.3f}"
 
     def range(self, interval: dict[str, Any]) -> str:
-        """Write an interval."""
+        """Format an interval."""
         return f"[{self.text(interval['low'])}, {self.text(interval['high'])}]"
 
     def ends(self) -> tuple[float | None, float | None]:
-        """Return the ends of the axis, as shown."""
+        """Return the displayed ends of the axis."""
         low, high = self.low, self.high
         if self.unit == "%":
             low, high = 0.0 if low is None else low, 1.0 if high is None else high
@@ -65,16 +65,16 @@ class Pivot:
         self.candidates += [name for name in present if name not in order]
 
     def score(self, row: str | None, candidate: str, metric: Metric) -> dict[str, Any] | None:
-        """Return the score of a candidate in a row; None where it has none."""
+        """Return the score of a candidate in a row, or None."""
         entry = self.entries.get((row, candidate))
         return None if entry is None else entry["scores"].get(metric.name)
 
     def everywhere(self) -> list[str]:
-        """Return the candidates whose one score holds for all rows."""
+        """Return the candidates whose single score applies to all rows."""
         return [name for name in self.candidates if (None, name) in self.entries]
 
     def compared(self, row: str | None) -> tuple[str, dict[str, Any]] | None:
-        """Return the candidate of a row that others are compared with, and its differences."""
+        """Return the reference candidate of a row and its differences to the others, or None."""
         for (other, name), entry in self.entries.items():
             if other == row and entry["differences"]:
                 return name, entry["differences"]
@@ -82,9 +82,9 @@ class Pivot:
 
 
 def interval(score: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the interval to show: the widest."""
-    known = [one for one in score["intervals"] if None not in (one["low"], one["high"])]
-    return max(known, key=lambda one: one["high"] - one["low"], default=None)
+    """Return the widest interval of a score, or None."""
+    finite = [one for one in score["intervals"] if None not in (one["low"], one["high"])]
+    return max(finite, key=lambda one: one["high"] - one["low"], default=None)
 
 
 def _unique(names: Iterable[str]) -> list[str]:

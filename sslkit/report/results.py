@@ -1,4 +1,4 @@
-"""The picture of an evaluation, from its JSON: bars of the headline, then its figures."""
+"""Draws the figure of an evaluation from its JSON: bars of the headline, then its figures."""
 
 import math
 from pathlib import Path
@@ -12,13 +12,14 @@ from sslkit.report.pivot import Metric, Pivot, interval
 from sslkit.report.tables import heading
 
 GREYS = ("0.45", "0.62", "0.78", "0.88")
-"""Of baselines; candidates that are none are coloured."""
+"""Grey levels of the baselines; other candidates have colours."""
 
 
 def picture(result: dict[str, Any], path: Path, option: str = "") -> Path:
-    """Draw a bar for each row and candidate with its 95 % interval, and the figures below.
+    """Draw a bar with its 95 % interval for each row and candidate, and the figures below.
 
-    SslkitError where `path` cannot be written; it names `option`, which chooses another place.
+    Raises SslkitError if `path` cannot be written; the message names `option`, which selects
+    another path.
     """
     pivot = Pivot(result)
     bars = _bars(pivot)
@@ -34,7 +35,7 @@ def picture(result: dict[str, Any], path: Path, option: str = "") -> Path:
 
 
 def _colours(pivot: Pivot) -> dict[str, str]:
-    """Return a colour of each candidate: grey for baselines."""
+    """Return the colour of each candidate, grey for baselines."""
     colours, coloured, grey = {}, 0, 0
     for name in pivot.candidates:
         if name in pivot.baselines:
@@ -47,11 +48,11 @@ def _colours(pivot: Pivot) -> dict[str, str]:
 
 
 Bar = tuple[float, str, str, dict[str, Any]]
-"""Place from above, label, candidate, score."""
+"""Vertical position, label, candidate, score."""
 
 
 def _bars(pivot: Pivot) -> list[Bar]:
-    """Return the bars: rows one below another, their candidates side by side, a gap between."""
+    """Return the bars from top to bottom, grouped by row."""
     metric, bars, place = pivot.metrics[0], [], 0.0
     several = len(pivot.rows) > 1
     for row in [*pivot.rows, None]:
@@ -96,7 +97,7 @@ def _draw_bars(axes: Axes, pivot: Pivot, bars: list[Bar]) -> None:
 
 
 def _subject(result: dict[str, Any]) -> str:
-    """Return the run of a result by its last two folders, its method and its step."""
+    """Return the last two folders of a result's run, its method and its step."""
     protocol = result["protocol"]
     if "run" not in protocol:
         return ""
@@ -106,7 +107,7 @@ def _subject(result: dict[str, Any]) -> str:
 
 
 def _set_ends(axes: Axes, metric: Metric, values: list[tuple[float, float, str]]) -> None:
-    """Set the ends of the axis, and write the numbers behind the bars, outside if need be."""
+    """Set the ends of the axis, and write the values behind the bars."""
     low, high = metric.ends()
     if low is None:
         low = axes.get_xlim()[0]

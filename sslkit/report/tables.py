@@ -1,4 +1,7 @@
-"""The tables of an evaluation, from its JSON: one row → candidates × metrics, else one a metric."""
+"""Builds the tables of an evaluation from its JSON.
+
+A result with one row becomes one table, candidates × metrics; others have one table per metric.
+"""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +13,7 @@ Cells = tuple[str, ...]
 
 @dataclass
 class Table:
-    """A title, columns and rows of text, and lines below."""
+    """A table of text with a title and lines below."""
 
     title: str
     columns: Cells
@@ -19,7 +22,7 @@ class Table:
 
 
 def tables(result: dict[str, Any]) -> list[Table]:
-    """Return the tables to show. The last line below says of what the intervals are."""
+    """Return the tables of a result, with notes and a legend below the last one."""
     pivot, legend = Pivot(result), Legend()
     if len(pivot.rows) <= 1:
         made = [_candidates(pivot, legend)]
@@ -31,7 +34,7 @@ def tables(result: dict[str, Any]) -> list[Table]:
 
 
 def heading(result: dict[str, Any]) -> str:
-    """Say which evaluation, and of how many images."""
+    """Return the evaluation's name with the numbers of images and classes."""
     protocol = result["protocol"]
     if "train_images" not in protocol:
         return result["evaluation"]
@@ -43,7 +46,7 @@ def heading(result: dict[str, Any]) -> str:
 
 
 class Legend:
-    """What the intervals of the tables are of. The commonest carries no mark."""
+    """Marks for the kinds of intervals in the tables. The first kind has no mark."""
 
     MARKS = ("", "*", "**", "†", "‡")
 
@@ -52,7 +55,7 @@ class Legend:
         self.paired = False
 
     def mark(self, of: str) -> str:
-        """Return the mark of an interval of `of`."""
+        """Return the mark of intervals over `of`."""
         if of not in self.kinds:
             self.kinds.append(of)
         return self.MARKS[min(self.kinds.index(of), len(self.MARKS) - 1)]
@@ -61,8 +64,8 @@ class Legend:
         """Return the lines below the tables."""
         lines = []
         if self.kinds:
-            meant = [f"{self.mark(of)} of {of}".strip() for of in self.kinds]
-            lines.append(f"[low, high]: 95 % interval {'; '.join(meant)}")
+            kinds = [f"{self.mark(of)} of {of}".strip() for of in self.kinds]
+            lines.append(f"[low, high]: 95 % interval {'; '.join(kinds)}")
         if self.paired:
             lines.append("A − B: 95 % interval of the paired difference on the same images")
         return lines
@@ -78,7 +81,7 @@ def _cell(score: dict[str, Any] | None, metric: Metric, legend: Legend) -> str:
 
 
 def _difference(pivot: Pivot, row: str | None, other: str, metric: Metric, legend: Legend) -> str:
-    """Write the paired difference to another candidate."""
+    """Format the paired difference to another candidate."""
     found = pivot.compared(row)
     if found is None or metric.name not in found[1].get(other, {}):
         return ""
@@ -96,7 +99,7 @@ def _difference(pivot: Pivot, row: str | None, other: str, metric: Metric, legen
 
 
 def _candidates(pivot: Pivot, legend: Legend) -> Table:
-    """One row: a line for each candidate, a column for each metric and the headline's change."""
+    """Return the table of one row: candidates × metrics, and the headline's difference."""
     row = pivot.rows[0] if pivot.rows else None
     found, headline = pivot.compared(row), pivot.metrics[0]
     columns = ["", *(metric.title for metric in pivot.metrics)]
@@ -115,10 +118,9 @@ def _candidates(pivot: Pivot, legend: Legend) -> Table:
 
 
 def _rows(pivot: Pivot, metric: Metric, legend: Legend) -> Table:
-    """Several rows: a line for each row, a column for each candidate and each change."""
-    names = [
-        name for name in pivot.candidates if any((row, name) in pivot.entries for row in pivot.rows)
-    ]
+    """Return the table of one metric: rows × candidates, and their differences."""
+    with_rows = {candidate for row, candidate in pivot.entries if row is not None}
+    names = [name for name in pivot.candidates if name in with_rows]
     compared = [pivot.compared(row) for row in pivot.rows]
     subject = next((found[0] for found in compared if found is not None), None)
     others = [name for name in names if name != subject] if subject is not None else []

@@ -1,4 +1,4 @@
-"""Tables as text."""
+"""Formats tables as text."""
 
 import io
 from collections.abc import Iterable
@@ -11,11 +11,11 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 WIDE = 10_000
-"""Columns of a page on which no table is wrapped."""
+"""Page width at which no table is wrapped, columns."""
 
 
 def rich_table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> "Table":
-    """Return a table that `rich` draws; control characters are escaped."""
+    """Return a `rich` table with control characters escaped."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
@@ -27,7 +27,7 @@ def rich_table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> "Table"
 
 
 def result_text(result: dict[str, Any]) -> str:
-    """Return the tables of an evaluation from its JSON, as `sslkit eval` prints them."""
+    """Return the tables of an evaluation from its JSON, as in the output of `sslkit eval`."""
     from rich.console import Console
 
     page = Console(file=io.StringIO(), width=WIDE, force_jupyter=False, no_color=True)

@@ -1,4 +1,4 @@
-"""A picture of what the model is shown: images, and their views as the transform draws them."""
+"""Draws images and their augmented views."""
 
 import math
 from pathlib import Path
@@ -15,9 +15,9 @@ from sslkit.interfaces import Batch, Draws, ImageSource, PretextTransform, Sampl
 from sslkit.report import figures, fonts
 
 CELL, MOSAIC, GAP, SPACE, MARGIN, TOP = 1.1, 2.6, 0.06, 0.3, 0.15, 0.85
-"""Inches: sides of a crop and a mosaic, gaps between crops and groups, margins around, above."""
+"""Sides of a crop and a mosaic, gaps between crops and groups, margins around and above, inches."""
 ROW = 12
-"""Most crops that stand in a row; more are shown as a mosaic."""
+"""Largest number of crops in a row; more become a mosaic."""
 
 
 def draw_views(
@@ -31,11 +31,11 @@ def draw_views(
     title: str = "",
     option: str = "",
 ) -> Path:
-    """Draw some images, and beside each every view of several draws, in the order of the model.
+    """Draw random images with all views of several draws, in the order that the model sees.
 
-    `title` names the run or the recipe, and its method.
-    Images that cannot be read are skipped. Raises DataError where none can be read, SslkitError
-    where `path` cannot be written; it names `option`, which chooses another place.
+    `title` names the run or the recipe, and its method. Unreadable images are skipped. Raises
+    DataError if no image can be read, and SslkitError if `path` cannot be written; the message
+    names `option`, which selects another path.
     """
     chosen = _some(source, images, seed)
     sheet = _Sheet(transform, len(chosen), draws, title)
@@ -51,7 +51,7 @@ def draw_views(
 
 
 def _some(source: ImageSource, count: int, seed: int) -> list[tuple[int, Image.Image]]:
-    """Draw `count` images at random, skipping unreadable ones. DataError where none can be read."""
+    """Return `count` random images. Raises DataError if none of the drawn images can be read."""
     chosen: list[tuple[int, Image.Image]] = []
     reason = ""
     for index in np.random.default_rng(seed).permutation(len(source))[: count + 20].tolist():
@@ -62,7 +62,7 @@ def _some(source: ImageSource, count: int, seed: int) -> list[tuple[int, Image.I
         if len(chosen) == count:
             break
     if not chosen:
-        raise DataError(f"none of the images drawn can be read, the last being {reason}")
+        raise DataError(f"none of the drawn images can be read; the last is {reason}")
     return chosen
 
 
@@ -74,7 +74,7 @@ def _batch(sample: Sample, index: int) -> Batch:
 
 
 class _Sheet:
-    """The figure: a block of rows for each image, with a row for each draw."""
+    """The figure, with a block of rows per image and a row per draw."""
 
     def __init__(self, transform: PretextTransform, images: int, draws: int, title: str) -> None:
         self.transform = transform
@@ -85,7 +85,7 @@ class _Sheet:
         self.side = min(2, draws) * CELL
         self.block = draws * (self.line + GAP) + SPACE
         sizes = ", ".join(f"{name} {_size(shape)}" for name, shape in transform.shapes.items())
-        caption = f"what the model is shown, in the drawn order: {sizes}"
+        caption = f"views that the model sees, in this order: {sizes}"
         wide = sum(SPACE + _width(count) for count in self.counts.values())
         head = " ".join(filter(None, (title, type(transform).__name__)))
         lines = max(fonts.width(head, 11, "bold"), fonts.width(caption, 8))
@@ -132,7 +132,7 @@ class _Sheet:
                 left += CELL + GAP
 
     def _pictures(self, view: Tensor) -> np.ndarray:
-        """Turn a view of one image into pictures [K,H,W,3] in 0 … 1."""
+        """Convert a view of one image to pictures [K,H,W,3] in 0 … 1."""
         return self.transform.picture(view.flatten(0, -4)).permute(0, 2, 3, 1).numpy()
 
     def _show(
@@ -148,24 +148,24 @@ class _Sheet:
         return axes
 
     def _text(self, left: float, top: float, text: str, **style) -> None:
-        """Write text at a place in inches."""
+        """Write text at a position in inches."""
         self.figure.text(left / self.width, 1 - top / self.height, text, **style)
 
 
 def _width(count: int) -> float:
-    """Return the width of a view of `count` crops, in inches."""
+    """Return the width of a view of `count` crops, inches."""
     return MOSAIC + GAP if count > ROW else count * (CELL + GAP)
 
 
 def _size(shape: tuple[int, ...]) -> str:
-    """Write the shape of a view: "224 px", "6 × 96 px", "224 px of 5 channels"."""
+    """Format the shape of a view: "224 px", "6 × 96 px", "224 px of 5 channels"."""
     crops = f"{shape[0]} × " if len(shape) == 4 else ""
     channels = "" if shape[-3] == 3 else f" of {shape[-3]} channels"
     return f"{crops}{shape[-1]} px{channels}"
 
 
 def _mosaic(pictures: np.ndarray) -> np.ndarray:
-    """Lay pictures [K,H,W,3] out in a square, row by row, with white between them."""
+    """Arrange pictures [K,H,W,3] in a square, row by row, with white gaps."""
     count, height, width, _ = pictures.shape
     columns = math.ceil(math.sqrt(count))
     rows, gap = math.ceil(count / columns), max(1, width // 12)
