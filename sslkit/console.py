@@ -1,7 +1,7 @@
-"""What the command line shows: tables, and errors on stderr.
+"""Output of the command line: text and tables on stdout, errors on stderr.
 
-Nothing is wrapped or cut when the output is piped.
-rich is imported where it is used, for neither help nor errors need it.
+Piped output is neither wrapped nor truncated. Functions import rich themselves, because help and
+errors do not need it.
 """
 
 from __future__ import annotations
@@ -28,43 +28,46 @@ if TYPE_CHECKING:
     from sslkit.training.health import Health
 
 UNREADABLE = 10
-"""Most images that are named as unreadable at the end of a session."""
-
+"""Largest number of unreadable images that a message names at the end of a session."""
 
 PASS = 5.0
-"""Seconds of a pass over the images before it is told of."""
+"""Time after which the progress of a pass over the images is reported, s."""
 
 
 def print_error(error: Exception) -> None:
-    """The message in one piece; the faults of a recipe in columns: place, key, sentence."""
+    """Print an error on stderr; the faults of a recipe become aligned columns."""
     message = str(error)
     if isinstance(error, RecipeError):
-        rows = [
-            (str(replace(fault, key="", message="")), fault.key, fault.message)
-            for fault in error.faults
-        ]
-        widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
-        message = "\n".join(
-            "  ".join(filter(str.strip, (place.ljust(widths[0]), key.ljust(widths[1]), text)))
-            for place, key, text in rows
-        )
+        message = _columns(error)
     print_text(message, stderr=True)
 
 
-def as_it_is(text: str) -> str:
-    """Text that is no command to the terminal."""
+def _columns(error: RecipeError) -> str:
+    """Return the faults of a recipe as lines of place, key and message."""
+    places = [str(replace(fault, key="", message="")) for fault in error.faults]
+    width = max(map(len, places))
+    key_width = max(len(fault.key) for fault in error.faults)
+    lines = []
+    for place, fault in zip(places, error.faults, strict=True):
+        cells = (place.ljust(width), fault.key.ljust(key_width), fault.message)
+        lines.append("  ".join(filter(str.strip, cells)))
+    return "\n".join(lines)
+
+
+def escaped(text: str) -> str:
+    """Return text with control characters escaped, except line ends."""
     return "\n".join(map(printable, text.split("\n")))
 
 
 def print_text(text: str, *, stderr: bool = False) -> None:
-    """Text as it is, not wrapped."""
-    typer.echo(as_it_is(text), err=stderr)
+    """Print text without wrapping."""
+    typer.echo(escaped(text), err=stderr)
 
 
 def print_table(
     columns: Iterable[str], rows: Iterable[Iterable[str]], *, title: str | None = None
 ) -> None:
-    """As wide as the terminal; as wide as its longest row where there is none."""
+    """Print a table at the width of the terminal, or without wrapping if the output is piped."""
     from sslkit.report.text import rich_table
 
     if title is not None:
@@ -80,12 +83,12 @@ def print_fields(rows: Iterable[tuple[str, str]]) -> None:
 
     grid = Table.grid(padding=(0, 2, 0, 0))
     for name, value in rows:
-        grid.add_row(name, Text(as_it_is(value)))
+        grid.add_row(name, Text(escaped(value)))
     _print(Padding(grid, (0, 0, 0, 2), expand=False))
 
 
 def _print(shown: Any) -> None:
-    """Print what rich draws, without wrapping where the output is piped."""
+    """Print an object of rich, without wrapping if the output is piped."""
     from rich.console import Console
 
     terminal = Console(force_jupyter=False)
@@ -98,7 +101,7 @@ def _print(shown: Any) -> None:
 
 
 def print_result(result: dict[str, Any]) -> None:
-    """Print the tables of an evaluation, from its JSON."""
+    """Print the tables of an evaluation from its JSON."""
     from sslkit.report.tables import tables
 
     for table in tables(result):
@@ -111,9 +114,9 @@ def print_result(result: dict[str, Any]) -> None:
 
 @contextmanager
 def progress(title: str) -> Iterator[Callable[[int, int], None]]:
-    """Show a bar on a terminal, nothing elsewhere.
+    """Show a progress bar on a terminal, and nothing otherwise.
 
-    Yields a function to call with how many more are done, and of how many.
+    Yields a function of the newly completed number and the total.
     """
     from rich.console import Console
     from rich.progress import (
@@ -140,7 +143,7 @@ def progress(title: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def show_data(source: ImageSource, recipe: Recipe) -> None:
-    """Say which images a recipe trains on, and on stderr what is passed over."""
+    """Print the training images of a recipe, and on stderr which files are skipped."""
     from sslkit.data import summary
 
     for note in source.notes:
@@ -151,14 +154,14 @@ def show_data(source: ImageSource, recipe: Recipe) -> None:
 
 
 def show_splits(opened: Splits | Opened) -> None:
-    """Say which images serve as what, and on stderr what is passed over."""
+    """Print the splits of a data set, and on stderr which files are skipped."""
     print_text(opened.summary)
     for note in opened.notes:
         print_text(note, stderr=True)
 
 
 class Training:
-    """The screen of a training session: a bar on a terminal, a line now and then elsewhere."""
+    """The output of a training session: a progress bar on a terminal, otherwise some lines."""
 
     def __init__(self, run: Run) -> None:
         from rich.console import Console
@@ -177,7 +180,7 @@ class Training:
         self.first_step, self.every = run.step, max(1, run.steps // 20)
         self.clock: tuple[float, int] | None = None
         self.passed = (0.0, 0.0)
-        """When the present pass over the images began, and when it was last told of."""
+        """Start of the current pass over the images, and time of its last report."""
         self.verdict = "healthy"
         self.bar = Progress(
             TextColumn("epoch {task.fields[epoch]}"),
@@ -197,7 +200,7 @@ class Training:
         )
 
     def begin(self, notes: list[str], folder: Path | None) -> None:
-        """Say what is about to run; `folder` is that of a run which is resumed."""
+        """Print the run's settings; `folder` is the folder of a resumed run."""
         run, chosen = self.run, self.run.recipe.train
         self.folder = folder
         world = run.loader.world
@@ -212,7 +215,7 @@ class Training:
         )
         if run.recipe.schedule.warmup_epochs >= chosen.epochs:
             self._say(
-                "the learning rate only warms up and never comes to "
+                "the learning rate only warms up and never reaches "
                 f"{run.recipe.optimizer.lr:g}: schedule.warmup_epochs = "
                 f"{run.recipe.schedule.warmup_epochs:g} of train.epochs = {chosen.epochs}"
             )
@@ -221,12 +224,12 @@ class Training:
         self.bar.start()
 
     def made(self, folder: Path) -> None:
-        """Say where the run is written, once its folder is made."""
+        """Print the folder of a new run."""
         self.folder = folder
         self._say(str(folder))
 
     def passing(self, done: int) -> None:
-        """Say how far a pass over the images is: after a while, then ever more seldom."""
+        """Report the progress of a pass over the images, at increasing intervals."""
         total, now = len(self.run.source), time.monotonic()
         began, last = self.passed
         if done <= self.run.loader.step_size:
@@ -241,13 +244,13 @@ class Training:
         self._say(f"pass over the images: {done:,} of {total:,}, {rate:.0f} images/s, {left}")
         self.passed = (began, now)
 
-    def show(self, rows: list[Row], told: list[str], health: Health) -> None:
-        """Show what is said of skipped steps, and the newest numbers.
+    def show(self, rows: list[Row], skipped: list[str], health: Health) -> None:
+        """Show messages about skipped steps, and the latest metrics.
 
-        The first step is judged at once, later ones where the verdict is another. The clock starts
-        after the first, when everything has been set up.
+        Reports the health of the first step, and later changes of the verdict. The clock starts
+        after the first step, which includes the set-up.
         """
-        for text in told:
+        for text in skipped:
             self._say(text)
         if not rows:
             return
@@ -258,19 +261,11 @@ class Training:
             self._say(f"health: {health.start()}")
         else:
             pace = (row.step - self.clock[1]) / (time.monotonic() - self.clock[0])
-            rate, left = (
-                f"{pace * self.run.recipe.train.batch_size:.0f}",
-                f"{(self.run.steps - row.step) / pace:.0f}",
-            )
+            rate = f"{pace * self.run.recipe.train.batch_size:.0f}"
+            left = f"{(self.run.steps - row.step) / pace:.0f}"
         due = row.step // self.every > (row.step - len(rows)) // self.every
-        if (
-            due
-            and row.step < self.run.steps
-            and (verdict := health.now().partition(":")[0])
-            not in ("too early to judge", self.verdict)
-        ):
-            self.verdict = verdict
-            self._say(f"health: {health.now()}")
+        if due and row.step < self.run.steps:
+            self._show_health(health)
         shown: dict[str, Any] = {
             "epoch": str(row.epoch),
             "loss": f"{row.loss:.3f}",
@@ -284,36 +279,42 @@ class Training:
                 f"lr {shown['lr']}  {rate} images/s  {left} s left"
             )
 
+    def _show_health(self, health: Health) -> None:
+        """Print the verdict if it has changed."""
+        verdict = health.now().partition(":")[0]
+        if verdict not in ("too early to judge", self.verdict):
+            self.verdict = verdict
+            self._say(f"health: {health.now()}")
+
     def stopped(self, signal: str, saved: bool) -> None:
-        """Say where a signal stopped training, and how to go on."""
+        """Print the step at which a signal stopped training, and the command to resume."""
         self.close()
         self._say_unreadable()
         if self.folder is None:
-            self._say(f"stopped by {signal} before a step was done; nothing was written")
+            self._say(f"stopped by {signal} before a step was completed; nothing was written")
             return
-        done = "before a step was done"
+        done = "before a step was completed"
         if saved:
             done = f"after step {self.run.step}, saved"
         elif self.run.step > self.first_step:
-            done = f"after step {self.run.step}, before the next epoch began, not saved"
+            done = f"after step {self.run.step}, before the next epoch, not saved"
         self._say(
-            f"stopped by {signal} {done}; go on with: sslkit train --resume "
+            f"stopped by {signal} {done}; resume with: sslkit train --resume "
             f"{shlex.quote(str(self.folder))}"
         )
 
     def done(self, health: Health) -> None:
-        """What there is now, and what to do with it."""
+        """Print the health, skipped steps, unreadable images, the encoder and the next command."""
         self._say(f"health: {health.now()}")
         if self.run.skipped:
             text = (
-                f"{self.run.skipped:,} of {counted(self.run.step, 'step')} skipped, for numbers "
-                "that were not finite"
+                f"{self.run.skipped:,} of {counted(self.run.step, 'step')} skipped because of "
+                "non-finite numbers"
             )
             if self.run.mostly_skipped:
                 text += (
-                    ": more than half, so little was trained, and the exit code is 1; lower the "
-                    "rate (--set optimizer.lr=…) or clip (--set train.clip_grad=1.0), and train "
-                    "anew"
+                    ": more than half, so the exit code is 1; lower the learning rate "
+                    "(--set optimizer.lr=…) or clip (--set train.clip_grad=1.0), and train again"
                 )
             self._say(text)
         self._say_unreadable()
@@ -328,13 +329,14 @@ class Training:
         named = [f"{name} ({reason})" for name, reason in found[:UNREADABLE]]
         if len(found) > UNREADABLE:
             named.append(f"and {len(found) - UNREADABLE} more")
-        held = "1 image could not be read and was"
+        subject = "1 image could not be read and was"
         if len(found) > 1:
-            held = f"{len(found)} images could not be read and were"
-        self._say(f"{held} replaced: {', '.join(named)}")
+            subject = f"{len(found)} images could not be read and were"
+        self._say(f"{subject} replaced: {', '.join(named)}")
 
     def close(self) -> None:
+        """Stop the progress bar."""
         self.bar.stop()
 
     def _say(self, text: str) -> None:
-        self.console.print(as_it_is(text), soft_wrap=True)
+        self.console.print(escaped(text), soft_wrap=True)

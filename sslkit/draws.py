@@ -1,4 +1,4 @@
-"""Random numbers as pure functions of a key: nothing about randomness is ever saved."""
+"""Random numbers as pure functions of a key, so no random state is saved."""
 
 from collections.abc import Callable
 from typing import ClassVar
@@ -11,14 +11,14 @@ from torch import Tensor
 class Draws:
     """Random numbers of one step, a pure function of a key such as (seed, step).
 
-    There is one row per image of the global batch. A rank makes only the rows of its own images, in
-    blocks of BLOCK rows with a generator each, so one rank and eight draw the same numbers for the
-    same image. Nothing is remembered between steps, so checkpoints hold nothing about randomness.
-    Each micro-batch of a rank counts as a rank.
+    There is one row per image of the global batch. A rank generates only the rows of its images, in
+    blocks of BLOCK rows with one generator each. So the numbers of an image do not depend on the
+    number of ranks. Draws have no state between steps, so checkpoints store no random state. Each
+    micro-batch of a rank counts as a rank.
     """
 
     BLOCK: ClassVar[int] = 16
-    """Rows that come from one generator."""
+    """Rows per generator."""
 
     def __init__(self, *key: int, rank: int = 0, world: int = 1) -> None:
         self.rank, self.world = rank, world
@@ -28,7 +28,7 @@ class Draws:
     def _rows(
         self, rows: int, make: Callable[[int, torch.Generator], Tensor], device: torch.device | str
     ) -> Tensor:
-        """Return the rows of this rank, cut from the blocks that hold them."""
+        """Return the rows of this rank, sliced from their blocks."""
         self._calls += 1
         generator = torch.Generator(device=device)
         first, last = self.rank * rows, (self.rank + 1) * rows
@@ -47,7 +47,7 @@ class Draws:
         high: float = 1.0,
         device: torch.device | str = "cpu",
     ) -> Tensor:
-        """Return float32 [rows, *shape] in [low, high); `rows` counts this rank's images."""
+        """Return float32 [rows, *shape] in [low, high); `rows` is this rank's number of images."""
 
         def make(count: int, source: torch.Generator) -> Tensor:
             return torch.rand(count, *shape, generator=source, device=device)
@@ -57,7 +57,7 @@ class Draws:
     def integers(
         self, rows: int, *shape: int, high: int, device: torch.device | str = "cpu"
     ) -> Tensor:
-        """Return int64 [rows, *shape] in 0 … high-1; `rows` counts this rank's images."""
+        """Return int64 [rows, *shape] in 0 … high-1; `rows` is this rank's number of images."""
 
         def make(count: int, source: torch.Generator) -> Tensor:
             return torch.randint(high, (count, *shape), generator=source, device=device)

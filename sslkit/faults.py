@@ -1,8 +1,8 @@
-"""Turns an exception of a part into one sentence: which part, where, on which shapes, a remedy.
+"""Converts exceptions of parts to error messages with part, place, shapes and a remedy.
 
-The part is found in the traceback: it is the innermost labelled object that a method was called on.
-So the sentence is the same in a rehearsal, in a loader worker and at step 1000, and costs nothing
-before something fails. An exception outside every part is an error of the toolkit and passes.
+The traceback identifies the part: the innermost labelled object with a method call. So the message
+is the same in a rehearsal, in a loader worker and at step 1000, and there is no cost without an
+error. Exceptions outside of parts are bugs of sslkit and propagate.
 """
 
 import inspect
@@ -20,43 +20,43 @@ from sslkit import launcher
 from sslkit.errors import PluginError, SslkitError, printable
 
 DEBUG = "SSLKIT_DEBUG"
-"""The environment variable which makes the command line show tracebacks of parts."""
+"""Environment variable that makes the command line show tracebacks of parts."""
 
 LABEL = "_sslkit_label"
-"""The attribute in which an instance of a part keeps what messages call it."""
+"""Attribute with the name of a part in messages."""
 
 LONGEST = 300
-"""Characters of an exception's first line that are shown."""
+"""Largest number of displayed characters of an exception's first line."""
 
 LIBRARIES = {"torch", "torchvision", "timm", "numpy", "PIL", "sslkit"} | sys.stdlib_module_names
-"""Packages in which an error of a part surfaces, but is not made."""
+"""Packages whose frames are not the place of a part's error."""
 
 CALLS = {"_wrapped_call_impl", "_call_impl"}
-"""How torch calls `forward`."""
+"""Functions of torch that call `forward`."""
 
 REMEDIES = [
     (
         "out of memory|not enough memory|can't allocate memory",
-        "take a smaller train.batch_size, more micro-batches (train.accumulate), smaller views or "
+        "use a smaller train.batch_size, more micro-batches (train.accumulate), smaller views or "
         "train.precision=bf16",
     ),
     (
         "Expected more than 1 value per channel",
-        "a batch norm sees one value only; take a larger train.batch_size (or fewer devices, less "
-        "accumulate){without}",
+        "a batch norm sees a single value; use a larger train.batch_size (or fewer devices, fewer "
+        "micro-batches){without}",
     ),
     (
         "mat1 and mat2 shapes cannot be multiplied",
-        "the part before it gives vectors of another length",
+        "the part before it returns vectors of another length",
     ),
     (
         "to have \\d+ channels, but got",
-        "the part before it gives another number of channels",
+        "the part before it returns another number of channels",
     ),
     (
         "Kernel size can't be greater than actual input size|Output size is too small"
         "|Padding size should be less",
-        "the views are too small for it; take larger ones",
+        "the views are too small for it; use larger ones",
     ),
     (
         "not implemented for '(BFloat16|Half)'|expected m1 and m2 to have the same dtype"
@@ -65,61 +65,63 @@ REMEDIES = [
     ),
     (
         "Target -?\\d+ is out of bounds|device-side assert",
-        "a target lies outside the classes that the head has",
+        "a target is out of the range of the head's classes",
     ),
     (
         "on the same device|found at least two devices",
-        "make tensors on the device of the input, or keep them as buffers",
+        "create tensors on the device of the input, or register them as buffers",
     ),
     (
         "modified by an inplace operation",
-        "do not write into a tensor that the backward pass needs",
+        "do not modify a tensor that the backward pass needs",
     ),
     (
         "does not require grad",
-        "the loss must depend on weights that are trained, without detach",
+        "the loss must depend on trained weights, without detach",
     ),
     (
         "positional argument|unexpected keyword argument|multiple values for argument",
         "compare its signature with sslkit.interfaces",
     ),
 ]
-"""What to do about an exception whose type and first line match. `{without}` stands for what else
-helps the part where it fails."""
+"""Patterns of type and first line of exceptions, with remedies.
+
+`{without}` is replaced by an option of the failing part.
+"""
 
 
 def label(part: object, name: str) -> None:
-    """Let messages call this instance `name`, such as "head 'linear' (heads.image)"."""
+    """Set the name of an instance in messages, such as "head 'linear' (heads.image)"."""
     with suppress(AttributeError, TypeError):
         object.__setattr__(part, LABEL, name)
 
 
 def called(part: object) -> str:
-    """Return what messages call a part."""
+    """Return the name of a part in messages."""
     return getattr(part, "__dict__", {}).get(LABEL) or type(part).__name__
 
 
 @contextmanager
 def telling(otherwise: str | None = None, *, about: str = "") -> Iterator[None]:
-    """Raise PluginError for an exception of a part; other exceptions pass unchanged.
+    """Convert an exception of a part to PluginError; other exceptions propagate.
 
-    `otherwise` is the subject of the sentence where no part is found in the traceback, such as
-    "loss 'hinge' fails in backward"; without it such an exception passes. `about` says what the
-    part worked on. A signal, KeyboardInterrupt and SslkitError always pass.
+    `otherwise` is the subject of the message if the traceback has no part, such as "loss 'hinge'
+    fails in backward"; without it such an exception propagates. `about` names the input of the
+    part. KeyboardInterrupt, signals and SslkitError always propagate.
     """
     try:
         yield
     except (Exception, SystemExit) as error:
-        found = told(error, otherwise, about=about)
+        found = converted(error, otherwise, about=about)
         if found is None:
             raise
         raise found from error
 
 
-def told(
+def converted(
     error: BaseException, otherwise: str | None = None, *, about: str = ""
 ) -> PluginError | None:
-    """Return the exception of a part as a PluginError; None where it is no part's."""
+    """Return the exception of a part as a PluginError; None for other exceptions."""
     if isinstance(error, SslkitError) or (launcher.launched() and lost(error)):
         return None
     call = _innermost(error.__traceback__)
@@ -146,14 +148,14 @@ def describe(error: BaseException) -> str:
 
 
 def lost(error: BaseException) -> bool:
-    """Return whether a collective failed, because another rank is gone."""
+    """Tell whether a collective failed because another rank died."""
     pattern = r"(?i)connection|broken pipe|by peer|nccl|socket"
     return isinstance(error, RuntimeError) and re.search(pattern, str(error)) is not None
 
 
 @dataclass
 class _Call:
-    """A call of a method of a part."""
+    """A method call of a part."""
 
     owner: object
     name: str
@@ -167,7 +169,7 @@ class _Call:
         return f"{self.name} fails in {function}{f' on {self.shapes}' if self.shapes else ''}"
 
     def without_batch_norm(self) -> str:
-        """Return how a head or an encoder does without batch norm, by the options that it has."""
+        """Return the option by which a head or an encoder avoids batch norm, as a remedy."""
         options = inspect.signature(type(self.owner)).parameters
         if self.name.startswith("encoder "):
             return ", larger views" + (", or encoder.norm=group" if "norm" in options else "")
@@ -192,11 +194,11 @@ def _innermost(trace: TracebackType | None) -> _Call | None:
 
 def _shapes(frame: FrameType) -> str:
     """Return the shapes of a call's arguments."""
-    code, known = frame.f_code, frame.f_locals
+    code, variables = frame.f_code, frame.f_locals
     if code.co_name in CALLS:
-        given = [*known.get("args", ()), *known.get("kwargs", {}).values()]
+        given = [*variables.get("args", ()), *variables.get("kwargs", {}).values()]
     else:
-        given = [known.get(name) for name in _arguments(code)]
+        given = [variables.get(name) for name in _arguments(code)]
     shown = [text for text in map(_shape, given) if text]
     return " and ".join(shown[:3])
 
@@ -207,7 +209,7 @@ def _arguments(code: CodeType) -> tuple[str, ...]:
 
 
 def _shape(value: Any) -> str:
-    """Return the shape of a tensor, an array, an image or a batch; nothing for other values."""
+    """Return the shape of a tensor, an array, an image or a batch; "" for other values."""
     with suppress(Exception):
         views = getattr(value, "views", None)
         if isinstance(views, dict):
@@ -220,7 +222,7 @@ def _shape(value: Any) -> str:
 
 
 def _place(trace: TracebackType | None) -> str:
-    """Return file and line of the innermost code that is no library's."""
+    """Return file and line of the innermost frame outside of libraries."""
     place = ""
     while trace is not None:
         module = trace.tb_frame.f_globals.get("__name__") or ""

@@ -1,4 +1,4 @@
-"""Turns a failed import of a dependency into one sentence with the command that mends it."""
+"""Explains a failed import of a dependency, with the command that repairs it."""
 
 import re
 import sys
@@ -7,32 +7,32 @@ from types import TracebackType
 from sslkit.errors import printable
 
 IMPORTED_AS = {"pillow": "PIL", "pyyaml": "yaml"}
-"""Distribution → the module it installs, where the names differ."""
+"""Distribution → module, if the names differ."""
 
 TOGETHER = ("torch", "torchvision")
-"""Distributions whose releases fit only in pairs."""
+"""Distributions that must be installed in matching releases."""
 
 
 def fault(error: BaseException) -> str | None:
-    """Return what is wrong with an installed dependency; None for any other exception.
+    """Return a message if an exception comes from a broken dependency, else None.
 
-    A dependency is broken where it is missing, or where an exception leaves the body of one of its
-    modules: a shared library that is not found, or releases that do not fit together.
+    A dependency is broken if it is missing or if one of its modules raises on import, for example
+    because of a missing shared library or incompatible releases.
     """
     modules = _modules()
     broken = _missing(error) or _importing(error.__traceback__, set(modules))
     if broken not in modules:
         return None
     reason = printable((str(error).strip().splitlines() or [type(error).__name__])[0])
-    wanted = TOGETHER if broken in TOGETHER else (modules[broken],)
-    again = "" if isinstance(error, ModuleNotFoundError) else "--force-reinstall "
-    command = f"{sys.executable} -m pip install {again}{' '.join(wanted)}"
+    packages = TOGETHER if broken in TOGETHER else (modules[broken],)
+    force = "" if isinstance(error, ModuleNotFoundError) else "--force-reinstall "
+    command = f"{sys.executable} -m pip install {force}{' '.join(packages)}"
     return f"cannot import {broken}: {reason}; install it: {command}"
 
 
 def _modules() -> dict[str, str]:
-    """Return the modules of the required distributions: module → distribution."""
-    from importlib import metadata  # Takes a tenth of the time of `sslkit --help`.
+    """Return the required dependencies: module → distribution."""
+    from importlib import metadata  # The import takes a tenth of the time of `sslkit --help`.
 
     found = {}
     for requirement in metadata.requires("sslkit") or ():
@@ -50,7 +50,7 @@ def _missing(error: BaseException) -> str | None:
 
 
 def _importing(trace: TracebackType | None, modules: set[str]) -> str | None:
-    """Return the innermost of these modules whose body the exception left."""
+    """Return the innermost of these modules that raised the exception on import."""
     found = None
     while trace is not None:
         package = (trace.tb_frame.f_globals.get("__name__") or "").partition(".")[0]

@@ -1,7 +1,7 @@
-"""What a launcher leaves in the environment: which rank this process is, and of how many.
+"""Reads rank and world size from the environment variables of a launcher.
 
 `torchrun` and `sslkit train --devices N` set RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE,
-MASTER_ADDR and MASTER_PORT. Some of them alone are a scheduler's, or left over from another job.
+MASTER_ADDR and MASTER_PORT. A subset comes from a scheduler or another job.
 """
 
 import os
@@ -11,7 +11,7 @@ from sslkit.errors import SslkitError, printable
 
 
 def number(name: str) -> int | None:
-    """Return a variable as a number; None where it holds none."""
+    """Return a variable as an int, or None if it is not a number."""
     text = os.environ.get(name, "").strip()
     return int(text) if re.fullmatch(r"[0-9]{1,9}", text) else None
 
@@ -22,16 +22,16 @@ def launched() -> bool:
 
 
 def local_world() -> int:
-    """Return how many ranks share this machine; 1 without a launcher."""
+    """Return the number of ranks on this machine; 1 without a launcher."""
     if not launched():
         return 1
     return number("LOCAL_WORLD_SIZE") or number("WORLD_SIZE") or 1
 
 
 def check() -> None:
-    """Raise SslkitError where the variables do not say which rank of how many this is.
+    """Raise SslkitError if the variables do not define rank and world size.
 
-    A process that ignored them would train alone, beside others that do the same.
+    Otherwise each process would train separately.
     """
     for name in ("WORLD_SIZE", "RANK"):
         text = os.environ.get(name, "").strip()
@@ -40,14 +40,14 @@ def check() -> None:
     count, rank = number("WORLD_SIZE") or 1, number("RANK")
     if rank is None:
         if count > 1:
-            raise _unusable("WORLD_SIZE", f"WORLD_SIZE is {count}, and RANK is not set")
+            raise _unusable("WORLD_SIZE", f"WORLD_SIZE is {count}, but RANK is not set")
         return
     if rank >= count:
-        raise _unusable("RANK", f"RANK is {rank}, and WORLD_SIZE is {count}")
+        raise _unusable("RANK", f"RANK is {rank}, but WORLD_SIZE is {count}")
     if count > 1:
         for name in ("MASTER_ADDR", "MASTER_PORT"):
             if not os.environ.get(name):
-                raise _unusable("WORLD_SIZE", f"WORLD_SIZE is {count}, and {name} is not set")
+                raise _unusable("WORLD_SIZE", f"WORLD_SIZE is {count}, but {name} is not set")
         if number("MASTER_PORT") is None:
             port = printable(repr(os.environ["MASTER_PORT"]))
             raise _unusable("WORLD_SIZE", f"MASTER_PORT is {port}, not a number")

@@ -1,4 +1,4 @@
-"""Recipe → parts: each made with its runtime arguments, and checked against the others."""
+"""Creates the parts of a recipe with their runtime arguments, and checks that they fit."""
 
 from dataclasses import dataclass, replace
 from numbers import Integral
@@ -25,7 +25,7 @@ from sslkit.interfaces import (
 from sslkit.recipe import Choice, Recipe, wiring
 
 MEMORIES = 1000
-"""First number of the random streams of further memories, away from those of training."""
+"""First random stream of additional samplers, above those of training."""
 
 CONTRACTS: dict[str, tuple[type, dict[str, type]]] = {
     "encoders": (Encoder, {"dim": int, "dims": dict, "normalisation": Normalisation}),
@@ -37,39 +37,39 @@ CONTRACTS: dict[str, tuple[type, dict[str, type]]] = {
     "datasets": (ImageSource, {"names": object}),
     "evaluations": (Evaluation, {}),
 }
-"""The base class of each kind, and the attributes that an instance must have, with their types."""
+"""Base class of each kind, and the required attributes of instances with their types."""
 
 
 @dataclass(frozen=True)
 class DataFormat:
-    """What parts must know of a data set: number of images, channels, bits, classes."""
+    """Number of images, channels, bits and classes of a data set."""
 
     images: int
     channels: int = 3
     bits: Literal[8, 16] = 8
     classes: int | None = None
-    """None where the images have no labels, or the data set is not at hand."""
+    """None if the images have no labels, or if the data set is not available."""
 
     @classmethod
     def of(cls, source: ImageSource) -> "DataFormat":
-        """Read the format of `source`."""
+        """Return the format of `source`."""
         classes = None
         if source.labels is not None and len(source.labels):
             classes = max(len(source.classes), int(source.labels.max()) + 1)
         return cls(len(source), source.channels, source.bits, classes)
 
 
-def make(choice: Choice, *, place: str = "", **known: object):
-    """Make the part that a recipe chose, with the runtime arguments that its constructor requires.
+def make(choice: Choice, *, place: str = "", **runtime: object):
+    """Create the part that a recipe chose, with the runtime arguments that it requires.
 
-    `place` is the key of the recipe that messages name, where the kind does not tell it. Raises
-    RecipeError for a runtime argument that parts of its kind do not get, PluginError for an
-    exception of the constructor or a part that breaks the contract of its kind.
+    `place` is the recipe key in messages, if it differs from the kind. Raises RecipeError for a
+    runtime argument that the kind does not have, and PluginError if the constructor raises or the
+    part breaks the contract of its kind.
     """
     wrong = wiring.unknown_runtime(choice)
     if wrong is not None:
         raise RecipeError(Fault(choice.kind, wrong))
-    arguments = [known[name] for name in choice.part.signature().runtime]
+    arguments = [runtime[name] for name in choice.part.signature().runtime]
     cls = choice.part.load()
     called = f"{choice.part.shown}{f' ({place})' if place else ''}"
     with faults.telling(f"{called} fails in __init__"):
@@ -81,18 +81,18 @@ def make(choice: Choice, *, place: str = "", **known: object):
 
 
 def _check_contract(made: object, kind: str, called: str) -> None:
-    """Raise PluginError where a part is not of its kind, or lacks an attribute of it."""
-    base, promised = CONTRACTS[kind]
+    """Raise PluginError if a part has another base class or lacks an attribute."""
+    base, required = CONTRACTS[kind]
     if not isinstance(made, base):
-        raise PluginError(f"{called} is no sslkit.interfaces.{base.__name__}; derive it from that")
-    for name, cls in promised.items():
+        raise PluginError(
+            f"{called} is not a subclass of sslkit.interfaces.{base.__name__}; derive it from that"
+        )
+    for name, cls in required.items():
         if not hasattr(made, name):
             raise PluginError(f"{called} has no attribute '{name}'; set it in __init__")
         value = getattr(made, name)
         if not isinstance(value, Integral if cls is int else cls):
-            raise PluginError(
-                f"{called} says {name} = {value!r}; it must be of type {cls.__name__}"
-            )
+            raise PluginError(f"{called} has {name} = {value!r}; it must be of type {cls.__name__}")
 
 
 def make_source(recipe: Recipe, split: str) -> ImageSource:
@@ -104,23 +104,23 @@ def make_source(recipe: Recipe, split: str) -> ImageSource:
 
 
 def make_transform(recipe: Recipe, data: DataFormat | None = None) -> PretextTransform:
-    """Make the recipe's transform for images of that format, RGB by default.
+    """Create the recipe's transform for images of a format, by default RGB.
 
-    Raises RecipeError where the images have other channels and the transform takes RGB only.
+    Raises RecipeError if the images have other channels and the transform accepts only RGB.
     """
     channels = 3 if data is None else data.channels
     if channels != 3 and "channels" not in recipe.transform.part.signature().runtime:
         message = (
-            f"'{recipe.transform.use}' takes images of 3 channels; the data set has {channels}"
+            f"'{recipe.transform.use}' needs images of 3 channels; the data set has {channels}"
         )
         raise RecipeError(Fault("transform", message))
     return make(recipe.transform, channels=channels)
 
 
 def encoder_faults(recipe: Recipe, data: DataFormat) -> tuple[Fault, ...]:
-    """Return what the encoder refuses of images that the transform has refused already.
+    """Return the encoder's faults for images that the transform has rejected.
 
-    The sides of the views are those of RGB images.
+    Uses the sizes of the views of RGB images.
     """
     try:
         sizes = sides(make_transform(recipe))
@@ -137,12 +137,12 @@ def encoder_faults(recipe: Recipe, data: DataFormat) -> tuple[Fault, ...]:
 
 
 def read_by(cls: type[Method], transform: PretextTransform) -> dict[str, str]:
-    """Return what each head reads: a view, a `view.segment`, or another head."""
+    """Return the input of each head: a view, a `view.segment`, or another head."""
     return cls.reads if cls.reads is not None else {view: view for view in transform.views}
 
 
 def sides(transform: PretextTransform) -> tuple[int, ...]:
-    """Return the sides of all images that the encoder will get, in px, largest first."""
+    """Return the sides of all images that the encoder receives, px, largest first."""
     found = {transform.size}
     for shape in transform.shapes.values():
         found |= set(shape[-2:])
@@ -152,11 +152,11 @@ def sides(transform: PretextTransform) -> tuple[int, ...]:
 def make_method(
     recipe: Recipe, transform: PretextTransform, data: DataFormat, *, restored: bool = False
 ) -> Method:
-    """Make encoder, heads, samplers, loss and their wiring, initialised from the recipe's seed.
+    """Create the method with encoder, heads, samplers and loss, from the recipe's seed.
 
-    The encoder is made first, so that it starts the same whatever stands behind it. `restored`: a
-    checkpoint will be loaded, so the encoder's initial weights are not read. Sets the normalisation
-    of `transform` to that of the encoder. Raises RecipeError where parts do not fit each other.
+    The encoder comes first, so its initial weights do not depend on the other parts. `restored`
+    skips the encoder's initial weights, because a checkpoint will be loaded. Sets the normalisation
+    of `transform` to the encoder's. Raises RecipeError if parts do not fit together.
     """
     torch.manual_seed(recipe.train.seed)
     cls: type[Method] = recipe.method.part.load()
@@ -174,7 +174,7 @@ def make_method(
 
 
 def _without_initial_weights(encoder: Choice) -> Choice:
-    """Return the choice with the defaults of the options that only choose initial weights."""
+    """Return the choice with the defaults of the options that select initial weights."""
     signature = encoder.part.signature()
     names = signature.attributes.get("initial_options", ())
     defaults = {name: signature.options[name].default for name in names}
@@ -182,7 +182,7 @@ def _without_initial_weights(encoder: Choice) -> Choice:
 
 
 def _in_order(reads: dict[str, str]) -> list[str]:
-    """Return the heads, each after the head that it reads."""
+    """Return the heads in an order in which each follows the head that it reads."""
     ordered: list[str] = []
     waiting = dict(reads)
     while waiting:
@@ -203,7 +203,7 @@ def _make_head(
     encoder: Encoder,
     name: str,
 ) -> Head:
-    """Make one head; `made` holds those that it may read."""
+    """Create one head; `made` has the heads that it may read."""
     source = reads[name]
     if source in made and source != name:
         in_dim = made[source].out_dim
@@ -211,23 +211,23 @@ def _make_head(
         in_dim = _length(recipe, encoder, source.partition(".")[2])
     view = _view(reads, name)
     if view not in transform.shapes:
-        message = f"'{recipe.transform.use}' makes no view '{view}', which head '{name}' reads"
+        message = f"'{recipe.transform.use}' has no view '{view}', which head '{name}' reads"
         raise RecipeError(Fault("transform", message))
     shape = transform.shapes[view]
     crops = shape[0] if len(shape) == 4 else 1
     choice = recipe.heads[name]
-    wanted = None
+    classes = None
     if name in cls.predicts:
-        wanted = _targets(recipe, transform, data, cls.predicts[name])
+        classes = _targets(recipe, transform, data, cls.predicts[name])
         if choice.options.get("out_dim") == "auto":
-            choice = replace(choice, options={**choice.options, "out_dim": wanted})
+            choice = replace(choice, options={**choice.options, "out_dim": classes})
     place = f"heads.{name}"
     head: Head = make(choice, place=place, in_dim=in_dim, crops=crops, shape=shape[-3:])
-    if wanted is not None and head.out_dim != wanted:
+    if classes is not None and head.out_dim != classes:
         raise RecipeError(
             Fault(
                 f"heads.{name}.out_dim",
-                f"is {head.out_dim}, but target '{cls.predicts[name]}' has {wanted} classes; "
+                f"is {head.out_dim}, but target '{cls.predicts[name]}' has {classes} classes; "
                 "set it to auto",
             )
         )
@@ -237,10 +237,10 @@ def _make_head(
 def _make_samplers(
     recipe: Recipe, cls: type[Method], heads: dict[str, Head], images: int
 ) -> dict[str, NegativeSampler]:
-    """Make the recipe's sampler once for each stored head, with initial rows of its own."""
+    """Create one sampler per stored head, each with different initial rows."""
     samplers: dict[str, NegativeSampler] = {}
     for number, name in enumerate(cls.stores):
-        assert recipe.sampler is not None, "the recipe's reader refuses this"
+        assert recipe.sampler is not None, "reading the recipe checks this"
         with torch.random.fork_rng(devices=[], enabled=number > 0):
             if number > 0:
                 seed = Draws(recipe.train.seed, MEMORIES + number).seed
@@ -250,23 +250,23 @@ def _make_samplers(
 
 
 def _length(recipe: Recipe, encoder: Encoder, segment: str) -> int:
-    """Return the length of a segment of the features, of all of them for no name."""
+    """Return the length of a segment of the features, or of all features for ""."""
     if not segment:
         return encoder.dim
     if segment not in encoder.dims:
-        known = ", ".join(encoder.dims) or "none"
+        names = ", ".join(encoder.dims) or "none"
         raise RecipeError(
             Fault(
                 "encoder",
                 f"method '{recipe.method.use}' reads the segment '{segment}' of the features, "
-                f"which '{recipe.encoder.use}' does not have; it has: {known}",
+                f"which '{recipe.encoder.use}' does not have; it has: {names}",
             )
         )
     return encoder.dims[segment]
 
 
 def _view(reads: dict[str, str], name: str) -> str:
-    """Return the view at the end of a head's chain."""
+    """Return the view that a head reads, directly or through other heads."""
     source = reads[name]
     while source in reads and source != name:
         name, source = source, reads[source]
@@ -274,13 +274,13 @@ def _view(reads: dict[str, str], name: str) -> str:
 
 
 def _targets(recipe: Recipe, transform: PretextTransform, data: DataFormat, target: str) -> int:
-    """Return the number of classes of a target. RecipeError where nothing provides it."""
+    """Return the number of classes of a target. Raises RecipeError if nothing provides it."""
     if target == "label":
         if data.classes is None:
             raise RecipeError(
                 Fault(
                     "data",
-                    f"method '{recipe.method.use}' predicts labels, and the images of "
+                    f"method '{recipe.method.use}' predicts labels, but the images of "
                     f"'{recipe.data.use}' have none; name a folder with one subfolder per class: "
                     "--data DIR",
                 )
@@ -298,21 +298,21 @@ def _targets(recipe: Recipe, transform: PretextTransform, data: DataFormat, targ
 
 
 def _check_compared(cls: type[Method], heads: dict[str, Head]) -> None:
-    """RecipeError where heads that are compared give vectors of several lengths."""
+    """Raise RecipeError if compared heads have outputs of different lengths."""
     compared = cls.compares
     if compared is None:
         compared = tuple(name for name in heads if name not in cls.predicts)
     dims = {name: heads[name].out_dim for name in compared}
     if len(set(dims.values())) > 1:
         lengths = ", ".join(f"{name} {length}" for name, length in dims.items())
-        message = f"these heads are compared and must share one out_dim: {lengths}"
+        message = f"these heads are compared and must have the same out_dim: {lengths}"
         raise RecipeError(Fault("heads", message))
 
 
 def sharded_rows(method: Method) -> dict[str, tuple[int, int, int]]:
-    """Return the buffers of which this rank holds only rows: name in `method` → first, last, count.
+    """Return the sharded buffers of all samplers: name in `method` → first, last, count.
 
-    Looks at every NegativeSampler of the method.
+    This rank stores rows first … last-1 of count.
     """
     found = {}
     for place, module in method.named_modules():

@@ -80,7 +80,7 @@ def test_the_predictor_reads_the_projector(here, photos):
     heads = made(photos, "heads.projector.out_dim=12", "heads.predictor.out_dim=12").method.heads
     assert heads["projector"].hidden.in_features == 96
     assert heads["predictor"].hidden.in_features == 12
-    with pytest.raises(RecipeError, match="share one out_dim: projector 128, predictor 12"):
+    with pytest.raises(RecipeError, match="have the same out_dim: projector 128, predictor 12"):
         made(photos, "heads.predictor.out_dim=12")
 
 

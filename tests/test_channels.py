@@ -255,7 +255,7 @@ def test_a_transform_that_takes_rgb_only_is_refused(bands):
     part = SimpleNamespace(signature=lambda: without)
     made = replace(made, transform=replace(made.transform, part=part))
     with pytest.raises(
-        RecipeError, match="'augment' takes images of 3 channels; the data set has 5"
+        RecipeError, match="'augment' needs images of 3 channels; the data set has 5"
     ):
         make_transform(made, DataFormat(8, 5))
 

@@ -72,7 +72,7 @@ def test_the_clock_starts_after_the_first_step(capsys):
 def test_a_run_that_only_warms_up_is_told(capsys):
     screen(warmup=2.0, epochs=2)[0].begin([], None)
     assert (
-        "never comes to 0.05: schedule.warmup_epochs = 2 of train.epochs = 2"
+        "never reaches 0.05: schedule.warmup_epochs = 2 of train.epochs = 2"
         in capsys.readouterr().out
     )
     screen(warmup=2.0, epochs=4)[0].begin([], None)

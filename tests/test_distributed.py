@@ -436,7 +436,9 @@ def test_a_signal_during_the_first_pass_ends_all_processes_at_once(tmp_path):
     time.sleep(3)
     process.send_signal(signal.SIGTERM)
     code, out, err = finish(process, 25)  # after 30 seconds the launcher would kill them
-    assert (code, err) == (143, "") and out.count("stopped by SIGTERM before a step was done") == 1
+    assert (code, err) == (143, "") and out.count(
+        "stopped by SIGTERM before a step was completed"
+    ) == 1
 
 
 def test_a_fault_that_no_restart_mends_ends_all_processes_at_once(tiny, tmp_path):
@@ -483,7 +485,7 @@ def test_synchronised_batch_norm_without_gpus_is_refused(ranks, tiny, capfd):
         ranks(lambda folder: build(recipe.read(tiny, overrides=("train.sync_batchnorm=true",))))
     ) == [1, 2]
     assert (
-        "train.sync_batchnorm  PyTorch has it on GPUs only, not on 'cpu'; set it to false"
+        "train.sync_batchnorm  PyTorch supports it on GPUs only, not on 'cpu'; set it to false"
         in capfd.readouterr().err
     )
 
@@ -496,6 +498,6 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(
         RecipeError,
-        match="this machine has 2 GPUs, too few for one to each process; start at most 2",
+        match="this machine has 2 GPUs, too few for one per rank; start at most 2 ranks",
     ):
         pick_device("cuda")

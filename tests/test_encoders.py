@@ -171,7 +171,10 @@ def test_the_trial_leaves_the_weights_as_timm_draws_them():
         ),
         ({"img_size": 64}, "encoder.img_size  'test_resnet' has no option 'img_size'"),
         ({"options": {"num_classes": 3}}, "encoder.options  'num_classes' is set by the encoder"),
-        ({"global_pool": ""}, "encoder.global_pool  'test_resnet' with these options returns [2, 96"),
+        (
+            {"global_pool": ""},
+            "encoder.global_pool  'test_resnet' with these options returns [2, 96",
+        ),
         ({"channels": 5}, "encoder.mean  the images have 5 channels; set encoder.mean and"),
         ({"mean": (0.5,)}, "encoder.mean  the images have 3 channels"),
         ({"std": (0.0, 1.0, 1.0)}, "encoder.std  0.0 is not greater than 0"),

@@ -25,11 +25,11 @@ def watched(*losses, expected=10.0, chances=None, steps=100, first=1, filled=Fal
 @pytest.mark.parametrize(
     ("loss", "sentence"),
     [
-        (10.2, "as it should be"),
+        (10.2, "as expected"),
         (15.1, "far too high"),
         (4.9, "far too low"),
-        (14.9, "as it should be"),
-        (5.1, "as it should be"),
+        (14.9, "as expected"),
+        (5.1, "as expected"),
     ],
 )
 def test_the_first_loss_is_compared_with_that_of_random_vectors(loss, sentence):
@@ -142,7 +142,7 @@ def test_a_loss_without_a_known_chance_is_compared_with_the_first_steps():
     falling = [3 - step / 200 for step in range(300)]
     assert watched(*falling, chances={}, steps=300).now().startswith("healthy: loss 1.6")
     flat = watched(*[3.0] * 300, chances={}, steps=300).now()
-    assert flat.startswith("no progress in the loss, whose chance is not known: loss 3.00")
+    assert flat.startswith("no progress in the loss, whose chance level is unknown: loss 3.00")
     assert watched(*[3.0] * 100, chances={}).now().startswith("too short to tell: loss 3.00")
 
 

@@ -32,12 +32,12 @@ MEETING = "MASTER_ADDR=localhost MASTER_PORT=29500"
 @pytest.mark.parametrize(
     "text, sentence, remedy",
     [
-        ("WORLD_SIZE=4", "WORLD_SIZE is 4, and RANK is not set", "WORLD_SIZE"),
+        ("WORLD_SIZE=4", "WORLD_SIZE is 4, but RANK is not set", "WORLD_SIZE"),
         ("WORLD_SIZE=four", "WORLD_SIZE is 'four', not a number", "WORLD_SIZE"),
         ("WORLD_SIZE=-1", "WORLD_SIZE is '-1', not a number", "WORLD_SIZE"),
         ("WORLD_SIZE=2 RANK=x", "RANK is 'x', not a number", "RANK"),
-        ("RANK=3", "RANK is 3, and WORLD_SIZE is 1", "RANK"),
-        ("RANK=2 WORLD_SIZE=2", "RANK is 2, and WORLD_SIZE is 2", "RANK"),
+        ("RANK=3", "RANK is 3, but WORLD_SIZE is 1", "RANK"),
+        ("RANK=2 WORLD_SIZE=2", "RANK is 2, but WORLD_SIZE is 2", "RANK"),
         ("RANK=0 WORLD_SIZE=2", "WORLD_SIZE is 2, and MASTER_ADDR is not set", "WORLD_SIZE"),
         (
             "RANK=0 WORLD_SIZE=2 MASTER_ADDR=here",

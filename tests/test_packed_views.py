@@ -96,7 +96,9 @@ def test_protocols_say_what_is_shown(both, tmp_path):
         assert ran.returncode == 0, ran.stderr
         protocol = json.loads((out / "linear.json").read_text())["protocol"]
         assert protocol["view"].startswith("crop: short side to 256/224 of the size")
-        assert protocol["view"].endswith("; a short side of 256 px, reduced by packing, counts as longer")
+        assert protocol["view"].endswith(
+            "; a short side of 256 px, reduced by packing, counts as longer"
+        )
 
 
 def test_a_probe_names_the_view_that_it_was_asked_for():

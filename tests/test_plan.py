@@ -48,8 +48,8 @@ def test_imagenet_is_planned_without_its_images():
     assert code == 0, err
     assert "1,281,167 (as published" in out
     assert "bank [1281167, 128]: 655,957,504 bytes" in out, "1,281,167 · 128 · 4"
-    assert "1,251 an epoch × 800 epochs = 1,000,800" in out
-    assert "1024 in all, 1024 on each of 1 cpu device" in out
+    assert "1,251 per epoch × 800 epochs = 1,000,800" in out
+    assert "1024 in total, 1024 on each of 1 cpu device" in out
     assert "0.12 at step 0" in out and "0.00012 at step 1,000,799" in out
     assert "per 256 images 0.03 " in out
     assert "view patches uint8 [1024, 9, 3, 16, 16]" in out
@@ -82,7 +82,7 @@ def test_a_range_is_one_value_where_both_read_alike():
 def test_devices_share_the_batch():
     code, out, err = sslkit("plan", IMAGENET, *settings(), "--devices", 32)
     assert code == 0, err
-    assert "1024 in all, 32 on each of 32 cpu devices" in out
+    assert "1024 in total, 32 on each of 32 cpu devices" in out
     assert "view image uint8 [32, 3, 64, 64]" in out
     assert "655,957,504 bytes (625.6 MiB) on every device" in out
 
@@ -102,7 +102,7 @@ def test_devices_share_a_sharded_bank():
 def test_the_number_of_images_may_be_given():
     code, out, err = sslkit("plan", IMAGENET, *settings("train.epochs=10"), "--images", 5000)
     assert code == 0, err
-    assert "5,000 (given)" in out and "4 an epoch × 10 epochs = 40" in out
+    assert "5,000 (given)" in out and "4 per epoch × 10 epochs = 40" in out
     assert "bank [5000, 128]: 2,560,000 bytes" in out
 
 

@@ -143,17 +143,17 @@ BROKEN = {
     ),
     "state is no tensor": (
         ("heads.image.use=stubborn",),
-        "holds 'method.heads.image._extra_state', which cannot be saved (",
+        "has a tensor 'method.heads.image._extra_state' that cannot be saved (",
     ),
     "loss is nan": (
         ("loss.use=nan",),
-        "loss 'nan' of stranger 1.0 gives numbers that are not finite for made-up images: loss, "
-        "gradient_norm of method 'npid' is nan; look for divisions",
+        "loss 'nan' of stranger 1.0 returns non-finite numbers for generated images: loss, "
+        "gradient_norm of method 'npid' is nan; check for divisions",
     ),
     "loss is a vector": (
         ("loss.use=vector",),
-        "loss 'vector' of stranger 1.0 gives method 'npid' a loss that is torch.float32 [8], with "
-        "gradient; it must be a float scalar: take the mean over images",
+        "loss 'vector' of stranger 1.0 returns torch.float32 [8], with gradient; the loss of "
+        "method 'npid' must be a float scalar: take the mean over images",
     ),
     "loss is detached": (
         ("loss.use=detached",),
@@ -175,8 +175,8 @@ BROKEN = {
     ),
     "view of another shape": (
         ("transform.use=cropped", "transform.size=32"),
-        "transform 'cropped' of stranger 1.0 made a view 'image' that is a Tensor of torch.uint8 "
-        "[3, 31, 32]; its `shapes` promise torch.uint8 or torch.uint16 of [3, 32, 32]",
+        "transform 'cropped' of stranger 1.0 returned a view 'image' that is a Tensor of "
+        "torch.uint8 [3, 31, 32]; its `shapes` promise torch.uint8 or torch.uint16 of [3, 32, 32]",
     ),
     "labels too few": (
         ("data={use: short_labels}",),
@@ -185,7 +185,7 @@ BROKEN = {
     ),
     "labels are text": (
         ("data={use: text_labels}",),
-        "data set 'text_labels' of stranger 1.0 gives labels as <U3; they must be an integer",
+        "data set 'text_labels' of stranger 1.0 has labels as <U3; they must be an integer",
     ),
     "batch of one with batch norm": (
         ("train.batch_size=1", "transform.size=16"),
@@ -327,7 +327,9 @@ def test_weights_without_gradient_are_refused_for_several_ranks(strangers, small
     run = rehearse_recipe(made, DataFormat(24)).run
     run.method.unused = torch.nn.Linear(1, 1)
     rehearsal._check_gradients(run, 1)
-    with pytest.raises(PluginError, match=r"leaves 2 weights without gradient, unused.weight the"):
+    with pytest.raises(
+        PluginError, match=r"leaves 2 weights without gradient, such as unused.weight"
+    ):
         rehearsal._check_gradients(run, 2)
 
 

@@ -298,7 +298,7 @@ def test_after_step_follows_every_step_that_was_taken(make, monkeypatch):
     ("name", "sentence"),
     [
         ("match", "reports the metrics .* at step 2 and .* before"),
-        ("loss", "names a metric 'loss', a name that is taken"),
+        ("loss", "reports a metric 'loss', a reserved name"),
     ],
     ids=["missing at the second step", "taken"],
 )

@@ -123,7 +123,7 @@ REFUSED = {
     "lengths that cannot be compared": (
         "companion",
         ("patch_dim: 8, out_dim: 16", "patch_dim: 8, out_dim: 12"),
-        ":5  heads  these heads are compared and must share one out_dim: image 16, pretext 12",
+        ":5  heads  these heads are compared and must have the same out_dim: image 16, pretext 12",
     ),
     "auto without a target": (
         "companion",
@@ -243,7 +243,7 @@ def test_labels_that_are_missing_are_missed_in_one_sentence(command, photos, tmp
     serves, _, refused = output.strip().partition("\n")
     assert serves.endswith("flat (12 images, no classes)")
     assert refused == (
-        "data  method 'supervised' predicts labels, and the images of 'image_folder' have none; "
+        "data  method 'supervised' predicts labels, but the images of 'image_folder' have none; "
         "name a folder with one subfolder per class: --data DIR"
     )
     assert not (tmp_path / "runs").exists()

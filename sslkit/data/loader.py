@@ -134,7 +134,7 @@ class _Builder(Dataset):
             if sample.views.keys() != shapes.keys():
                 made, promised = ", ".join(sample.views), ", ".join(shapes)
                 return PluginError(
-                    f"{called} made the views {made}; its `shapes` promise {promised}"
+                    f"{called} returned the views {made}; its `shapes` promise {promised}"
                 )
             for name, view in sample.views.items():
                 dtype, shape = getattr(view, "dtype", None), list(getattr(view, "shape", ()))
@@ -142,7 +142,7 @@ class _Builder(Dataset):
                 if not integer or shape != list(shapes[name]):
                     made = f"{type(view).__name__} of {dtype} {shape}"
                     return PluginError(
-                        f"{called} made a view '{name}' that is a {made}; its `shapes` promise "
+                        f"{called} returned a view '{name}' that is a {made}; its `shapes` promise "
                         f"torch.uint8 or torch.uint16 of {list(shapes[name])}"
                     )
         return None

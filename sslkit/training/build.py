@@ -1,4 +1,4 @@
-"""Recipe → Run: everything that training needs, made and checked."""
+"""Builds a training run from a recipe."""
 
 from dataclasses import replace
 from typing import Literal
@@ -26,9 +26,9 @@ from sslkit.training.optim import make_optimizer, make_schedule
 
 @faults.telling()
 def loader_workers(chosen: int | Literal["auto"], device_type: str, size: int) -> int:
-    """Return the loader workers of a rank, whose batches take `size` bytes.
+    """Return the number of loader workers of a rank, for batches of `size` bytes.
 
-    "auto": as many as its cores allow, and as have room for a batch in shared memory.
+    "auto" is limited by the rank's cores and by the shared memory for one batch per worker.
     """
     if chosen == "auto":
         return shared.fitting(auto_workers(device_type), size)
@@ -43,17 +43,17 @@ def build(
     loader_class: type[Loader] = Loader,
     restored: bool = False,
 ) -> Run:
-    """Make a run on the recipe's data set, or on another `source`.
+    """Build a run on the recipe's data set, or on another `source`. Writes nothing.
 
-    `images` replaces the number of images that the method is made for. `restored`: a checkpoint
-    will be loaded, so the encoder's initial weights are not read. Raises RecipeError,
-    DataError or PluginError; writes nothing.
+    `images` replaces the size of the data set for the method. `restored` skips the encoder's
+    initial weights, because a checkpoint will be loaded. Raises RecipeError, DataError or
+    PluginError.
     """
     chosen, world = recipe.train, distributed.world()
     device = pick_device(chosen.device)
     batch_size = chosen.per_rank_batch(world)
     if chosen.sync_batchnorm and world > 1 and device.type != "cuda":
-        message = f"PyTorch has it on GPUs only, not on '{device.type}'; set it to false"
+        message = f"PyTorch supports it on GPUs only, not on '{device.type}'; set it to false"
         raise RecipeError(Fault("train.sync_batchnorm", message))
     if chosen.deterministic:
         torch.use_deterministic_algorithms(True)
@@ -112,7 +112,7 @@ def build(
 
 
 def _compile(method: Method) -> None:
-    """Compile every encoder of a method: one graph for each size of view."""
+    """Compile every encoder of a method, with one graph per view size."""
     for module in method.modules():
         if isinstance(module, Encoder):
             module.compile(dynamic=False)

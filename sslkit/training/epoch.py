@@ -1,4 +1,4 @@
-"""What a method may use before an epoch: passes over the images, the next step's batches."""
+"""Provides a method with passes over the images and the next step's batches before an epoch."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -13,8 +13,8 @@ from sslkit.training import streams
 class TrainingEpoch(Epoch):
     """The epoch of a training run.
 
-    `ahead` returns the micro-batches of the next step. `passing` is called with the images that a
-    pass has yielded, over all ranks.
+    `ahead` returns the micro-batches of the next step. `passing` is called with the number of
+    images that a pass has yielded on all ranks.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class TrainingEpoch(Epoch):
         self.passing(min(images, len(self.run.source)))
 
     def next_step(self) -> Iterator[tuple[Batch, Progress]]:
-        """Yield the micro-batches of the next step with the draws that they will have."""
+        """Yield the micro-batches of the next step, with the draws of that step."""
         run, step = self.run, self.progress.step
         before = [value.clone() for value in run.statistics()]
         try:
@@ -63,7 +63,7 @@ class TrainingEpoch(Epoch):
             run.restore_statistics(before)
 
     def forget(self, *modules: nn.Module) -> None:
-        """Drop the optimizer's state of these modules."""
+        """Drop the optimizer state of these modules."""
         for module in modules:
             for parameter in module.parameters():
                 self.run.optimizer.state.pop(parameter, None)

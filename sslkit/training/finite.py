@@ -1,4 +1,4 @@
-"""Numbers that are not finite: found, described, written down."""
+"""Detects and reports non-finite numbers."""
 
 import json
 import math
@@ -16,24 +16,27 @@ from sslkit.runs.run import Run
 from sslkit.training import trainer
 
 NOT_FINITE = "not_finite.json"
-"""Beside the metrics: all that is known of a step whose numbers were not finite."""
+"""File in the run folder with the details of a step with non-finite numbers."""
 
 CHUNK = 2**20
-"""Numbers that are looked at at once: a copy of a large bank would need its memory again."""
+"""Elements that are checked together, since a check of a large bank would double its memory."""
 
-TOLD = 3
-"""Skipped steps that are told of one by one."""
+REPORTED = 3
+"""Number of skipped steps that are reported individually."""
 
 REMEDY = (
-    "Nothing was saved after it; lower the rate (--set optimizer.lr=…), warm up "
+    "Nothing was saved after it; lower the learning rate (--set optimizer.lr=…), warm up "
     "(--set schedule.warmup_epochs=…), clip (--set train.clip_grad=1.0) or skip such steps "
-    "(--set train.on_nan=skip), then start anew, or write it into {0}/recipe.yaml and go on: "
+    "(--set train.on_nan=skip), then start a new run, or change {0}/recipe.yaml and resume: "
     "sslkit train --resume {1}"
 )
 
 
 def check_finite(rows: list[Row], steps: list[trainer.Step], run: Run, folder: Path) -> list[str]:
-    """Return a sentence for each step that was skipped; TrainingError at one that was not."""
+    """Return a sentence for each skipped step.
+
+    Raises TrainingError for a step with non-finite numbers that was not skipped.
+    """
     skipped = []
     for row, step in zip(rows, steps, strict=True):
         if step.skipped:
@@ -43,14 +46,14 @@ def check_finite(rows: list[Row], steps: list[trainer.Step], run: Run, folder: P
     return skipped
 
 
-def seldom(sentences: list[str], before: int) -> list[str]:
-    """Keep the first TOLD sentences of a run, then one at every power of two, with the count.
+def thinned(sentences: list[str], before: int) -> list[str]:
+    """Keep the first REPORTED sentences of a run, then one at every power of two.
 
-    `before` counts the sentences of earlier steps.
+    `before` is the number of sentences for earlier steps.
     """
     kept = []
     for count, sentence in enumerate(sentences, before + 1):
-        if count <= TOLD:
+        if count <= REPORTED:
             kept.append(sentence)
         elif count.bit_count() == 1:
             kept.append(f"{sentence}; {count:,} steps skipped so far")
@@ -58,9 +61,9 @@ def seldom(sentences: list[str], before: int) -> list[str]:
 
 
 def check_weights(run: Run, folder: Path) -> None:
-    """Raise TrainingError where a weight is not finite.
+    """Raise TrainingError if a weight is not finite.
 
-    The last loss predates the last update, so the weights are checked before saving.
+    The last loss predates the last update, so check the weights before saving.
     """
     tensors = run.method.state_dict().items()
     values = {name: value for name, value in tensors if value.is_floating_point()}
@@ -68,22 +71,22 @@ def check_weights(run: Run, folder: Path) -> None:
     wrong = [name for name, fine in zip(values, finite, strict=True) if not fine]
     if wrong:
         raise TrainingError(
-            f"step {run.step} left {counted(len(wrong), 'tensor')} not finite, {wrong[0]} the "
-            f"first. {_remedy(folder)}"
+            f"{counted(len(wrong), 'tensor')} not finite after step {run.step}, such as "
+            f"{wrong[0]}. {_remedy(folder)}"
         )
 
 
 def _remedy(folder: Path) -> str:
-    """Return what to do about numbers that are not finite."""
+    """Return the remedy for non-finite numbers."""
     return REMEDY.format(folder, shlex.quote(str(folder)))
 
 
 def _finite(value: Tensor) -> Tensor:
-    """Return a bool scalar on the device: whether all numbers are finite."""
+    """Return whether all elements are finite, as a bool scalar on the device."""
     if value.numel() <= CHUNK:
         return value.isfinite().all()
     rows = max(1, CHUNK * len(value) // value.numel())
-    return torch.stack([part.isfinite().all() for part in value.split(rows)]).all()
+    return torch.stack([chunk.isfinite().all() for chunk in value.split(rows)]).all()
 
 
 def _not_finite(row: Row) -> list[str]:
@@ -92,16 +95,16 @@ def _not_finite(row: Row) -> list[str]:
 
 
 def _describe(row: Row, step: trainer.Step, run: Run, folder: Path) -> str:
-    """Return what was not finite, at which rate, in which images; write down all images.
+    """Describe a step with non-finite numbers, and write all details to NOT_FINITE.
 
-    Every rank calls it.
+    A collective: every rank calls it.
     """
     index = distributed.gather(step.index).tolist()
     names = [str(run.source.names[place]) for place in index]
     if distributed.rank() == 0:
         values = {name: repr(value) for name, value in {"loss": row.loss, **row.metrics}.items()}
-        known = {"step": row.step, "lr": row.lr, "values": values, "images": names}
-        files.write_text(folder / NOT_FINITE, json.dumps(known, indent=1))
+        details = {"step": row.step, "lr": row.lr, "values": values, "images": names}
+        files.write_text(folder / NOT_FINITE, json.dumps(details, indent=1))
     shown = ", ".join(map(printable, names[:8]))
     if len(names) > 8:
         shown += f" and {len(names) - 8} more"

@@ -1,4 +1,4 @@
-"""Judges a run by its numbers: collapsed, not learning, at chance, healthy, too short to tell."""
+"""Assesses a run from its metrics: collapsed, not learning, at chance, healthy, undecided."""
 
 from collections import deque
 from collections.abc import Iterable, Mapping
@@ -8,34 +8,33 @@ from sslkit.errors import counted
 from sslkit.runs.metrics import Row
 
 WINDOW = 50
-"""Steps that a judgement is based on."""
+"""Number of last steps that an assessment uses."""
 
 EARLY = 20
-"""Steps that the last ones are compared with."""
+"""Number of early steps for comparison."""
 
 SETTLED = 4
-"""Epochs before those: a memory settles in this time, and the loss with it, also if nothing is
-learnt."""
+"""Epochs until the early steps. A memory bank changes the loss during them without learning."""
 
 ENOUGH = 200
-"""Steps before which a run that is no better than chance is too short to tell."""
+"""Smallest number of steps before a run without progress is reported."""
 
 COLLAPSED = 0.1
-"""Standard deviation of features (`feature_std/NAME`) below which they say little."""
+"""Standard deviation of features (`feature_std/NAME`) below which they may have collapsed."""
 
 ALIKE = 0.01
-"""The same, below which all features are the same."""
+"""Standard deviation of features below which they are the same for all images."""
 
 MARGIN, ERRORS = 0.02, 3.0
-"""Two means differ if they do by this part of the second, and by so many standard errors."""
+"""Smallest difference of two means, relative to the second and in standard errors."""
 
 
 class Health:
-    """Collects the steps of a run and judges them.
+    """Collects the metrics of a run and assesses them.
 
-    `expected` is the first loss of random vectors, or None; `chances` are those of
-    `Method.at_chance`. `filled` says that a bank was initialised by a forward pass: it holds no
-    random vectors, so the first loss is not judged. `epoch` counts the steps of one.
+    `expected` is the expected first loss of random vectors, or None. `chances` are the values of
+    `Method.at_chance`. `filled` means that a forward pass initialised a bank, so the first loss is
+    not compared with `expected`. `epoch` is the number of steps per epoch.
     """
 
     def __init__(
@@ -50,15 +49,15 @@ class Health:
         self.expected, self.steps, self.filled = expected, steps, filled
         self.chances = dict(chances or {})
         self.settled = max(EARLY, min(SETTLED * epoch, steps // 3))
-        """The last of the early steps."""
+        """Last early step."""
         self.reached = 0
-        """The step that the run has come to; a skipped one has no numbers to add."""
+        """Current step of the run, including skipped steps, which add no metrics."""
         self.first: Row | None = None
         self.early: list[Row] = []
         self.last: deque[Row] = deque(maxlen=WINDOW)
 
     def remember(self, row: Row) -> None:
-        """Add a step of an earlier session, to compare with."""
+        """Add a step of an earlier session, for comparison."""
         if row.step == 1:
             self.first = row
         if self.settled - EARLY < row.step <= self.settled:
@@ -73,7 +72,7 @@ class Health:
         self.reached = max(self.reached, row.step)
 
     def start(self) -> str:
-        """Compare the first loss with that of random vectors."""
+        """Compare the first loss with the expected loss of random vectors."""
         if self.first is None:
             return "no step yet"
         loss = self.first.loss
@@ -95,10 +94,10 @@ class Health:
                 f"{text}: far too low; the positive may be among the negatives, or the views may "
                 "be the same picture"
             )
-        return f"{text}: as it should be"
+        return f"{text}: as expected"
 
     def now(self) -> str:
-        """Judge the last steps: collapse, then every number that has a chance, then the loss."""
+        """Assess the last steps: collapse, metrics with a chance level, else the loss."""
         if not self.last:
             return "no step was taken"
         for name in self.last[-1].metrics:
@@ -108,12 +107,12 @@ class Health:
             return (
                 f"{self._undecided()}: {self._shown('loss')} over {counted(len(self.last), 'step')}"
             )
-        judged = [name for name in self.chances if _has(self.last, name)]
-        if not judged:
+        metrics = [name for name in self.chances if _has(self.last, name)]
+        if not metrics:
             return self._against_early()
-        failing = [name for name in judged if not self._beats(name)]
+        failing = [name for name in metrics if not self._beats(name)]
         if not failing:
-            return f"healthy: {self._listed(judged)}"
+            return f"healthy: {self._listed(metrics)}"
         if self._too_short():
             return f"{self._undecided()}: {self._listed(failing)}"
         text = self._listed(failing, with_margin=True)
@@ -122,30 +121,30 @@ class Health:
             if any(self._at_chance(name) for name in failing):
                 return f"at chance: after {step} of {self.steps} steps {text}"
             return f"slow: after {step} of {self.steps} steps better than before, but {text}"
-        part = "" if len(failing) == len(judged) else f" by {', '.join(failing)}"
+        names = "" if len(failing) == len(metrics) else f" by {', '.join(failing)}"
         verdict = "no progress so far" if step < self.steps else "not learning"
-        return f"{verdict}{part}: after {step} of {self.steps} steps {text}"
+        return f"{verdict}{names}: after {step} of {self.steps} steps {text}"
 
     def _too_short(self) -> bool:
-        """Return whether steps are too few to find fault with."""
+        """Tell whether there are too few steps for a negative verdict."""
         return self.last[-1].step <= max(ENOUGH, self.steps / 2)
 
     def _undecided(self) -> str:
         return "too early to judge" if self.reached < self.steps else "too short to tell"
 
     def _against_early(self) -> str:
-        """Compare a loss without a known chance with the early steps."""
+        """Compare a loss without known chance level with the early steps."""
         text = self._shown("loss")
         if self._improved("loss"):
             return f"healthy: {text}"
         if self._too_short() or not self.early:
             return f"{self._undecided()}: {text}"
-        return f"no progress in the loss, whose chance is not known: {text}"
+        return f"no progress in the loss, whose chance level is unknown: {text}"
 
     def _shown(self, name: str, with_margin: bool = False) -> str:
-        """Return a number with its chance and its early value, where these are known.
+        """Return a metric with its chance level and its early value, if known.
 
-        `with_margin` adds by how much it must differ from its chance.
+        `with_margin` adds the required difference from chance level.
         """
         beside = []
         if name in self.chances:
@@ -161,26 +160,26 @@ class Health:
         return ", ".join(self._shown(name, with_margin) for name in names)
 
     def _beats(self, name: str) -> bool:
-        """Return whether a number is better than its chance."""
+        """Tell whether a metric is better than chance level."""
         values = _values(self.last, name)
         return _better(name, fmean(values), self.chances[name], _error(values))
 
     def _at_chance(self, name: str) -> bool:
-        """Return whether a number that does not beat its chance is not worse either."""
+        """Tell whether a metric is at chance level, within the margin."""
         values, chance = _values(self.last, name), self.chances[name]
         return abs(fmean(values) - chance) <= _margin(chance, _error(values))
 
     def _improved(self, name: str) -> bool:
-        """Return whether a number is better than in the early steps."""
+        """Tell whether a metric is better than in the early steps."""
         if not _has(self.early, name) or self.last[0].step <= self.settled:
             return False
         now, then = _values(self.last, name), _values(self.early, name)
         return _better(name, fmean(now), fmean(then), _error(now) + _error(then))
 
     def _collapsed(self, name: str) -> str | None:
-        """Say that features became alike, or are all the same; None where they are not.
+        """Return a message if features have collapsed, else None.
 
-        Those of an untrained network may be nearly alike, and learn nevertheless.
+        Features of an untrained network may be nearly equal without collapse.
         """
         if self.first is None or self.first.step > 1 or len(self.last) < WINDOW:
             return None
@@ -190,13 +189,13 @@ class Health:
         if now >= then / 2 and self._too_short():
             return None
         return (
-            f"collapsed: {name} is {now:.3f}, {then:.3f} at the first step (0 = all images alike, "
-            "1 = spread over all directions); the features say nothing about the image"
+            f"collapsed: {name} is {now:.3f}, {then:.3f} at the first step (0 = all images equal, "
+            "1 = all directions used); the features hardly depend on the image"
         )
 
 
 def _has(rows: Iterable[Row], name: str) -> bool:
-    """Return whether rows have a number of this name."""
+    """Tell whether rows have a metric of this name."""
     return any(name == "loss" or name in row.metrics for row in rows)
 
 
@@ -216,11 +215,11 @@ def _error(values: list[float]) -> float:
 
 
 def _better(name: str, value: float, other: float, error: float) -> bool:
-    """Return whether a mean is clearly better: lower for names in `loss…`, higher for others."""
+    """Tell whether a mean is clearly better: lower for names in `loss…`, higher for others."""
     ahead = other - value if name.startswith("loss") else value - other
     return ahead > _margin(other, error)
 
 
 def _margin(other: float, error: float) -> float:
-    """Return by how much a mean must differ from `other`."""
+    """Return the required difference of a mean from `other`."""
     return max(MARGIN * abs(other), ERRORS * error)

@@ -1,4 +1,4 @@
-"""Optimizers by name, from torch and timm; schedules of the learning rate and the weight decay."""
+"""Creates optimizers by name, from torch and timm, and schedules of rate and weight decay."""
 
 import inspect
 import math
@@ -20,7 +20,7 @@ NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
 def parameter_groups(
     module: nn.Module, weight_decay: float, exempt_norms_and_biases: bool
 ) -> list[dict[str, Any]]:
-    """Return one group that decays and one that does not (`_exempt`)."""
+    """Return a group with weight decay and one without (`_exempt`)."""
     exempt = _exempt(module) if exempt_norms_and_biases else set()
     trained = [value for value in module.parameters() if value.requires_grad]
     decaying = [value for value in trained if value not in exempt]
@@ -33,24 +33,24 @@ def parameter_groups(
 
 
 def _exempt(module: nn.Module) -> set[nn.Parameter]:
-    """Return the parameters that do not decay unless the recipe says so.
+    """Return the parameters that are exempt from weight decay.
 
-    These are all parameters of at most one dimension (biases, scales), all of normalisation layers,
-    and those that a model of timm names in `no_weight_decay` (position embeddings, class tokens).
+    These are parameters of at most one dimension (biases, scales), parameters of normalisation
+    layers, and those that timm lists in `no_weight_decay` (position embeddings, class tokens).
     """
     found = {value for value in module.parameters() if value.dim() <= 1}
-    for part in module.modules():
-        if isinstance(part, NORMS):
-            found.update(part.parameters(recurse=False))
-        named = getattr(part, "no_weight_decay", None)
-        if callable(named):
-            names = named()
-            found |= {value for name, value in part.named_parameters() if name in names}
+    for child in module.modules():
+        if isinstance(child, NORMS):
+            found.update(child.parameters(recurse=False))
+        listed = getattr(child, "no_weight_decay", None)
+        if callable(listed):
+            names = listed()
+            found |= {value for name, value in child.named_parameters() if name in names}
     return found
 
 
 def make_optimizer(module: nn.Module, chosen: recipe.Optimizer) -> Optimizer:
-    """Make the optimizer of that name. Raises RecipeError for what it does not take."""
+    """Create the recipe's optimizer. Raises RecipeError for options that it does not accept."""
     try:
         cls = get_optimizer_class(chosen.use, bind_defaults=False)
         defaults = optimizers.defaults(chosen.use, get_optimizer_info(chosen.use).defaults)
@@ -69,13 +69,13 @@ def make_optimizer(module: nn.Module, chosen: recipe.Optimizer) -> Optimizer:
 
 
 def _options(cls: Callable[..., Optimizer], chosen: recipe.Optimizer) -> dict[str, Any]:
-    """Return the optimizer's own options as its constructor takes them."""
-    known = inspect.signature(cls).parameters
+    """Return the optimizer's own options as constructor arguments."""
+    parameters = inspect.signature(cls).parameters
     options = {}
     for name, value in chosen.options.items():
-        if name not in known:
-            has = ", ".join(known)
-            message = f"the optimizer '{chosen.use}' has no such option; it has {has}"
+        if name not in parameters:
+            names = ", ".join(parameters)
+            message = f"the optimizer '{chosen.use}' has no such option; it has {names}"
             raise RecipeError(Fault(f"optimizer.{name}", message))
         options[name] = tuple(value) if isinstance(value, list) else value
     return options
@@ -86,7 +86,7 @@ def _try_out(
 ) -> None:
     """Take one step with one weight.
 
-    An optimizer that cannot step or cannot be saved is refused before anything is trained.
+    Detects optimizers that cannot step or cannot be saved before training.
     """
     weight = nn.Parameter(torch.ones(2, 2, device=device))
     optimizer = cls([weight], **options)
@@ -102,17 +102,17 @@ def _try_out(
 def make_schedule(
     optimizer: Optimizer, chosen: recipe.Schedule, epochs: int, steps_per_epoch: int
 ) -> Callable[[int], float]:
-    """Return a function that sets the learning rate and the weight decay of a step.
+    """Return a function that sets learning rate and weight decay of a step, and returns the rate.
 
-    It returns the learning rate. It is a pure function of the step, so nothing needs saving.
-    `per: epoch` holds the rate of an epoch's first step for the whole epoch, as VISSL does for
-    PIRL; the warm-up and the weight decay change at every step.
+    The rate is a pure function of the step, so checkpoints store no schedule. With `per: epoch`,
+    the rate is constant during an epoch, as in VISSL's PIRL. The warm-up and the weight decay
+    change at every step.
     """
     steps, peak = epochs * steps_per_epoch, optimizer.param_groups[0]["lr"]
     final = chosen.final_weight_decay
     decays = {}
     if final is not None:
-        # Places, not groups: loading an optimizer's state replaces its groups.
+        # Stores indices, because loading an optimizer's state replaces its groups.
         for place, group in enumerate(optimizer.param_groups):
             if group["weight_decay"] > 0:
                 decays[place] = group["weight_decay"]
@@ -132,7 +132,7 @@ def make_schedule(
 def learning_rate(
     step: int, peak: float, chosen: recipe.Schedule, epochs: int, steps_per_epoch: int
 ) -> float:
-    """Return the learning rate of a step, which counts from 0."""
+    """Return the learning rate of a step, counted from 0."""
     warm = round(chosen.warmup_epochs * steps_per_epoch)
     if step < warm:
         return chosen.warmup_lr + step * ((peak - chosen.warmup_lr) / warm)
@@ -148,5 +148,5 @@ def learning_rate(
 
 
 def _cosine(start: float, end: float, fraction: float) -> float:
-    """Return `start` at 0 and `end` at 1, along half a cosine."""
+    """Interpolate from `start` at 0 to `end` at 1 along half a cosine period."""
     return end + 0.5 * (start - end) * (1 + math.cos(math.pi * fraction))

@@ -1,4 +1,4 @@
-"""Estimates what a recipe costs, from a rehearsal: no data set is needed, nothing is written."""
+"""Estimates memory and time of a recipe from a rehearsal, without data set or output files."""
 
 import time
 from collections.abc import Callable
@@ -21,13 +21,13 @@ from sslkit.training.optim import make_optimizer, make_schedule
 from sslkit.training.rehearsal import Rehearsal, rehearse_recipe
 
 TIMED = 8
-"""Images of the rehearsal on a CPU: a step of two spends more on the optimizer than on images."""
+"""Images of the rehearsal on a CPU, enough to outweigh the optimizer's time."""
 
 TIMES = 5
-"""Steps of the rehearsal that are timed; a first one warms up."""
+"""Timed steps of the rehearsal, after one for warm-up."""
 
 Rows = list[tuple[str, str]]
-"""(what, how much)."""
+"""Names and values."""
 
 
 @faults.telling()
@@ -40,9 +40,9 @@ def plan(
 ) -> dict[str, Rows]:
     """Return shapes, parameters, schedule, memory and time, by section.
 
-    `devices` share the batch. `images` stands for a data set that is not at hand. Calls `look`
-    with a data set that is. Refuses what `sslkit train` refuses before its first step: RecipeError,
-    DataError or PluginError.
+    The batch is divided over `devices`. `images` is the size of a data set that is not available;
+    an available one is passed to `look`. Raises the errors that `sslkit train` raises before its
+    first step: RecipeError, DataError or PluginError.
     """
     data, source, how = find_data(recipe, images)
     if source is not None:
@@ -60,9 +60,9 @@ def plan(
 def find_data(
     recipe: Recipe, images: int | None = None
 ) -> tuple[DataFormat, ImageSource | None, str]:
-    """Return the format of the images to train on, their source, and how their number is known.
+    """Return the format of the training images, their source, and the origin of their number.
 
-    `images` replaces their number. There is no source where the data set is not at hand.
+    `images` replaces their number. The source is None if the data set is not available.
     """
     source: ImageSource | None = None
     try:
@@ -71,7 +71,7 @@ def find_data(
     except DataError as error:
         published = getattr(recipe.data.part.load(), "nominal", {}).get("pretrain")
         if images is None and published is None:
-            message = f"{error} (or give the number of images: --images N)"
+            message = f"{error} (or set the number of images: --images N)"
             raise RecipeError(Fault("data", message)) from error
         data, how = DataFormat(published or 0), "as published; the data set is not on this machine"
     if images is not None:
@@ -80,12 +80,12 @@ def find_data(
 
 
 def megabytes(count: float) -> str:
-    """Return bytes in MiB."""
+    """Format bytes in MiB."""
     return f"{count / 2**20:,.1f} MiB"
 
 
 def duration(seconds: float) -> str:
-    """Return seconds in the largest unit of which there are two."""
+    """Format seconds in the largest unit with a value of at least 2."""
     for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:,.1f} {unit}"
@@ -93,7 +93,7 @@ def duration(seconds: float) -> str:
 
 
 def between(low: str, high: str) -> str:
-    """Return a range; one value where both read alike."""
+    """Format a range, or one value if both are equal."""
     return low if low == high else f"{low} to {high}"
 
 
@@ -102,7 +102,7 @@ def _parameters(module: nn.Module) -> int:
 
 
 def _parts(recipe: Recipe, rehearsal: Rehearsal, devices: int) -> Rows:
-    """Views, encoder, heads, loss."""
+    """Return the rows of views, encoder, heads and loss."""
     run, rows = rehearsal.run, []
     bits, per_device = run.data.bits, recipe.train.batch_size // devices
     for name, shape in run.transform.shapes.items():
@@ -121,7 +121,7 @@ def _parts(recipe: Recipe, rehearsal: Rehearsal, devices: int) -> Rows:
 def _samplers(
     recipe: Recipe, rehearsal: Rehearsal, data: DataFormat, devices: int
 ) -> tuple[int, Rows]:
-    """Return the bytes of all samplers on a device, and their rows; made for all images."""
+    """Return the size of all samplers on a device, bytes, and their rows."""
     total, rows = 0, []
     method = rehearsal.run.method
     for name in method.samplers:
@@ -133,8 +133,8 @@ def _samplers(
         buffers = dict(sampler.named_buffers())
         size = sum(-(-value.nbytes // ranks.get(key, 1)) for key, value in buffers.items())
         kept = ", ".join(f"{key} {list(value.shape)}" for key, value in buffers.items())
-        held = f"{kept}: {size:,} bytes ({megabytes(size)}) on every device"
-        rows.append((f"sampler {recipe.sampler.use}", held))
+        value = f"{kept}: {size:,} bytes ({megabytes(size)}) on every device"
+        rows.append((f"sampler {recipe.sampler.use}", value))
         total += size
     return total, rows
 
@@ -142,13 +142,13 @@ def _samplers(
 def _schedule(
     recipe: Recipe, rehearsal: Rehearsal, data: DataFormat, how: str, devices: int
 ) -> Rows:
-    """Images, batch, steps, learning rate."""
+    """Return the rows of images, batch, steps and learning rate."""
     chosen, kind = recipe.train, rehearsal.run.device.type
     steps_per_epoch = data.images // chosen.batch_size
     steps = steps_per_epoch * chosen.epochs
-    each = chosen.batch_size // devices
-    each_of = counted(devices, f"{kind} device")
-    batch = f"{chosen.batch_size} in all, {each} on each of {each_of}"
+    per_device = chosen.batch_size // devices
+    batch = f"{chosen.batch_size} in total, {per_device} on each of "
+    batch += counted(devices, f"{kind} device")
     if chosen.accumulate > 1:
         batch += f", in {chosen.accumulate} micro-batches of {chosen.per_rank_batch(devices)}"
     rates = [f"{rate:.3g} at step {step:,}" for step, rate in _rates(recipe, steps_per_epoch)]
@@ -156,7 +156,7 @@ def _schedule(
     return [
         ("images", f"{data.images:,} ({how})"),
         ("batch", batch),
-        ("steps", f"{steps_per_epoch:,} an epoch × {counted(chosen.epochs, 'epoch')} = {steps:,}"),
+        ("steps", f"{steps_per_epoch:,} per epoch × {counted(chosen.epochs, 'epoch')} = {steps:,}"),
         ("learning rate", ", ".join(rates)),
         ("per 256 images", f"{per_256:.3g} (rate × 256 / batch), {recipe.optimizer.use}"),
     ]
@@ -174,24 +174,24 @@ def _rates(recipe: Recipe, steps_per_epoch: int) -> list[tuple[int, float]]:
 
 
 def _memory(recipe: Recipe, rehearsal: Rehearsal, bank: int, devices: int) -> Rows:
-    """Weights with their gradients and the optimizer's state, activations, memory bank."""
+    """Return the rows of weights, gradients, optimizer state, activations and memory bank."""
     run, state = rehearsal.run, 0
     for values in run.optimizer.state.values():
         tensors = [value for value in values.values() if isinstance(value, Tensor)]
         state += sum(value.nbytes for value in tensors)
     per_image = rehearsal.activations / rehearsal.images
-    held = {
+    sizes = {
         "weights, gradients and optimizer": 8 * _parameters(run.method) + state,
         "activations": per_image * recipe.train.per_rank_batch(devices),
         "memory bank": bank,
     }
-    held["together"] = sum(held.values())
-    rows = [(what, megabytes(size)) for what, size in held.items()]
+    sizes["total"] = sum(sizes.values())
+    rows = [(name, megabytes(size)) for name, size in sizes.items()]
     return [*rows, ("loader, in shared memory of the host", _loader(recipe, rehearsal, devices))]
 
 
 def _loader(recipe: Recipe, rehearsal: Rehearsal, devices: int) -> str:
-    """Return what the batches take that loader workers hold ready."""
+    """Return the memory of prefetched batches."""
     run = rehearsal.run
     size = batch_bytes(run.transform, run.source, recipe.train.per_rank_batch(devices))
     workers = loader_workers(recipe.train.workers, run.device.type, size)
@@ -200,12 +200,12 @@ def _loader(recipe: Recipe, rehearsal: Rehearsal, devices: int) -> str:
     ready = shared.prefetch(workers, size)
     return (
         f"{megabytes(workers * ready * size)}: {counted(workers, 'worker')}, each with "
-        f"{counted(ready, 'batch', 'batches')} of {megabytes(size)} ready"
+        f"{counted(ready, 'prefetched batch', 'prefetched batches')} of {megabytes(size)}"
     )
 
 
 def _time(recipe: Recipe, rehearsal: Rehearsal, data: DataFormat, devices: int) -> Rows:
-    """Images a second, of the rehearsal and of a loader worker; duration of an epoch, of all."""
+    """Return the rows of throughput, time per image in a worker, and duration."""
     run, count = rehearsal.run, rehearsal.images
     fastest, slowest = min(rehearsal.seconds), max(rehearsal.seconds)
     precision = str(run.precision).removeprefix("torch.")
@@ -217,17 +217,17 @@ def _time(recipe: Recipe, rehearsal: Rehearsal, data: DataFormat, devices: int) 
     speed = (
         f"{rates} images/s on {run.device.type}, {precision}; the slowest and fastest of {steps}"
     )
-    cut = f"{1000 * _cutting(rehearsal):.1f} ms an image of {WIDTH}×{HEIGHT}, without decoding"
+    cut = f"{1000 * _cutting(rehearsal):.1f} ms per image of {WIDTH}×{HEIGHT}, without decoding"
     return [
         (f"rehearsed: {counted(count, 'image')}", speed),
         ("views in a worker", cut),
         ("an epoch", between(*map(duration, epoch))),
-        ("the whole run", between(*[duration(each * recipe.train.epochs) for each in epoch])),
+        ("the full run", between(*[duration(each * recipe.train.epochs) for each in epoch])),
     ]
 
 
 def _cutting(rehearsal: Rehearsal, count: int = 8) -> float:
-    """Return the seconds that a loader worker needs to cut the views of one image."""
+    """Return the time that a loader worker needs to cut the views of one image, s."""
     run = rehearsal.run
     assert isinstance(run.source, MadeUp)
     images = [run.transform.fetch(run.source, n, np.random.default_rng(n)) for n in range(count)]

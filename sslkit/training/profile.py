@@ -1,4 +1,4 @@
-"""Measures where the time of a training step goes: seconds by section, a verdict, a trace."""
+"""Measures the time of a training step by section, with a verdict and a trace."""
 
 import functools
 import json
@@ -27,10 +27,10 @@ from sslkit.training.rehearsal import rehearse_recipe
 from sslkit.training.trainer import EPOCH, WAITING
 
 DATA_BOUND = 0.25
-"""The share of a step spent waiting for data from which a run is data-bound."""
+"""Fraction of a step spent waiting for data, from which a run is data-bound."""
 
 SECTIONS = {
-    WAITING: "the next batch is not ready; without workers it is made meanwhile",
+    WAITING: "until the next batch is ready; without workers, time to load it",
     "transfer": "host to device",
     "views": "colours, blur, flips, normalisation",
     "encoder": "forward",
@@ -38,25 +38,27 @@ SECTIONS = {
     "loss": "without negatives",
     "negatives": "drawn and compared",
     EPOCH: "passes over the images",
-    "forward": "the method's wiring",
+    "forward": "the method itself",
     "backward": "of all of the above",
     "optimizer": "and the norm of the gradient",
-    "memory": "written after the step",
+    "memory": "updates after the step",
 }
-"""What a step consists of; the rest is the loop itself. Other modules of a method, such as its
-moving averages, have sections of their own names."""
+"""Sections of a step with descriptions.
+
+Other modules of a method, such as moving averages, add sections with their names.
+"""
 
 REST = "the rest"
 
 WARM, TRACED = 3, 3
-"""Steps that are not measured, and steps in the trace."""
+"""Warm-up steps without measurement, and steps in the trace."""
 
 
 class Stopwatch:
-    """Seconds by section, without those of the sections inside.
+    """Measures seconds by section, excluding nested sections.
 
-    While it is `exact` it waits for the device at every border. Otherwise it times only the waiting
-    for data, which costs nothing.
+    If `exact`, it synchronises with the device at every border. Otherwise it only measures the
+    wait for data, without cost.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -73,14 +75,16 @@ class Stopwatch:
         finally:
             self.end()
 
-    # Not compiled with the encoder that it is hooked to: a graph cannot hold a clock.
+    # A compiled graph cannot contain a clock.
     @torch.compiler.disable
     def begin(self, section: str) -> None:
+        """Start a section."""
         self._border()
         self._open.append(section)
 
     @torch.compiler.disable
     def end(self) -> None:
+        """End the innermost section."""
         self._border()
         self._open.pop()
 
@@ -95,7 +99,7 @@ class Stopwatch:
 
 @contextmanager
 def _watched(run: Run, watch: Stopwatch) -> Iterator[None]:
-    """Time the modules of the method under the names that the method gives them, and negatives."""
+    """Time the modules of the method by their names, and negatives."""
     with ExitStack() as stack:
         for name, child in run.method.named_children():
             group = isinstance(child, nn.ModuleDict | nn.ModuleList)
@@ -118,7 +122,7 @@ def _hook(module: nn.Module, section: str, watch: Stopwatch, stack: ExitStack) -
 
 
 def _classes(base: type[Any]) -> list[type]:
-    """Return `base` and all classes below it."""
+    """Return `base` and all of its subclasses."""
     found: list[type] = [base]
     for cls in base.__subclasses__():
         found += _classes(cls)
@@ -126,7 +130,7 @@ def _classes(base: type[Any]) -> list[type]:
 
 
 def _time(cls: type, name: str, watch: Stopwatch, stack: ExitStack) -> None:
-    """Time the calls of a method that a class defines as negatives, until `stack` is closed."""
+    """Time a function of a class in the section `negatives`, until `stack` is closed."""
     function: Any = vars(cls).get(name)
     if function is None:
         return
@@ -144,9 +148,9 @@ def _time(cls: type, name: str, watch: Stopwatch, stack: ExitStack) -> None:
 class Profile:
     """Seconds of a step of `images` images.
 
-    `step` is a step as it runs, `waiting` its wait for data; `seconds` are those by section while
-    every section is waited for; `busy` is the fraction of a step in which a GPU computes, None on a
-    CPU.
+    `step` and `waiting` are the duration of a normal step and its wait for data. `seconds` are
+    durations by section, with synchronisation at every border. `busy` is the fraction of a step in
+    which a GPU computes; None on a CPU.
     """
 
     images: int
@@ -157,25 +161,25 @@ class Profile:
 
     @property
     def total(self) -> float:
-        """Seconds of a step while every section is waited for."""
+        """Seconds of a step with synchronisation at every border."""
         return sum(self.seconds.values())
 
     def rows(self) -> list[tuple[str, str, str, str]]:
-        """Return section, ms a step, fraction, what it is."""
+        """Return section, ms per step, fraction and description."""
         rows = []
         for name, value in self.seconds.items():
-            what = "python, and what no section holds" if name == REST else "forward"
+            default = "Python, and everything outside of sections" if name == REST else "forward"
             fraction = f"{100 * value / self.total:.1f} %"
-            rows.append((name, f"{1000 * value:.2f}", fraction, SECTIONS.get(name, what)))
+            rows.append((name, f"{1000 * value:.2f}", fraction, SECTIONS.get(name, default)))
         return rows
 
     def verdict(self) -> str:
-        """Return what bounds the rate, and what to change."""
+        """Return the bottleneck and a remedy."""
         waiting, overhead = self.waiting / self.step, self.seconds[REST] / self.total
         if waiting >= DATA_BOUND:
             return (
                 f"data-bound: {100 * waiting:.0f} % of a step is spent waiting for data; use more "
-                "loader workers (--set train.workers=…), images packed once (sslkit pack), or "
+                "loader workers (--set train.workers=…), a packed data set (sslkit pack), or "
                 "smaller views"
             )
         if self.busy is not None and self.busy < 0.8:
@@ -192,15 +196,15 @@ class Profile:
         return (
             f"compute-bound: the largest section is {largest}, "
             f"{100 * self.seconds[largest] / self.total:.0f} % of a step; use smaller views, a "
-            "smaller encoder, train.precision: bf16 where the hardware has it, or more devices "
+            "smaller encoder, train.precision: bf16 if the hardware supports it, or more devices "
             "(--devices)"
         )
 
 
 def measure(run: Run, steps: int, trace: Path | None = None) -> Profile:
-    """Train for a few steps: as they are, then exactly timed, then under torch.profiler.
+    """Train for a few steps: normally, then with exact timing, then under torch.profiler.
 
-    The last only where `trace` names a file, which rank 0 writes. Every rank takes the same steps.
+    The last only if `trace` is a path, to which rank 0 writes. All ranks take the same steps.
     """
     watch, busy = Stopwatch(run.device), None
     with _watched(run, watch):
@@ -222,7 +226,7 @@ def measure(run: Run, steps: int, trace: Path | None = None) -> Profile:
 def _timed(
     run: Run, trained: Iterator[trainer.Step], watch: Stopwatch, count: int
 ) -> tuple[float, dict[str, float]]:
-    """Take `count` steps; return the seconds of one, in all and by section."""
+    """Take `count` steps; return the mean seconds of a step, in total and by section."""
     watch.seconds.clear()
     began = _now(run.device)
     for _ in islice(trained, count):
@@ -234,8 +238,8 @@ def _timed(
 def _trace(
     run: Run, trained: Iterator[trainer.Step], watch: Stopwatch, trace: Path
 ) -> float | None:
-    """Write a trace of TRACED steps; return the fraction in which a GPU computes."""
-    # The profiler otherwise reports on stderr that it starts and stops.
+    """Write a trace of TRACED steps; return the fraction of time in which a GPU computes."""
+    # Suppresses the profiler's messages on stderr.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     activities = [torch.profiler.ProfilerActivity.CPU]
     if run.device.type == "cuda":
@@ -263,10 +267,10 @@ def profile(
     steps: int = 10,
     look: Callable[[ImageSource, Recipe], None] = lambda source, recipe: None,
 ) -> tuple[Profile, Path]:
-    """Measure a recipe. Trains nothing; writes runs/<recipe>/profile_<time>/.
+    """Profile a recipe, and write runs/<recipe>/profile_<time>/ with profile.json and trace.json.
 
-    The folder holds profile.json and trace.json. What a method does before its first step is left
-    out. Calls `look` with the data set, on rank 0.
+    Saves no weights. Does not measure what a method does before its first step. Calls `look` with
+    the data set on rank 0.
     """
     needed = 1 + WARM + 2 * steps + TRACED
     train = replace(recipe.train, epochs=max(recipe.train.epochs, needed))
@@ -283,7 +287,7 @@ def profile(
             folder.mkdir(parents=True, exist_ok=True)
         found = measure(run, steps, folder / "trace.json")
     if leader:
-        known = {
+        report = {
             "images_per_second": found.images / found.step,
             "step": found.step,
             "waiting": found.waiting,
@@ -291,5 +295,5 @@ def profile(
             "sections": found.seconds,
             "verdict": found.verdict(),
         }
-        files.write_text(folder / "profile.json", json.dumps(known, indent=1), "--runs DIR")
+        files.write_text(folder / "profile.json", json.dumps(report, indent=1), "--runs DIR")
     return found, folder

@@ -1,4 +1,4 @@
-"""Checks of what a method promises of every step, in one sentence."""
+"""Checks that the outputs of a method fulfil its contract at every step."""
 
 from torch import Tensor
 
@@ -8,13 +8,13 @@ from sslkit.interfaces import Output
 from sslkit.runs.run import Run
 
 TAKEN = {"step", "epoch", "lr", "loss", "gradient_norm"}
-"""Names of numbers that the toolkit reports itself."""
+"""Names of metrics that sslkit reports itself."""
 
 
 class Promises:
-    """Refuses a method whose outputs break the contract. Never waits for the device.
+    """Raises PluginError if outputs of a method break the contract, without synchronisation.
 
-    `ranks` train together, those of this run by default.
+    `ranks` is the number of ranks, by default that of this run.
     """
 
     def __init__(self, run: Run, *, ranks: int | None = None) -> None:
@@ -27,18 +27,18 @@ class Promises:
             self.weights = {name: value for name, value in named if value.requires_grad}
 
     def check_output(self, output: object) -> Output:
-        """Return `output`; PluginError where it or one of its tensors is none of the contract's."""
+        """Return `output`. Raises PluginError if it or one of its tensors breaks the contract."""
         if not isinstance(output, Output):
             kind = type(output).__name__
             raise PluginError(f"{self.called} returned {kind}; it must return an Output")
         for field in ("metrics", "feature_std", "keep"):
             if not isinstance(getattr(output, field), dict):
-                raise PluginError(f"{self.called} returned an Output whose {field} are no dict")
+                raise PluginError(f"{self.called} returned an Output whose {field} is not a dict")
         loss = output.loss
         if not isinstance(loss, Tensor) or loss.dim() > 0 or not loss.is_floating_point():
             raise PluginError(
-                f"{faults.called(self.run.method.loss)} gives {self.called} a loss that is "
-                f"{_shown(loss)}; it must be a float scalar: take the mean over images"
+                f"{faults.called(self.run.method.loss)} returns {_shown(loss)}; the loss of "
+                f"{self.called} must be a float scalar: take the mean over images"
             )
         for name, value in {**output.feature_std, **output.metrics}.items():
             if not isinstance(value, Tensor) or value.dim() > 0 or value.requires_grad:
@@ -52,7 +52,7 @@ class Promises:
         return output
 
     def check_names(self, outputs: list[Output]) -> None:
-        """PluginError unless all micro-batches of all steps have the same names."""
+        """Raise PluginError unless all micro-batches of all steps have the same names."""
         for output in outputs:
             names = set(output.metrics) | {f"feature_std/{name}" for name in output.feature_std}
             kept = set(output.keep)
@@ -62,30 +62,30 @@ class Promises:
             if names != self.names:
                 raise PluginError(
                     f"{self.called} reports the metrics {_listed(names)} at step "
-                    f"{self.run.step + 1} and {_listed(self.names)} before; an Output must have "
+                    f"{self.run.step + 1}, but {_listed(self.names)} before; an Output must have "
                     "metrics of the same names at every step"
                 )
             if kept != self.kept:
                 raise PluginError(
-                    f"{self.called} keeps {_listed(kept)} at step {self.run.step + 1} and "
+                    f"{self.called} keeps {_listed(kept)} at step {self.run.step + 1}, but "
                     f"{_listed(self.kept)} before; an Output must keep the same names at every step"
                 )
 
     def check_gradients(self) -> None:
-        """PluginError where ranks would wait for gradients that do not come."""
+        """Raise PluginError if ranks would wait for missing gradients."""
         unused = [name for name, value in self.weights.items() if value.grad is None]
         if unused:
             raise PluginError(
-                f"{self.called} leaves {len(unused)} weights without gradient, {unused[0]} the "
-                "first; to train it on several ranks, set the class attribute "
+                f"{self.called} leaves {len(unused)} weights without gradient, such as "
+                f"{unused[0]}; to train it on several ranks, set the class attribute "
                 "uses_every_parameter = False of the method"
             )
 
     def _check_free(self, names: set[str]) -> None:
         if names & TAKEN:
             raise PluginError(
-                f"{self.called} names a metric '{min(names & TAKEN)}', a name that is taken; take "
-                "another one"
+                f"{self.called} reports a metric '{min(names & TAKEN)}', a reserved name; use "
+                "another name"
             )
 
 
@@ -94,7 +94,7 @@ def _listed(names: set[str]) -> str:
 
 
 def _shown(value: object) -> str:
-    """Return type and shape of what stands where a tensor should."""
+    """Return type and shape of a value that should be a tensor."""
     if not isinstance(value, Tensor):
         return type(value).__name__
     graph = ", with gradient" if value.requires_grad else ""

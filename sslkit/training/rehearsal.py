@@ -1,4 +1,4 @@
-"""Rehearses a recipe on made-up images before anything is written: real parts, real steps."""
+"""Runs the first steps of a recipe on generated images before anything is written."""
 
 import math
 import time
@@ -29,23 +29,25 @@ FEW = 2
 """Images of a rehearsal on a CPU."""
 
 MORE = 32
-"""Images of a second rehearsal on a CPU, after one with FEW has failed: a loss or a split batch
-norm may need more rows."""
+"""Images of a second rehearsal on a CPU, if one with FEW fails.
+
+A loss or a split batch norm may need more rows.
+"""
 
 STEPS = 8
-"""Steps that a rehearsal may take."""
+"""Largest number of steps of a rehearsal."""
 
 LARGEST_BANK = 2**16
-"""Images that the rehearsed method is made for at most."""
+"""Largest size of the data set of a rehearsed method."""
 
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """What a rehearsal measured.
+    """The measurements of a rehearsal.
 
-    `run` is the throw-away run; `images` counts those of one rank's micro-batch; `seconds` are
-    those of each step without loading, but for the first if there are more; `activations` are the
-    bytes kept for the backward pass.
+    `run` is the temporary run, `images` the size of a rank's micro-batch, `seconds` the durations
+    of steps without loading (without the first, if there are several), `activations` the memory for
+    the backward pass, bytes.
     """
 
     run: Run
@@ -63,21 +65,20 @@ def rehearse_recipe(
     few: int = FEW,
     repeats: int = 1,
 ) -> Rehearsal:
-    """Make a second run on made-up images in the format of `data`, and take its first steps.
+    """Build a temporary run on generated images in the format of `data`, and take its first steps.
 
-    On a GPU the whole micro-batch of one rank is rehearsed, on a CPU `few` images of it. `source`
-    lends its boxes and other attributes to the made-up images. `devices` is the number of ranks,
-    those of this run by default. torch's generators are left as they are. Raises RecipeError,
-    DataError or PluginError.
+    The batch is the full micro-batch of a rank on a GPU, and `few` images on a CPU. The images get
+    boxes and other attributes of `source`. `devices` is the number of ranks, by default that of
+    this run. Does not change torch's random state. Raises RecipeError, DataError or PluginError.
     """
     ranks = devices or distributed.world()
-    whole = recipe.train.per_rank_batch(ranks)
+    full = recipe.train.per_rank_batch(ranks)
     check_fills(data.images, recipe.train.batch_size, ranks * recipe.train.accumulate)
     device = pick_device(recipe.train.device)
-    images = whole if device.type != "cpu" else min(whole, few)
-    more = whole if device.type != "cpu" else min(whole, MORE)
+    images = full if device.type != "cpu" else min(full, few)
+    more = full if device.type != "cpu" else min(full, MORE)
     if distributed.world() > 1:
-        images = more  # No second attempt: the other ranks may not have failed.
+        images = more  # No second attempt, because other ranks may not have failed.
     generators = [torch.cuda.current_device()] if device.type == "cuda" else []
     with torch.random.fork_rng(generators):
         try:
@@ -89,7 +90,7 @@ def rehearse_recipe(
 
 
 def _small_run(recipe: Recipe, data: DataFormat, source: ImageSource | None, images: int) -> Run:
-    """Make the run to throw away: one micro-batch is its whole data set."""
+    """Build the temporary run, whose data set is one micro-batch."""
     batch_size = images * distributed.world()
     train = replace(
         recipe.train,
@@ -107,7 +108,7 @@ def _small_run(recipe: Recipe, data: DataFormat, source: ImageSource | None, ima
 
 
 class _ShortLoader(Loader):
-    """Notes when a method has seen a pass over the images to its end."""
+    """A loader that records whether a pass over the images was completed."""
 
     passed = False
 
@@ -123,9 +124,9 @@ class _ShortLoader(Loader):
 
 
 def rehearse(run: Run, repeats: int = 1, *, ranks: int = 1) -> Rehearsal:
-    """Take the first `repeats` steps of `run`, then try what a checkpoint and an export need.
+    """Take the first `repeats` steps of `run`, then check checkpoint and export.
 
-    `ranks` is the number of ranks that the recipe is meant for.
+    `ranks` is the number of ranks of the real run.
     """
     images = run.loader.batch_size
     activations: dict[int, int] = {}
@@ -145,7 +146,7 @@ def rehearse(run: Run, repeats: int = 1, *, ranks: int = 1) -> Rehearsal:
 
 
 class _Clock:
-    """Times the sections of a step, and notes in which of them an exception was raised."""
+    """Times the sections of a step, and records the section that raised an exception."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -174,15 +175,15 @@ class _Clock:
 def _first_step(run: Run) -> tuple[_Clock, trainer.Step]:
     """Begin an epoch and take a step.
 
-    A pass over a few images is shorter than a real one. Where a method fails after it, in finding
-    more clusters than there are images for example, that proves nothing: the step is taken alone.
+    A pass over a few images is shorter than a real one. A method may fail after it, for example
+    because there are more clusters than images. Then the step is repeated without the pass.
     """
     clock = _Clock(run.device)
     try:
         return clock, next(trainer.train(run, clock))
     except Exception:
         short = isinstance(run.loader, _ShortLoader) and run.loader.passed
-        # With several ranks no collective may follow: the others may not have failed.
+        # With several ranks no collective may follow, because other ranks may not have failed.
         if clock.failed != trainer.EPOCH or not short or distributed.world() > 1:
             raise
     setattr(run.method, "begin_epoch", lambda epoch: None)  # noqa: B010
@@ -191,7 +192,7 @@ def _first_step(run: Run) -> tuple[_Clock, trainer.Step]:
 
 @contextmanager
 def _counted(run: Run, sizes: dict[int, int]) -> Iterator[None]:
-    """Collect the bytes of tensors that are kept for the backward pass, by their address."""
+    """Collect the sizes of tensors saved for the backward pass by address, bytes."""
     values = [*run.method.parameters(), *run.method.buffers()]
     own = {value.untyped_storage().data_ptr() for value in values}
 
@@ -207,7 +208,7 @@ def _counted(run: Run, sizes: dict[int, int]) -> Iterator[None]:
 
 @contextmanager
 def _watched_parts(run: Run, spoilt: list[str]) -> Iterator[None]:
-    """Check the views that the method gets; collect parts whose output is not finite, in order."""
+    """Check the method's views, and collect the parts with non-finite outputs in order."""
 
     def views(method: nn.Module, given: tuple[Batch, ...]) -> None:
         _check_views(run, given[0])
@@ -235,14 +236,14 @@ def _check_views(run: Run, batch: Batch) -> None:
     for name, shape in run.transform.shapes.items():
         view = batch.views.get(name)
         if view is None:
-            raise PluginError(f"{called} has no view '{name}' any more after on_device")
+            raise PluginError(f"{called} has no view '{name}' after on_device")
         if view.dtype != torch.float32 or list(view.shape) != [images, *shape]:
             raise PluginError(
-                f"{called} made a view '{name}' of {view.dtype} {list(view.shape)} in on_device; "
-                f"it must be torch.float32 of {[images, *shape]}"
+                f"{called} returned a view '{name}' of {view.dtype} {list(view.shape)} from "
+                f"on_device; it must be torch.float32 of {[images, *shape]}"
             )
         if not view.isfinite().all():
-            raise PluginError(f"{called} made a view '{name}' that is not finite in on_device")
+            raise PluginError(f"{called} returned a non-finite view '{name}' from on_device")
 
 
 def _check_finite(run: Run, step: trainer.Step, spoilt: list[str]) -> None:
@@ -251,11 +252,11 @@ def _check_finite(run: Run, step: trainer.Step, spoilt: list[str]) -> None:
     if not wrong:
         return
     method = faults.called(run.method)
-    blamed = spoilt[0] if spoilt else method
+    first = spoilt[0] if spoilt else method
     raise PluginError(
-        f"{blamed} gives numbers that are not finite for made-up images: {', '.join(wrong)} of "
-        f"{method} is {numbers[wrong[0]].item()}; look for divisions by zero, logarithms of zero, "
-        "a temperature that is too small, or try train.precision=fp32"
+        f"{first} returns non-finite numbers for generated images: {', '.join(wrong)} of "
+        f"{method} is {numbers[wrong[0]].item()}; check for divisions by zero, logarithms of zero "
+        "and a small temperature, or try train.precision=fp32"
     )
 
 
@@ -264,21 +265,21 @@ def _check_gradients(run: Run, ranks: int) -> None:
     alone = type(run.method).uses_every_parameter and bool(trained)
     if alone and all(value.grad is None for value in trained):
         raise PluginError(
-            f"{faults.called(run.method)} gives the encoder no gradient; its loss must depend on "
+            f"{faults.called(run.method)} has no gradient for the encoder; its loss must depend on "
             "self.encode(view), without detach and no_grad"
         )
     Promises(run, ranks=ranks).check_gradients()
 
 
 def _check_tensors(part: object, tensors: dict[str, Tensor]) -> None:
-    """Raise PluginError where a tensor cannot be written into a file."""
+    """Raise PluginError if a tensor cannot be saved."""
     for name, value in tensors.items():
         try:
             save({name: value.detach().reshape(-1)[:1].cpu().clone()})
         except Exception as error:
             raise PluginError(
-                f"{faults.called(part)} holds '{name}', which cannot be saved "
-                f"({faults.describe(error)}); keep plain dense tensors as parameters and buffers"
+                f"{faults.called(part)} has a tensor '{name}' that cannot be saved "
+                f"({faults.describe(error)}); use plain dense tensors as parameters and buffers"
             ) from error
 
 
@@ -297,8 +298,8 @@ def _check_exported(run: Run, images: int) -> None:
     features = exported.eval()(transform.plain(pixels.to(run.device)))
     if list(features.shape) != [images, exported.dim]:
         raise PluginError(
-            f"{called} gives features {list(features.shape)} for {images} images; its `dim` "
-            f"promises {[images, exported.dim]}"
+            f"{called} returns features {list(features.shape)} for {images} images; according to "
+            f"its `dim` they must be {[images, exported.dim]}"
         )
 
 
@@ -306,13 +307,13 @@ def _check_start(run: Run) -> None:
     value = run.method.at_start(run.recipe.train.batch_size)
     if value is not None and not (isinstance(value, int | float) and math.isfinite(value)):
         raise PluginError(
-            f"{faults.called(run.method)} expects {value!r} as its first loss; at_start must "
-            "return a finite number or None"
+            f"{faults.called(run.method)} returns {value!r} from at_start; it must return a finite "
+            "number or None"
         )
     chances = run.method.at_chance(run.recipe.train.batch_size)
     numbers = chances.values() if isinstance(chances, dict) else [None]
     if not all(isinstance(value, int | float) and math.isfinite(value) for value in numbers):
         raise PluginError(
-            f"{faults.called(run.method)} tells the chances {chances!r}; at_chance must return "
+            f"{faults.called(run.method)} returns {chances!r} from at_chance; it must return "
             "finite numbers by name"
         )

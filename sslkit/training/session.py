@@ -22,7 +22,7 @@ from sslkit.runs.metrics import Row
 from sslkit.runs.run import Run
 from sslkit.training import trainer
 from sslkit.training.build import build
-from sslkit.training.finite import check_finite, check_weights, seldom
+from sslkit.training.finite import check_finite, check_weights, thinned
 from sslkit.training.health import Health
 from sslkit.training.optim import learning_rate
 from sslkit.training.record import Record
@@ -322,7 +322,7 @@ def _flush(
     assert record.folder is not None
     rows = read(pending)
     skipped = check_finite(rows, pending, run, record.folder)
-    told = seldom(skipped, run.skipped)
+    told = thinned(skipped, run.skipped)
     taken = [row for row, step in zip(rows, pending, strict=True) if not step.skipped]
     run.skipped += len(skipped)
     pending.clear()

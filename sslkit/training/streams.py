@@ -1,4 +1,4 @@
-"""Streams of random numbers of a training run, each a pure function of seed and step."""
+"""Random streams of a training run, pure functions of seed and step."""
 
 import torch
 
@@ -7,12 +7,12 @@ from sslkit.draws import Draws
 from sslkit.runs.run import Run
 
 VIEWS, METHOD, FULL_PASS, MODEL, EPOCH, AFTER = range(6)
-"""The device phase of views, the method's draws, passes over all images, dropout inside a model,
-what a method draws before an epoch and after a step."""
+"""Random streams: views on the device, the method's forward, passes over all images, dropout,
+`begin_epoch`, `after_step`."""
 
 
 def draws(run: Run, stream: int, step: int, micro_batch: int = 0) -> Draws:
-    """Return the random numbers of the images of one micro-batch of this rank."""
+    """Return the draws of one micro-batch of this rank."""
     count = run.loader.micro_batches
     return Draws(
         run.recipe.train.seed,
@@ -24,7 +24,7 @@ def draws(run: Run, stream: int, step: int, micro_batch: int = 0) -> Draws:
 
 
 def shared(run: Run, stream: int, step: int) -> Draws:
-    """Return random numbers that are the same on every rank."""
+    """Return draws that are the same on every rank."""
     return Draws(run.recipe.train.seed, stream, step)
 
 

@@ -1,4 +1,4 @@
-"""The loop: a generator that yields every step. It never prints and never saves."""
+"""The training loop, a generator that yields every step and neither prints nor saves."""
 
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, nullcontext
@@ -16,39 +16,41 @@ from sslkit.training.epoch import TrainingEpoch
 from sslkit.training.promises import Promises
 
 EPOCH, WAITING = "start of an epoch", "waiting for data"
-"""Sections of a step in which it waits for images."""
+"""Sections of a step that load images."""
 
 Watch = Callable[[str], AbstractContextManager]
-"""Called with the section of a step that begins; `nullcontext` where nobody measures."""
+"""Context manager of a section of a step, given its name; `nullcontext` measures nothing."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step. `loss` and `metrics` are kept as tensors of this rank, so that the loop does not
-    synchronise with the device."""
+    """The result of one step on this rank.
+
+    `loss` and `metrics` are kept as tensors so that the loop does not synchronise with the device.
+    """
 
     number: int
-    """Counts from 1."""
+    """Number of the step, from 1."""
     epoch: int
-    """Counts from 0, as in `Progress`."""
+    """Number of the epoch, from 0 as in `Progress`."""
     lr: float
     loss: Tensor
     metrics: dict[str, Tensor]
     index: Tensor
-    """int64 [B]: the images of this rank."""
+    """Images of this rank, int64 [B]."""
     skipped: bool = False
-    """True where `train.on_nan: skip` undid the step."""
+    """True if `train.on_nan: skip` discarded the step."""
 
 
 class Ahead:
-    """The micro-batches of each step. Loading starts at the first one that is taken."""
+    """The micro-batches of each step; loading starts with the first call."""
 
     def __init__(self, run: Run) -> None:
         self.run, self.batches = run, run.loader.batches(run.step, run.steps)
         self.waiting: list[Batch] = []
 
     def look(self) -> list[Batch]:
-        """Return the micro-batches of the next step without taking them."""
+        """Return the micro-batches of the next step without consuming them."""
         if not self.waiting:
             self.waiting = list(islice(self.batches, self.run.loader.micro_batches))
             for batch in self.waiting:
@@ -56,7 +58,7 @@ class Ahead:
         return self.waiting
 
     def take(self) -> list[Batch]:
-        """Return the micro-batches of the next step."""
+        """Return and consume the micro-batches of the next step."""
         taken, self.waiting = self.look(), []
         return taken
 
@@ -64,12 +66,10 @@ class Ahead:
 def train(
     run: Run, watch: Watch = nullcontext, passing: Callable[[int], None] = lambda images: None
 ) -> Generator[Step, None, None]:
-    """Train from `run.step` to the end, yielding every step.
+    """Train from `run.step` to the end, and yield every step.
 
-    `passing` is called with the images done of a pass over all of them, which a method may make
-    before an epoch.
-
-    The same seed on the same kind of machine gives the same weights, bit for bit.
+    `passing` is called with the number of completed images of a pass before an epoch. Equal seeds
+    on the same type of machine yield bit-identical weights.
     """
     ahead = Ahead(run)
     promises = Promises(run)
@@ -85,7 +85,7 @@ def train(
 
 
 def _progress(run: Run, stream: int) -> Progress:
-    """Return where training stands, with draws that are the same on every rank."""
+    """Return the progress with draws that are the same on every rank."""
     epoch = run.step // run.loader.steps_per_epoch
     draws = streams.shared(run, stream, run.step)
     return Progress(run.step, run.steps, epoch, run.recipe.train.epochs, draws)
@@ -100,7 +100,7 @@ def _begin_epoch(run: Run, ahead: Ahead, passing: Callable[[int], None]) -> None
 
 
 def _step(run: Run, promises: Promises, taken: list[Batch], watch: Watch) -> Step:
-    """Train on the micro-batches of one step."""
+    """Train for one step."""
     progress = _progress(run, streams.AFTER)
     lr = run.set_rate(run.step)
     before = None
@@ -134,7 +134,7 @@ def _accumulate(
     micro_batch: int,
     watch: Watch,
 ) -> Output:
-    """Run one micro-batch forward and backward; gradients add up."""
+    """Run one micro-batch forward and backward, accumulating gradients."""
     count = run.loader.micro_batches
     with watch("transfer"):
         batch = batch.to(run.device)
@@ -153,7 +153,7 @@ def _accumulate(
 
 
 def _update(run: Run, *, may_skip: bool) -> tuple[Tensor, bool]:
-    """Take the optimizer's step; return the norm of the gradient, and whether it was skipped."""
+    """Take the optimizer step; return the gradient norm, and whether the step was skipped."""
     gradients = [value.grad for value in run.weights if value.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
     if may_skip and distributed.any_rank(not bool(norm.isfinite()), run.device):
@@ -168,7 +168,7 @@ def _update(run: Run, *, may_skip: bool) -> tuple[Tensor, bool]:
 
 @torch.no_grad()
 def _remember(run: Run, progress: Progress, index: Tensor, outputs: list[Output]) -> None:
-    """Give the method what it keeps, from all ranks."""
+    """Call `after_step` with the kept rows of all ranks."""
     kept = {}
     for name in outputs[0].keep:
         rows = torch.cat([output.keep[name].detach() for output in outputs])
@@ -177,7 +177,7 @@ def _remember(run: Run, progress: Progress, index: Tensor, outputs: list[Output]
 
 
 def _metrics(outputs: list[Output]) -> dict[str, Tensor]:
-    """Return the means over micro-batches, with the outputs' standard deviations by their names."""
+    """Return the means of metrics and feature standard deviations over micro-batches."""
     found = {}
     for name in outputs[0].feature_std:
         values = [output.feature_std[name] for output in outputs]
