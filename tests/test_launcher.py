@@ -38,10 +38,10 @@ MEETING = "MASTER_ADDR=localhost MASTER_PORT=29500"
         ("WORLD_SIZE=2 RANK=x", "RANK is 'x', not a number", "RANK"),
         ("RANK=3", "RANK is 3, but WORLD_SIZE is 1", "RANK"),
         ("RANK=2 WORLD_SIZE=2", "RANK is 2, but WORLD_SIZE is 2", "RANK"),
-        ("RANK=0 WORLD_SIZE=2", "WORLD_SIZE is 2, and MASTER_ADDR is not set", "WORLD_SIZE"),
+        ("RANK=0 WORLD_SIZE=2", "WORLD_SIZE is 2, but MASTER_ADDR is not set", "WORLD_SIZE"),
         (
             "RANK=0 WORLD_SIZE=2 MASTER_ADDR=here",
-            "WORLD_SIZE is 2, and MASTER_PORT is not set",
+            "WORLD_SIZE is 2, but MASTER_PORT is not set",
             "WORLD_SIZE",
         ),
         (
