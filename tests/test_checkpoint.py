@@ -1,4 +1,6 @@
-"""Checkpoints: exact, without pickle, and whole or not there at all, whatever happens while one is written."""
+"""Checkpoints: exact, without pickle, and whole or not there at all, whatever happens while one is
+written.
+"""
 
 import errno
 import json
@@ -144,7 +146,7 @@ def test_no_whole_checkpoint_is_a_sentence(saved, folder):
         file.unlink()
     with pytest.raises(
         CheckpointError,
-        match=r"(?s)step-00000002 is damaged.*step-00000001 is damaged.*start it anew: sslkit train",
+        match=r"(?s)step-00000002 is damaged.*step-00000001 is damaged.*anew: sslkit train",
     ):
         checkpoint.newest(saved)
 
@@ -286,7 +288,8 @@ def test_run_folders_that_are_not_there(tiny, tmp_path):
         folders.find_folder(tmp_path / "none")
     with pytest.raises(
         CheckpointError,
-        match=r"there is no trained run below .*none/; name the folder of one, or train one first: sslkit train",
+        match=r"there is no trained run below .*none/; name the folder of one, or train one "
+        r"first: sslkit train",
     ):
         folders.find_folder(None, tmp_path / "none")
     (tmp_path / "file").write_text("")

@@ -1,4 +1,6 @@
-"""What is written down is true: recipes are valid and trainable in principle, the reference is current, commands exist."""
+"""What is written down is true: recipes are valid and trainable in principle, the reference is
+current, commands exist.
+"""
 
 import re
 import subprocess
@@ -29,15 +31,6 @@ def test_there_are_recipes():
         f"imagenet/pirl_{name}.yaml"
         for name in ("jigsaw", "rotation", "jigsaw_rotation", "jigsaw_mlp")
     } <= names
-
-
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(ROOT / "recipes")))
-def test_recipe_is_valid_and_says_where_it_comes_from(path):
-    made = recipe.read(path)
-    assert made.name == path.stem
-    head = path.read_text(encoding="utf-8").split("\nname:")[0]
-    assert f"sslkit train {path.relative_to(ROOT)}" in head
-    assert "arXiv:" in head or "VISSL" in head
 
 
 @pytest.mark.parametrize("name", ["jigsaw", "rotation", "jigsaw_rotation"])

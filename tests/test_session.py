@@ -110,7 +110,8 @@ def test_a_killed_and_signalled_run_ends_as_an_unbroken_one(tiny, unbroken, tmp_
         (last,) = [line for line in out.splitlines() if "stopped by" in line]
         assert (
             last
-            == f"stopped by {number.name} after step {state['step']}, saved; go on with: sslkit train --resume {folder}"
+            == f"stopped by {number.name} after step {state['step']}, saved; go on with: sslkit "
+            f"train --resume {folder}"
         )
         assert rows(folder)[-1]["step"] == state["step"]
 
@@ -300,7 +301,8 @@ def test_two_runs_in_one_folder_are_refused(tiny, tmp_path):
     assert code == 2
     assert (
         err
-        == f"{latest(runs)} is in use: process {process.pid} on {platform.node()} trains in it; wait for it, stop it, or start a new run\n"
+        == f"{latest(runs)} is in use: process {process.pid} on {platform.node()} trains in it; "
+        "wait for it, stop it, or start a new run\n"
     )
     process.kill()
     finish(process)

@@ -9,8 +9,16 @@ import typer
 from sslkit import console
 from sslkit.cli.app import app
 from sslkit.cli.options import DataOptions, filled
-from sslkit.errors import counted
+from sslkit.errors import PluginError, counted
 from sslkit.recipe import registry
+
+
+def _writer() -> Any:
+    """Return the data set class that writes packed sets."""
+    for part in registry.parts("datasets"):
+        if part.signature().attributes.get("packs"):
+            return part.load()
+    raise PluginError("no installed data set writes packed sets; install sslkit's own again")
 
 
 @app.command()
@@ -19,18 +27,18 @@ def pack(
         str,
         typer.Argument(
             metavar="SRC",
-            help="A folder of images, a .npz file or a packed set.",
+            help="Data set to pack: a folder of images, a .npz file or a packed set.",
             parser=filled("SRC"),
         ),
     ],
     to: Annotated[
-        str, typer.Argument(metavar="DEST", help="The folder to make.", parser=filled("DEST"))
+        str, typer.Argument(metavar="DEST", help="Folder to make.", parser=filled("DEST"))
     ],
     short_side: Annotated[
-        int, typer.Option(min=1, help="Larger images are reduced to so many pixels.")
+        int, typer.Option(min=1, help="Largest short side, px. Larger images are reduced to it.")
     ] = 256,
     quality: Annotated[
-        int, typer.Option(min=1, max=100, help="Of what has to be coded anew, as JPEG.")
+        int, typer.Option(min=1, max=100, help="JPEG quality of images that are re-encoded.")
     ] = 95,
     overrides: DataOptions = None,
     skip_unreadable: Annotated[
@@ -38,12 +46,12 @@ def pack(
     ] = False,
     workers: Annotated[
         int | None,
-        typer.Option(min=0, help="Processes; one a core if left out.", show_default=False),
+        typer.Option(min=0, help="Worker processes, by default one per core.", show_default=False),
     ] = None,
 ) -> None:
-    """Write a data set into few large files: `--data DEST` trains on them.
+    """Pack a data set into a few large files, to train on with `--data DEST`.
 
-    They are read without opening a file for each image.
+    Training then opens no file per image.
     """
     from sslkit import recipe
 
@@ -61,7 +69,7 @@ def pack(
     for split in splits.values():
         for note in split.notes:
             console.print_text(note, stderr=True)
-    writer: Any = registry.find("datasets", "packed").load()
+    writer = _writer()
     with console.progress("packing") as advance:
         index = writer.write(
             splits,
@@ -74,7 +82,7 @@ def pack(
         )
     for name in index.skipped:
         console.print_text(f"left out, it cannot be read: {name}", stderr=True)
-    counts = [f"{counted(half.images, 'image')} ({name})" for name, half in index.halves.items()]
+    counts = [f"{counted(split.images, 'image')} ({name})" for name, split in index.splits.items()]
     console.print_text(
         f"{' and '.join(counts)}: {index.kept:,} kept their bytes, {index.coded:,} were coded "
         f"anew, {len(index.skipped):,} left out"

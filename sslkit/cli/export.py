@@ -13,14 +13,19 @@ from sslkit.cli.options import RunFolder
 def export(
     run: RunFolder = None,
     to: Annotated[
-        str,
-        typer.Option(metavar="LIBRARY", help="timm, torchvision, onnx, or hub:USER/NAME."),
-    ] = "timm",
+        str | None,
+        typer.Option(
+            metavar="LIBRARY",
+            help="Target: a library of the encoder (timm, torchvision), onnx, or hub:USER/NAME. "
+            "By default the encoder's first library.",
+            show_default=False,
+        ),
+    ] = None,
     public: Annotated[
-        bool, typer.Option("--public", help="Make a new repository on the hub public.")
+        bool, typer.Option("--public", help="Make a new hub repository public.")
     ] = False,
 ) -> None:
-    """Write the encoder for its own library, with the lines that load it, checked."""
+    """Export the encoder for another library, and check that it loads there."""
     from sslkit.runs import folders
     from sslkit.runs.export import export as write
 

@@ -63,7 +63,10 @@ def train(
     path: Annotated[
         str | None,
         typer.Argument(
-            metavar="RECIPE", help="A recipe file.", show_default=False, parser=filled("RECIPE")
+            metavar="RECIPE",
+            help="Recipe file, or the name of a shipped recipe (`sslkit recipes`).",
+            show_default=False,
+            parser=filled("RECIPE"),
         ),
     ] = None,
     overrides: Overrides = None,

@@ -105,12 +105,13 @@ def read_encoder(text: str, weights: str | None) -> Foreign:
     if "model" not in known:
         raise RecipeError(Fault("--encoder", f"encoder '{name}' has no option 'model'"))
     given: dict[str, Any] = {"model": model}
+    own = part.signature().attributes.get("pretrained")
     if weights != "none":
-        if "weights" not in known:
+        if "weights" not in known or (weights is None and own is None):
             raise RecipeError(
                 Fault("--encoder", f"encoder '{name}' loads no weights; add --weights none")
             )
-        given["weights"] = "timm" if weights is None else weights
+        given["weights"] = own if weights is None else weights
     return Foreign(text, _choice(part, given), weights != "none")
 
 

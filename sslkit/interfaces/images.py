@@ -23,7 +23,8 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True)
 class Batch:
-    """B images: `views` [B,…] by name, `targets` [B,…] by name, `index` int64 [B] into the data set.
+    """B images: `views` [B,…] by name, `targets` [B,…] by name, `index` int64 [B] into the data
+    set.
 
     `unreadable` names the images that could not be decoded and were replaced, with the reasons.
     """
@@ -83,6 +84,8 @@ class ImageSource(ABC):
     paths: ClassVar[dict[str, tuple[str, ...]]] = {}
     """Further options that hold paths, each with the words that are none. Run folders keep paths
     absolute; options that `opens` names, and those of type Path, need no mention."""
+    packs: ClassVar[bool] = False
+    """True where `sslkit pack` writes sets of this kind, by a class method `write`."""
     names: Sequence[str]
     """One name per image: a path relative to the root, or a number. Checkpoints keep their hash."""
     labels: np.ndarray | None = None

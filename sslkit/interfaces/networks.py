@@ -27,6 +27,8 @@ class Encoder(nn.Module, ABC):
     paths: ClassVar[dict[str, tuple[str, ...]]] = {}
     """Options that may hold paths, each with the words that are none. Run folders keep paths
     absolute; options of type Path need no mention."""
+    pretrained: ClassVar[str | None] = None
+    """Value of the option `weights` that stands for the library's own pretrained weights."""
     libraries: ClassVar[tuple[str, ...]] = ()
     """Libraries that `export` writes for, the usual one first."""
 

@@ -1,7 +1,6 @@
 """A recipe that has been read: the parts it names, with every option filled in."""
 
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import yaml
@@ -24,7 +23,7 @@ PARTS = {
 }
 """Each section that names parts, and their kind."""
 SECTIONS = ("name", *PARTS, *SETTINGS)
-OPTIONAL = ("heads", "sampler", "schedule")
+OPTIONAL = ("name", "heads", "sampler", "schedule")
 NAME = "[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}"
 HEAD = "[A-Za-z_][A-Za-z0-9_]{0,99}"
 
@@ -58,7 +57,6 @@ class Recipe:
     """A complete method: its parts, their options, how it is trained."""
 
     name: str
-    path: Path = field(compare=False)
     method: Choice
     data: Choice
     transform: Choice

@@ -1,33 +1,45 @@
-"""A recipe before it is checked: its file with `--set` and `--data`, and where each key is from."""
+"""A recipe before it is checked: its file or mapping with `--set` and `--data`, and where each key
+is from."""
 
 import math
+import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sslkit.errors import Fault, PluginError, RecipeError
-from sslkit.recipe import groups, registry, sections
+from sslkit.recipe import groups, mapping, registry, sections, shipped
 from sslkit.recipe.contents import OPTIONAL, PARTS, SECTIONS
 from sslkit.recipe.document import MAX_BYTES, Document, Key, broken
 from sslkit.recipe.paths import opened_by
 from sslkit.recipe.settings import SETTINGS
 from sslkit.recipe.signature import REQUIRED, Option, Signature, read_group
-from sslkit.recipe.words import near_files, plain, written, written_path
+from sslkit.recipe.words import plain, written, written_path
+
+Source = str | os.PathLike[str] | Mapping[str, Any]
+"""A recipe's path, the name of a shipped one, or a mapping of its sections."""
+NEEDED = ", ".join(section for section in SECTIONS if section not in OPTIONAL)
+EMPTY = f"is empty; a recipe needs the sections {NEEDED}"
 
 
 class Draft:
-    """The mapping that a recipe file holds after `--set` and `--data`.
+    """The mapping of sections that a recipe holds after `--set` and `--data`.
 
-    `places` has the file and line of every key, `faults` what is wrong so far.
+    `places` has the file and line of every key, `faults` what is wrong so far, `name` is that of
+    a recipe that states none.
     """
 
-    def __init__(self, path: Path, overrides: Sequence[str], data: str | None) -> None:
-        self.path = path
+    def __init__(self, source: Source, overrides: Sequence[str], data: str | None) -> None:
+        self.place = mapping.PLACE if isinstance(source, Mapping) else os.fspath(source)
         self.content: dict[str, Any] = {}
-        self.places: dict[Key, tuple[str, int | None]] = {(): (str(path), None)}
+        self.places: dict[Key, tuple[str, int | None]] = {(): (self.place, None)}
         self.faults: list[Fault] = []
-        self._load()
+        if isinstance(source, Mapping):
+            self._copy(source)
+        else:
+            self._load(shipped.find(self.place))
         settings = [setting for setting in map(self._parse, overrides) if setting is not None]
         # The options of a part that is replaced are dropped first.
         for key, value in settings:
@@ -51,43 +63,55 @@ class Draft:
         """Return the faults of the file by line, then the others."""
 
         def order(fault: Fault) -> tuple[bool, float]:
-            return fault.file != str(self.path), math.inf if fault.line is None else fault.line
+            return fault.file != self.place, math.inf if fault.line is None else fault.line
 
         return sorted(self.faults, key=order)
 
-    # ------------------------------------------------------------------------------- the file
+    # --------------------------------------------------------------------- the file or the mapping
 
-    def _load(self) -> None:
+    def _copy(self, source: Mapping[str, Any]) -> None:
+        """Take a mapping that was given in Python. Raises RecipeError for an empty one."""
+        given = mapping.GivenMapping(source)
+        self.content = given.value
+        for key, message in given.faults:
+            self.faults.append(Fault(".".join(key), message, self.place))
+        if not self.content:
+            raise RecipeError(*self.faults or [Fault("", EMPTY, self.place)])
+        method = self.content.get("method")
+        use = method.get("use") if isinstance(method, dict) else None
+        self.name = run_name(str(use))
+
+    def _load(self, path: Path) -> None:
         """Read the file. Raises RecipeError where nothing can be read from it."""
-        content = self._bytes()
-        needed = ", ".join(section for section in SECTIONS if section not in OPTIONAL)
+        self.name = run_name(path.stem)
+        content = self._bytes(path)
         try:
             text = content.decode("utf-8-sig")
         except UnicodeDecodeError as error:
             line = content[: error.start].count(b"\n") + 1
-            fault = Fault("", "is not UTF-8 text; save it as UTF-8", str(self.path), line)
+            fault = Fault("", "is not UTF-8 text; save it as UTF-8", self.place, line)
             raise RecipeError(fault) from error
-        document = Document(text, f"is empty; a recipe needs the sections {needed}")
+        document = Document(text, EMPTY)
         for key, line, message in document.faults:
-            self.faults.append(Fault(".".join(key), message, str(self.path), line))
+            self.faults.append(Fault(".".join(key), message, self.place, line))
         for key, line in document.lines.items():
-            self.places[key] = (str(self.path), line)
+            self.places[key] = (self.place, line)
         if isinstance(document.value, dict):
             self.content = document.value
         elif not self.faults:
             held = written(document.value)
             message = f"holds {held}; a recipe is a mapping of sections"
-            self.faults.append(Fault("", message, str(self.path), 1))
+            self.faults.append(Fault("", message, self.place, 1))
         if not self.content and self.faults:
             raise RecipeError(*self.faults)
 
-    def _bytes(self) -> bytes:
+    def _bytes(self, path: Path) -> bytes:
         try:
-            if self.path.is_dir():
-                raise self._unusable(f"is a folder; name a recipe in it{_listing(self.path)}")
-            if not self.path.is_file():
-                raise self._unusable(f"there is no such file{near_files(self.path)}")
-            with self.path.open("rb") as file:
+            if path.is_dir():
+                raise self._unusable(f"is a folder; name a recipe in it{_listing(path)}")
+            if not path.is_file():
+                raise self._unusable(shipped.unknown(self.place))
+            with path.open("rb") as file:
                 content = file.read(MAX_BYTES + 1)
         except (OSError, ValueError) as error:
             raise self._unusable(f"cannot be read: {error}") from error
@@ -96,7 +120,7 @@ class Draft:
         return content
 
     def _unusable(self, message: str) -> RecipeError:
-        return RecipeError(Fault("", message, str(self.path)))
+        return RecipeError(Fault("", message, self.place))
 
     # ----------------------------------------------------------------------------------- --set
 
@@ -235,6 +259,12 @@ class Draft:
             if value != current.get(name):
                 self.places["data", name] = ("--data", None)
         self.places.setdefault(("data",), ("--data", None))
+
+
+def run_name(text: str) -> str:
+    """Return a text as a name of run folders: other characters than ASCII's become `_`."""
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "_", text).lstrip(".-")[:100]
+    return name if re.search("[A-Za-z0-9]", name) else "recipe"
 
 
 def _names_part(key: Key) -> bool:

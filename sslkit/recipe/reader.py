@@ -1,9 +1,7 @@
 """YAML → Recipe. Finds every fault at once, with file, line, dotted key and remedy."""
 
-import os
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from sslkit.errors import PluginError, RecipeError
@@ -11,13 +9,13 @@ from sslkit.recipe import registry, wiring
 from sslkit.recipe import sections as settings
 from sslkit.recipe.contents import HEAD, NAME, OPTIONAL, PARTS, SECTIONS, Choice, Recipe
 from sslkit.recipe.document import Key
-from sslkit.recipe.draft import Draft
+from sslkit.recipe.draft import Draft, Source
 from sslkit.recipe.settings import SETTINGS, Cosine
 from sslkit.recipe.words import advice, written
 
 
 def read(
-    path: str | os.PathLike[str],
+    source: Source,
     *,
     overrides: Sequence[str] = (),
     data: str | None = None,
@@ -26,11 +24,14 @@ def read(
 ) -> Recipe:
     """Read a recipe. Raises RecipeError with every fault; imports no torch.
 
+    `source` is a path, the name of a shipped recipe (`pirl_jigsaw`), or a mapping of its sections.
+    An existing file goes before a shipped recipe of that name. A recipe that states no `name` is
+    named after its file, a mapping after its method.
     `overrides` are `section.key=value`; `data` is a folder, packed set or .npz file to use instead.
     `wired=False` leaves out whether the parts fit each other, for commands that use only some.
     `opened=False` takes a data set that is not installed as it stands: no image is read.
     """
-    return _Reading(Draft(Path(path), overrides, data)).recipe(wired, opened)
+    return _Reading(Draft(source, overrides, data)).recipe(wired, opened)
 
 
 class _Reading:
@@ -48,11 +49,9 @@ class _Reading:
                 self.refuse((section,), f"no such section; {advice(section, SECTIONS)}")
         for section in SECTIONS:
             if section not in self.content and section not in OPTIONAL:
-                needed = "a name" if section == "name" else "this section"
-                self.refuse((section,), f"a recipe needs {needed}")
+                self.refuse((section,), "a recipe needs this section")
         sections: dict[str, Any] = {
             "name": self._name(),
-            "path": self.draft.path,
             "sampler": None,
             "schedule": Cosine(),
         }
@@ -78,7 +77,7 @@ class _Reading:
         return Recipe(**sections)
 
     def _name(self) -> str:
-        name = self.content.get("name", "unnamed")
+        name = self.content.get("name", self.draft.name)
         if not isinstance(name, str):
             self.refuse(("name",), f"{written(name)} is not text; put it in quotes")
         elif not re.fullmatch(NAME, name):

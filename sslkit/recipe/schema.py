@@ -16,7 +16,8 @@ from sslkit.recipe.words import plain
 
 def json_schema() -> dict[str, Any]:
     """Return the JSON schema (draft 2020-12) of recipes, for completion in editors."""
-    name = {"type": "string", "pattern": f"^{NAME}$", "description": "Names the run's folder."}
+    told = "Name of the folder of runs. The file's name if left out."
+    name = {"type": "string", "pattern": f"^{NAME}$", "description": told}
     properties: dict[str, Any] = {"name": name}
     for section, kind in PARTS.items():
         choices = {"oneOf": list(filter(None, map(_part_schema, registry.parts(kind))))}

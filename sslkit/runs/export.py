@@ -42,10 +42,11 @@ class Exported:
     """Largest difference of features, relative to the largest feature."""
 
 
-def export(folder: Path, target: str, *, public: bool = False) -> Exported:
+def export(folder: Path, target: str | None = None, *, public: bool = False) -> Exported:
     """Write the encoder of the run in `folder` into export/<library>, or upload it.
 
-    `target` is a library of the encoder, "onnx", or "hub:USER/NAME". What was written is loaded in
+    `target` is a library of the encoder, "onnx", or "hub:USER/NAME"; the encoder's first library by
+    default. What was written is loaded in
     a process of its own, and its features are compared with those of the run. Raises SslkitError
     where the library has no such architecture, or where features differ; nothing is left then.
     """
@@ -85,10 +86,12 @@ def export(folder: Path, target: str, *, public: bool = False) -> Exported:
     return Exported(str(place), f"{found}\n{lines}", difference)
 
 
-def _target(made: Recipe, target: str) -> tuple[str, str | None]:
+def _target(made: Recipe, target: str | None) -> tuple[str, str | None]:
     """Return the library to write for, and the repository to upload to."""
     libraries = made.encoder.part.signature().attributes.get("libraries", ())
     known = (*libraries, "onnx")
+    if target is None:
+        return known[0], None
     if target in known:
         return target, None
     kind, _, repository = target.partition(":")

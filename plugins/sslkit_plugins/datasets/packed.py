@@ -56,12 +56,12 @@ class Index:
 
     short_side: PositiveInt
     quality: PositiveInt
-    halves: dict[Literal["train", "val"], Split]
+    splits: dict[Literal["train", "val"], Split]
     skipped: list[str]
     kept: NonNegativeInt
     coded: NonNegativeInt
     reduced_to: PositiveInt | None = None
-    format: Literal["sslkit packed 1"] = "sslkit packed 1"
+    format: Literal["sslkit packed 2"] = "sslkit packed 2"
 
 
 def list_hash(names: list[str]) -> str:
@@ -80,29 +80,30 @@ class Packed(ImageSource):
     """
 
     opens: ClassVar[dict[str, str]] = {"/packed.json": "root"}
+    packs: ClassVar[bool] = True
 
     def __init__(
         self,
         split: str,
         /,
         *,
-        root: Annotated[str, pydantic.Field(description="Folder that `sslkit pack` has made.")],
+        root: Annotated[str, pydantic.Field(description="Folder written by `sslkit pack`.")],
         max_pixels: MaxPixels = MAX_PIXELS,
     ) -> None:
         self.root, self.max_pixels, self.place = Path(os.path.expanduser(root)), max_pixels, root
         name = "val" if split == "val" else "train"
         index = self._index()
         self.reduced_to = index.reduced_to
-        self.has_val = "val" in index.halves
-        if name not in index.halves:
+        self.has_val = "val" in index.splits
+        if name not in index.splits:
             raise DataError(
                 f"{root} has no {name} images of its own, as what was packed had none; pack a "
                 "folder that holds train/ and val/"
             )
         if self.has_val:
             self.place = f"{root}, {name}"
-            self._val = f"{root}, val ({index.halves['val'].images:,} images)"
-        told = index.halves[name]
+            self._val = f"{root}, val ({index.splits['val'].images:,} images)"
+        told = index.splits[name]
         self.names: list[str] = []
         self.classes = told.classes
         self._files = [self.root / f"{name}-{n:05}.safetensors" for n in range(told.shards)]
@@ -220,6 +221,6 @@ class Packed(ImageSource):
         cls, splits: Mapping[Literal["train", "val"], ImageSource], root: str, **options: Any
     ) -> Index:
         """Pack the splits of a data set into a new folder `root`, as `packing.write` does."""
-        from sslkit_plugins.packing import write
+        from sslkit_plugins.datasets.packing import write
 
         return write(splits, root, **options)

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from sslkit.errors import DataError, counted, printable
 from sslkit.interfaces import ImageSource
-from sslkit_plugins.packed import INDEX, Index, Split, list_hash
+from sslkit_plugins.datasets.packed import INDEX, Index, Split, list_hash
 
 SHARD_BYTES = 128 * 2**20
 """Encoded bytes after which a shard is full: all that a writer holds in memory."""
@@ -62,7 +62,7 @@ def write(
     total = sum(map(len, splits.values()))
     packing = _Packing(beside, short_side, quality, workers, total, advance)
     try:
-        halves = {name: packing.split(name, source) for name, source in splits.items()}
+        indexed = {name: packing.split(name, source) for name, source in splits.items()}
         if packing.unreadable and not skip_unreadable:
             raise DataError(
                 f"{_told(packing.unreadable)}; repair or remove them, or leave them out: "
@@ -70,7 +70,9 @@ def write(
             )
         skipped = [_text(name) for name, _ in packing.unreadable]
         reduced_to = packing.reduced_to or splits["train"].reduced_to
-        index = Index(short_side, quality, halves, skipped, packing.kept, packing.coded, reduced_to)
+        index = Index(
+            short_side, quality, indexed, skipped, packing.kept, packing.coded, reduced_to
+        )
         (beside / INDEX).write_text(json.dumps(asdict(index), indent=1), encoding="utf-8")
         _flush(beside / INDEX)
         beside.rename(to)
