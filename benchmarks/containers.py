@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from sslkit.parts import make
 from sslkit.recipe import read_data
-from sslkit_plugins.packed import Packed
+from sslkit_plugins.datasets.packed import Packed
 
 
 def arrow_table(path: Path, files: list[bytes], names: list[str]) -> pa.Table:

@@ -37,7 +37,7 @@ from sslkit.interfaces import Batch, Draws, ImageSource, Pixels
 from sslkit.runs.run import Run
 from sslkit.training import build, profile, trainer
 from sslkit_plugins.datasets import ImageFolder
-from sslkit_plugins.packed import Packed
+from sslkit_plugins.datasets.packed import Packed
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "imagenet" / "pirl_jigsaw.yaml"
 PAPER = 1_281_167

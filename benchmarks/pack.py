@@ -25,8 +25,8 @@ from PIL import Image
 
 from sslkit.data.loader import Loader
 from sslkit_plugins.datasets import ImageFolder
+from sslkit_plugins.datasets.packed import Packed
 from sslkit_plugins.methods.pirl import Jigsaw
-from sslkit_plugins.packed import Packed
 
 WORKERS, BATCH = (0, 2), 50
 TRANSFORM = Jigsaw(size=64, grid=3, resize=64, patch=18)

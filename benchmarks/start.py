@@ -138,7 +138,7 @@ def first_step(recipe: str, words: list[str]) -> None:
     with tempfile.TemporaryDirectory() as runs, open(os.devnull, "w") as nowhere:
         shown, sys.stdout = sys.stdout, nowhere
         try:
-            session.run(made, None, Path(runs), console.Training)
+            session.train(made, runs=Path(runs), viewer=session.Viewer(screen=console.Training))
         except SystemExit:
             sys.stdout = shown
     print(json.dumps(spent))

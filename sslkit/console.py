@@ -19,6 +19,8 @@ import typer
 from sslkit.errors import RecipeError, counted, printable
 
 if TYPE_CHECKING:
+    from sslkit.evaluation.data import Splits
+    from sslkit.evaluation.embedding import Opened
     from sslkit.interfaces import ImageSource
     from sslkit.recipe import Recipe
     from sslkit.runs.metrics import Row
@@ -63,16 +65,11 @@ def print_table(
     columns: Iterable[str], rows: Iterable[Iterable[str]], *, title: str | None = None
 ) -> None:
     """As wide as the terminal; as wide as its longest row where there is none."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-    from rich.text import Text
+    from sslkit.report.text import rich_table
 
     if title is not None:
         print_text(title)
-    table = Table(*columns, box=SIMPLE_HEAD, pad_edge=False)
-    for row in rows:
-        table.add_row(*(Text(as_it_is(cell)) for cell in row))
-    _print(table)
+    _print(rich_table(columns, rows))
 
 
 def print_fields(rows: Iterable[tuple[str, str]]) -> None:
@@ -91,9 +88,9 @@ def _print(shown: Any) -> None:
     """Print what rich draws, without wrapping where the output is piped."""
     from rich.console import Console
 
-    terminal = Console()
+    terminal = Console(force_jupyter=False)
     if not terminal.is_terminal:
-        terminal = Console(width=10_000)
+        terminal = Console(width=10_000, force_jupyter=False)
     with terminal.capture() as captured:
         terminal.print(shown)
     lines = [line.rstrip() for line in captured.get().split("\n")]
@@ -128,7 +125,7 @@ def progress(title: str) -> Iterator[Callable[[int, int], None]]:
         TimeRemainingColumn,
     )
 
-    terminal = Console(stderr=True)
+    terminal = Console(stderr=True, force_jupyter=False)
     columns = (
         TextColumn(title),
         BarColumn(),
@@ -153,6 +150,13 @@ def show_data(source: ImageSource, recipe: Recipe) -> None:
     print_text(summary.training(source, recipe.data, labels_used=labels_used))
 
 
+def show_splits(opened: Splits | Opened) -> None:
+    """Say which images serve as what, and on stderr what is passed over."""
+    print_text(opened.summary)
+    for note in opened.notes:
+        print_text(note, stderr=True)
+
+
 class Training:
     """The screen of a training session: a bar on a terminal, a line now and then elsewhere."""
 
@@ -169,7 +173,7 @@ class Training:
 
         self.run = run
         self.folder: Path | None = None
-        self.console = Console(markup=False, highlight=False, emoji=False)
+        self.console = Console(markup=False, highlight=False, emoji=False, force_jupyter=False)
         self.first_step, self.every = run.step, max(1, run.steps // 20)
         self.clock: tuple[float, int] | None = None
         self.passed = (0.0, 0.0)
@@ -299,10 +303,7 @@ class Training:
 
     def done(self, health: Health) -> None:
         """What there is now, and what to do with it."""
-        if self.run.step == self.first_step:
-            self._say(f"this run is complete: {counted(self.run.steps, 'step')} done")
-        else:
-            self._say(f"health: {health.now()}")
+        self._say(f"health: {health.now()}")
         if self.run.skipped:
             text = (
                 f"{self.run.skipped:,} of {counted(self.run.step, 'step')} skipped, for numbers "

@@ -15,7 +15,7 @@ import tempfile
 import time
 import uuid
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
@@ -39,6 +39,9 @@ ENDED = "SSLKIT_ENDED"
 """The environment variable that names a file. `launch` finds in it the exit code of an error that
 no restart can mend."""
 
+FOLDER = "SSLKIT_FOLDER"
+"""The environment variable in which `launch` passes on the folder of a new run."""
+
 GRACE = 10
 """Seconds that a rank with the same fault waits to be ended by the launcher."""
 
@@ -55,11 +58,12 @@ def world() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def launch(devices: int, arguments: list[str]) -> int:
+def launch(devices: int, arguments: list[str], folder: Path | None = None) -> int:
     """Run `sslkit` with these arguments in `devices` ranks on this machine, as `torchrun` would.
 
     Passes signals on to all ranks. Where one is lost, starts all again from the last checkpoint,
-    RESTARTS times at most. An SslkitError ends all ranks at once. Returns the exit code of the first
+    RESTARTS times at most. `folder` is where a new run goes on after a restart; None where the
+    arguments name it. An SslkitError ends all ranks at once. Returns the exit code of the first
     rank that failed, else 0.
     """
     from torch.distributed.elastic.multiprocessing import SignalException
@@ -79,9 +83,11 @@ def launch(devices: int, arguments: list[str]) -> int:
         max_restarts=RESTARTS,
         monitor_interval=0.1,
     )
-    with tempfile.TemporaryDirectory(prefix="sslkit-") as folder:
-        ended = Path(folder) / "exit"
+    with tempfile.TemporaryDirectory(prefix="sslkit-") as place:
+        ended = Path(place) / "exit"
         os.environ[ENDED] = str(ended)
+        if folder is not None:
+            os.environ[FOLDER] = str(folder)
         try:
             # `python -m` would also import from the current folder, which may hold foreign code.
             safe = [] if {"", os.getcwd()} & set(sys.path) else ["-P"]
@@ -92,6 +98,13 @@ def launch(devices: int, arguments: list[str]) -> int:
             code = error.get_first_failure()[1].exitcode
             return code if code >= 0 else 128 - code
     return 0
+
+
+def launched_folder() -> Path | None:
+    """Return the folder that `launch` has chosen for a new run; None without it."""
+    if launched() and ENDED in os.environ and FOLDER in os.environ:
+        return Path(os.environ[FOLDER])
+    return None
 
 
 def _end_launcher(code: int) -> None:
@@ -124,35 +137,41 @@ def local_rank() -> int:
     return number or 0
 
 
-_store: dist.Store | None = None
-_start = 1
-"""Which start of the group this is: 2 after the launcher's first restart."""
+def _own_part(store: dist.Store, number: int, count: int) -> dist.Store:
+    """Return a part of the launcher's store that only the ranks of this start use.
 
-
-def _meet(store: dist.Store, number: int, count: int) -> int:
-    """Return the number of this start, on which all ranks agree.
-
-    The launcher's store keeps what ranks before a restart left there, and launchers on several
-    machines do not count restarts alike. So rank 0 counts a start and waits for the answers of all
-    others. Each answers a start once, also if its predecessor did. Then rank 0 tells them to go.
+    The store outlives a restart and still holds the addresses of dead ranks, and launchers on
+    several machines do not count restarts alike. So every rank leaves a name of its own, and rank 0
+    answers these names until all of its ranks have come.
     """
-    if number == 0:
-        start = store.add("sslkit/starts", 1)
-        store.wait([f"sslkit/{start}/{other}" for other in range(1, count)], PATIENCE)
-        store.set(f"sslkit/{start}/go", "")
-        return start
-    answered, own, until = 0, 0, time.monotonic() + PATIENCE.total_seconds()
-    while time.monotonic() < until:
-        start = store.add("sslkit/starts", 0)
-        if start > answered:
-            answered = start
-            own = start if store.add(f"sslkit/{start}/{number}", 1) == 1 else 0
-        if own == start and store.check([f"sslkit/{start}/go"]):
-            return start
+    name = uuid.uuid4().hex
+    if number > 0:
+        store.set(f"sslkit/rank {number}", name)
+        _wait_until(lambda: store.check([f"sslkit/{name}"]))
+        start = store.get(f"sslkit/{name}").decode()
+        store.add(f"sslkit/{start}", 1)
+        return dist.PrefixStore(start, store)
+
+    def all_came() -> bool:
+        for other in range(1, count):
+            if store.check([f"sslkit/rank {other}"]):
+                store.set(f"sslkit/{store.get(f'sslkit/rank {other}').decode()}", name)
+        return store.add(f"sslkit/{name}", 0) == count - 1
+
+    _wait_until(all_came)
+    return dist.PrefixStore(name, store)
+
+
+def _wait_until(done: Callable[[], bool]) -> None:
+    """Wait until `done()`. Raises LostProcess after PATIENCE."""
+    until = time.monotonic() + PATIENCE.total_seconds()
+    while not done():
+        if time.monotonic() > until:
+            raise LostProcess(
+                "the other ranks of this run did not come; look at what they printed, and start "
+                "all of them again"
+            )
         time.sleep(0.02)
-    raise LostProcess(
-        "process 0 of this run did not come; look at what it printed, and start all of them again"
-    )
 
 
 @contextmanager
@@ -162,7 +181,6 @@ def joined(device: torch.device) -> Iterator[None]:
     The first rank that fails reports its error. The others, which lost a partner or met the same
     error, end in silence. A single process has nothing to join.
     """
-    global _store, _start  # noqa: PLW0603  (a process joins once)
     launcher.check()
     if not launched() or dist.is_initialized():
         yield
@@ -170,7 +188,7 @@ def joined(device: torch.device) -> Iterator[None]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     try:
-        _store, number, count = next(dist.rendezvous("env://"))
+        shared, number, count = next(dist.rendezvous("env://"))
     except (RuntimeError, ValueError, OSError) as error:
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise SslkitError(
@@ -178,11 +196,10 @@ def joined(device: torch.device) -> Iterator[None]:
             "MASTER_ADDR and MASTER_PORT must name the machine of rank 0 and a free port of it"
         ) from error
     backend = "nccl" if device.type == "cuda" else "gloo"
-    _start = _meet(_store, number, count)
-    attempt = dist.PrefixStore(f"start {_start}", _store)
+    store = _own_part(shared, number, count)
     dist.init_process_group(
         backend,
-        store=dist.PrefixStore(backend, attempt),
+        store=dist.PrefixStore(backend, store),
         rank=number,
         world_size=count,
         timeout=PATIENCE,
@@ -193,7 +210,7 @@ def joined(device: torch.device) -> Iterator[None]:
     except Exception as error:
         # No collectives on the error path: other ranks may never join.
         lost = faults.lost(error)
-        if _first_to_fail(attempt, number) != number:
+        if _first_to_fail(store, number) != number:
             if isinstance(error, SslkitError) and ENDED in os.environ:
                 # The first one ends the launcher, which must not see this exit before that.
                 time.sleep(GRACE)
@@ -216,24 +233,6 @@ def _first_to_fail(store: dist.Store, number: int) -> int:
         return int(store.compare_set("failed", "", str(number)))
     except RuntimeError:
         return 0
-
-
-def remember(text: str) -> None:
-    """Leave a text with the launcher, for ranks that it may start in place of these."""
-    if _store is not None and rank() == 0:
-        _store.set("sslkit/remembered", text)
-
-
-def remembered() -> str | None:
-    """Return the text that ranks before a restart left with the launcher; None at the start."""
-    if _store is None or _start == 1:
-        return None
-    text = (
-        _store.get("sslkit/remembered").decode()
-        if rank() == 0 and _store.check(["sslkit/remembered"])
-        else ""
-    )
-    return broadcast_text(text) or None
 
 
 def gather(rows: Tensor) -> Tensor:

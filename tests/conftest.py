@@ -18,6 +18,7 @@ from PIL import Image
 
 from sslkit import distributed, recipe
 from sslkit.recipe import registry, source
+from sslkit.runs.folders import NewFolder
 from sslkit.runs.run import Run
 from sslkit.training.build import build
 
@@ -146,6 +147,14 @@ def make(tiny: Path):
         )
 
     return made
+
+
+def new_folder(root: Path, made: recipe.Recipe) -> Path:
+    """Make the folder of a new run below `root`, with its recipe, as a session does."""
+    new = NewFolder(made, root)
+    folder = new.make()
+    new.fill()
+    return folder
 
 
 def everything(run: Run) -> dict[str, torch.Tensor]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import safetensors
 import torch
-from conftest import assert_same, everything
+from conftest import assert_same, everything, new_folder
 from safetensors.torch import load_file
 
 from sslkit import recipe
@@ -261,8 +261,8 @@ def test_another_optimizer_is_refused(make, saved):
 
 def test_run_folders(tiny, tmp_path, monkeypatch):
     made = recipe.read(tiny)
-    first = folders.new_folder(tmp_path / "runs", made)
-    second = folders.new_folder(tmp_path / "runs", made)
+    first = new_folder(tmp_path / "runs", made)
+    second = new_folder(tmp_path / "runs", made)
     assert first != second and first.parent == second.parent == tmp_path / "runs" / "tiny"
     latest = first.parent / "latest"
     assert latest.is_symlink() and latest.resolve() == second
@@ -273,7 +273,7 @@ def test_run_folders(tiny, tmp_path, monkeypatch):
         state.parent.mkdir(parents=True)
         state.touch()
         os.utime(state, (when, when))
-    third = folders.new_folder(tmp_path / "runs", made)
+    third = new_folder(tmp_path / "runs", made)
     assert folders.find_folder(None, tmp_path / "runs") == first, (
         "the newest checkpoint's, and no link"
     )
@@ -297,10 +297,10 @@ def test_run_folders_that_are_not_there(tiny, tmp_path):
         CheckpointError,
         match=r"cannot make the run folder .*: Not a directory; choose another place with --runs",
     ):
-        folders.new_folder(tmp_path / "file", recipe.read(tiny))
+        new_folder(tmp_path / "file", recipe.read(tiny))
 
 
 def test_a_file_system_without_links_goes_without_latest(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "symlink_to", full_disk)
-    folder = folders.new_folder(tmp_path, recipe.read(tiny))
+    folder = new_folder(tmp_path, recipe.read(tiny))
     assert os.listdir(folder.parent) == [folder.name]

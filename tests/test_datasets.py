@@ -28,8 +28,8 @@ from sslkit_plugins.datasets import (
     decode_pixels,
     decoding,
 )
+from sslkit_plugins.datasets.shapes import CLASSES, Shapes
 from sslkit_plugins.methods.pirl import Jigsaw, Rotation
-from sslkit_plugins.shapes import CLASSES, Shapes
 from sslkit_plugins.views import Augment
 
 CIFAR_JPEG = Path(__file__).resolve().parents[2] / "shared" / "data" / "cifar10_jpeg"

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import TINY
+from conftest import TINY, new_folder
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
@@ -22,7 +22,7 @@ from sslkit import recipe
 from sslkit.cli import app
 from sslkit.errors import CheckpointError, PluginError, RecipeError, printable
 from sslkit.recipe.document import Dumper
-from sslkit.runs import checkpoint, folders
+from sslkit.runs import checkpoint
 from sslkit.training.build import build
 from sslkit.training.trainer import train
 
@@ -296,7 +296,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
         TINY.format(root=data).replace("use: sgd", "use: adamw").replace(", momentum: 0.9", "")
     )
     made = recipe.read(place / "tiny.yaml")
-    run, folder = build(made), folders.new_folder(place / "runs", made)
+    run, folder = build(made), new_folder(place / "runs", made)
     for _ in zip(range(2), train(run)):  # noqa: B905
         checkpoint.save(run, folder)
     return folder

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, finish, start
+from conftest import TINY, finish, new_folder, start
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -536,7 +536,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
         shutil.copy(image, target)
     (place / "tiny.yaml").write_text(TINY.format(root=data))
     made = recipe.read(place / "tiny.yaml")
-    run, folder = build(made), folders.new_folder(place / "runs", made)
+    run, folder = build(made), new_folder(place / "runs", made)
     for _ in zip(range(3), train(run)):  # noqa: B905
         checkpoint.save(run, folder)
     return folder
@@ -839,6 +839,6 @@ def test_a_clock_that_is_set_back_gives_every_run_a_folder_of_its_own(
                 return datetime(2026, 10, 25, hour, 30)  # noqa: B023
 
         monkeypatch.setattr(folders, "datetime", Clock)
-        made_folders.append(folders.new_folder(home / "runs", made))
+        made_folders.append(new_folder(home / "runs", made))
         assert (home / "runs" / "tiny" / "latest").resolve() == made_folders[-1]
     assert len(set(made_folders)) == 4

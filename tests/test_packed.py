@@ -23,10 +23,9 @@ from sslkit.data.loader import Loader, fingerprint
 from sslkit.errors import DataError, RecipeError
 from sslkit.runs import checkpoint
 from sslkit.training.trainer import train
-from sslkit_plugins import packing
-from sslkit_plugins.datasets import ImageFolder, Npz
+from sslkit_plugins.datasets import ImageFolder, Npz, packing
+from sslkit_plugins.datasets.packed import Index, Packed
 from sslkit_plugins.methods.pirl import Jigsaw
-from sslkit_plugins.packed import Index, Packed
 
 
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:

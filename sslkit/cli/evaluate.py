@@ -219,13 +219,6 @@ def _keyword(name: str, kind: Any, declared: Any) -> inspect.Parameter:
     return inspect.Parameter(name, keyword, default=None, annotation=Annotated[kind, declared])
 
 
-def _show_data(splits: Any) -> None:
-    """Say what serves as what, and what is passed over."""
-    console.print_text(splits.summary)
-    for note in splits.notes:
-        console.print_text(note, stderr=True)
-
-
 def evaluate(part: Part, given: dict[str, Any]) -> None:
     """Measure, write the result, and print it."""
     from sslkit import recipe
@@ -257,7 +250,9 @@ def evaluate(part: Part, given: dict[str, Any]) -> None:
     )
     console.print_text(f"{part.name} on {given['encoder'] if run is None else run}")
     needs = part.signature().attributes.get("needs", "labels")
-    probe, notes, home = build.build(request, needs, progress=console.progress, show=_show_data)
+    probe, notes, home = build.build(
+        request, needs, progress=console.progress, show=console.show_splits
+    )
     for note in notes:
         console.print_text(note, stderr=True)
     store.check_place(home)

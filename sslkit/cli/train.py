@@ -1,9 +1,6 @@
 """`sslkit train`."""
 
-import dataclasses
-import shlex
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,9 +9,17 @@ import typer
 from sslkit import console
 from sslkit.cli.app import app
 from sslkit.cli.options import Data, Overrides, filled
-from sslkit.errors import Fault, RecipeError
-from sslkit.recipe.words import advice
 
+RunFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--run",
+        metavar="DIR",
+        help="The run folder: start in it, or go on where it holds a checkpoint of this recipe.",
+        show_default=False,
+        parser=filled("--run", Path),
+    ),
+]
 Resume = Annotated[
     Path | None,
     typer.Option(
@@ -24,19 +29,27 @@ Resume = Annotated[
         parser=filled("--resume", Path),
     ),
 ]
+Epochs = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="With --resume: train on to this many epochs, with the schedule of such a run.",
+        show_default=False,
+    ),
+]
 Runs = Annotated[
-    Path,
-    typer.Option(metavar="DIR", help="Where run folders are made.", parser=filled("--runs", Path)),
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="Where run folders are made: DIR/<recipe>/<time>, without --run.  [default: runs]",
+        show_default=False,
+        parser=filled("--runs", Path),
+    ),
 ]
 Devices = Annotated[
     int | None,
     typer.Option(min=1, help="Ranks on this machine, one per GPU.", show_default=False),
 ]
-FREE = tuple(
-    f"train.{name}"
-    for name in ("workers", "device", "save_minutes", "keep", "log_every", "unreadable", "on_nan")
-)
-"""Settings that a resumed run may change: where and how it runs, not what it learns."""
 Profile = Annotated[
     bool,
     typer.Option("--profile", help="Only measure where the time of a step goes; train nothing."),
@@ -56,8 +69,10 @@ def train(
     ] = None,
     overrides: Overrides = None,
     data: Data = None,
+    run: RunFolder = None,
     resume: Resume = None,
-    runs: Runs = Path("runs"),
+    epochs: Epochs = None,
+    runs: Runs = None,
     devices: Devices = None,
     profile: Profile = False,
 ) -> None:
@@ -65,64 +80,73 @@ def train(
 
     A new run is rehearsed first: a recipe that cannot train is refused before anything is written.
     """
-    if (path is None) == (resume is None):
-        raise typer.BadParameter("name a recipe to start, or --resume RUN to go on; not both")
-    if resume is not None and profile:
-        raise typer.BadParameter("--profile measures a recipe; it resumes no run")
+    _check_usage(path, run, resume, epochs, runs, profile)
     from sslkit import recipe
 
     folder = None
     if resume is not None:
-        from sslkit.runs import folders
+        from sslkit.runs import changes, folders
 
         folder = folders.find_folder(resume)
-        _check_settings(folder, overrides or ())
+        changes.check_settings(folder, overrides or ())
         made = folders.read_recipe(folder, overrides=overrides or (), data=data)
     else:
         assert path is not None
         made = recipe.read(path, overrides=overrides or (), data=data)
+    runs = runs or Path("runs")
 
     from sslkit import distributed
 
     if devices is not None and devices > 1 and not distributed.launched():
         made.train.per_rank_batch(devices)
-        raise typer.Exit(distributed.launch(devices, sys.argv[1:]))
+        chosen = None
+        if run is None and folder is None and not profile:
+            from sslkit.runs.folders import unused
+
+            chosen = unused(runs, made)
+        raise typer.Exit(distributed.launch(devices, sys.argv[1:], chosen))
     if profile:
         _profile(made, runs)
         return
     from sslkit.training import session
 
-    raise typer.Exit(session.run(made, folder, runs, console.Training, console.show_data))
+    viewer = session.Viewer(look=console.show_data, say=console.print_text, screen=console.Training)
+    if folder is not None:
+        ended = session.resume(made, folder, epochs=epochs, viewer=viewer)
+    else:
+        ended = session.train(made, run=run, runs=runs, viewer=viewer)
+    raise typer.Exit(ended.exit_code)
 
 
-def _check_settings(folder: Path, overrides: Sequence[str]) -> None:
-    """Raise RecipeError for a `--set` that would make a resumed run another one."""
-    keys = [setting.partition("=")[0].strip() for setting in overrides]
-    fixed = [key for key in keys if not key.startswith("data.") and key not in FREE]
-    faults = []
-    for key in fixed:
-        message = (
-            f"a resumed run goes on with its own recipe; --set may change data.* and "
-            f"{', '.join(FREE)}; start a new run instead: sslkit train "
-            f"{shlex.quote(str(folder / 'recipe.yaml'))} --set {shlex.quote(key)}=…"
+def _check_usage(
+    path: str | None,
+    run: Path | None,
+    resume: Path | None,
+    epochs: int | None,
+    runs: Path | None,
+    profile: bool,
+) -> None:
+    """Raise BadParameter for options that contradict each other."""
+    if (path is None) == (resume is None):
+        raise typer.BadParameter("name a recipe to start, or --resume RUN to go on; not both")
+    if resume is not None and profile:
+        raise typer.BadParameter("--profile measures a recipe; it resumes no run")
+    if run is not None and resume is not None:
+        raise typer.BadParameter(
+            "--run goes on by itself where its folder holds a checkpoint; leave out one of --run "
+            "and --resume"
         )
-        faults.append(Fault(key, _misspelt(key) or message, "--set"))
-    if faults:
-        raise RecipeError(*faults)
-
-
-def _misspelt(key: str) -> str:
-    """Return the advice for a key whose section or setting does not exist; "" for others."""
-    from sslkit import recipe
-
-    section, _, name = key.partition(".")
-    sections = [field.name for field in dataclasses.fields(recipe.Recipe)]
-    if section not in sections:
-        return f"no such section; {advice(section, sections)}"
-    settings = [field.name for field in dataclasses.fields(recipe.Train)]
-    if section == "train" and name not in settings:
-        return f"no such setting; {advice(name, settings)}"
-    return ""
+    if run is not None and runs is not None:
+        raise typer.BadParameter(
+            "--run names the run folder itself, --runs the folder of folders; leave out one of them"
+        )
+    if run is not None and profile:
+        raise typer.BadParameter("--profile trains nothing; name no --run")
+    if epochs is not None and resume is None:
+        raise typer.BadParameter(
+            "--epochs trains a run on, with --resume RUN; for a new run: --set "
+            f"train.epochs={epochs}"
+        )
 
 
 def _profile(made: Any, runs: Path) -> None:

@@ -18,10 +18,10 @@ from sslkit.evaluation.foreign import Foreign, read_encoder
 from sslkit.evaluation.images import Progress
 from sslkit.evaluation.probe import ImageProbe, silent
 from sslkit.evaluation.unreadable import Unreadable, left_out
-from sslkit.interfaces import Candidate
-from sslkit.parts import make_method, make_transform
+from sslkit.interfaces import Candidate, ImageSource
 from sslkit.recipe import Choice, Recipe
-from sslkit.runs import checkpoint, folders
+from sslkit.runs import folders
+from sslkit.runs.trained import TrainedRun
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,25 +51,6 @@ class Built(NamedTuple):
     home: Path
 
 
-@dataclass(frozen=True)
-class Run:
-    """A run folder whose checkpoint and recipe have been read."""
-
-    folder: Path
-    recipe: Recipe
-    state_folder: Path
-    state: checkpoint.State
-
-    def facts(self) -> dict[str, Any]:
-        """Return what the protocol says of the run."""
-        return {
-            "run": str(self.folder),
-            "method": self.recipe.method.use,
-            "checkpoint": self.state_folder.name,
-            "step": self.state["step"],
-        }
-
-
 def build(
     request: Request,
     needs: str = "labels",
@@ -81,20 +62,17 @@ def build(
 
     Data are opened, checked against `needs` and given to `show` before any weights are loaded.
     """
-    foreign = _foreign(request)
+    foreign = foreign_of(request)
     device = pick_device(request.device)
-    data, recipes = _read(request)
+    data, recipes = choices(request)
     splits = open_splits(data, needs, request.split_seed)
     skipped: list[Unreadable] = []
     workers = auto_workers(device.type) if request.workers is None else request.workers
     if request.skip_unreadable:
         splits, skipped = left_out(splits, needs, workers, progress)
     show(splits)
-    runs, notes = [], []
-    for folder, read in recipes:
-        found, state, passed_over = checkpoint.newest(folder)
-        runs.append(Run(folder, read, found, state))
-        notes += passed_over
+    runs = [TrainedRun.read(folder, read) for folder, read in recipes]
+    notes = [note for run in runs for note in run.notes]
     candidates = _candidates(request, runs, foreign, splits, device)
     probe = ImageProbe(
         splits.train,
@@ -121,7 +99,7 @@ def _home(request: Request, foreign: Foreign | None) -> Path:
     return Path("eval", re.sub(r"[^A-Za-z0-9._-]+", "_", foreign.name))
 
 
-def _foreign(request: Request) -> Foreign | None:
+def foreign_of(request: Request) -> Foreign | None:
     """Read `--encoder` and `--weights`. RecipeError where they do not go together."""
     if request.encoder is not None:
         if request.run is None and request.data is None:
@@ -134,7 +112,7 @@ def _foreign(request: Request) -> Foreign | None:
     return None
 
 
-def _read(request: Request) -> tuple[Choice, list[tuple[Path, Recipe]]]:
+def choices(request: Request) -> tuple[Choice, list[tuple[Path, Recipe]]]:
     """Return the data set, and the recipe of the run and of each that it is compared with."""
     for override in request.overrides:
         if not override.strip().startswith("data."):
@@ -160,7 +138,7 @@ def _read(request: Request) -> tuple[Choice, list[tuple[Path, Recipe]]]:
 
 def _candidates(
     request: Request,
-    runs: list[Run],
+    runs: list[TrainedRun],
     foreign: Foreign | None,
     splits: Splits,
     device: torch.device,
@@ -176,14 +154,14 @@ def _candidates(
     if request.run is not None:
         own, *others = runs
         found = [
-            _network(own, "trained", splits, request.size, device, trained=True),
-            _network(own, "untrained", splits, request.size, device, trained=False),
+            network(own, "trained", splits.train, request.size, device),
+            network(own, "untrained", splits.train, request.size, device, trained=False),
         ]
         found += [pixels, *outside]
     else:
         found = [*outside, pixels]
     for run, name in zip(others, _names([run.folder for run in others]), strict=True):
-        found.append(_network(run, name, splits, request.size, device, trained=True))
+        found.append(network(run, name, splits.train, request.size, device))
     return found
 
 
@@ -196,27 +174,23 @@ def _names(folders: list[Path]) -> list[str]:
     ]
 
 
-def _network(
-    run: Run,
+def network(
+    run: TrainedRun,
     name: str,
-    splits: Splits,
+    images: ImageSource,
     size: int | None,
     device: torch.device,
     *,
-    trained: bool,
+    trained: bool = True,
 ) -> Network:
     """Make the encoder that a run exports, with the checkpoint's weights or as it began."""
-    data = checkpoint.data_format(run.state)
-    given = splits.train
-    if (data.channels, data.bits) != (given.channels, given.bits):
+    data = run.data
+    if (data.channels, data.bits) != (images.channels, images.bits):
         raise DataError(
             f"{run.folder} was trained on images of {data.channels} channels and {data.bits} bits, "
-            f"and these have {given.channels} and {given.bits}; name others: --data DIR"
+            f"and these have {images.channels} and {images.bits}; name others: --data DIR"
         )
-    transform = make_transform(run.recipe, data)
-    method = make_method(run.recipe, transform, data, restored=trained)
-    if trained:
-        checkpoint.load_method(method, run.state_folder)
+    method, transform = run.parts(trained=trained)
     return Network(
         name,
         method.exported,
@@ -230,7 +204,7 @@ def _network(
 
 def _facts(
     request: Request,
-    runs: list[Run],
+    runs: list[TrainedRun],
     foreign: Foreign | None,
     data: Choice,
     splits: Splits,

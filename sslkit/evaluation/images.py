@@ -171,6 +171,12 @@ def in_order(count: int, size: int = BATCH) -> list[Order]:
     return [Order(0, rows) for rows in np.split(np.arange(count), range(size, count, size))]
 
 
+def in_random_order(count: int, seed: int = 0) -> list[Order]:
+    """Return orders of all images in random order, of equal size as far as possible."""
+    rows = np.random.default_rng(seed).permutation(count)
+    return [Order(0, part) for part in np.array_split(rows, -(-count // BATCH))]
+
+
 def shuffled(count: int, *, batch_size: int, steps: int, seed: int) -> Iterator[Order]:
     """Yield `steps` orders from shuffled epochs, whose incomplete last batch is left out."""
     batch_size = min(batch_size, count)

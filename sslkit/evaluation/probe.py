@@ -23,6 +23,7 @@ from sslkit.evaluation.images import (
     UnreadableImage,
     View,
     in_order,
+    in_random_order,
     read_images,
     shown,
     shuffled,
@@ -72,10 +73,8 @@ class ImageProbe(Probe):
         """
         for candidate in self.candidates:
             if isinstance(candidate, Network) and candidate.fits and candidate.unfitted():
-                rows = np.random.default_rng(seed).permutation(len(self.train))
-                parts = np.array_split(rows, -(-len(rows) // BATCH))
                 size = candidate.size
-                orders = [Order(0, part) for part in parts]
+                orders = in_random_order(len(self.train), seed)
                 passed = self._sized(self.train, "crop", orders, self._sizes())
                 candidate.fit_statistics(images[size] for images, _ in passed)
 
@@ -153,10 +152,11 @@ class ImageProbe(Probe):
         try:
             yield from read_images(source, cut, orders, seed=seed, workers=self.workers)
         except UnreadableImage:
-            found = unreadable.find(self.train, self.val, self.workers, self.progress)
+            splits = {"train": self.train, "val": self.val}
+            found = unreadable.find(splits, self.workers, self.progress)
             if not found:
                 raise
-            raise unreadable.refusal(found) from None
+            raise unreadable.refusal(found, "an evaluation replaces no image") from None
 
     def _sizes(self) -> list[int]:
         return sorted({candidate.size for candidate in self.candidates})

@@ -3,14 +3,14 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from sslkit.errors import PluginError
+from sslkit.errors import PluginError, SslkitError
 from sslkit.evaluation.intervals import FEWEST, bootstrap, newcombe, student, wilson
 from sslkit.interfaces import (
     Curves,
@@ -23,6 +23,7 @@ from sslkit.interfaces import (
     Score,
 )
 from sslkit.recipe.signature import plain, sentence, written
+from sslkit.report.text import result_text
 
 FORMAT = 1
 """Version of the JSON."""
@@ -169,6 +170,57 @@ def document(result: Result, name: str, owner: str) -> dict[str, Any]:
         raise PluginError(
             f"{owner} returned a protocol that JSON cannot hold: {sentence(error)}"
         ) from error
+
+
+@dataclass(frozen=True, repr=False)
+class EvaluationResult(Result):
+    """What an evaluation returned, with the evaluation's name. `print` shows its tables.
+
+    `metrics` and `entries` hold all numbers, `protocol` says on what they were measured.
+    """
+
+    evaluation: str = ""
+    owner: str = ""
+    """The evaluation and its distribution, for messages."""
+
+    def score(
+        self, metric: str | None = None, candidate: str | None = None, row: str | None = None
+    ) -> Score:
+        """Return a score: its `value`, the mean over seeds, its `values` and `intervals`.
+
+        `metric` is the headline if left out, `candidate` the encoder that is measured, `row` the
+        first one that the candidate has. Raises SslkitError where there is none.
+        """
+        metric = self.metrics[0].name if metric is None else metric
+        candidate = self._subject() if candidate is None else candidate
+        for entry in self.entries:
+            fits = entry.candidate == candidate and row in (None, entry.row)
+            if fits and metric in entry.scores:
+                return entry.scores[metric]
+        names = ", ".join(dict.fromkeys(entry.candidate for entry in self.entries))
+        metrics = ", ".join(metric.name for metric in self.metrics)
+        where = "" if row is None else f" in row {written(row)}"
+        raise SslkitError(
+            f"there is no score {written(metric)} of {written(candidate)}{where}; there are the "
+            f"metrics {metrics} and the candidates {names}"
+        )
+
+    def _subject(self) -> str:
+        """Return the first candidate that is no baseline."""
+        for candidate in self.protocol.get("candidates", []):
+            if not candidate["baseline"]:
+                return candidate["name"]
+        return self.entries[0].candidate
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the result as plain data: the JSON that `sslkit eval` writes.
+
+        PluginError where the result is not what the contract of evaluations says.
+        """
+        return document(self, self.evaluation, self.owner)
+
+    def __repr__(self) -> str:
+        return result_text(self.as_dict())
 
 
 def _entry(entry: Entry) -> dict[str, Any]:

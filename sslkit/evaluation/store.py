@@ -9,7 +9,7 @@ from typing import Any
 from sslkit import faults
 from sslkit.errors import PluginError
 from sslkit.evaluation.probe import ImageProbe
-from sslkit.evaluation.result import document
+from sslkit.evaluation.result import EvaluationResult, fault
 from sslkit.interfaces import Evaluation
 from sslkit.parts import make
 from sslkit.recipe import Choice
@@ -20,15 +20,30 @@ OPTION = "--out DIR"
 """What chooses another folder of results."""
 
 
-def run(choice: Choice, probe: ImageProbe) -> dict[str, Any]:
-    """Measure, and return the checked result as plain data. PluginError where the part fails."""
+def measure(choice: Choice, probe: ImageProbe) -> EvaluationResult:
+    """Measure, and return the result. PluginError where the part fails or breaks its contract."""
     evaluation: Evaluation = make(choice)
     try:
         with faults.telling(f"{choice.part.shown} fails in measure"):
-            result = evaluation.measure(probe)
+            found = evaluation.measure(probe)
     except PluginError as error:
         raise PluginError(f"{choice.part}: {error}") from error
-    return document(result, choice.use, str(choice.part))
+    wrong = fault(found)
+    if wrong is not None:
+        raise PluginError(f"{choice.part} returned {wrong}")
+    return EvaluationResult(
+        found.metrics,
+        found.entries,
+        found.protocol,
+        found.figures,
+        evaluation=choice.use,
+        owner=str(choice.part),
+    )
+
+
+def run(choice: Choice, probe: ImageProbe) -> dict[str, Any]:
+    """Measure, and return the checked result as plain data. PluginError where the part fails."""
+    return measure(choice, probe).as_dict()
 
 
 def check_place(home: Path) -> None:

@@ -1,6 +1,6 @@
 """Images of an evaluation that cannot be read: all of them found at once, named, left out."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -43,14 +43,12 @@ class _Reader(Dataset):
         return found
 
 
-def find(
-    train: ImageSource, val: ImageSource, workers: int, progress: Progress
-) -> list[Unreadable]:
-    """Read every image of both splits once."""
-    total = len(train) + len(val)
+def find(splits: Mapping[str, ImageSource], workers: int, progress: Progress) -> list[Unreadable]:
+    """Read every image of all splits once."""
+    total = sum(map(len, splits.values()))
     found = []
     with progress("checking images") as advance:
-        for split, source in (("train", train), ("val", val)):
+        for split, source in splits.items():
             orders = np.split(np.arange(len(source)), range(BATCH, len(source), BATCH))
             answers = deliver(_Reader(source), orders, workers, remedy=ALONE)
             for order, wrong in zip(orders, answers, strict=True):
@@ -65,16 +63,13 @@ def left_out(
     splits: Splits, needs: str, workers: int, progress: Progress
 ) -> tuple[Splits, list[Unreadable]]:
     """Return the splits without what cannot be read. DataError where too little is left."""
-    found = find(splits.train, splits.val, workers, progress)
+    found = find({"train": splits.train, "val": splits.val}, workers, progress)
     if not found:
         return splits, []
     some = splits._replace(
-        train=_without(splits.train, [one.row for one in found if one.split == "train"]),
-        val=_without(splits.val, [one.row for one in found if one.split == "val"]),
-        notes=(
-            *splits.notes,
-            f"{counted(len(found), 'image')} left out, which cannot be read:{_lines(found)}",
-        ),
+        train=without(splits.train, [one.row for one in found if one.split == "train"]),
+        val=without(splits.val, [one.row for one in found if one.split == "val"]),
+        notes=(*splits.notes, left_out_note(found)),
     )
     try:
         return check(some, needs), found
@@ -83,7 +78,8 @@ def left_out(
         raise DataError(message) from error
 
 
-def _without(source: ImageSource, rows: Sequence[int]) -> ImageSource:
+def without(source: ImageSource, rows: Sequence[int]) -> ImageSource:
+    """Return a source without some rows."""
     if not rows:
         return source
     left = Rows(source, np.setdiff1d(np.arange(len(source)), rows))
@@ -91,10 +87,15 @@ def _without(source: ImageSource, rows: Sequence[int]) -> ImageSource:
     return left
 
 
-def refusal(found: Sequence[Unreadable]) -> DataError:
-    """Return the error that names what cannot be read."""
+def left_out_note(found: Sequence[Unreadable]) -> str:
+    """Return the sentence that names what was left out."""
+    return f"{counted(len(found), 'image')} left out, which cannot be read:{_lines(found)}"
+
+
+def refusal(found: Sequence[Unreadable], because: str) -> DataError:
+    """Return the error that names what cannot be read. `because` says why it is refused."""
     return DataError(
-        f"{counted(len(found), 'image')} cannot be read, and an evaluation replaces no image; "
+        f"{counted(len(found), 'image')} cannot be read, and {because}; "
         f"repair or remove them, or go on without them: --skip-unreadable{_lines(found)}"
     )
 
@@ -103,6 +104,5 @@ def _lines(found: Sequence[Unreadable]) -> str:
     """Return a line for each of the first images."""
     lines = [f"\n  {one.name} ({one.split}): {one.reason}" for one in found[:SHOWN]]
     if len(found) > SHOWN:
-        more = f"{len(found) - SHOWN:,} more; --skip-unreadable writes all into the result"
-        lines.append(f"\n  and {more}")
+        lines.append(f"\n  and {len(found) - SHOWN:,} more")
     return "".join(lines)

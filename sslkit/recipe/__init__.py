@@ -1,6 +1,6 @@
 """YAML → Recipe: what is installed, what it takes, what is wrong. Imports no torch."""
 
-from sslkit.recipe.arguments import read_data, read_evaluation
+from sslkit.recipe.arguments import choose_evaluation, read_data, read_evaluation
 from sslkit.recipe.contents import PARTS, SECTIONS, Choice, Recipe
 from sslkit.recipe.reader import read
 from sslkit.recipe.schema import json_schema
@@ -30,6 +30,7 @@ __all__ = [
     "Schedule",
     "Step",
     "Train",
+    "choose_evaluation",
     "json_schema",
     "read",
     "read_data",

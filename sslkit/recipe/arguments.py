@@ -8,7 +8,7 @@ from sslkit.recipe import registry
 from sslkit.recipe.contents import Choice
 from sslkit.recipe.document import Document
 from sslkit.recipe.paths import opened_by
-from sslkit.recipe.words import written, written_path
+from sslkit.recipe.words import advice, written, written_path
 
 SET = "--set"
 
@@ -30,6 +30,27 @@ def read_evaluation(name: str, given: Mapping[str, str | bool]) -> Choice:
         faults += [Fault(_flag(option), message) for _, _, message in document.faults]
     options, wrong = part.signature().validate(name, values)
     faults += [Fault(_flag(option), message) for option, message in wrong]
+    if faults:
+        raise RecipeError(*faults)
+    return Choice("evaluations", part.name, options, part)
+
+
+def choose_evaluation(name: str, given: Mapping[str, Any], common: Sequence[str] = ()) -> Choice:
+    """Return an evaluation with its options, given as Python values by their name in Python.
+
+    `common` are names that are near to a misspelt one as well. RecipeError with every fault.
+    """
+    part = registry.find("evaluations", name)
+    signature = part.signature()
+    names = {option.parameter: option.name for option in signature.options.values()}
+    unknown = [option for option in given if option not in names]
+    faults = []
+    for option in unknown:
+        message = f"no such option of {name}; {advice(option, [*names, *common])}"
+        faults.append(Fault(option, message))
+    known = {names[option]: value for option, value in given.items() if option in names}
+    options, wrong = signature.validate(name, known)
+    faults += [Fault(option, message) for option, message in wrong]
     if faults:
         raise RecipeError(*faults)
     return Choice("evaluations", part.name, options, part)

@@ -10,6 +10,7 @@ import json
 import re
 import shlex
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Literal, NotRequired
 
@@ -24,6 +25,7 @@ from sslkit import distributed
 from sslkit.errors import CheckpointError
 from sslkit.interfaces import Method
 from sslkit.parts import DataFormat, sharded_rows
+from sslkit.recipe import Recipe
 from sslkit.runs import files, metrics, optimizer_state, samples
 from sslkit.runs.files import checksum, replacing, save_tensors, write_text
 from sslkit.runs.run import Run
@@ -218,6 +220,26 @@ def newest(folder: Path) -> tuple[Path, State, list[str]]:
     )
 
 
+def progress(folder: Path, recipe: Recipe) -> tuple[int, int]:
+    """Return the step of the newest checkpoint, and the steps of an epoch.
+
+    (0, 0) where there is none, or it cannot be read. Reads state.json alone, and no checksums.
+    """
+    for checkpoint in sorted((folder / "checkpoints").glob("step-*"))[-1:]:
+        with suppress(OSError, ValueError):
+            state = _checked_state(checkpoint)
+            return state["step"], state["images"] // recipe.train.batch_size
+    return 0, 0
+
+
+def complete(folder: Path, recipe: Recipe) -> bool:
+    """Return whether the newest checkpoint is that of the last step, and whole."""
+    step, per_epoch = progress(folder, recipe)
+    if step == 0 or step < recipe.train.epochs * per_epoch:
+        return False
+    return newest(folder)[0].name == STEP.format(step)
+
+
 def load_method(method: Method, checkpoint: Path) -> dict[str, Tensor]:
     """Put a checkpoint's weights into `method`; returns the transform's part of it."""
     try:
@@ -326,8 +348,8 @@ def resume(run: Run, folder: Path) -> list[str]:
 
 def _refuse_lost(run: Run, folder: Path) -> None:
     """Raise CheckpointError where a run without checkpoints had some: they were removed."""
-    # Both are written after the first checkpoint.
-    if not any((folder / name).exists() for name in ("encoder.safetensors", "curves.png")):
+    # Curves are first drawn after the first checkpoint.
+    if not (folder / "curves.png").exists():
         return
     complete = metrics.last_step(folder / "metrics.jsonl") >= run.steps
     state = "is complete, and" if complete else "had saved checkpoints;"

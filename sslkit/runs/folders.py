@@ -1,19 +1,20 @@
-"""Run folders: made, found, and locked while a process trains in them."""
+"""Run folders: made, found, read."""
 
+import itertools
 import os
-import platform
+import shlex
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
 from sslkit import recipe as recipes
-from sslkit.errors import CheckpointError, RecipeError
+from sslkit.errors import CheckpointError, RecipeError, printable
 from sslkit.recipe import Recipe
 from sslkit.recipe.paths import absolute
-from sslkit.runs import versions
-from sslkit.runs.files import WriteError, reason, write_text, writing
+from sslkit.runs import lock, versions
+from sslkit.runs.files import reason, write_text
 
 
 def check_place(root: Path, what: str = "the run folder", option: str = "--runs") -> None:
@@ -36,41 +37,119 @@ def check_place(root: Path, what: str = "the run folder", option: str = "--runs"
         )
 
 
-def new_folder(root: Path, recipe: Recipe) -> Path:
-    """Make runs/<recipe>/<time> with the recipe in it, and let `latest` beside it point there."""
-    parent = root / recipe.name
-    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    for attempt in range(1000):
-        folder = parent / (stamp if attempt == 0 else f"{stamp}_{attempt}")
-        try:
-            folder.mkdir(parents=True)
-            break
-        except FileExistsError:
-            continue
-        except (OSError, ValueError) as error:
-            with suppress(OSError, ValueError):
-                parent.rmdir()
-            why = reason(error) if isinstance(error, OSError) else error
-            raise CheckpointError(
-                f"cannot make the run folder {folder}: {why}; choose another place with --runs"
-            ) from error
+def begun(folder: Path) -> bool:
+    """Return whether `folder` holds a run; False where it is absent or empty.
+
+    Raises CheckpointError where it is a file, or holds something else.
+    """
+    if not os.path.lexists(folder):
+        return False
     try:
-        keep_recipe(folder, recipe)
-    except WriteError as error:
-        remove_new(folder)
-        raise WriteError(f"{error}; another place: --runs DIR") from error
-    point_latest(folder)
+        names = set(os.listdir(folder))
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot train in {folder}: {reason(error)}; name another folder with --run"
+        ) from error
+    # What a run holds from its beginning. A recipe alone may be the user's own file.
+    if "recipe.yaml" in names and names & {lock.FILE, "metrics.jsonl", "checkpoints"}:
+        return True
+    # A process that was killed may leave these two before there is a run.
+    others = [name for name in names if not name.startswith((lock.FILE, ".recipe.yaml."))]
+    if others:
+        raise CheckpointError(
+            f"{folder} is no run folder and not empty ('{printable(min(others))}' is in it); name "
+            "a run, an empty folder or a new one: --run DIR"
+        )
+    return False
+
+
+def unused(root: Path, recipe: Recipe) -> Path:
+    """Return runs/<recipe>/<time>, with a number behind it where that exists. Makes nothing."""
+    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    folder = root / recipe.name / stamp
+    for attempt in itertools.count(1):
+        if not os.path.lexists(folder):
+            break
+        folder = root / recipe.name / f"{stamp}_{attempt}"
     return folder
 
 
-def remove_new(folder: Path) -> None:
-    """Remove a run folder that holds nothing to go on from, and the folder above if empty."""
-    latest = folder.parent / "latest"
-    shutil.rmtree(folder, ignore_errors=True)
-    with suppress(OSError):
-        if latest.is_symlink() and not latest.exists():
-            latest.unlink()
-        folder.parent.rmdir()
+class NewFolder:
+    """The folder of a new run, which is made when the first step is done.
+
+    It is `path`, or runs/<recipe>/<time> below `runs`. `latest` says whether the link of that name
+    beside it shall point to it.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        runs: Path = Path("runs"),
+        path: Path | None = None,
+        *,
+        latest: bool = True,
+    ) -> None:
+        self.recipe, self.runs, self.path, self.latest = recipe, runs, path, latest
+        self.option = "--runs" if latest else "--run"
+        """The option that chooses another place."""
+        self._made: list[Path] = []
+        """Folders that did not exist before, the innermost first."""
+
+    def check(self) -> None:
+        """Raise CheckpointError where the folder cannot be made. Makes nothing."""
+        check_place(self.path or self.runs, option=self.option)
+
+    def make(self) -> Path:
+        """Make the folder, with those above it. CheckpointError where the system refuses."""
+        folder = self.path or unused(self.runs, self.recipe)
+        self._made = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
+        try:
+            folder.mkdir(parents=True, exist_ok=self.path is not None)
+        except (OSError, ValueError) as error:
+            if self.path is None and folder.is_dir():
+                return self.make()  # Another run has taken the name.
+            self._remove_made()
+            why = reason(error) if isinstance(error, OSError) else error
+            raise CheckpointError(
+                f"cannot make the run folder {folder}: {why}; choose another place with "
+                f"{self.option}"
+            ) from error
+        self.path = folder
+        return folder
+
+    def fill(self) -> None:
+        """Write the recipe into the folder, which this process holds, and set `latest`.
+
+        Raises CheckpointError where another process has begun a run in it.
+        """
+        assert self.path is not None
+        if begun(self.path):
+            raise CheckpointError(
+                f"another process has begun a run in {self.path} meanwhile; go on with it: sslkit "
+                f"train --resume {shlex.quote(str(self.path))}"
+            )
+        keep_recipe(self.path, self.recipe)
+        if self.latest:
+            point_latest(self.path)
+
+    def remove(self) -> None:
+        """Remove what was made: the content, and the folders that did not exist before."""
+        assert self.path is not None
+        with suppress(OSError):
+            for path in self.path.iterdir():
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
+        self._remove_made()
+
+    def _remove_made(self) -> None:
+        for path in self._made:
+            latest = path.parent / "latest"
+            with suppress(OSError, ValueError):
+                path.rmdir()
+                if self.latest and latest.is_symlink() and not latest.exists():
+                    latest.unlink()
 
 
 def keep_recipe(folder: Path, recipe: Recipe) -> None:
@@ -125,48 +204,12 @@ def find_folder(where: Path | None, root: Path = Path("runs")) -> Path:
                 "runs/pirl_jigsaw/latest"
             )
         return folder.resolve()
-    states = [
-        path
-        for path in root.glob("*/*/checkpoints/step-*/state.json")
-        if not path.parents[2].is_symlink()
-    ]
+    found = [*root.glob("*/checkpoints/step-*"), *root.glob("*/*/checkpoints/step-*")]
+    states = [path / "state.json" for path in found if not path.parents[1].is_symlink()]
+    states = [path for path in states if path.exists()]
     if not states:
         raise CheckpointError(
             f"there is no trained run below {root}/; name the folder of one, or train one first: "
             "sslkit train RECIPE"
         )
     return max(states, key=lambda path: path.stat().st_mtime).parents[2].resolve()
-
-
-@contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Lock the run folder for this process, until it ends or is killed.
-
-    Raises CheckpointError where another process trains in it.
-    """
-    path = folder / ".lock"
-    with writing(path):
-        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        _take(lock, folder)
-        yield
-    finally:
-        os.close(lock)
-
-
-def _take(lock: int, folder: Path) -> None:
-    """Lock an open file; a system without such locks goes without."""
-    try:
-        import fcntl
-
-        # A record lock: loader workers do not inherit it, and may outlive a killed process.
-        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.ftruncate(lock, 0)
-        os.write(lock, f"process {os.getpid()} on {platform.node()}".encode())
-    except (BlockingIOError, PermissionError):
-        holder = os.pread(lock, 200, 0).decode(errors="replace") or "another process"
-        raise CheckpointError(
-            f"{folder} is in use: {holder} trains in it; wait for it, stop it, or start a new run"
-        ) from None
-    except (ImportError, OSError):
-        pass

@@ -64,6 +64,22 @@ def last_step(path: Path) -> int:
     return last
 
 
+def columns(path: Path) -> dict[str, np.ndarray]:
+    """Return the columns of metrics.jsonl: `step` and `epoch` int64, the others float64, [steps].
+
+    NaN where a step lacks a number; empty where there is no file.
+    """
+    rows: list[Row] = []
+    if path.exists():
+        with path.open(encoding="utf-8", errors="replace") as lines:
+            rows = [row for row in map(Row.of, lines) if row is not None]
+    numbers = [row.numbers() for row in rows]
+    names: dict[str, None] = {}
+    for step in numbers:
+        names |= dict.fromkeys(step)
+    return {name: np.array([step.get(name, math.nan) for step in numbers]) for name in names}
+
+
 class Bins:
     """Means of every number over bins of equally many steps, in constant memory.
 

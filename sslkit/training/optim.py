@@ -109,7 +109,6 @@ def make_schedule(
     PIRL; the warm-up and the weight decay change at every step.
     """
     steps, peak = epochs * steps_per_epoch, optimizer.param_groups[0]["lr"]
-    warm = round(chosen.warmup_epochs * steps_per_epoch)
     final = chosen.final_weight_decay
     decays = {}
     if final is not None:
@@ -118,27 +117,34 @@ def make_schedule(
             if group["weight_decay"] > 0:
                 decays[place] = group["weight_decay"]
 
-    def rate(step: int) -> float:
-        if step < warm:
-            return chosen.warmup_lr + step * ((peak - chosen.warmup_lr) / warm)
-        if chosen.per == "epoch":
-            step = max(warm, step // steps_per_epoch * steps_per_epoch)
-        if isinstance(chosen, recipe.Cosine):
-            return _cosine(peak, chosen.final_lr, (step - warm) / max(1, steps - warm))
-        if isinstance(chosen, recipe.Step | recipe.Multistep):
-            passed = [drop for drop in chosen.drops(epochs) if drop * steps_per_epoch <= step]
-            return peak * chosen.factor ** len(passed)
-        return peak
-
     def set_rate(step: int) -> float:
+        rate = learning_rate(step, peak, chosen, epochs, steps_per_epoch)
         for group in optimizer.param_groups:
-            group["lr"] = rate(step)
+            group["lr"] = rate
         for place, start in decays.items():
             assert final is not None
             optimizer.param_groups[place]["weight_decay"] = _cosine(start, final, step / steps)
-        return rate(step)
+        return rate
 
     return set_rate
+
+
+def learning_rate(
+    step: int, peak: float, chosen: recipe.Schedule, epochs: int, steps_per_epoch: int
+) -> float:
+    """Return the learning rate of a step, which counts from 0."""
+    warm = round(chosen.warmup_epochs * steps_per_epoch)
+    if step < warm:
+        return chosen.warmup_lr + step * ((peak - chosen.warmup_lr) / warm)
+    if chosen.per == "epoch":
+        step = max(warm, step // steps_per_epoch * steps_per_epoch)
+    if isinstance(chosen, recipe.Cosine):
+        steps = epochs * steps_per_epoch
+        return _cosine(peak, chosen.final_lr, (step - warm) / max(1, steps - warm))
+    if isinstance(chosen, recipe.Step | recipe.Multistep):
+        passed = [drop for drop in chosen.drops(epochs) if drop * steps_per_epoch <= step]
+        return peak * chosen.factor ** len(passed)
+    return peak
 
 
 def _cosine(start: float, end: float, fraction: float) -> float:

@@ -9,6 +9,8 @@ from typing import Any
 
 from sslkit import distributed
 from sslkit.runs import checkpoint, files, folders, metrics, versions
+from sslkit.runs.folders import NewFolder
+from sslkit.runs.lock import Lock, held
 from sslkit.runs.metrics import Metrics, Row
 from sslkit.runs.run import Run
 
@@ -16,13 +18,15 @@ from sslkit.runs.run import Run
 class Record:
     """Metrics, checkpoints and pictures of one session.
 
-    `folder` is that of a run which is resumed, or None. A new one is made below `runs` by
-    `open`, so that a run that fails before its first step leaves nothing. Every rank calls the
-    same methods; rank 0 writes, and each rank its own rows of a sharded bank.
+    `place` is the folder of a run that goes on, or a new one, which `open` makes: a run that fails
+    before its first step leaves nothing. Every rank calls the same methods; rank 0 writes, and each
+    rank its own rows of a sharded bank.
     """
 
-    def __init__(self, run: Run, folder: Path | None, runs: Path) -> None:
-        self.run, self.folder, self.runs = run, folder, runs
+    def __init__(self, run: Run, place: Path | NewFolder) -> None:
+        self.run = run
+        self.new = place if isinstance(place, NewFolder) else None
+        self.folder = None if isinstance(place, NewFolder) else place
         self.leader = distributed.rank() == 0
         self.began = run.step
         """The step that the session starts from."""
@@ -31,45 +35,52 @@ class Record:
         self.metrics: Metrics | None = None
         self.board: Any = None
         self._held = ExitStack()
+        self._lock: Lock | None = None
 
     def lock(self) -> None:
         """Take the folder for this process alone. CheckpointError where another one has it."""
         assert self.folder is not None
         if self.leader:
-            self._held.enter_context(folders.held(self.folder))
+            self._lock = self._held.enter_context(held(self.folder))
 
     def resume(self) -> list[str]:
-        """Bring the run to its newest checkpoint. Returns what should be told about it."""
+        """Bring the run to its newest checkpoint. Returns sentences about it."""
         assert self.folder is not None
         versions.check_options(self.folder, self.run.recipe)
         notes = checkpoint.resume(self.run, self.folder)
-        notes += versions.changes(self.folder, self.run.recipe)
-        if self.leader:
-            folders.keep_recipe(self.folder, self.run.recipe)
-        return notes
+        self.began = self.run.step
+        return notes + versions.changes(self.folder, self.run.recipe)
 
     def open(self, seen: Callable[[Row], None]) -> bool:
-        """Make the folder where there is none, and what each session writes into it.
+        """Make a new folder, and write into it what each session writes.
 
         Calls `seen` with each row of earlier sessions. Returns whether a folder was made.
         """
-        made = self.folder is None
-        if made:
-            name = str(folders.new_folder(self.runs, self.run.recipe)) if self.leader else ""
+        if self.new is not None:
+            name = self._make(self.new) if self.leader else ""
             self.folder = Path(distributed.broadcast_text(name))
-            self.lock()
         assert self.folder is not None
-        distributed.remember(str(self.folder))
         if self.leader:
+            if self._lock is not None:
+                self._lock.check()
+            folders.keep_recipe(self.folder, self.run.recipe)
             if self.began == 0:
                 known = json.dumps(versions.environment(self.run), indent=1)
                 files.write_text(self.folder / "environment.json", known)
             self.metrics = Metrics(self.folder / "metrics.jsonl", self.began, seen)
             self.board = _tensorboard(self.folder)
-        return made
+        return self.new is not None
+
+    def _make(self, new: NewFolder) -> str:
+        self.folder = new.make()
+        self.lock()
+        new.fill()
+        return str(self.folder)
 
     def add(self, rows: list[Row]) -> None:
-        """Append steps to the metrics."""
+        """Append steps to the metrics. WriteError where the folder was removed or replaced."""
+        if self._lock is not None:
+            self._lock.check()
         if self.metrics is not None:
             self.metrics.add(rows)
         if self.board is not None:
@@ -78,14 +89,20 @@ class Record:
                     self.board.add_scalar(name, value, row.step)
 
     def save(self) -> None:
-        """Write the checkpoint, the encoder alone, and the curves so far."""
+        """Write the encoder alone, the checkpoint, and the curves so far.
+
+        The checkpoint comes after the encoder, so that a run with its last checkpoint is complete.
+        """
         assert self.folder is not None
+        if self._lock is not None:
+            self._lock.check()
+        if self.leader:
+            checkpoint.save_encoder(self.run, self.folder)
         checkpoint.save(self.run, self.folder)
         self.saved = self.run.step
         if self.leader:
             from sslkit.report import figures
 
-            checkpoint.save_encoder(self.run, self.folder)
             with files.writing(self.folder / "curves.png"):
                 assert self.metrics is not None
                 figures.curves(
@@ -118,17 +135,15 @@ class Record:
             title = f"{self._name()}, transform"
             draw_views(self.run.source, self.run.transform, path, seed=seed, title=title)
 
-    def refused(self, error: files.WriteError, *, new: bool) -> files.WriteError:
-        """Return `error` with what to do about it.
-
-        The folder of a `new` run is removed where it holds no step.
-        """
+    def refused(self, error: files.WriteError) -> files.WriteError:
+        """Return `error` with what to do about it. Removes a new folder that holds no step."""
         folder = self.folder
-        if folder is None or not (folder / "recipe.yaml").exists():
+        if folder is None or (self._lock is not None and not self._lock.holds()):
             return error
-        if new and self.leader and not metrics.last_step(folder / "metrics.jsonl"):
-            folders.remove_new(folder)
-            return files.WriteError(f"{error}; another place: --runs DIR")
+        first = not metrics.last_step(folder / "metrics.jsonl")
+        if self.new is not None and self.leader and first:
+            self.new.remove()
+            return files.WriteError(f"{error}; another place: {self.new.option} DIR")
         return files.WriteError(
             f"{error}; then go on: sslkit train --resume {shlex.quote(str(folder))}"
         )

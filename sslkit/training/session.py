@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -12,16 +13,18 @@ import torch
 
 from sslkit import distributed, faults
 from sslkit.device import pick_device
+from sslkit.errors import CheckpointError, counted
 from sslkit.interfaces import ImageSource
 from sslkit.parts import DataFormat, make_source
 from sslkit.recipe import Recipe
-from sslkit.runs import checkpoint, files, folders
+from sslkit.runs import changes, checkpoint, files, folders
 from sslkit.runs.metrics import Row
 from sslkit.runs.run import Run
 from sslkit.training import trainer
 from sslkit.training.build import build
 from sslkit.training.finite import check_finite, check_weights, seldom
 from sslkit.training.health import Health
+from sslkit.training.optim import learning_rate
 from sslkit.training.record import Record
 from sslkit.training.rehearsal import rehearse_recipe
 from sslkit.training.signals import Stopped, signals
@@ -39,60 +42,175 @@ class Screen(Protocol):
     def close(self) -> None: ...
 
 
-def run(
-    recipe: Recipe,
-    folder: Path | None,
-    runs: Path,
-    show: Callable[[Run], Screen],
-    look: Callable[[ImageSource, Recipe], None] = lambda source, recipe: None,
-) -> int:
-    """Train `recipe` in a new folder below `runs`, or go on in `folder`. Returns the exit code.
+@dataclass(frozen=True)
+class Ended:
+    """How a session ended."""
 
-    A new run is rehearsed first, and its folder is made when its first step is done. `look` gets
-    the data set before, and `show` makes the screen, both on rank 0 alone. After a restart by the
-    launcher, the folder is that of the earlier ranks. Raises SslkitError, also for any exception
-    of a part.
+    folder: Path | None
+    """The run folder; None where a signal came before the first step of a new run was done."""
+    stopped: str | None = None
+    """The signal that stopped the session, such as SIGINT; None at the end of the training."""
+    mostly_skipped: bool = False
+    """True where `train.on_nan: skip` undid more than half of the steps."""
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code of a command: that of the signal, 1 where most steps were skipped, or 0."""
+        if self.stopped is not None:
+            return 128 + signal.Signals[self.stopped]
+        return int(self.mostly_skipped)
+
+
+@dataclass(frozen=True)
+class Viewer:
+    """What shows a session, called on rank 0 alone. Without arguments, nothing is shown."""
+
+    look: Callable[[ImageSource, Recipe], None] = lambda source, recipe: None
+    """Called with the data set before anything is made."""
+    say: Callable[[str], None] = lambda text: None
+    """Called with sentences about the run as a whole."""
+    screen: Callable[[Run], Screen | None] = lambda run: None
+    """Makes what shows the steps."""
+
+
+SILENT = Viewer()
+FORGETS = (
+    "a restart by the launcher would begin a new run, since this one has no folder that it knows; "
+    "name one: --run DIR"
+)
+
+
+def train(
+    recipe: Recipe, *, run: Path | None = None, runs: Path = Path("runs"), viewer: Viewer = SILENT
+) -> Ended:
+    """Train `recipe` in the folder `run`: start there, or go on from its newest checkpoint.
+
+    Without `run`, start in a new folder runs/<recipe>/<time>. A new run is rehearsed first, and its
+    folder is made when its first step is done. A complete run stays as it is.
+
+    Raises SslkitError, also for any exception of a part: RecipeError where `run` holds a run of
+    another recipe, CheckpointError where it holds something else or another process trains in it.
     """
     with distributed.joined(pick_device(recipe.train.device)), faults.telling():
-        if folder is None and (before := distributed.remembered()) is not None:
-            folder = Path(before)
-        made = _prepare(recipe, folder, runs, look)
-        record, notes = Record(made, folder, runs), []
-        try:
-            if folder is not None:
-                record.lock()
-                notes = record.resume()
-                record.began = made.step
-            screen = show(made) if distributed.rank() == 0 else None
-            return _train(made, record, notes, screen)
-        except files.WriteError as error:
-            raise record.refused(error, new=folder is None) from error
-        finally:
-            record.close()
+        path = distributed.launched_folder() if run is None else run.expanduser()
+        if path is not None and (folder := _begun(path, recipe)) is not None:
+            return _go_on(recipe, folder, viewer)
+        new = folders.NewFolder(recipe, runs, path, latest=run is None)
+        notes = []
+        if path is None and distributed.launched():
+            notes.append(FORGETS)
+        if distributed.rank() == 0:
+            new.check()
+        return _session(_prepare(recipe, viewer, rehearsed=True), new, viewer, notes)
+
+
+def resume(
+    recipe: Recipe, folder: Path, *, epochs: int | None = None, viewer: Viewer = SILENT
+) -> Ended:
+    """Go on with the run in `folder`, whose recipe is `recipe`, from its newest checkpoint.
+
+    With `epochs`, train on to that many: the schedule is the one of a run of that length. Raises
+    SslkitError, as `train` does.
+    """
+    with distributed.joined(pick_device(recipe.train.device)), faults.telling():
+        if epochs is None:
+            return _go_on(recipe, folder, viewer)
+        if distributed.rank() == 0:
+            _check_epochs(recipe, folder, epochs)
+        longer = replace(recipe, train=replace(recipe.train, epochs=epochs))
+        return _go_on(longer, folder, viewer, recipe.train.epochs)
+
+
+def _begun(path: Path, recipe: Recipe) -> Path | None:
+    """Return the folder of the run in `path`, as rank 0 sees it; None where none has begun.
+
+    Raises CheckpointError where `path` holds something else, RecipeError where it holds a run of
+    another recipe.
+    """
+    name = ""
+    if distributed.rank() == 0 and folders.begun(path):
+        folder = path.resolve()
+        changes.check_same(folder, folders.read_recipe(folder, opened=False), recipe)
+        name = str(folder)
+    name = distributed.broadcast_text(name)
+    return Path(name) if name else None
+
+
+def _check_epochs(recipe: Recipe, folder: Path, epochs: int) -> None:
+    """Raise CheckpointError where a run has done as many epochs already."""
+    step, per_epoch = checkpoint.progress(folder, recipe)
+    if step and epochs * per_epoch <= step:
+        least = step // per_epoch + 1
+        raise CheckpointError(
+            f"{folder} has done {counted(step, 'step')}, and {counted(epochs, 'epoch')} are "
+            f"{epochs * per_epoch:,}; take more: --epochs {least}"
+        )
+
+
+def _go_on(recipe: Recipe, folder: Path, viewer: Viewer, before: int | None = None) -> Ended:
+    """Go on in `folder`; `before` are the epochs of the recipe there, where they are others."""
+    leader = distributed.rank() == 0
+    complete = leader and checkpoint.complete(folder, recipe)
+    if distributed.broadcast_text("complete" if complete else ""):
+        if leader:
+            step, _ = checkpoint.progress(folder, recipe)
+            viewer.say(f"{folder} is complete: {counted(step, 'step')} done; nothing to do")
+        return Ended(folder)
+    made = _prepare(recipe, viewer, restored=checkpoint.exists(folder))
+    return _session(made, folder, viewer, [], before)
 
 
 def _prepare(
-    recipe: Recipe,
-    folder: Path | None,
-    runs: Path,
-    look: Callable[[ImageSource, Recipe], None],
+    recipe: Recipe, viewer: Viewer, *, rehearsed: bool = False, restored: bool = False
 ) -> Run:
-    """Make the run; rehearse it where it is new."""
+    """Make the run; rehearse it first where it is new."""
     source = make_source(recipe, "pretrain")
     if distributed.rank() == 0:
-        look(source, recipe)
-    if folder is None:
-        if distributed.rank() == 0:
-            folders.check_place(runs)
+        viewer.look(source, recipe)
+    if rehearsed:
         rehearse_recipe(recipe, DataFormat.of(source), source)
         if torch.cuda.is_initialized():
             gc.collect()  # The rehearsed run has reference cycles, and its memory is needed.
             torch.cuda.empty_cache()
-    restored = folder is not None and checkpoint.exists(folder)
     return build(recipe, source, restored=restored)
 
 
-def _train(made: Run, record: Record, notes: list[str], screen: Screen | None) -> int:
+def _session(
+    made: Run,
+    place: Path | folders.NewFolder,
+    viewer: Viewer,
+    notes: list[str],
+    before: int | None = None,
+) -> Ended:
+    """Train to the end, or until a signal comes."""
+    record = Record(made, place)
+    try:
+        if record.folder is not None:
+            record.lock()
+            notes = notes + record.resume()
+        screen = viewer.screen(made) if distributed.rank() == 0 else None
+        if distributed.rank() == 0 and before is not None and made.step > 0:
+            viewer.say(_change_of_rate(made, before))
+        return _train(made, record, notes, screen)
+    except files.WriteError as error:
+        raise record.refused(error) from error
+    finally:
+        record.close()
+
+
+def _change_of_rate(run: Run, before: int) -> str:
+    """Say how the learning rate changes where a run of `before` epochs gets another length."""
+    chosen, per_epoch = run.recipe, run.loader.steps_per_epoch
+    peak = chosen.optimizer.lr
+    last = learning_rate(run.step - 1, peak, chosen.schedule, before, per_epoch)
+    following = learning_rate(run.step, peak, chosen.schedule, chosen.train.epochs, per_epoch)
+    return (
+        f"learning rate: {last:.3g} at step {run.step:,} of {before * per_epoch:,}, and now "
+        f"{following:.3g} at step {run.step + 1:,} of {run.steps:,}"
+    )
+
+
+def _train(made: Run, record: Record, notes: list[str], screen: Screen | None) -> Ended:
     if screen is not None:
         screen.begin(notes, record.folder)
     filled = any(sampler.needs_fill for sampler in made.method.samplers.values())
@@ -100,7 +218,7 @@ def _train(made: Run, record: Record, notes: list[str], screen: Screen | None) -
     chances = made.method.at_chance(made.recipe.train.batch_size)
     epoch = made.loader.steps_per_epoch
     health = Health(expected, made.steps, chances=chances, filled=filled, epoch=epoch)
-    undrawn = screen is not None and made.step == 0
+    undrawn = distributed.rank() == 0 and made.step == 0
     try:
         for rows, told in follow(made, record, health, screen):
             if screen is not None:
@@ -111,16 +229,16 @@ def _train(made: Run, record: Record, notes: list[str], screen: Screen | None) -
     except Stopped as stopped:
         if screen is not None:
             screen.stopped(str(stopped), saved=made.step == record.saved)
-        if made.step == record.began:
+        if made.step == record.began and distributed.world() > 1:
             # Other ranks may wait in a collective that this one would not meet.
             raise SystemExit(stopped.exit_code) from stopped
-        return stopped.exit_code
+        return Ended(record.folder, str(stopped))
     finally:
         if screen is not None:
             screen.close()
     if screen is not None:
         screen.done(health)
-    return int(made.mostly_skipped)
+    return Ended(record.folder, mostly_skipped=made.mostly_skipped)
 
 
 def follow(

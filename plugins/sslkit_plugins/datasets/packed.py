@@ -221,6 +221,6 @@ class Packed(ImageSource):
         cls, splits: Mapping[Literal["train", "val"], ImageSource], root: str, **options: Any
     ) -> Index:
         """Pack the splits of a data set into a new folder `root`, as `packing.write` does."""
-        from sslkit_plugins.packing import write
+        from sslkit_plugins.datasets.packing import write
 
         return write(splits, root, **options)

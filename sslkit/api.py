@@ -1,0 +1,334 @@
+"""The Python API: train, load, embed, evaluate, read_recipe. `import sslkit` exports them."""
+
+import os
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
+
+from sslkit import console, faults, recipe
+from sslkit.errors import CheckpointError, Fault, RecipeError, TrainingError
+from sslkit.recipe import Recipe
+from sslkit.recipe.draft import Source
+from sslkit.recipe.words import written
+
+if TYPE_CHECKING:
+    from sslkit.evaluation.build import Request
+    from sslkit.evaluation.embedding import Embeddings, Split
+    from sslkit.evaluation.result import EvaluationResult
+    from sslkit.runs.trained import TrainedRun
+
+PathLike = str | os.PathLike[str]
+Device = Literal["auto", "cpu", "cuda", "mps"]
+
+
+def read_recipe(
+    source: Source | Recipe, *, overrides: Sequence[str] = (), data: PathLike | None = None
+) -> Recipe:
+    """Read and check a recipe, without making its parts or reading images.
+
+    Args:
+        source: The name of a shipped recipe ("pirl_jigsaw"), a path, a dict of its sections, or a
+            recipe that was read before.
+        overrides: Values to replace, such as "train.epochs=20".
+        data: A folder of images, a packed set or a .npz file to use instead.
+
+    Raises:
+        RecipeError: It holds every fault of the recipe, each with its place and remedy.
+    """
+    if isinstance(source, Recipe):
+        source = source.as_dict()
+    return recipe.read(source, overrides=overrides, data=None if data is None else os.fspath(data))
+
+
+@faults.telling()
+def train(
+    source: Source | Recipe,
+    *,
+    data: PathLike | None = None,
+    overrides: Sequence[str] = (),
+    run: PathLike | None = None,
+    runs: PathLike = "runs",
+    progress: bool = True,
+) -> "TrainedRun":
+    """Train a recipe in a run folder, and return the run.
+
+    Args:
+        source: The name of a shipped recipe ("pirl_jigsaw"), a path, a dict of its sections, or a
+            recipe that was read before.
+        data: A folder of images, a packed set or a .npz file to use instead of the recipe's.
+        overrides: Values to replace, such as "train.epochs=20".
+        run: The run folder. Training starts there, or goes on from its newest checkpoint; a
+            complete run stays as it is.
+        runs: Where a folder <recipe>/<time> is made if `run` is left out.
+        progress: Print what `sslkit train` prints.
+
+    Raises:
+        SslkitError: RecipeError, DataError and others; nothing is written by a recipe that cannot
+            train.
+        KeyboardInterrupt: After Ctrl-C, once a checkpoint is saved. With `run`, the same call goes
+            on.
+    """
+    made = read_recipe(source, overrides=overrides, data=data)
+    from sslkit.training import session
+
+    viewer = session.SILENT
+    if progress:
+        viewer = session.Viewer(console.show_data, console.print_text, console.Training)
+    folder = None if run is None else Path(run).expanduser()
+    try:
+        ended = session.train(made, run=folder, runs=Path(runs).expanduser(), viewer=viewer)
+    except SystemExit as stopped:
+        raise KeyboardInterrupt from stopped
+    if ended.stopped is not None:
+        _deliver(ended.stopped, ended.folder)
+    assert ended.folder is not None
+    if ended.mostly_skipped:
+        raise TrainingError(
+            f"more than half of the steps of {ended.folder} were skipped, for numbers that were "
+            "not finite; lower optimizer.lr, or set train.clip_grad, and train anew"
+        )
+    return load(ended.folder)
+
+
+def _deliver(name: str, folder: Path | None) -> NoReturn:
+    """Raise KeyboardInterrupt for a signal that stopped training; pass on another one."""
+    remedy = "" if folder is None else f"; go on with sslkit.train(…, run={str(folder)!r})"
+    if name != "SIGINT":
+        signal.raise_signal(signal.Signals[name])
+        raise TrainingError(f"stopped by {name}{remedy}")
+    raise KeyboardInterrupt(f"training was stopped{remedy}")
+
+
+@faults.telling()
+def load(run: "PathLike | TrainedRun | None" = None) -> "TrainedRun":
+    """Read a run folder: recipe, newest checkpoint, metrics.
+
+    Args:
+        run: The folder, such as "runs/pirl_jigsaw/latest". The newest run below runs/ if left out.
+
+    Raises:
+        CheckpointError: The folder is no run, or has no checkpoint.
+    """
+    from sslkit.runs import folders
+    from sslkit.runs.trained import TrainedRun
+
+    if isinstance(run, TrainedRun):
+        run = run.folder
+    return TrainedRun.read(folders.find_folder(None if run is None else Path(run)))
+
+
+@faults.telling()
+def embed(
+    run: "TrainedRun | PathLike",
+    data: PathLike | None = None,
+    *,
+    split: "Split" = "all",
+    weights: str | None = None,
+    size: int | None = None,
+    overrides: Sequence[str] = (),
+    skip_unreadable: bool = False,
+    device: Device = "auto",
+    workers: int | None = None,
+    progress: bool = True,
+) -> "Embeddings":
+    """Embed images, un-augmented, one vector each: names, labels and vectors, three arrays.
+
+    The vectors do not depend on the number of workers.
+
+    Args:
+        run: A run, its folder, or another encoder: "timm:resnet18", or a folder of `sslkit export`.
+        data: A folder of images, a packed set or a .npz file; the run's own if left out.
+        split: "train" or "val" of a set that has both; "all" is one after the other.
+        weights: What "timm:…" starts from: "none", a file or a run; its own weights if left out.
+        size: Side of the images, px; if left out, the recipe's, or the model's own.
+        overrides: Options of the data set, such as "data.follow_links=true".
+        skip_unreadable: Leave out images that cannot be read, instead of raising an error.
+        device: Where the encoder runs.
+        workers: Processes that decode images; chosen by the machine if left out.
+        progress: Print which images are embedded; show a bar on a terminal.
+
+    Returns:
+        `names` str [N]: paths below the folder. `labels`: class names, str [N], or numbers, int64
+        [N], where the data set names no classes; None without classes. `vectors` float32 [N,D].
+
+    Raises:
+        SslkitError: RecipeError, DataError or CheckpointError.
+    """
+    if split not in ("all", "train", "val"):
+        raise RecipeError(Fault("split", f"expected all, train or val, got {written(split)}"))
+    from sslkit.evaluation import embedding
+
+    request = _request(
+        run,
+        data=data,
+        weights=weights,
+        size=size,
+        overrides=overrides,
+        skip_unreadable=skip_unreadable,
+        device=device,
+        workers=workers,
+    )
+    if not progress:
+        return embedding.embed(request, split)
+    return embedding.embed(request, split, progress=console.progress, show=console.show_splits)
+
+
+@faults.telling()
+def evaluate(
+    run: "TrainedRun | PathLike",
+    evaluation: str,
+    *,
+    data: PathLike | None = None,
+    encoder: str | None = None,
+    weights: str | None = None,
+    size: int | None = None,
+    against: "Sequence[TrainedRun | PathLike]" = (),
+    split_seed: int | None = None,
+    overrides: Sequence[str] = (),
+    skip_unreadable: bool = False,
+    device: Device = "auto",
+    workers: int | None = None,
+    out: PathLike | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> "EvaluationResult":
+    """Measure an encoder beside its baselines: untrained, raw pixels, chance.
+
+    Args:
+        run: A run, its folder, or another encoder: "timm:resnet18", or a folder of `sslkit export`.
+        evaluation: Its name: "linear", "knn" or another that is installed.
+        data: Labelled images: a folder, a packed set or a .npz file; the run's own if left out.
+        encoder: Another encoder to measure beside the run, such as "timm:resnet18".
+        weights: What "timm:…" starts from: "none", a file or a run; its own weights if left out.
+        size: Side of the images, px; if left out, the recipe's, or the model's own.
+        against: Other runs to compare with.
+        split_seed: Splits a set without validation images of its own; 0 if left out.
+        overrides: Options of the data set, such as "data.follow_links=true".
+        skip_unreadable: Leave out images that cannot be read, instead of raising an error.
+        device: Where the encoder runs.
+        workers: Processes that decode images; chosen by the machine if left out.
+        out: A folder for the result, as `sslkit eval` writes it. Nothing is written if left out.
+        progress: Print which images are used; show a bar on a terminal.
+        options: Options of the evaluation, such as `k=20`; `sslkit eval knn --help` lists them.
+
+    Returns:
+        The result. `print` shows its tables; `result.score().value` is the headline.
+
+    Raises:
+        SslkitError: RecipeError, DataError, CheckpointError or PluginError.
+    """
+    choice = recipe.choose_evaluation(evaluation, options, COMMON)
+    from sslkit.evaluation import build, store
+
+    request = _request(
+        run,
+        data=data,
+        encoder=encoder,
+        weights=weights,
+        size=size,
+        against=against,
+        split_seed=split_seed,
+        overrides=overrides,
+        skip_unreadable=skip_unreadable,
+        device=device,
+        workers=workers,
+    )
+    if out is not None:
+        store.check_place(Path(out))
+    needs = choice.part.signature().attributes.get("needs", "labels")
+    if progress:
+        built = build.build(request, needs, progress=console.progress, show=console.show_splits)
+    else:
+        built = build.build(request, needs)
+    result = store.measure(choice, built.probe)
+    if out is not None:
+        store.write(Path(out), result.as_dict())
+    return result
+
+
+COMMON = (
+    "data",
+    "encoder",
+    "weights",
+    "size",
+    "against",
+    "split_seed",
+    "overrides",
+    "skip_unreadable",
+    "device",
+    "workers",
+    "out",
+    "progress",
+)
+"""Keywords of `evaluate` beside the options of an evaluation."""
+
+
+def _request(
+    run: "TrainedRun | PathLike",
+    *,
+    data: PathLike | None,
+    encoder: str | None = None,
+    against: "Sequence[TrainedRun | PathLike]" = (),
+    overrides: Sequence[str],
+    device: str,
+    **given: Any,
+) -> "Request":
+    """Check the common arguments. Raises RecipeError with every fault."""
+    from sslkit.evaluation.build import Request
+
+    wrong = []
+    if device not in ("auto", "cpu", "cuda", "mps"):
+        message = f"expected auto, cpu, cuda or mps, got {written(device)}"
+        wrong.append(Fault("device", message))
+    for name, fewest in {"size": 1, "workers": 0, "split_seed": 0}.items():
+        value = given.get(name)
+        is_int = isinstance(value, int) and not isinstance(value, bool)
+        if value is not None and not (is_int and value >= fewest):
+            wrong.append(Fault(name, f"expected int ≥ {fewest}, got {written(value)}"))
+    if isinstance(overrides, str):
+        wrong.append(Fault("overrides", f"expected a list of text: [{written(overrides)}]"))
+    if wrong:
+        raise RecipeError(*wrong)
+    folder, other = _subject(run)
+    if other is not None and encoder is not None:
+        raise RecipeError(Fault("encoder", f"{other} is measured already; name a run beside it"))
+    return Request(
+        run=folder,
+        data=None if data is None else os.fspath(data),
+        encoder=other if encoder is None else encoder,
+        against=tuple(_folder(one) for one in against),
+        overrides=tuple(overrides),
+        device=device,
+        **given,
+    )
+
+
+def _folder(run: "TrainedRun | PathLike") -> Path:
+    """Return the folder of a run. CheckpointError where it is none."""
+    from sslkit.runs import folders
+    from sslkit.runs.trained import TrainedRun
+
+    return folders.find_folder(run.folder if isinstance(run, TrainedRun) else Path(run))
+
+
+def _subject(run: "TrainedRun | PathLike") -> tuple[Path | None, str | None]:
+    """Return the folder of a run, or the name of an encoder that no run trained."""
+    from sslkit.evaluation.foreign import read_encoder
+    from sslkit.runs.trained import TrainedRun
+
+    if isinstance(run, TrainedRun):
+        return _folder(run), None
+    text = os.fspath(run)
+    place = Path(os.path.expanduser(text))
+    if os.path.isfile(place / "recipe.yaml"):
+        return _folder(place), None
+    if not os.path.lexists(place):
+        is_name = isinstance(run, str) and ":" in text
+        return (None, text) if is_name else (_folder(place), None)
+    try:
+        read_encoder(str(place), None)
+    except RecipeError as error:
+        message = f"{text} is no run folder (it holds no recipe.yaml); {error.faults[0].message}"
+        raise CheckpointError(message) from error
+    return None, str(place)

@@ -1,0 +1,107 @@
+"""`sslkit embed`."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from sslkit import console
+from sslkit.cli.app import app
+from sslkit.cli.options import DataOptions, Device, filled
+from sslkit.errors import counted
+
+Places = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="RUN DIR OUT",
+        help="A run folder; the images: a folder, a packed set or a .npz file; the file to write: "
+        ".npz (names, labels, vectors), .npy (vectors) or .parquet. DIR OUT with --encoder.",
+        show_default=False,
+        parser=filled("RUN DIR OUT"),
+    ),
+]
+
+
+@app.command()
+def embed(
+    places: Places,
+    encoder: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PART:MODEL | FOLDER",
+            help="Embed with this encoder instead of a run's, such as timm:resnet18 or a folder of "
+            "`sslkit export`.",
+            show_default=False,
+            parser=filled("--encoder"),
+        ),
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            metavar="none | FILE | RUN",
+            help="What PART:MODEL starts from; its own pretrained weights if left out.",
+            show_default=False,
+            parser=filled("--weights"),
+        ),
+    ] = None,
+    size: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Side of the images, px; if left out, the recipe's, or the model's own.",
+            show_default=False,
+        ),
+    ] = None,
+    split: Annotated[
+        Literal["all", "train", "val"],
+        typer.Option(help="Which images of a DIR with training and validation images."),
+    ] = "all",
+    overrides: DataOptions = None,
+    skip_unreadable: Annotated[
+        bool, typer.Option("--skip-unreadable", help="Leave out images that cannot be read.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace OUT where it exists.")
+    ] = False,
+    device: Device = "auto",
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Processes that decode images; chosen by the machine if left out.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Write the vectors of images, computed by the encoder of a run or another.
+
+    `sslkit embed runs/pirl_jigsaw/latest photos photos.npz`
+    """
+    if encoder is None and len(places) != 3:
+        raise typer.BadParameter("name three: RUN DIR OUT; or DIR OUT with --encoder PART:MODEL")
+    if encoder is not None and len(places) != 2:
+        raise typer.BadParameter("name two beside --encoder: DIR OUT")
+    *runs, data, written = places
+    out = Path(written)
+    from sslkit.evaluation import embedding, vector_file
+    from sslkit.evaluation.build import Request
+    from sslkit.runs import folders
+
+    vector_file.check(out, overwrite=overwrite)
+    request = Request(
+        run=folders.find_folder(Path(runs[0])) if runs else None,
+        data=data,
+        encoder=encoder,
+        weights=weights,
+        size=size,
+        device=device,
+        overrides=tuple(overrides or ()),
+        skip_unreadable=skip_unreadable,
+        workers=workers,
+    )
+    found = embedding.embed(request, split, progress=console.progress, show=console.show_splits)
+    vector_file.write(out, found)
+    count, length = found.vectors.shape
+    console.print_text(f"written: {out} ({counted(count, 'vector')} of {length:,} numbers)")
+    if out.suffix == ".npy":
+        console.print_text("rows are in the order of `names`, which an OUT.npz would hold")

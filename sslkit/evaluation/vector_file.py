@@ -1,0 +1,78 @@
+"""Embeddings on disk: .npz, .npy or .parquet."""
+
+import importlib.util
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sslkit.errors import Fault, RecipeError, SslkitError
+from sslkit.evaluation.embedding import Embeddings
+from sslkit.runs import files, folders
+
+SUFFIXES = (".npz", ".npy", ".parquet")
+OUT = "OUT"
+"""The argument that messages name."""
+
+
+def check(path: Path, *, overwrite: bool) -> None:
+    """Refuse a file that cannot be written, before anything is computed. Makes nothing.
+
+    Raises RecipeError for another suffix, for a folder, and for a file that exists unless
+    `overwrite`; SslkitError where .parquet lacks its package; CheckpointError for a place that is
+    not writable.
+    """
+    if path.is_dir():
+        raise RecipeError(Fault(OUT, f"{path} is a folder; name a file in it: {path}/vectors.npz"))
+    if path.suffix not in SUFFIXES:
+        message = f"{path} ends in none of {', '.join(SUFFIXES)}; name such as {path.stem}.npz"
+        raise RecipeError(Fault(OUT, message))
+    if path.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
+        raise SslkitError(
+            f"{path} needs pyarrow, which is not installed: pip install 'sslkit[parquet]'; or "
+            f"write {path.stem}.npz"
+        )
+    if os.path.lexists(path) and not overwrite:
+        raise RecipeError(Fault(OUT, f"{path} exists; name another file, or add --overwrite"))
+    folders.check_place(path.parent, f"the file {path.name}", OUT)
+
+
+def write(path: Path, found: Embeddings) -> None:
+    """Write embeddings completely or not at all, in the format of the suffix.
+
+    .npz holds the arrays `names`, `labels` where there are classes, and `vectors`, and opens with
+    allow_pickle=False. .npy holds the vectors. .parquet holds a row for each image: name, label,
+    vector. Folders above are made. Raises WriteError.
+    """
+    with files.writing(path, OUT):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with files.replacing(path, OUT) as beside, beside.open("wb") as file:
+        if path.suffix == ".npz":
+            arrays: dict[str, Any] = {"names": found.names, "vectors": found.vectors}
+            if found.labels is not None:
+                arrays["labels"] = found.labels
+            np.savez(file, **arrays)
+        elif path.suffix == ".npy":
+            np.save(file, found.vectors)
+        else:
+            _write_parquet(file, found)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _write_parquet(file: Any, found: Embeddings) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    flat = pyarrow.array(found.vectors.reshape(-1))
+    columns = {"name": pyarrow.array([_utf8(name) for name in found.names.tolist()])}
+    if found.labels is not None:
+        columns["label"] = pyarrow.array(found.labels.tolist())
+    columns["vector"] = pyarrow.FixedSizeListArray.from_arrays(flat, found.vectors.shape[1])
+    pyarrow.parquet.write_table(pyarrow.table(columns), file)
+
+
+def _utf8(name: str) -> str:
+    """Return a name with the bytes escaped that are no UTF-8."""
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
