@@ -3,9 +3,9 @@
     pip install pyarrow
     python benchmarks/containers.py --data DIR        # any folder of images
 
-Both files are mapped into memory. Each round reads the encoded bytes of every image in one random
-order, from both in turn; the fastest round counts. `checked` compares a CRC-32 of the bytes as well,
-which the packed set always does.
+Both files are mapped into memory. Each round reads the encoded bytes of every image in one
+random order, from both in turn; the fastest round counts. `checked` also compares a CRC-32 of the
+bytes, which the packed set always does.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from sslkit.parts import make
 from sslkit.recipe import read_data
-from sslkit_plugins.packed import Packed
+from sslkit_plugins.datasets.packed import Packed
 
 
 def arrow_table(path: Path, files: list[bytes], names: list[str]) -> pa.Table:

@@ -1,12 +1,17 @@
-"""What a GPU makes of PIRL-jigsaw with ResNet-50 at the paper's sizes, in bf16, beside what it could: run by gpu.sh.
+"""What a GPU makes of PIRL-jigsaw with ResNet-50 at the paper's sizes, in bf16, beside what it
+could: run by gpu.sh.
 
     benchmarks/gpu.sh                       # nine minutes at most; prints Markdown, writes gpu.json
-    benchmarks/gpu.sh --data DIR            # photographs of DIR, packed at 160 px, instead of drawn ones
+    benchmarks/gpu.sh --data DIR            # photographs of DIR, packed at 160 px, instead of
+    drawn ones
     benchmarks/gpu.sh --tiny --device cpu   # everything at tiny sizes, in a minute
 
-Images per second, of one device, of: the bare encoder, forward and backward, on the pixels of a step (one crop of 224 px and nine patches
-of 64 px an image); our step on views that lie finished on the device; the same with uint8 views from pinned memory, whose colours are
-drawn on the device; and end to end from a packed set. A bank of 1,281,167 images, 32,000 negatives. In turn, twice; the faster counts.
+Images per second, of one device, of: the bare encoder, forward and backward, on the pixels of a
+step (one crop of 224 px and nine patches
+of 64 px an image); our step on views that lie finished on the device; the same with uint8 views
+from pinned memory, whose colours are
+drawn on the device; and end to end from a packed set. A bank of 1,281,167 images, 32,000
+negatives. In turn, twice; the faster counts.
 """
 
 import argparse
@@ -32,7 +37,7 @@ from sslkit.interfaces import Batch, Draws, ImageSource, Pixels
 from sslkit.runs.run import Run
 from sslkit.training import build, profile, trainer
 from sslkit_plugins.datasets import ImageFolder
-from sslkit_plugins.packed import Packed
+from sslkit_plugins.datasets.packed import Packed
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "imagenet" / "pirl_jigsaw.yaml"
 PAPER = 1_281_167
@@ -44,7 +49,9 @@ TINY = (
     "sampler.negatives=64",
 )
 LOADED, WARM = 3, 5
-"""How much longer the last rate is measured, for a loader reads ahead, and calls that are not measured."""
+"""How much longer the last rate is measured, for a loader reads ahead, and calls that are not
+measured.
+"""
 
 
 class Repeated(ImageSource):
@@ -83,7 +90,9 @@ def timed(device: torch.device, work: Callable[[], object], seconds: float) -> f
 
 
 def ceilings(device: torch.device, side: int, size: int, seconds: float) -> dict[str, float]:
-    """bf16 TFLOP/s of a product of two matrices, GB/s of a copy on the device and of one from pinned memory."""
+    """bf16 TFLOP/s of a product of two matrices, GB/s of a copy on the device and of one from
+    pinned memory.
+    """
     one, two = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
     source = torch.empty(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
@@ -113,7 +122,9 @@ def made(options: argparse.Namespace, packed: Path, batch: int, compiled: bool) 
 
 
 def fixed(run: Run, batch: Batch, finished: bool) -> Run:
-    """The same run on one batch again and again, its views `finished` on the device or uint8 in pinned memory."""
+    """The same run on one batch again and again, its views `finished` on the device or uint8 in
+    pinned memory.
+    """
     run = copy.copy(run)
     run.loader = copy.copy(run.loader)
     run.loader.batches = lambda start, stop: itertools.repeat(batch, stop - start)  # type: ignore[method-assign]
@@ -179,7 +190,9 @@ def rates(
 
 
 def trained(run: Run, count: int) -> tuple[float, float | None, float]:
-    """Images per second of `count` steps of `sslkit train`, GiB at the most, and the share of the time spent waiting for data."""
+    """Images per second of `count` steps of `sslkit train`, GiB at the most, and the share of the
+    time spent waiting for data.
+    """
     waited = 0.0
 
     @contextmanager
@@ -237,20 +250,26 @@ class Report:
     def __str__(self) -> str:
         known = self.known
         lines = [
-            f"{known['device']}, torch {known['torch']}, {known['cores']} cores; batch {known['batch']}, bf16, channels_last; {known['date']}",
+            f"{known['device']}, torch {known['torch']}, {known['cores']} cores; batch "
+            f"{known['batch']}, bf16, channels_last; {known['date']}",
             "",
-            f"ceilings: {known['matmul_tflops']:.3g} TFLOP/s of a bf16 product, {known['copy_gb_s']:,.0f} GB/s copied on the device, "
-            f"{known['from_host_gb_s']:,.1f} GB/s from pinned memory; an image costs {known['gflop']:.3g} GFLOP",
+            f"ceilings: {known['matmul_tflops']:.3g} TFLOP/s of a bf16 product, "
+            f"{known['copy_gb_s']:,.0f} GB/s copied on the device, "
+            f"{known['from_host_gb_s']:,.1f} GB/s from pinned memory; an image costs "
+            f"{known['gflop']:.3g} GFLOP",
             "",
-            "| | images/s | of the encoder's | of the product's ceiling | peak GiB | waiting for data |",
+            "| | images/s | of the encoder's | of the product's ceiling | peak GiB | waiting for "
+            "data |",
             "|---|---|---|---|---|---|",
         ]
         for kind, found in known["rates"].items():
             for what, row in found.items():
                 rate, memory, waiting = row["images_per_second"], row["peak_gib"], row["waiting"]
                 lines.append(
-                    f"| {kind}: {what} | {rate:,.0f} | {100 * rate / found['encoder']['images_per_second']:.1f} % "
-                    f"| {rate * known['gflop'] / known['matmul_tflops'] / 10:.1f} % | {'-' if memory is None else f'{memory:.1f}'} "
+                    f"| {kind}: {what} | {rate:,.0f} | "
+                    f"{100 * rate / found['encoder']['images_per_second']:.1f} % "
+                    f"| {rate * known['gflop'] / known['matmul_tflops'] / 10:.1f} % | "
+                    f"{'-' if memory is None else f'{memory:.1f}'} "
                     f"| {'-' if waiting is None else f'{100 * waiting:.1f} %'} |"
                 )
         names = list(
@@ -263,7 +282,8 @@ class Report:
         ]
         for what, sections in known["sections"].items():
             lines.append(
-                f"| {what} | {' | '.join(f'{100 * sections.get(name, 0):.1f} %' for name in names)} |"
+                f"| {what} | "
+                f"{' | '.join(f'{100 * sections.get(name, 0):.1f} %' for name in names)} |"
             )
         return "\n".join([*lines, "", *known["notes"]])
 
@@ -295,7 +315,8 @@ def main() -> None:
 
     if options.device == "cuda" and not torch.cuda.is_available():
         sys.exit(
-            "PyTorch sees no GPU here; to try the command without one: benchmarks/gpu.sh --tiny --device cpu"
+            "PyTorch sees no GPU here; to try the command without one: benchmarks/gpu.sh --tiny "
+            "--device cpu"
         )
     device = torch.device(options.device)
     known = {

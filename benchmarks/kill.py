@@ -1,10 +1,14 @@
-"""Kill a training run again and again, resume it each time, and compare what it ends with to the run that nobody killed.
+"""Kill a training run again and again, resume it each time, and compare what it ends with to the
+run that nobody killed.
 
     python benchmarks/kill.py [--kills 50] [--lives 5] [--seed 0] [--data DIR]
 
-SIGKILL for every process of the run, at random moments: while it starts, during a step, during a save, at the first and at the last batch
-of an epoch; with 0 and 2 loader workers, and with 2 processes that train together. It is resumed by `sslkit train --resume FOLDER` and
-nothing else. Weights, memory bank, optimizer, state and metrics must be the same bit for bit. Exit code 1 where they are not.
+SIGKILL for every process of the run, at random moments: while it starts, during a step, during a
+save, at the first and at the last batch
+of an epoch; with 0 and 2 loader workers, and with 2 processes that train together. It is resumed
+by `sslkit train --resume FOLDER` and
+nothing else. Weights, memory bank, optimizer, state and metrics must be the same bit for bit.
+Exit code 1 where they are not.
 """
 
 import argparse
@@ -38,7 +42,9 @@ heads:
 sampler:   {{use: memory_bank, negatives: 12}}
 loss:      {{use: lambda_nce}}
 optimizer: {{use: sgd, lr: 0.03, momentum: 0.9, weight_decay: 1.0e-4}}
-train:     {{epochs: {epochs}, batch_size: 8, precision: fp32, device: cpu, save_minutes: {save_minutes}, unreadable: 100}}
+train:
+  {{epochs: {epochs}, batch_size: 8, precision: fp32, device: cpu, save_minutes: {save_minutes},
+   unreadable: 100}}
 """
 SAVE_MINUTES = 0.01
 SETTINGS = {"0 workers": (0, 1), "2 workers": (2, 1), "2 processes": (0, 2)}
@@ -115,7 +121,8 @@ class Session:
     def wait(self) -> None:
         if self.process.wait() != 0:
             sys.exit(
-                f"a run that nobody killed ended with exit code {self.process.returncode}:\n{self.output()}"
+                "a run that nobody killed ended with exit code "
+                f"{self.process.returncode}:\n{self.output()}"
             )
 
 
@@ -139,7 +146,9 @@ def is_writing(runs: Path) -> bool:
 def live(
     session: Session, kill: Kill, per_epoch: int, total: int, before: int, chance: random.Random
 ) -> float:
-    """Let it run until the moment has come, and kill it. Returns the seconds to its first step, nan where it came to none."""
+    """Let it run until the moment has come, and kill it. Returns the seconds to its first step, nan
+    where it came to none.
+    """
     runs, first = session.runs, math.nan
 
     def until(done) -> bool:
@@ -162,7 +171,8 @@ def live(
             )
         )
     else:
-        # The first lines that a resumed run writes are those of steps it repeats: they are dropped first.
+        # The first lines that a resumed run writes are those of steps it repeats: they are dropped
+        # first.
         target = before + chance.randint(1, AHEAD)
         if kill.moment in ("first batch", "last batch"):
             target += -target % per_epoch - (kill.moment == "last batch")
@@ -176,7 +186,8 @@ def live(
             time.sleep(chance.uniform(0, 0.03))
     if not met:
         sys.exit(
-            f"the run ended before it could be killed (exit code {session.process.returncode}):\n{session.output()}"
+            "the run ended before it could be killed (exit code "
+            f"{session.process.returncode}):\n{session.output()}"
         )
     session.kill()
     kill.at = steps_done(runs)
@@ -254,7 +265,8 @@ def chain(
             else f"resumed at {kill.resumed}, {kill.at - kill.resumed} lost"
         )
         print_text(
-            f"{setting}: killed during {kill.moment} after step {kill.at}, {lost}, {kill.seconds:.1f} s to the next step"
+            f"{setting}: killed during {kill.moment} after step {kill.at}, {lost}, "
+            f"{kill.seconds:.1f} s to the next step"
         )
     print_text(
         f"{setting}: {'identical' if not different else 'different: ' + ', '.join(different)}"

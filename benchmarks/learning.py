@@ -1,10 +1,13 @@
-"""Does it learn? Trains recipes with several seeds, evaluates each run, and prints one table beside every baseline.
+"""Does it learn? Trains recipes with several seeds, evaluates each run, and prints one table beside
+every baseline.
 
     python benchmarks/learning.py shapes
     python benchmarks/learning.py folder --data DIR --epochs 100 --methods pirl_jigsaw npid rotnet
-    python benchmarks/learning.py folder --data DIR --table                # only the table of what is there
+    python benchmarks/learning.py folder --data DIR --table                # only the table of
+    what is there
 
-Every run is a `sslkit train` of its own, so a killed benchmark goes on where it stopped when it is started again.
+Every run is a `sslkit train` of its own, so a killed benchmark goes on where it stopped when it
+is started again.
 Scores are means over seeds, with the 95 % interval of Student's t where there are several.
 """
 
@@ -37,7 +40,9 @@ def sslkit(threads: int, log: Path, *arguments: str) -> None:
 
 
 def run(method: str, seed: int, options: argparse.Namespace) -> Path:
-    """Train and evaluate one recipe with one seed, or what is left of that; returns the run folder."""
+    """Train and evaluate one recipe with one seed, or what is left of that; returns the run
+    folder.
+    """
     root = options.runs / options.set / f"seed{seed}"
     log = root / f"{method}.log"
     root.mkdir(parents=True, exist_ok=True)

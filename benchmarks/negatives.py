@@ -1,14 +1,23 @@
-"""Similarities with negatives of a memory bank: time and peak memory, and how both grow with the bank and with the draws.
+"""Similarities with negatives of a memory bank: time and peak memory, and how both grow with the
+bank and with the draws.
 
-    python benchmarks/negatives.py                      # CPU: banks of 10³ … 10⁷ rows, 64 images, 4,096 negatives to each and term
-    python benchmarks/negatives.py --device cuda        # GPU: the paper's 32,000 negatives, 256 images, ImageNet's 1,281,167 rows too
-    python benchmarks/negatives.py --step resnet50      # the share that memory and loss take of a PIRL-jigsaw step
-    torchrun --nproc-per-node 2 benchmarks/negatives.py # a bank spread over processes beside one that each of them holds
+    python benchmarks/negatives.py                      # CPU: banks of 10³ … 10⁷ rows, 64
+    images, 4,096 negatives to each and term
+    python benchmarks/negatives.py --device cuda        # GPU: the paper's 32,000 negatives, 256
+    images, ImageNet's 1,281,167 rows too
+    python benchmarks/negatives.py --step resnet50      # the share that memory and loss take of
+    a PIRL-jigsaw step
+    torchrun --nproc-per-node 2 benchmarks/negatives.py # a bank spread over processes beside one
+    that each of them holds
 
-Compared are `ours` (rows gathered in chunks or products with the whole bank, whichever `memory_bank` takes), the `naive` gather of all
-T·B·M rows at once (bank.index_select, then a batched product, as the official code does), and negatives `shared` by the batch
-(`draws: batch`). Forward and backward pass in turn, way by way; the fastest of `--repeats` counts. Peak memory is what a pass needs
-beside the bank, the queries and the draws: on a CPU by the resident set of a forked process (Linux), on a GPU by PyTorch's allocator.
+Compared are `ours` (rows gathered in chunks or products with the whole bank, whichever
+`memory_bank` takes), the `naive` gather of all
+T·B·M rows at once (bank.index_select, then a batched product, as the official code does), and
+negatives `shared` by the batch
+(`draws: batch`). Forward and backward pass in turn, way by way; the fastest of `--repeats`
+counts. Peak memory is what a pass needs
+beside the bank, the queries and the draws: on a CPU by the resident set of a forked process
+(Linux), on a GPU by PyTorch's allocator.
 """
 
 import argparse
@@ -155,7 +164,9 @@ def naive(bank: Tensor, picks: Tensor, query: Tensor) -> Tensor:
 
 
 def forced(gather: float, bank: Tensor, picks: Tensor, query: Tensor) -> Tensor:
-    """Ours with another price of a gathered row: 0 gathers always, infinity never; the backward pass runs inside, at the same price."""
+    """Ours with another price of a gathered row: 0 gathers always, infinity never; the backward
+    pass runs inside, at the same price.
+    """
     kept = samplers.COSTS[bank.device.type]
     samplers.COSTS[bank.device.type] = kept._replace(gather=gather)
     leaf = query.detach().requires_grad_()
@@ -187,7 +198,8 @@ def compare(rows: int, negatives: int, options: argparse.Namespace) -> None:
     wanted = {"bank": 512 * rows, "naive": 3 * 2 * options.images * negatives * 512}
     if wanted["bank"] > options.memory * 2**30:
         print(
-            f"{rows:>10,} {negatives:>7,} | left out: the bank alone takes {wanted['bank'] / 2**30:.1f} GiB"
+            f"{rows:>10,} {negatives:>7,} | left out: the bank alone takes "
+            f"{wanted['bank'] / 2**30:.1f} GiB"
         )
         return
     bank, query, picks = problem(rows, negatives, options)
@@ -215,7 +227,8 @@ def compare(rows: int, negatives: int, options: argparse.Namespace) -> None:
 def choose(options: argparse.Namespace) -> None:
     """Both of our ways about where they cost the same: what `samplers.COSTS` should say."""
     print(
-        "\nrows / draws |   gathered   products ms, forward + backward |  gathering a row : a dot product of the matrix product"
+        "\nrows / draws |   gathered   products ms, forward + backward |  gathering a row : a dot "
+        "product of the matrix product"
     )
     for ratio in (2, 8, 16, 32, 64, 128):
         rows = ratio * options.draws
@@ -239,15 +252,19 @@ def choose(options: argparse.Namespace) -> None:
             flush=True,
         )
     print(
-        f"`memory_bank` takes products where rows / draws ≤ 1 + {samplers.COSTS[options.device].gather:g}"
+        "`memory_bank` takes products where rows / draws ≤ 1 + "
+        f"{samplers.COSTS[options.device].gather:g}"
     )
 
 
 def half(options: argparse.Namespace) -> None:
-    """What half precision saves and costs: time, memory, and the change of PIRL's loss (τ = 0.07) and of its gradient."""
+    """What half precision saves and costs: time, memory, and the change of PIRL's loss (τ = 0.07)
+    and of its gradient.
+    """
     rows = min(max(options.rows), 10**6)
     print(
-        f"\n{rows:,} rows kept as |  bank MiB   fwd + bwd ms | change of the loss, of its gradient: official, paper, info_nce"
+        f"\n{rows:,} rows kept as |  bank MiB   fwd + bwd ms | change of the loss, of its "
+        "gradient: official, paper, info_nce"
     )
     exact: list[tuple[float, Tensor, Tensor]] = []
     for dtype in ("float32", "float16", "bfloat16"):
@@ -275,7 +292,9 @@ def half(options: argparse.Namespace) -> None:
 
 
 def step(options: argparse.Namespace) -> None:
-    """The share of a PIRL-jigsaw step: draws, memory, similarities, loss and update, beside the step with all of it."""
+    """The share of a PIRL-jigsaw step: draws, memory, similarities, loss and update, beside the
+    step with all of it.
+    """
     device, timer = torch.device(options.device), Timer(options.device)
     torch.manual_seed(0)
     sizes = (options.size, round(options.size * 2 / 7))
@@ -324,15 +343,19 @@ def step(options: argparse.Namespace) -> None:
             times[name].append(timer.now() - began)
     part, all_of_it = (1e3 * median(seconds[2:]) for seconds in times.values())
     print(
-        f"PIRL-jigsaw, {options.step}, {options.images} images of {options.size} px, bank of {rows:,} × 128, {options.draws:,} negatives"
+        f"PIRL-jigsaw, {options.step}, {options.images} images of {options.size} px, bank of "
+        f"{rows:,} × 128, {options.draws:,} negatives"
     )
     print(
-        f"step {all_of_it:.1f} ms, of which memory, negatives and loss {part:.1f} ms: {100 * part / all_of_it:.1f} % (goal: at most 3 %)"
+        f"step {all_of_it:.1f} ms, of which memory, negatives and loss {part:.1f} ms: "
+        f"{100 * part / all_of_it:.1f} % (goal: at most 3 %)"
     )
 
 
 def spread(options: argparse.Namespace) -> None:
-    """The same draws of every process against a bank that each holds and against one of which each holds a part."""
+    """The same draws of every process against a bank that each holds and against one of which each
+    holds a part.
+    """
     device = (
         torch.device("cuda", distributed.local_rank())
         if options.device == "cuda"
@@ -342,10 +365,12 @@ def spread(options: argparse.Namespace) -> None:
         rank, world = distributed.rank(), distributed.world()
         tell = print if rank == 0 else (lambda *_, **__: None)
         tell(
-            f"{world} processes of {options.images} images, {options.draws:,} negatives; ms of one process, fwd and bwd"
+            f"{world} processes of {options.images} images, {options.draws:,} negatives; ms of "
+            "one process, fwd and bwd"
         )
         tell(
-            f"{'rows':>10} | {'replicated':>17} | {'spread':>17} | ratio | MiB of the bank in a process: replicated, spread"
+            f"{'rows':>10} | {'replicated':>17} | {'spread':>17} | ratio | MiB of the bank in a "
+            "process: replicated, spread"
         )
         for rows in options.rows:
             if 512 * rows > options.memory * 2**30:
@@ -363,7 +388,8 @@ def spread(options: argparse.Namespace) -> None:
             times = best(ways, query, options)
             cells = " | ".join(f"{ahead:8.1f} {back:8.1f}" for ahead, back in times.values())
             tell(
-                f"{rows:>10,} | {cells} | {sum(times['auto']) / sum(times['none']):5.2f} | {' '.join(sizes)}",
+                f"{rows:>10,} | {cells} | {sum(times['auto']) / sum(times['none']):5.2f} | "
+                f"{' '.join(sizes)}",
                 flush=True,
             )
 
@@ -380,7 +406,8 @@ def main() -> None:
         else f"{platform.processor() or platform.machine()}, one thread"
     )
     print(
-        f"torch {torch.__version__} on {where}; {options.images} images, 2 terms, 128 numbers a row, float32"
+        f"torch {torch.__version__} on {where}; {options.images} images, 2 terms, 128 numbers a "
+        "row, float32"
     )
     if options.step is not None:
         step(options)

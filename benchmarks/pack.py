@@ -1,11 +1,15 @@
-"""What packing gains: the same images as a folder of files and as a packed set, opened and read, cold and warm.
+"""What packing gains: the same images as a folder of files and as a packed set, opened and read,
+cold and warm.
 
-    python benchmarks/pack.py                                  # drawn images, 10,000 and 100,000 files
+    python benchmarks/pack.py                                  # drawn images, 10,000 and 100,000
+    files
     python benchmarks/pack.py --data DIR --files 10000         # copies of the JPEGs below DIR
 
 Folder and packed set in turn; the fastest of `--repeats` counts. `cold`: before it the pages of
-every file are given up (posix_fadvise), and directory entries too where the system lets this user drop them. `open` lists the images,
-`bytes` reads files in random order, `views` are batches of jigsaw views as training reads them, with 0 and 2 worker processes.
+every file are given up (posix_fadvise), and directory entries too where the system lets this
+user drop them. `open` lists the images,
+`bytes` reads files in random order, `views` are batches of jigsaw views as training reads them,
+with 0 and 2 worker processes.
 """
 
 import argparse
@@ -21,8 +25,8 @@ from PIL import Image
 
 from sslkit.data.loader import Loader
 from sslkit_plugins.datasets import ImageFolder
+from sslkit_plugins.datasets.packed import Packed
 from sslkit_plugins.methods.pirl import Jigsaw
-from sslkit_plugins.packed import Packed
 
 WORKERS, BATCH = (0, 2), 50
 TRANSFORM = Jigsaw(size=64, grid=3, resize=64, patch=18)
@@ -65,7 +69,9 @@ def copies(data: Path | None, count: int, folder: Path) -> None:
 
 
 def give_up(root: Path) -> bool:
-    """Let the system forget what is below `root`; True where directory entries are dropped as well."""
+    """Let the system forget what is below `root`; True where directory entries are dropped as
+    well.
+    """
     os.sync()
     for path in root.rglob("*"):
         if path.is_file():
@@ -161,7 +167,8 @@ def main() -> None:
                     print(f"| {count:,} | {cache} | {label} | {cells} | {gain:.2f} × |", flush=True)
             dropped = "pages and directory entries" if entries else "pages alone"
             notes.append(
-                f"{count:,} files: packed in {seconds:.0f} s to {size:,.0f} MiB; cold: {dropped} were given up"
+                f"{count:,} files: packed in {seconds:.0f} s to {size:,.0f} MiB; cold: {dropped} "
+                "were given up"
             )
     print("\n" + "\n".join(notes))
 

@@ -1,10 +1,13 @@
-"""How long it takes to start: the commands that need no torch, and where the seconds go until the first training step.
+"""How long it takes to start: the commands that need no torch, and where the seconds go until the
+first training step.
 
     python benchmarks/start.py                                       # both tables
     python benchmarks/start.py --recipe recipes/rotnet.yaml --repeats 5
 
-Commands are compared with the import of typer, rich and pydantic, in turn; seconds are those of the processor, the least of `--repeats`.
-The import of pydantic is lazy, so a second floor stands beside it: a typer command with one option that prints a rich table of three rows.
+Commands are compared with the import of typer, rich and pydantic, in turn; seconds are those of
+the processor, the least of `--repeats`.
+The import of pydantic is lazy, so a second floor stands beside it: a typer command with one
+option that prints a rich table of three rows.
 The first step is that of a process of its own, with one thread, the fastest of `--repeats`.
 """
 
@@ -68,7 +71,9 @@ def commands(recipe: str, repeats: int) -> str:
 
 
 def first_step(recipe: str, words: list[str]) -> None:
-    """Run `sslkit train` until its first step is done; print the seconds of each phase as JSON. A process of its own."""
+    """Run `sslkit train` until its first step is done; print the seconds of each phase as JSON. A
+    process of its own.
+    """
     spent: dict[str, float] = {}
     began = [time.process_time()]
     spent["Python"] = began[0]
@@ -133,7 +138,7 @@ def first_step(recipe: str, words: list[str]) -> None:
     with tempfile.TemporaryDirectory() as runs, open(os.devnull, "w") as nowhere:
         shown, sys.stdout = sys.stdout, nowhere
         try:
-            session.run(made, None, Path(runs), console.Training)
+            session.train(made, runs=Path(runs), viewer=session.Viewer(screen=console.Training))
         except SystemExit:
             sys.stdout = shown
     print(json.dumps(spent))

@@ -1,9 +1,13 @@
-"""The toolkit's tax: our training step against a hand-written loop of the same passes, heads, loss, memory and optimizer.
+"""The toolkit's tax: our training step against a hand-written loop of the same passes, heads, loss,
+memory and optimizer.
 
-python benchmarks/step.py [--cases resnet18-64,resnet50-224] [--device cpu] [--steps 20] [--batch-size N] [--threads 1]
+python benchmarks/step.py [--cases resnet18-64,resnet50-224] [--device cpu] [--steps 20]
+[--batch-size N] [--threads 1]
 
-Both train the same weights on the same pixels, ready in memory, step about, in one process: ours, his, ours, his, … The tax is the median
-over pairs of ours / his - 1. The hand-written loop is what its author would write who needs PIRL-jigsaw once: no recipe, no registry,
+Both train the same weights on the same pixels, ready in memory, step about, in one process:
+ours, his, ours, his, … The tax is the median
+over pairs of ours / his - 1. The hand-written loop is what its author would write who needs
+PIRL-jigsaw once: no recipe, no registry,
 no checks, one generator of random numbers.
 """
 
@@ -126,7 +130,9 @@ class ByHand:
 
 
 class Ready:
-    """A loader and a device phase of views that have nothing to do: the same finished pixels again and again."""
+    """A loader and a device phase of views that have nothing to do: the same finished pixels again
+    and again.
+    """
 
     def __init__(self, run: Run, batches: list[Batch]) -> None:
         self.finished, self.steps_per_epoch, self.micro_batches = batches, 10**6, 1
@@ -217,10 +223,12 @@ def main() -> None:
     chosen = words.parse_args()
     torch.set_num_threads(chosen.threads)
     print(
-        f"torch {torch.__version__}, {chosen.device}, {chosen.threads} threads, {chosen.steps} pairs of steps\n"
+        f"torch {torch.__version__}, {chosen.device}, {chosen.threads} threads, {chosen.steps} "
+        "pairs of steps\n"
     )
     print(
-        "| case | precision | images a step | ours, ms | by hand, ms | tax (median of pairs) |\n|---|---|---|---|---|---|"
+        "| case | precision | images a step | ours, ms | by hand, ms | tax (median of pairs) "
+        "|\n|---|---|---|---|---|---|"
     )
     for case in chosen.cases.split(","):
         row = measure(case, chosen.device, chosen.steps, chosen.batch_size, chosen.set)

@@ -314,10 +314,7 @@ class Training:
 
     def done(self, health: Health) -> None:
         """What there is now, and what to do with it."""
-        if self.run.step == self.first_step:
-            self._say(f"this run is complete: {counted(self.run.steps, 'step')} done")
-        else:
-            self._say(f"health: {health.now()}")
+        self._say(f"health: {health.now()}")
         if self.run.skipped:
             text = (
                 f"{self.run.skipped:,} of {counted(self.run.step, 'step')} skipped, for numbers "
@@ -326,7 +323,8 @@ class Training:
             if self.run.mostly_skipped:
                 text += (
                     ": more than half, so little was trained, and the exit code is 1; lower the "
-                    "rate (--set optimizer.lr=…) or clip (--set train.clip_grad=1.0), and train anew"
+                    "rate (--set optimizer.lr=…) or clip (--set train.clip_grad=1.0), and train "
+                    "anew"
                 )
             self._say(text)
         self._say_unreadable()

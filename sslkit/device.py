@@ -29,7 +29,8 @@ def pick_device(name: str) -> torch.device:
         raise RecipeError(
             Fault(
                 "train.device",
-                f"this machine has {count} GPUs, too few for one to each process; start at most {count}",
+                f"this machine has {count} GPUs, too few for one to each process; start at most "
+                f"{count}",
             )
         )
     return torch.device(name, number)

@@ -61,10 +61,10 @@ def world() -> int:
 def launch(devices: int, arguments: list[str], folder: Path | None = None) -> int:
     """Run `sslkit` with these arguments in `devices` ranks on this machine, as `torchrun` would.
 
-    Passes signals on to all ranks. Where one is lost, starts all again, RESTARTS times at most, from
-    the last checkpoint. `folder` is where a new run goes on after a restart; None where the
-    arguments name it. An SslkitError ends all ranks at once. Returns the exit code of the first rank
-    that failed, else 0.
+    Passes signals on to all ranks. Where one is lost, starts all again from the last checkpoint,
+    RESTARTS times at most. `folder` is where a new run goes on after a restart; None where the
+    arguments name it. An SslkitError ends all ranks at once. Returns the exit code of the first
+    rank that failed, else 0.
     """
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError

@@ -1,4 +1,6 @@
-"""What several test files share: a folder of small images, a recipe that trains in a second, and the command line in a process."""
+"""What several test files share: a folder of small images, a recipe that trains in a second, and
+the command line in a process.
+"""
 
 import faulthandler
 import multiprocessing
@@ -16,6 +18,7 @@ from PIL import Image
 
 from sslkit import distributed, recipe
 from sslkit.recipe import registry, source
+from sslkit.runs.folders import NewFolder
 from sslkit.runs.run import Run
 from sslkit.training.build import build
 
@@ -33,7 +36,9 @@ loss:      {{use: lambda_nce}}
 optimizer: {{use: sgd, lr: 0.03, momentum: 0.9, weight_decay: 1.0e-4}}
 train:     {{epochs: 2, batch_size: 8, precision: fp32, device: cpu, workers: 0}}
 """
-"""PIRL with every trait that a checkpoint must hold: a memory, drawn negatives, a frozen constant, momentum, batch norm."""
+"""PIRL with every trait that a checkpoint must hold: a memory, drawn negatives, a frozen constant,
+momentum, batch norm.
+"""
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -63,7 +68,9 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def ranks(tmp_path):
-    """`ranks(work, 4)`: `work(folder)` in four processes that have joined; their exit codes. One that hangs tells where and fails the test."""
+    """`ranks(work, 4)`: `work(folder)` in four processes that have joined; their exit codes. One
+    that hangs tells where and fails the test.
+    """
 
     def run(work, count: int = 2) -> list[int]:
         forking = multiprocessing.get_context("fork")
@@ -142,6 +149,14 @@ def make(tiny: Path):
     return made
 
 
+def new_folder(root: Path, made: recipe.Recipe) -> Path:
+    """Make the folder of a new run below `root`, with its recipe, as a session does."""
+    new = NewFolder(made, root)
+    folder = new.make()
+    new.fill()
+    return folder
+
+
 def everything(run: Run) -> dict[str, torch.Tensor]:
     """All numbers that training changes."""
     moments = {
@@ -162,7 +177,9 @@ def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) ->
 
 
 def start(*arguments: object, torchrun: int = 0, restarts: int = 0) -> subprocess.Popen:
-    """`python -m sslkit …`, or `torchrun --standalone … -m sslkit …`, with one thread to each process."""
+    """`python -m sslkit …`, or `torchrun --standalone … -m sslkit …`, with one thread to each
+    process.
+    """
     options = ["--standalone", f"--nproc-per-node={torchrun}", f"--max-restarts={restarts}"]
     launcher = ["-m", "torch.distributed.run", *options] if torchrun else []
     process = subprocess.Popen(

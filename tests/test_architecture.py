@@ -24,7 +24,9 @@ WITHOUT_TORCH = {"torch", "torchvision", "timm", "safetensors", "matplotlib"}
 
 
 def module_names(name, path, tree, *, top_level_only):
-    """The modules that `tree` imports; `if TYPE_CHECKING:` does not count, function bodies only if asked for."""
+    """The modules that `tree` imports; `if TYPE_CHECKING:` does not count, function bodies only if
+    asked for.
+    """
     found = set()
 
     def visit(nodes):
@@ -135,7 +137,9 @@ ORDER = [
     ("sslkit.console",),
     ("sslkit.api", "sslkit.cli", "sslkit.__main__"),
 ]
-"""The floors of the house, lowest first. A module imports from its own floor and from lower ones."""
+"""The floors of the house, lowest first. A module imports from its own floor and from lower
+ones.
+"""
 
 
 def floor(name):

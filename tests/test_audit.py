@@ -1,6 +1,8 @@
-"""Every command under Python's audit hook: nothing is unpickled, and nothing of what lies in the folders is run.
+"""Every command under Python's audit hook: nothing is unpickled, and nothing of what lies in the
+folders is run.
 
-The one exception is PyTorch's: loader workers hand batches to the process that trains through a pipe of their own, which pickles a
+The one exception is PyTorch's: loader workers hand batches to the process that trains through a
+pipe of their own, which pickles a
 closed list of types. It reads no file.
 """
 
@@ -25,7 +27,8 @@ import os, sys
 
 log = os.open(os.environ["AUDIT_LOG"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 MARK = "pwned"
-ASKED = {"ldconfig", "gcc", "cc", "ld", "objdump", "uname", "lscpu"}  # by Python's own ctypes and platform
+# Programs that Python's own ctypes and platform start.
+ASKED = {"ldconfig", "gcc", "cc", "ld", "objdump", "uname", "lscpu"}
 
 
 def caller(depth):
@@ -36,10 +39,22 @@ def caller(depth):
     return " ".join(names)
 
 
+def ours(code):
+    return MARK in code and "hook" not in code
+
+
+def is_foreign(program):
+    return program != sys.executable and os.path.basename(program) not in ASKED
+
+
+def is_remote(address):
+    return isinstance(address, tuple) and address[0] not in ("127.0.0.1", "::1", "localhost")
+
+
 def hook(event, arguments):
     if event == "pickle.find_class":
         said = f"unpickled {arguments[0]}.{arguments[1]} by {caller(2)}"
-    elif event in ("compile", "marshal.loads") and MARK in str(arguments[0]) and "hook" not in str(arguments[0]):
+    elif event in ("compile", "marshal.loads") and ours(str(arguments[0])):
         said = f"{event} {caller(2)}"
     elif event == "exec" and MARK in f"{arguments[0].co_consts} {arguments[0].co_filename}":
         said = f"exec {caller(2)}"
@@ -47,9 +62,9 @@ def hook(event, arguments):
         said = f"open {arguments[0]} {arguments[1]} by {caller(2)}"
     elif event in ("os.system", "os.exec", "os.posix_spawn"):
         said = f"{event} {arguments[0]}"
-    elif event == "subprocess.Popen" and arguments[0] != sys.executable and os.path.basename(arguments[0]) not in ASKED:
+    elif event == "subprocess.Popen" and is_foreign(arguments[0]):
         said = f"{event} {arguments[0]} by {caller(2)}"
-    elif event == "socket.connect" and isinstance(arguments[1], tuple) and arguments[1][0] not in ("127.0.0.1", "::1", "localhost"):
+    elif event == "socket.connect" and is_remote(arguments[1]):
         said = f"{event} {arguments[1]}"
     else:
         return
@@ -117,7 +132,9 @@ def place(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
 
 @pytest.fixture
 def run(place: Path):
-    """`run(exit code, "train", …)`: a command in a process of its own, and what the hook told of it and its children, once each."""
+    """`run(exit code, "train", …)`: a command in a process of its own, and what the hook told of it
+    and its children, once each.
+    """
 
     def command(code: int, *arguments: object) -> set[str]:
         log = place / "log"

@@ -60,7 +60,9 @@ def made(photos, *more):
 
 
 def test_the_loss_is_the_squared_distance_of_unit_vectors(here):
-    """By hand: parallel 0, orthogonal 2, opposite 4. The gradient is orthogonal to the prediction."""
+    """By hand: parallel 0, orthogonal 2, opposite 4. The gradient is orthogonal to the
+    prediction.
+    """
     loss = parts.make(recipe.read(RECIPE).loss)
     target = torch.tensor([[2.0, 0.0]])
     for prediction, expected in (([5.0, 0.0], 0), ([0.0, 3.0], 2), ([-1.0, 0.0], 4)):

@@ -1,4 +1,6 @@
-"""Checkpoints: exact, without pickle, and whole or not there at all, whatever happens while one is written."""
+"""Checkpoints: exact, without pickle, and whole or not there at all, whatever happens while one is
+written.
+"""
 
 import errno
 import json
@@ -10,7 +12,7 @@ from pathlib import Path
 import pytest
 import safetensors
 import torch
-from conftest import assert_same, everything
+from conftest import assert_same, everything, new_folder
 from safetensors.torch import load_file
 
 from sslkit import recipe
@@ -144,7 +146,7 @@ def test_no_whole_checkpoint_is_a_sentence(saved, folder):
         file.unlink()
     with pytest.raises(
         CheckpointError,
-        match=r"(?s)step-00000002 is damaged.*step-00000001 is damaged.*start it anew: sslkit train",
+        match=r"(?s)step-00000002 is damaged.*step-00000001 is damaged.*anew: sslkit train",
     ):
         checkpoint.newest(saved)
 
@@ -259,8 +261,8 @@ def test_another_optimizer_is_refused(make, saved):
 
 def test_run_folders(tiny, tmp_path, monkeypatch):
     made = recipe.read(tiny)
-    first = folders.new_folder(tmp_path / "runs", made)
-    second = folders.new_folder(tmp_path / "runs", made)
+    first = new_folder(tmp_path / "runs", made)
+    second = new_folder(tmp_path / "runs", made)
     assert first != second and first.parent == second.parent == tmp_path / "runs" / "tiny"
     latest = first.parent / "latest"
     assert latest.is_symlink() and latest.resolve() == second
@@ -271,7 +273,7 @@ def test_run_folders(tiny, tmp_path, monkeypatch):
         state.parent.mkdir(parents=True)
         state.touch()
         os.utime(state, (when, when))
-    third = folders.new_folder(tmp_path / "runs", made)
+    third = new_folder(tmp_path / "runs", made)
     assert folders.find_folder(None, tmp_path / "runs") == first, (
         "the newest checkpoint's, and no link"
     )
@@ -286,7 +288,8 @@ def test_run_folders_that_are_not_there(tiny, tmp_path):
         folders.find_folder(tmp_path / "none")
     with pytest.raises(
         CheckpointError,
-        match=r"there is no trained run below .*none/; name the folder of one, or train one first: sslkit train",
+        match=r"there is no trained run below .*none/; name the folder of one, or train one "
+        r"first: sslkit train",
     ):
         folders.find_folder(None, tmp_path / "none")
     (tmp_path / "file").write_text("")
@@ -294,10 +297,10 @@ def test_run_folders_that_are_not_there(tiny, tmp_path):
         CheckpointError,
         match=r"cannot make the run folder .*: Not a directory; choose another place with --runs",
     ):
-        folders.new_folder(tmp_path / "file", recipe.read(tiny))
+        new_folder(tmp_path / "file", recipe.read(tiny))
 
 
 def test_a_file_system_without_links_goes_without_latest(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "symlink_to", full_disk)
-    folder = folders.new_folder(tmp_path, recipe.read(tiny))
+    folder = new_folder(tmp_path, recipe.read(tiny))
     assert os.listdir(folder.parent) == [folder.name]

@@ -174,7 +174,8 @@ def test_unreadable_images_are_named_and_replaced_by_others():
 def test_nothing_left_to_replace_with(workers):
     with pytest.raises(
         DataError,
-        match=r"^00\d\.png cannot be read \(OSError: image file is truncated\), and no image is left",
+        match=r"^00\d\.png cannot be read \(OSError: image file is truncated\), and no image is "
+        r"left",
     ) as caught:
         list(loader(Numbered(4, broken=(0, 1, 2, 3)), batch_size=2, workers=workers).batches(0, 1))
     assert "Traceback" not in str(caught.value)
@@ -189,7 +190,8 @@ def test_a_transform_s_mistake_is_not_blamed_on_the_image(workers):
 def test_too_few_images():
     with pytest.raises(
         DataError,
-        match=r"^5 images do not fill a batch of 8; take smaller batches: --set train\.batch_size=4$",
+        match=r"^5 images do not fill a batch of 8; take smaller batches: --set "
+        r"train\.batch_size=4$",
     ):
         loader(Numbered(5), batch_size=4, world=2)
 

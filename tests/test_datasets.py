@@ -1,4 +1,6 @@
-"""Data sets: folders as people have them, every mode decoded to the right colours, arrays, the customary sets, shapes."""
+"""Data sets: folders as people have them, every mode decoded to the right colours, arrays, the
+customary sets, shapes.
+"""
 
 import io
 import os
@@ -26,15 +28,17 @@ from sslkit_plugins.datasets import (
     decode_pixels,
     decoding,
 )
+from sslkit_plugins.datasets.shapes import CLASSES, Shapes
 from sslkit_plugins.methods.pirl import Jigsaw, Rotation
-from sslkit_plugins.shapes import CLASSES, Shapes
 from sslkit_plugins.views import Augment
 
 CIFAR_JPEG = Path(__file__).resolve().parents[2] / "shared" / "data" / "cifar10_jpeg"
 
 
 def lay(root: Path, *names: str) -> Path:
-    """Small images of these names below `root`, red at the left and blue at the right; a name that is no image's gets text."""
+    """Small images of these names below `root`, red at the left and blue at the right; a name that
+    is no image's gets text.
+    """
     for name in names:
         file = root / name
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -54,7 +58,7 @@ def coded(image: Image.Image, file_format: str, **options) -> io.BytesIO:
     return file
 
 
-# ---------------------------------------------------------------------------------------------------------------- folders
+# --- folders
 
 
 def test_class_folders_as_in_torchvision(tmp_path):
@@ -120,7 +124,7 @@ def test_bytes_that_are_no_text_in_a_name(tmp_path):
     assert made.classes == [name, "tea"] and made.image(0).size == (8, 4)
 
 
-# --------------------------------------------------------------------------------------------------------------- decoding
+# --- decoding
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 
@@ -186,7 +190,9 @@ def test_one_colour_that_is_transparent(mode, key, other):
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "TIFF"])
 def test_every_exif_orientation_is_set_upright(orientation, file_format):
-    """Quarters red, green / blue, white; how a camera would have stored them, from the definition of tag 0x0112."""
+    """Quarters red, green / blue, white; how a camera would have stored them, from the definition
+    of tag 0x0112.
+    """
     upright = Image.new("RGB", (48, 32), "white")
     for colour, box in {
         "red": (0, 0, 24, 16),
@@ -275,7 +281,7 @@ def test_more_pixels_than_pillow_allows(monkeypatch):
     assert Image.MAX_IMAGE_PIXELS == 10
 
 
-# ----------------------------------------------------------------------------------------------------------------- pixels
+# --- pixels
 
 
 def picture(width: int, height: int) -> Image.Image:
@@ -370,7 +376,9 @@ def test_pixels_of_broken_exif():
     "transform", [Jigsaw(size=48, resize=51, patch=12), Augment(size=32), Rotation(size=32)]
 )
 def test_views_of_reduced_images_are_the_same_and_none_is_enlarged(tmp_path, transform):
-    """A large photo: where its crops are large, it is decoded smaller, and the views show the same."""
+    """A large photo: where its crops are large, it is decoded smaller, and the views show the
+    same.
+    """
     picture(640, 480).save(tmp_path / "photo.jpg", quality=95)
     source, reduced = ImageFolder("pretrain", root=str(tmp_path)), 0
     for seed in range(40):
@@ -401,7 +409,7 @@ def test_batches_of_reduced_images_do_not_depend_on_workers(tmp_path):
         )
 
 
-# ----------------------------------------------------------------------------------------------------------------- arrays
+# --- arrays
 
 
 def pack(file: Path, **arrays) -> str:
@@ -533,7 +541,7 @@ def test_cifar10_as_jpeg():
     assert len(made) == 10_000 and made.image(0).size == (32, 32) and made.classes[3] == "cat"
 
 
-# ---------------------------------------------------------------------------------------------------------- customary sets
+# --- customary sets
 
 
 class TinyCifar:
@@ -573,7 +581,9 @@ def test_cifar(monkeypatch, tmp_path, part, name):
 
 
 def test_stl10_in_its_own_format(monkeypatch, tmp_path):
-    """Column-major planes of 96×96, labels from 1; the unlabelled split is what pretraining sees."""
+    """Column-major planes of 96×96, labels from 1; the unlabelled split is what pretraining
+    sees.
+    """
     folder = tmp_path / "stl10_binary"
     folder.mkdir()
     images = {
@@ -639,7 +649,7 @@ def test_nominal_sizes(part, images):
     assert part.nominal["pretrain"] == images and set(part.nominal) == {"pretrain", "train", "val"}
 
 
-# ----------------------------------------------------------------------------------------------------------------- shapes
+# --- shapes
 
 
 def stack(made: Shapes) -> np.ndarray:
@@ -670,7 +680,9 @@ def test_shapes_of_other_sizes(side):
 
 
 def test_raw_pixels_do_not_tell_shapes_apart():
-    """The nearest neighbour in raw pixels is of the same class hardly more often than by chance (10 %)."""
+    """The nearest neighbour in raw pixels is of the same class hardly more often than by chance (10
+    %).
+    """
     train, val = Shapes("train", images=300), Shapes("val", val_images=100)
     flat = [
         stack(made)[:, ::2, ::2].reshape(len(made), -1).astype(np.float32) for made in (train, val)

@@ -1,4 +1,6 @@
-"""Two processes train as one: the same weights, one memory, and never a process that waits for another that is gone."""
+"""Two processes train as one: the same weights, one memory, and never a process that waits for
+another that is gone.
+"""
 
 import os
 import signal
@@ -270,7 +272,9 @@ def whole(folder: Path) -> dict[str, torch.Tensor]:
 def test_two_devices_stopped_then_resumed_under_torchrun_end_as_one_process(
     images, tmp_path, shards, resumed
 ):
-    """A memory that is spread over two processes goes on spread over four, and is then read by one."""
+    """A memory that is spread over two processes goes on spread over four, and is then read by
+    one.
+    """
     settings = (
         "--set",
         WITHOUT_BATCH_NORM,

@@ -1,4 +1,6 @@
-"""What is written down is true: recipes are valid and trainable in principle, the reference is current, commands exist."""
+"""What is written down is true: recipes are valid and trainable in principle, the reference is
+current, commands exist.
+"""
 
 import re
 import subprocess

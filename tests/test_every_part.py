@@ -1,4 +1,6 @@
-"""What `sslkit.interfaces` promises of every kind of part, asked of every part that is installed."""
+"""What `sslkit.interfaces` promises of every kind of part, asked of every part that is
+installed.
+"""
 
 import inspect
 import math
@@ -94,7 +96,7 @@ def small(part, known=None, **options):
     return part.load()(*runtime, **signature.arguments(chosen))
 
 
-# --------------------------------------------------------------------------------------------------------------------- all kinds
+# --- all kinds
 
 every_part = pytest.mark.parametrize(
     "part", [pytest.param(p, id=f"{p.kind}-{p.name}") for p in registry.parts()]
@@ -168,7 +170,7 @@ def test_its_options_are_typed_and_survive_yaml(part):
     assert again == options
 
 
-# ---------------------------------------------------------------------------------------------------------------------- encoders
+# --- encoders
 
 
 @every("encoders")
@@ -222,7 +224,7 @@ def test_options_of_initial_weights_have_defaults(part):
         assert signature.options[name].default is not REQUIRED
 
 
-# ------------------------------------------------------------------------------------------------------------------------- heads
+# --- heads
 
 
 @every("heads")
@@ -237,7 +239,7 @@ def test_a_head_leaves_leading_dimensions_free(part):
         torch.testing.assert_close(head(rows[1, 3:4]), together[1, 3:4])
 
 
-# -------------------------------------------------------------------------------------------------------------------- transforms
+# --- transforms
 
 
 def picture(width, height, seed=0):
@@ -354,7 +356,7 @@ def test_its_state_is_the_same_in_every_process(part):
     assert equal(small(part).state(), small(part).state())
 
 
-# ---------------------------------------------------------------------------------------------------------------------- samplers
+# --- samplers
 
 
 def unit(*shape, seed=0):
@@ -421,7 +423,7 @@ def test_all_its_memory_is_in_its_state(part):
     assert not kept, "tensors outside of the state dictionary are lost by a resume"
 
 
-# ------------------------------------------------------------------------------------------------------------------------ losses
+# --- losses
 
 ANSWERS = {"cross_entropy"}
 """Losses that compare logits with numbers of classes; all others compare vectors with memory."""
@@ -507,7 +509,7 @@ def test_a_loss_is_at_first_what_it_says(part):
         assert math.isclose(loss(prediction, target, negatives).item(), expected, rel_tol=0.15)
 
 
-# ----------------------------------------------------------------------------------------------------------------------- methods
+# --- methods
 
 SHIPPED = sorted(RECIPES.glob("*.yaml"))
 
@@ -555,7 +557,7 @@ def test_every_shipped_recipe_trains_a_step(path, photos):
         assert 0.2 * expected < first.loss.item() < 3 * expected + 2
 
 
-# ---------------------------------------------------------------------------------------------------------------------- datasets
+# --- datasets
 
 
 @pytest.fixture(scope="module")
@@ -627,7 +629,7 @@ def test_a_dataset_that_is_not_there_says_so(part, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir()), "nothing is made"
 
 
-# ------------------------------------------------------------------------------------------------------------------- evaluations
+# --- evaluations
 
 
 @every("evaluations")

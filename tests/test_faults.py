@@ -54,7 +54,8 @@ def test_the_valid_recipe_is_valid() -> None:
     result = CliRunner().invoke(app, ["check", "mine.yaml"])
     assert result.exit_code == 0, result.stderr
     assert result.stdout == (
-        "mine.yaml is valid: pirl, shapes, jigsaw, timm, memory_bank, lambda_nce, sgd, 2 epochs in batches of 8\n"
+        "mine.yaml is valid: pirl, shapes, jigsaw, timm, memory_bank, lambda_nce, sgd, 2 epochs "
+        "in batches of 8\n"
         "parts and images are not tried; next: sslkit plan mine.yaml\n"
     )
 
@@ -126,7 +127,6 @@ REPLACED = [
             "mine.yaml:10 lose no such section; did you mean 'loss'?",
         ],
     ),
-
     (
         "name: small",
         "name: ../up",
@@ -144,7 +144,8 @@ REPLACED = [
         "  patchs:",
         [
             "mine.yaml:6 heads method 'pirl' needs a head named 'patches'",
-            "mine.yaml:8 heads.patchs method 'pirl' has no use for a head named 'patchs'; it needs: image, patches",
+            "mine.yaml:8 heads.patchs method 'pirl' has no use for a head named 'patchs'; it "
+            "needs: image, patches",
         ],
     ),
     (
@@ -152,7 +153,8 @@ REPLACED = [
         "use: rotate}",
         [
             "mine.yaml:6 heads method 'pirl' needs a head named 'rotated'",
-            "mine.yaml:7 heads.image method 'pirl' has no use for a head named 'image'; it needs: rotated",
+            "mine.yaml:7 heads.image method 'pirl' has no use for a head named 'image'; it needs: "
+            "rotated",
         ],
     ),
     (
@@ -164,7 +166,8 @@ REPLACED = [
         "use: sgd",
         "use: sdg",
         [
-            "mine.yaml:11 optimizer.use no optimizer named 'sdg' in torch or timm; did you mean 'sgd'"
+            "mine.yaml:11 optimizer.use no optimizer named 'sdg' in torch or timm; did you mean "
+            "'sgd'"
         ],
     ),
     (", lr: 0.05", "", ["mine.yaml:11 optimizer.lr sgd needs the option 'lr' (float > 0)"]),
@@ -174,7 +177,10 @@ REPLACED = [
     (
         "lr: 0.05",
         "lr: 5e-2, momentum: [0.9]",
-        ["mine.yaml:11 optimizer.momentum expected float ≥ 0 and < 1, got [0.9]. Usually 0.9."],
+        [
+            "mine.yaml:11 optimizer.momentum expected float ≥ 0 and < 1, got [0.9]. "
+            "Momentum, usually 0.9."
+        ],
     ),
     (
         "lr: 0.05",
@@ -248,7 +254,8 @@ REPLACED = [
         "{epochs: 2",
         "{epochs: 2]",
         [
-            "mine.yaml:13 is not valid YAML: while parsing a flow mapping expected ',' or '}', but got ']'"
+            "mine.yaml:13 is not valid YAML: while parsing a flow mapping expected ',' or '}', "
+            "but got ']'"
         ],
     ),
     (
@@ -360,7 +367,8 @@ def test_a_view_without_transform_and_a_sampler_without_reader() -> None:
     assert head == "mine.yaml:6 heads method 'jigsaw' needs a head named 'order'"
     assert (
         sampler
-        == "mine.yaml:9 sampler method 'jigsaw' uses no sampler, this one would be ignored; remove the section"
+        == "mine.yaml:9 sampler method 'jigsaw' uses no sampler, this one would be ignored; "
+        "remove the section"
     )
     assert (
         loss
@@ -371,10 +379,14 @@ def test_a_view_without_transform_and_a_sampler_without_reader() -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["check", "mien.yaml"], "mien.yaml  there is no such file or shipped recipe; did you mean mine.yaml?"),
+        (
+            ["check", "mien.yaml"],
+            "mien.yaml  there is no such file or shipped recipe; did you mean mine.yaml?",
+        ),
         (
             ["check", "absent/mine.yaml"],
-            "absent/mine.yaml  there is no such file or shipped recipe; there is no folder absent either",
+            "absent/mine.yaml  there is no such file or shipped recipe; there is no folder "
+            "absent either",
         ),
         (["check", "."], ".  is a folder; name a recipe in it: mine.yaml"),
         (["check"], "Missing argument 'RECIPE'"),
@@ -407,7 +419,10 @@ def test_a_broken_command_line(arguments: list[str], sentence: str) -> None:
 def test_the_command_needs_no_torch_and_shows_no_traceback() -> None:
     Path("mine.yaml").write_text(VALID)
     Path("broken.yaml").write_text(VALID.replace("temperature", "temprature"))
-    sentence = "broken.yaml:10  loss.temprature  no such option of lambda_nce; did you mean 'temperature'?\n"
+    sentence = (
+        "broken.yaml:10  loss.temprature  no such option of lambda_nce; did you mean "
+        "'temperature'?\n"
+    )
     for arguments, code, words in [
         ("--help", 0, "check"),
         ("--version", 0, "sslkit 0."),

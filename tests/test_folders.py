@@ -358,7 +358,7 @@ def test_what_sslkit_writes_into_the_folder_is_no_data(tiny, photos, monkeypatch
     assert code == 0 and "(12 images in 2 classes: a, b)" in out
     assert err == f"passed over in {photos}: 4 folders or pictures of sslkit, .json × 1\n"
     code, out, err = sslkit("train", "--resume", run)
-    assert code == 0 and "this run is complete" in out
+    assert code == 0 and "nothing to do" in out
     with pytest.raises(DataError, match=r"latest is a run folder or a packed set of sslkit; name"):
         found(run)
 

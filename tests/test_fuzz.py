@@ -1,4 +1,5 @@
-"""Recipes and checkpoints with random damage: one sentence or the same as before, never another exception, never a hang.
+"""Recipes and checkpoints with random damage: one sentence or the same as before, never another
+exception, never a hang.
 
 The cases are the same each time (`derandomize`), and none are kept on disk (`database=None`).
 """
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import TINY
+from conftest import TINY, new_folder
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
@@ -21,7 +22,7 @@ from sslkit import recipe
 from sslkit.cli import app
 from sslkit.errors import CheckpointError, PluginError, RecipeError, printable
 from sslkit.recipe.document import Dumper
-from sslkit.runs import checkpoint, folders
+from sslkit.runs import checkpoint
 from sslkit.training.build import build
 from sslkit.training.trainer import train
 
@@ -45,7 +46,9 @@ def cases(count: int) -> settings:
 
 
 def check(file: Path, text: bytes, overrides: tuple[str, ...] = ()) -> None:
-    """`read` returns, or tells its faults in clean lines; what it took is written and read again unchanged."""
+    """`read` returns, or tells its faults in clean lines; what it took is written and read again
+    unchanged.
+    """
     file.write_bytes(text)
     begun = time.process_time()
     try:
@@ -59,7 +62,7 @@ def check(file: Path, text: bytes, overrides: tuple[str, ...] = ()) -> None:
     assert time.process_time() - begun < SECONDS
 
 
-# ----------------------------------------------------------------------------------------------------------- the text
+# --- the text
 
 SNIPPETS = [
     *(
@@ -155,7 +158,7 @@ def texts(draw: st.DrawFn) -> bytes:
     return content
 
 
-# ----------------------------------------------------------------------------------------------------------- the data
+# --- the data
 
 SCALARS: st.SearchStrategy[Any] = (
     st.none()
@@ -277,7 +280,7 @@ def test_settings(tmp_path: Path, count: int) -> None:
     whatever()
 
 
-# ------------------------------------------------------------------------------------------------------- checkpoints
+# --- checkpoints
 
 
 @pytest.fixture(scope="module")
@@ -293,7 +296,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
         TINY.format(root=data).replace("use: sgd", "use: adamw").replace(", momentum: 0.9", "")
     )
     made = recipe.read(place / "tiny.yaml")
-    run, folder = build(made), folders.new_folder(place / "runs", made)
+    run, folder = build(made), new_folder(place / "runs", made)
     for _ in zip(range(2), train(run)):  # noqa: B905
         checkpoint.save(run, folder)
     return folder
@@ -330,7 +333,9 @@ def damage(content: bytes, chance: random.Random) -> bytes:
 @pytest.mark.parametrize("signed", [False, True], ids=["by_accident", "by_intent"])
 @pytest.mark.parametrize("count", [60, pytest.param(500, marks=pytest.mark.slow)])
 def test_checkpoints(trained: Path, tmp_path: Path, signed: bool, count: int) -> None:
-    """By accident: the checksum tells, and the one before is taken. By intent: somebody has written the checksums anew."""
+    """By accident: the checksum tells, and the one before is taken. By intent: somebody has written
+    the checksums anew.
+    """
     folder = tmp_path / "run"
     shutil.copytree(trained, folder)
     newest = folder / "checkpoints" / "step-00000002"

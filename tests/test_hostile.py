@@ -1,4 +1,6 @@
-"""What a stranger may send: recipes, run folders, archives, images. None of it runs code, hangs, writes elsewhere or steers the terminal."""
+"""What a stranger may send: recipes, run folders, archives, images. None of it runs code, hangs,
+writes elsewhere or steers the terminal.
+"""
 
 import hashlib
 import io
@@ -19,7 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, finish, start
+from conftest import TINY, finish, new_folder, start
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -50,7 +52,9 @@ def never_for_long() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The current folder, home/; whatever is written beside it, or to a file planted there, fails the test."""
+    """The current folder, home/; whatever is written beside it, or to a file planted there, fails
+    the test.
+    """
     inside, outside = tmp_path / "home", tmp_path / "outside"
     inside.mkdir()
     outside.mkdir()
@@ -65,7 +69,9 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def sslkit(*arguments: object) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of a command in this process, which may print no traceback and no control characters."""
+    """Exit code, stdout and stderr of a command in this process, which may print no traceback and
+    no control characters.
+    """
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     assert "Traceback" not in result.output
@@ -80,7 +86,7 @@ def refused(*arguments: object) -> str:
     return errors
 
 
-# ---------------------------------------------------------------------------------------------------------------- recipes
+# --- recipes
 
 VALID = TINY.format(root="images")
 
@@ -238,7 +244,7 @@ def test_a_library_is_no_path(library: str, run_folder: Path) -> None:
     assert not (run_folder / "export").exists()
 
 
-# --------------------------------------------------------------------------------------------------------------- archives
+# --- archives
 
 
 class Trap:
@@ -373,7 +379,7 @@ def test_offsets_that_wrap_around() -> None:
         Npz("train", file="trap.npz")
 
 
-# ----------------------------------------------------------------------------------------------------------------- images
+# --- images
 
 
 def png(width: int, height: int, data: bytes = b"x") -> bytes:
@@ -394,7 +400,10 @@ def png(width: int, height: int, data: bytes = b"x") -> bytes:
     )
 
 
-POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(pwned) (w) file closefile\nshowpage\n%%EOF\n"
+POSTSCRIPT = (
+    b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"
+    b"(pwned) (w) file closefile\nshowpage\n%%EOF\n"
+)
 
 
 def coded(kind: str, **options: Any) -> bytes:
@@ -511,12 +520,14 @@ def test_names_neither_steer_the_terminal_nor_the_pictures(folder: Path) -> None
     assert sslkit("views", "good.yaml", "--images", len(HOSTILE_NAMES), "--draws", 1)[0] == 0
 
 
-# ------------------------------------------------------------------------------------------------------------ run folders
+# --- run folders
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
-    """A run folder with the checkpoints of steps 2 and 3 of 6 (the run was stopped, so that it can go on), on labelled images."""
+    """A run folder with the checkpoints of steps 2 and 3 of 6 (the run was stopped, so that it can
+    go on), on labelled images.
+    """
     place = tmp_path_factory.mktemp("trained")
     data = place / "data"
     for number, image in enumerate(sorted(images.iterdir())):
@@ -525,7 +536,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
         shutil.copy(image, target)
     (place / "tiny.yaml").write_text(TINY.format(root=data))
     made = recipe.read(place / "tiny.yaml")
-    run, folder = build(made), folders.new_folder(place / "runs", made)
+    run, folder = build(made), new_folder(place / "runs", made)
     for _ in zip(range(3), train(run)):  # noqa: B905
         checkpoint.save(run, folder)
     return folder
@@ -725,8 +736,8 @@ def test_folders_that_are_no_checkpoints_are_passed_over(run_folder: Path) -> No
     code, out, errors = sslkit("train", "--resume", run_folder)
     assert code == 0 and "resumed at step 3" in out
     assert (
-        "step-99999999 is damaged (ValueError: state.json is that of step 3); taking the one before it"
-        in errors
+        "step-99999999 is damaged (ValueError: state.json is that of step 3); taking the one "
+        "before it" in errors
     )
 
 
@@ -788,7 +799,7 @@ def test_a_run_folder_with_another_recipe(run_folder: Path, text: str) -> None:
         refused(*command)
 
 
-# ------------------------------------------------------------------------------------------------------- the system itself
+# --- the system itself
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks /proc for the workers")
@@ -828,6 +839,6 @@ def test_a_clock_that_is_set_back_gives_every_run_a_folder_of_its_own(
                 return datetime(2026, 10, 25, hour, 30)  # noqa: B023
 
         monkeypatch.setattr(folders, "datetime", Clock)
-        made_folders.append(folders.new_folder(home / "runs", made))
+        made_folders.append(new_folder(home / "runs", made))
         assert (home / "runs" / "tiny" / "latest").resolve() == made_folders[-1]
     assert len(set(made_folders)) == 4

@@ -1,4 +1,6 @@
-"""What schedulers and launchers leave in the environment: obeyed, ignored, or told in a sentence."""
+"""What schedulers and launchers leave in the environment: obeyed, ignored, or told in a
+sentence.
+"""
 
 import pytest
 from conftest import finish, start

@@ -1,4 +1,6 @@
-"""It learns: the embedded run, shortened, ends well above its own initialisation, raw pixels and chance."""
+"""It learns: the embedded run, shortened, ends well above its own initialisation, raw pixels and
+chance.
+"""
 
 import json
 import subprocess

@@ -127,7 +127,9 @@ def test_a_tiny_temperature_overflows_nothing(problem, form):
 
 @pytest.mark.parametrize("form", ["official", "paper", "info_nce"])
 def test_an_image_that_finds_only_itself_among_shared_candidates(problem, form):
-    """Without negatives there is nothing to be near to: the other images' rows alone count in the forms that compare with them."""
+    """Without negatives there is nothing to be near to: the other images' rows alone count in the
+    forms that compare with them.
+    """
     bank, index, prediction, _ = problem
     prediction = prediction.clone().requires_grad_()
     negatives = BankNegatives(bank, index[:1].expand(M), index)
@@ -244,9 +246,11 @@ def test_first_loss_is_right_at_every_temperature(temperature):
     ],
 )
 def test_a_perfect_solution_has_the_smallest_loss(form, sizes):
-    """Every image at its own memory, all memories orthogonal: no perturbation does better, and another image's memory is far worse.
+    """Every image at its own memory, all memories orthogonal: no perturbation does better, and
+    another image's memory is far worse.
 
-    Not so the paper form under small perturbations: Σⱼ log(1 + eⱼ/Σe) is largest where all negatives are equally far, so that it
+    Not so the paper form under small perturbations: Σⱼ log(1 + eⱼ/Σe) is largest where all
+    negatives are equally far, so that it
     does not mind one negative a little nearer than the others.
     """
     bank = torch.eye(12)
@@ -262,7 +266,9 @@ def test_a_perfect_solution_has_the_smallest_loss(form, sizes):
 
 
 def test_own_image_among_all_negatives_counts_nothing():
-    """Three images, two numbers: by hand, with τ = 1. cos of the query with memories: 1 (own), 0, -1."""
+    """Three images, two numbers: by hand, with τ = 1. cos of the query with memories: 1 (own), 0,
+    -1.
+    """
     bank = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
     index = torch.tensor([0])
     loss = InfoNCE(temperature=1.0)(

@@ -1,4 +1,6 @@
-"""A stranger's distribution adds parts by entry point, trains, and harms nobody; docs/write-a-plugin.md shows exactly its files."""
+"""A stranger's distribution adds parts by entry point, trains, and harms nobody;
+docs/write-a-plugin.md shows exactly its files.
+"""
 
 import importlib.util
 import math
@@ -32,7 +34,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for needed in ("pip", "hatchling"):
         if importlib.util.find_spec(needed) is None:
             pytest.skip(
-                f"{needed} is not installed, so the outsider cannot be built; pip install -e '.[dev]'"
+                f"{needed} is not installed, so the outsider cannot be built; pip install -e "
+                "'.[dev]'"
             )
     folder = tmp_path_factory.mktemp("installed")
     offline = [
@@ -156,7 +159,8 @@ def test_its_recipe_trains_though_another_part_is_broken(
     )
     told(
         broken,
-        "head 'hyperbolic' of outsider 1.0 cannot be imported from outsider.hyperbolic: ModuleNotFoundError: "
+        "head 'hyperbolic' of outsider 1.0 cannot be imported from outsider.hyperbolic: "
+        "ModuleNotFoundError: "
         "No module named 'hyperbolic_layers_that_nobody_has'; repair or reinstall outsider",
     )
     assert not (tmp_path / "runs").exists()
@@ -195,7 +199,8 @@ def test_faults_are_told_as_for_our_own_parts(
         (
             "in_dim: int,\n        /,\n        *,\n",
             "in_dim: int,\n",
-            "parameter 'in_dim' of head 'cosine' of outsider 1.0 must stand before '/', as a runtime argument, or after '*', as an option",
+            "parameter 'in_dim' of head 'cosine' of outsider 1.0 must stand before '/', as a "
+            "runtime argument, or after '*', as an option",
         ),
         (
             "class Cosine(Head)",
@@ -216,7 +221,8 @@ def test_a_name_claimed_twice_harms_only_those_who_use_it(site: Path, tmp_path: 
     also = (tmp_path / "rival",)
     told(
         sslkit(tmp_path, "check", RECIPE, site=site, also=also),
-        "head 'cosine' is claimed by outsider (outsider.channels:Cosine) and rival (rival:Cosine); uninstall one of them",
+        "head 'cosine' is claimed by outsider (outsider.channels:Cosine) and rival "
+        "(rival:Cosine); uninstall one of them",
     )
     heads = "heads={image: {use: linear}, permuted: {use: linear}}"
     assert sslkit(tmp_path, "check", RECIPE, "--set", heads, site=site, also=also).returncode == 0

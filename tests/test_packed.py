@@ -1,4 +1,6 @@
-"""Packed sets: the same images, names and labels as the folder; written whole or not at all; damage is told, not shown."""
+"""Packed sets: the same images, names and labels as the folder; written whole or not at all; damage
+is told, not shown.
+"""
 
 import json
 import os
@@ -21,10 +23,9 @@ from sslkit.data.loader import Loader, fingerprint
 from sslkit.errors import DataError, RecipeError
 from sslkit.runs import checkpoint
 from sslkit.training.trainer import train
-from sslkit_plugins import packing
-from sslkit_plugins.datasets import ImageFolder, Npz
+from sslkit_plugins.datasets import ImageFolder, Npz, packing
+from sslkit_plugins.datasets.packed import Index, Packed
 from sslkit_plugins.methods.pirl import Jigsaw
-from sslkit_plugins.packed import Index, Packed
 
 
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -40,7 +41,9 @@ def save(image: Image.Image, file: Path, **options) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two halves of two classes: JPEGs small and large, a PNG, a JPEG that lies on its side, a name that is no ASCII."""
+    """Two halves of two classes: JPEGs small and large, a PNG, a JPEG that lies on its side, a name
+    that is no ASCII.
+    """
     root = tmp_path / "folder"
     for number in range(6):
         save(noise(40 + number, 30, number), root / "train" / "ab"[number % 2] / f"{number}.jpg")
@@ -71,7 +74,7 @@ def difference(one: Image.Image, other: Image.Image) -> float:
     return float(np.abs(np.asarray(one, np.float32) - np.asarray(other, np.float32)).mean())
 
 
-# ---------------------------------------------------------------------------------------------------------- what is packed
+# --- what is packed
 
 
 @pytest.mark.parametrize("split", ["pretrain", "train", "val"])
@@ -210,7 +213,7 @@ def test_names_that_are_no_text(tmp_path):
     )
 
 
-# ---------------------------------------------------------------------------------------------------------- used like any
+# --- used like any
 
 
 def test_it_is_shared_by_workers_and_sent_to_spawned_ones_without_its_pixels(images, tmp_path):
@@ -235,7 +238,9 @@ def test_it_is_shared_by_workers_and_sent_to_spawned_ones_without_its_pixels(ima
 
 @pytest.mark.parametrize("began, goes_on", [("folder", "set"), ("set", "folder")])
 def test_a_run_goes_on_with_the_other(make, images, tmp_path, began, goes_on):
-    """JPEGs alone, so that both hold the same pixels and the run ends as if nothing had happened."""
+    """JPEGs alone, so that both hold the same pixels and the run ends as if nothing had
+    happened.
+    """
     for path in images.glob("*.jpg"):
         save(Image.open(path), tmp_path / "folder" / path.name)
     write(str(tmp_path / "folder"), str(tmp_path / "set"))
@@ -279,7 +284,7 @@ def test_the_command(folder, tmp_path):
     assert err == f"{tmp_path / 'set'} is there already; name a new folder, or remove it\n"
 
 
-# ---------------------------------------------------------------------------------------------------------- all or nothing
+# --- all or nothing
 
 
 def test_unreadable_images_are_named_and_nothing_is_written(folder, tmp_path):
@@ -320,13 +325,15 @@ def test_no_image_can_be_read(tmp_path):
 def test_places_that_cannot_be_written(folder, tmp_path):
     with pytest.raises(
         DataError,
-        match=r"^cannot make the folder .*set\.writing \(No such file or directory\); name a DEST in ",
+        match=r"^cannot make the folder .*set\.writing \(No such file or directory\); name a DEST "
+        r"in ",
     ):
         write(str(folder), str(tmp_path / "nowhere" / "set"))
     (tmp_path / "set.writing").mkdir()
     with pytest.raises(
         DataError,
-        match=r"set\.writing is there: another `sslkit pack` writes it, or was killed; .* remove it$",
+        match=r"set\.writing is there: another `sslkit pack` writes it, or was killed; .* remove "
+        r"it$",
     ):
         write(str(folder), str(tmp_path / "set"))
     assert (tmp_path / "set.writing").is_dir(), "it may be another's"
@@ -337,7 +344,9 @@ def test_places_that_cannot_be_written(folder, tmp_path):
 
 @pytest.mark.parametrize("limit", [500, 8000])
 def test_a_full_disk_leaves_nothing(folder, tmp_path, limit):
-    """A limit on the size of files stands for the disk: the system refuses to write more. 500 bytes are too few for the index too."""
+    """A limit on the size of files stands for the disk: the system refuses to write more. 500 bytes
+    are too few for the index too.
+    """
     ran = subprocess.run(
         [sys.executable, "-m", "sslkit", "pack", folder, tmp_path / "set", "--workers", "0"],
         capture_output=True,
@@ -368,7 +377,7 @@ def test_a_worker_that_the_system_ends(folder, tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder"]
 
 
-# ---------------------------------------------------------------------------------------------------------- damage
+# --- damage
 
 
 @pytest.fixture
@@ -380,7 +389,8 @@ def made(folder, tmp_path) -> Path:
 def test_no_packed_set(tmp_path, folder):
     with pytest.raises(
         DataError,
-        match=r"is no packed set, it holds no packed\.json; name one, --data DIR, or make it: sslkit",
+        match=r"is no packed set, it holds no packed\.json; name one, --data DIR, or make it: "
+        r"sslkit",
     ):
         Packed("train", root=str(folder))
     with pytest.raises(DataError, match=r"is no packed set"):

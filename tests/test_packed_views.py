@@ -14,7 +14,7 @@ from PIL import Image
 from sslkit import parts, recipe
 from sslkit.evaluation.candidates import RawPixels
 from sslkit.interfaces import ImageSource
-from sslkit_plugins.packed import Packed
+from sslkit_plugins.datasets.packed import Packed
 
 SIDES = [(500, 375), (420, 300), (260, 260), (320, 200), (96, 64)]
 """Width and height of the images: larger and smaller than what they are packed at."""

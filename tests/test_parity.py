@@ -104,8 +104,10 @@ def test_the_epsilon_of_vissls_nce_is_not_seen():
 
 
 def test_a_rank_averaged_bank_has_another_constant():
-    """VISSL's ranks begin with the mean of 32 banks: norm 1/√32 = 0.177, ē = 1.03, Z = 1.31 million.
-    Ours begin with one bank of unit norm: ē = exp(1/(2·128·τ²)) = 2.22, Z = 2.84 million."""
+    """VISSL's ranks begin with the mean of 32 banks: norm 1/√32 = 0.177, ē = 1.03, Z = 1.31
+    million.
+    Ours begin with one bank of unit norm: ē = exp(1/(2·128·τ²)) = 2.22, Z = 2.84 million.
+    """
     generator = torch.Generator().manual_seed(0)
     banks = F.normalize(torch.rand(32, 2000, 128, generator=generator) * 2 - 1, dim=-1)
     outputs = torch.randn(2, 64, 128, generator=generator)

@@ -160,7 +160,9 @@ def test_jitter(preset, strength):
 
 
 def test_photometric_list():
-    """One coin of 0.66 for posterize to 4 … 8 bits, sharpness 0.1 … 1.9 and solarize from 0 … 256."""
+    """One coin of 0.66 for posterize to 4 … 8 bits, sharpness 0.1 … 1.9 and solarize from 0 …
+    256.
+    """
     posterize, sharpness, solarize, autocontrast = drawn_steps("official")[16:20]
     rng = np.random.default_rng(5)
     assert_alike(posterize.parameter.numpy(), rng.integers(4, 9, ROWS), "bits")
@@ -185,7 +187,9 @@ def test_gray_blur_and_flip():
 
 
 def picture():
-    """16 px; red rises to the right, green downwards, blue half as much to the right, with noise."""
+    """16 px; red rises to the right, green downwards, blue half as much to the right, with
+    noise.
+    """
     rng = np.random.default_rng(0)
     across = np.tile(np.linspace(20, 220, 16), (16, 1))
     pixels = np.stack([across, 90 + across.T / 2, 60 + across / 2], -1)

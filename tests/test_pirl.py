@@ -32,7 +32,7 @@ def coordinates(side):
     return Image.fromarray(grid.astype(np.uint8))
 
 
-# ------------------------------------------------------------------------------------------------------------------------ views
+# --- views
 
 
 def test_ten_images_of_the_papers_sizes():
@@ -78,7 +78,9 @@ def cut_positions(transform, side, count):
 
 
 def test_patches_lie_anywhere_in_their_cells():
-    """255 pixels in 3 x 3 cells of 85 with patches of 64: offsets 0 … 21, each equally often on each axis."""
+    """255 pixels in 3 x 3 cells of 85 with patches of 64: offsets 0 … 21, each equally often on
+    each axis.
+    """
     where = cut_positions(Fixed(size=8), 255, 1500)
     offset, cell = where % 85, where // 85
     assert offset.unique().tolist() == list(range(22))
@@ -179,7 +181,7 @@ def test_jigsaw_rotation_turns_the_puzzle_before_it_is_cut():
     assert len(set(kinds)) == 4 and min(kinds.count(kind) for kind in set(kinds)) > 15
 
 
-# ----------------------------------------------------------------------------------------------------------------------- wiring
+# --- wiring
 
 
 class Means(Encoder):
@@ -314,7 +316,9 @@ def test_bank_rows_keep_unit_norm_and_only_those_of_the_batch_move():
 
 
 def test_npid_is_the_image_term_of_pirl():
-    """λ = 0 of the same weights and negatives shared by the terms: the same loss, hence the same method."""
+    """λ = 0 of the same weights and negatives shared by the terms: the same loss, hence the same
+    method.
+    """
     common = {"negatives": 6, "draws": "image"}
     both = pirl(MemoryBank(4, 20, **common), LambdaNCE(lambda_=0, form="info_nce"))
     alone = pirl(MemoryBank(4, 20, **common), LambdaNCE(form="info_nce"), Npid)

@@ -256,11 +256,11 @@ def test_an_optimizer_has_options_of_its_own(path: Path, tmp_path: Path) -> None
     ("optimizer", "key", "message"),
     [
         ("use: lars, trust_coef: 1", "trust_coef", "no such option of lars; did you mean 'trust_"),
-        ("use: lars, trust_coeff: 0", "trust_coeff", "expected float > 0, got 0. LARS's trust"),
+        ("use: lars, trust_coeff: 0", "trust_coeff", "expected float > 0, got 0. Trust"),
         ("use: adamw, betas: [0.9]", "betas", "expected a list of 2, each float ≥ 0 and < 1, got"),
         ("use: adan, betas: [0.9, 0.9]", "betas", "expected a list of 3, each float ≥ 0 and < 1"),
         ("use: adamw, momentum: 0.9", "momentum", "'adamw' has no option 'momentum'; remove it"),
-        ("use: lars, weight_decay: -1", "weight_decay", "expected float ≥ 0, got -1. Usually"),
+        ("use: lars, weight_decay: -1", "weight_decay", "expected float ≥ 0, got -1. Weight"),
         ("use: 3", "use", "3 is not a name; there are: sgd, momentum"),
         ("options: {momentum: 1}", "options", "no such option of sgd"),
     ],
@@ -296,7 +296,9 @@ def test_another_optimizer_ends_in_a_remedy_that_works(name: str) -> None:
 
 
 def test_where_the_source_says_nothing_the_class_decides(path: Path, monkeypatch) -> None:
-    """As with another version of timm: names and options pass `check`, what all share is checked."""
+    """As with another version of timm: names and options pass `check`, what all share is
+    checked.
+    """
 
     def forget() -> None:
         optimizers._registry.cache_clear()
@@ -417,7 +419,7 @@ def test_schema_names_every_part_and_option() -> None:
         "minimum": 0,
         "maximum": 1,
         "default": 0.5,
-        "description": "Weight of the old row at an update. The papers: 0.5.",
+        "description": "Weight of the old row in an update. NPID, PIRL: 0.5.",
     }
     assert bank["additionalProperties"] is False
     required = {

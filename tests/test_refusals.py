@@ -1,4 +1,6 @@
-"""What a refusal says: full and read-only disks, empty paths, odd folders, runs that lost theirs."""
+"""What a refusal says: full and read-only disks, empty paths, odd folders, runs that lost
+theirs.
+"""
 
 import errno
 import shlex

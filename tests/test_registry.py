@@ -40,7 +40,8 @@ def test_every_part_is_read_without_importing_torch() -> None:
         "from sslkit.recipe import registry, source\n"
         "for part in registry.parts(): source.find(part.module).stand_in(part.object)\n"
         "recipe.json_schema()\n"
-        "print([name for name in sys.modules if name.partition('.')[0] in ('torch', 'timm', 'numpy', 'sslkit_plugins')])"
+        "print([name for name in sys.modules if name.partition('.')[0] in ('torch', 'timm', "
+        "'numpy', 'sslkit_plugins')])"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout == "[]\n"
@@ -62,7 +63,8 @@ def test_the_built_in_parts_come_by_entry_point() -> None:
 def test_unknown_names_and_kinds() -> None:
     with pytest.raises(
         PluginError,
-        match=r"no sampler named 'memory_bnak' is installed; did you mean 'memory_bank'.*reinstall that package",
+        match=r"no sampler named 'memory_bnak' is installed; did you mean "
+        r"'memory_bank'.*reinstall that package",
     ):
         registry.find("samplers", "memory_bnak")
     with pytest.raises(PluginError, match="no kind 'head' of parts; did you mean 'heads'"):
@@ -142,8 +144,11 @@ PLAIN = '''
     class Parent(Mixed, Head):
         """Parent."""
         inherited = {"a": ("b", 1)}
-        def __init__(self, in_dim: int, crops: "Nothing", /, *, side: Side = "left", low: "int | None" = DEFAULT,
-                     share: Fraction, sizes: list[Annotated[int, Field(ge=1)]] = [1], lambda_: pd.NonNegativeFloat = 0.5) -> None: ...
+        def __init__(
+            self, in_dim: int, crops: "Nothing", /, *,
+            side: Side = "left", low: "int | None" = DEFAULT, share: Fraction,
+            sizes: list[Annotated[int, Field(ge=1)]] = [1], lambda_: pd.NonNegativeFloat = 0.5,
+        ) -> None: ...
         def forward(self, features): ...
 
     class Child(Parent):
@@ -198,7 +203,8 @@ def test_a_parameter_must_be_a_fact_or_an_option(install: Install) -> None:
     )
     with pytest.raises(
         PluginError,
-        match=r"parameter 'size' of head 'x' of outside 1\.0 must stand before '/', as a runtime argument",
+        match=r"parameter 'size' of head 'x' of outside 1\.0 must stand before '/', as a runtime "
+        r"argument",
     ):
         registry.find("heads", "x").signature()
 

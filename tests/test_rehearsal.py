@@ -189,7 +189,8 @@ BROKEN = {
     ),
     "batch of one with batch norm": (
         ("train.batch_size=1", "transform.size=16"),
-        "encoder 'timm' fails in forward on [1, 3, 16, 16] (rehearsed with a batch of 1): ValueError: "
+        "encoder 'timm' fails in forward on [1, 3, 16, 16] (rehearsed with a batch of 1): "
+        "ValueError: "
         "Expected more than 1 value per channel",
     ),
     "its remedy in the encoder": (

@@ -1,4 +1,6 @@
-"""Sentences whose remedy was tried: few images, odd channels, invisible characters, old pictures."""
+"""Sentences whose remedy was tried: few images, odd channels, invisible characters, old
+pictures.
+"""
 
 import shlex
 from pathlib import Path

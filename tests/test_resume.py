@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TINY
+from conftest import TINY, new_folder
 from PIL import Image
 from typer.testing import CliRunner
 
 from sslkit import recipe
 from sslkit.cli import app
 from sslkit.recipe import registry
-from sslkit.runs import checkpoint, folders, versions
+from sslkit.runs import checkpoint, versions
 from sslkit.training.build import build
 from sslkit.training.trainer import train
 
@@ -36,7 +36,7 @@ def begun(home: Path, text: str) -> Path:
     path = home / "begun.yaml"
     path.write_text(text)
     made = recipe.read(path)
-    run, folder = build(made), folders.new_folder(home / "runs", made)
+    run, folder = build(made), new_folder(home / "runs", made)
     for _ in zip(range(2), train(run)):  # noqa: B905
         pass
     checkpoint.save(run, folder)
@@ -102,7 +102,8 @@ def test_a_run_whose_images_have_moved_goes_on_where_they_lie_now(moved, monkeyp
     assert (code, err) == (0, "") and "resumed at step 2" in out
     monkeypatch.chdir(there.parent)
     code, out, err = sslkit("train", "--resume", folder)
-    assert (code, err) == (0, "") and "this run is complete" in out, "the new place is kept"
+    assert (code, err) == (0, "") and "nothing to do" in out
+    assert str(there) in (folder / "recipe.yaml").read_text(), "the new place is kept"
     code, _, err = sslkit("eval", "knn", folder, "--k", 2)
     assert code == 0, err
 
@@ -190,7 +191,7 @@ def test_a_word_is_no_path_though_a_folder_is_called_so(source, tmp_path, monkey
     Path("timm").mkdir()
     text = TINY.format(root=source / "photos").replace("test_resnet", "test_resnet, weights: timm")
     (tmp_path / "word.yaml").write_text(text)
-    folder = folders.new_folder(tmp_path / "runs", recipe.read("word.yaml"))
+    folder = new_folder(tmp_path / "runs", recipe.read("word.yaml"))
     assert recipe.read(folder / "recipe.yaml").encoder.options["weights"] == "timm"
 
 
@@ -213,9 +214,11 @@ def test_settings_of_the_machine_may_change(source, tmp_path):
     assert (code, err) == (0, "") and len(list((folder / "checkpoints").iterdir())) == 1
     said = refused("train", "--resume", folder, "--set", "train.epochs=9")
     assert said.startswith("--set  train.epochs  a resumed run goes on with its own recipe")
+    assert said.endswith(f"to train on: sslkit train --resume {folder} --epochs N\n")
+    said = refused("train", "--resume", folder, "--set", "optimizer.lr=9")
     words = said.split("sslkit train ")[1].split()
-    assert words == [str(folder / "recipe.yaml"), "--set", "train.epochs=…"]
-    assert sslkit("check", folder / "recipe.yaml", "--set", "train.epochs=9")[0] == 0
+    assert words == [str(folder / "recipe.yaml"), "--set", "optimizer.lr=…"]
+    assert sslkit("check", folder / "recipe.yaml", "--set", "optimizer.lr=9")[0] == 0
 
 
 # ------------------------------------------------------------------------------------ plugins

@@ -86,7 +86,9 @@ def test_two_ranks_draw_what_one_process_draws():
 
 
 def test_update_by_hand():
-    """normalize(0.5·(1,0) + 0.5·(0,1)) = (√½, √½); the key's length does not matter; other rows stay."""
+    """normalize(0.5·(1,0) + 0.5·(0,1)) = (√½, √½); the key's length does not matter; other rows
+    stay.
+    """
     memory = MemoryBank(2, 3)
     memory.bank.copy_(torch.tensor([[1.0, 0.0], [0.0, -1.0], [0.6, 0.8]]))
     memory.update(torch.tensor([0]), torch.tensor([[0.0, 7.0]]))
@@ -143,8 +145,10 @@ def test_both_ways_in_chunks_equal_the_naive_gather_with_its_gradient(
 
 @pytest.mark.parametrize(("dtype", "step"), [("float16", 2**-11), ("bfloat16", 2**-8)])
 def test_what_a_bank_in_half_precision_costs(dtype, step):
-    """Rows are rounded to 11 or 8 bits where they are written, cosines and means are float32. `step` is the distance of neighbouring
-    numbers, as a share: a number of a row errs by up to half of it, at random, the gradient by less than `step`, the loss by far less.
+    """Rows are rounded to 11 or 8 bits where they are written, cosines and means are float32.
+    `step` is the distance of neighbouring
+    numbers, as a share: a number of a row errs by up to half of it, at random, the gradient by
+    less than `step`, the loss by far less.
     """
     values, slopes, kept = {}, {}, {}
     for kind in ("float32", dtype):

@@ -39,7 +39,8 @@ def objective(weights, bias, rows, labels, strength) -> float:
 @pytest.mark.parametrize("strength", linear.STRENGTHS)
 @pytest.mark.parametrize(("count", "width"), [(600, 64), (90, 300)], ids=["tall", "wide"])
 def test_the_objective_reaches_scikit_learns(count, width, strength):
-    """From zero within 0.1 % of its minimum, and the same classes but where two are nearly as likely.
+    """From zero within 0.1 % of its minimum, and the same classes but where two are nearly as
+    likely.
 
     Wide features are rotated to the span of their rows, which changes no objective.
     """

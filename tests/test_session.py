@@ -14,14 +14,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import assert_same, everything, finish, start
+from conftest import assert_same, everything, finish, new_folder, start
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from sslkit import recipe
 from sslkit.cli import app
 from sslkit.errors import TrainingError
-from sslkit.runs import checkpoint, folders
+from sslkit.runs import checkpoint
+from sslkit.runs.lock import held
 from sslkit.runs.metrics import Metrics, Row
 from sslkit.training import finite, signals, trainer
 
@@ -109,7 +110,8 @@ def test_a_killed_and_signalled_run_ends_as_an_unbroken_one(tiny, unbroken, tmp_
         (last,) = [line for line in out.splitlines() if "stopped by" in line]
         assert (
             last
-            == f"stopped by {number.name} after step {state['step']}, saved; go on with: sslkit train --resume {folder}"
+            == f"stopped by {number.name} after step {state['step']}, saved; go on with: sslkit "
+            f"train --resume {folder}"
         )
         assert rows(folder)[-1]["step"] == state["step"]
 
@@ -152,7 +154,7 @@ def test_a_complete_run_says_so(unbroken):
     before = {path: path.read_bytes() for path in unbroken.rglob("*") if path.is_file()}
     code, out, err = sslkit("train", "--resume", unbroken)
     assert (code, err) == (0, "")
-    assert "this run is complete: 15 steps done" in out
+    assert out == f"{unbroken} is complete: 15 steps done; nothing to do\n"
     assert {path: path.read_bytes() for path in unbroken.rglob("*") if path.is_file()} == before
 
 
@@ -299,12 +301,13 @@ def test_two_runs_in_one_folder_are_refused(tiny, tmp_path):
     assert code == 2
     assert (
         err
-        == f"{latest(runs)} is in use: process {process.pid} on {platform.node()} trains in it; wait for it, stop it, or start a new run\n"
+        == f"{latest(runs)} is in use: process {process.pid} on {platform.node()} trains in it; "
+        "wait for it, stop it, or start a new run\n"
     )
     process.kill()
     finish(process)
     checkpoint.newest(latest(runs))
-    with folders.held(latest(runs)):
+    with held(latest(runs)):
         pass
 
 
@@ -379,7 +382,7 @@ def test_places_that_cannot_be_written_or_found(tiny, tmp_path):
 
 
 def test_a_run_without_a_checkpoint_begins_anew(tiny, unbroken, tmp_path):
-    folder = folders.new_folder(tmp_path, recipe.read(unbroken / "recipe.yaml"))
+    folder = new_folder(tmp_path, recipe.read(unbroken / "recipe.yaml"))
     (folder / "metrics.jsonl").write_text('{"step": 1, "loss": 5.0}\n')
     code, _, err = sslkit("train", "--resume", folder)
     assert code == 0 and err == f"{folder} holds no checkpoint yet: it begins anew\n"

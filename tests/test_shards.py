@@ -1,4 +1,6 @@
-"""A memory bank spread over processes: each holds a block of rows, and all together give what one bank gives to one process."""
+"""A memory bank spread over processes: each holds a block of rows, and all together give what one
+bank gives to one process.
+"""
 
 import math
 
@@ -20,7 +22,9 @@ DIM, IMAGES, BATCH, TERMS, STEPS = 6, 43, 8, 2, 3
 
 
 def some_steps(folder, loss, **options):
-    """Three steps of a head of one layer over numbers that stand for images; what comes of them under this rank's name."""
+    """Three steps of a head of one layer over numbers that stand for images; what comes of them
+    under this rank's name.
+    """
     torch.manual_seed(0)
     images, weight = torch.randn(IMAGES, DIM), torch.randn(TERMS, DIM, DIM, requires_grad=True)
     sampler = MemoryBank(DIM, IMAGES, **options)
@@ -68,7 +72,9 @@ SETTINGS = [
 @pytest.mark.parametrize("options", SETTINGS, ids=str)
 @pytest.mark.parametrize("world", [2, 4])
 def test_a_spread_bank_gives_what_one_bank_gives(ranks, tmp_path, world, options):
-    """Loss, gradients and rows after three steps; in the official form, whose constant is one for all."""
+    """Loss, gradients and rows after three steps; in the official form, whose constant is one for
+    all.
+    """
     some_steps(tmp_path, LambdaNCE(lambda_=0.3, temperature=0.2), **options)
     assert (
         ranks(

@@ -162,8 +162,9 @@ def test_faults_of_a_mapping_have_a_key_and_no_line():
         "the given mapping  loss.temprature  no such option of lambda_nce; did you mean "
         "'temperature'?",
         "the given mapping  train.batch_size  train needs the option 'batch_size' (int ≥ 1). "
-        "Images of one step, over all devices.",
-        "the given mapping  train.epochs  expected int ≥ 1, got 0. Passes over the data.",
+        "Images per step, over all devices. PIRL: 1,024.",
+        "the given mapping  train.epochs  expected int ≥ 1, got 0. Passes over the data, "
+        "usually 100 to 800. PIRL: 800.",
     ]
 
 

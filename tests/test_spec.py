@@ -1,4 +1,6 @@
-"""What PIRL's paper and its official code state and no other test holds: numbers of the whole method, worked out by hand."""
+"""What PIRL's paper and its official code state and no other test holds: numbers of the whole
+method, worked out by hand.
+"""
 
 import math
 from pathlib import Path
@@ -28,11 +30,13 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 IMAGENET = 1_281_167
 TAU = 0.07
 
-# ------------------------------------------------------------------------------------------------------------------------ loss
+# --- loss
 
 
 def naive(form, prediction, own, others, mean_exp, share):
-    """Each term written as the paper and the official code have it, in float64: prediction [2,B,D], own [B,D], others [2,B,M,D]."""
+    """Each term written as the paper and the official code have it, in float64: prediction [2,B,D],
+    own [B,D], others [2,B,M,D].
+    """
     unit = prediction.double() / prediction.double().norm(dim=-1, keepdim=True)
     positive = torch.exp((unit * own.double()).sum(-1) / TAU)
     negative = torch.exp(torch.einsum("tbd,tbmd->tbm", unit, others.double()) / TAU)
@@ -53,7 +57,9 @@ def naive(form, prediction, own, others, mean_exp, share):
 
 @pytest.mark.parametrize("form", ["official", "paper", "info_nce"])
 def test_values_and_gradients_of_the_first_call_and_of_later_ones(form):
-    """The memory moves between the calls; the official constant is the first call's in all of them."""
+    """The memory moves between the calls; the official constant is the first call's in all of
+    them.
+    """
     share, index = 0.3, torch.tensor([4, 0, 39])
     torch.manual_seed(0)
     sampler, loss = MemoryBank(8, 40, negatives=16), LambdaNCE(lambda_=share, form=form)
@@ -99,7 +105,9 @@ def test_all_others_as_negatives_are_the_closed_form_over_all_other_rows(form):
 
 
 def test_the_constant_of_a_random_memory_is_that_of_imagenet():
-    """ē = exp(1/(2·128·0.07²)) = 2.219, so Z = |D|·ē = 2.84 million; a widely copied constant of NPID is 2,876,934."""
+    """ē = exp(1/(2·128·0.07²)) = 2.219, so Z = |D|·ē = 2.84 million; a widely copied constant of
+    NPID is 2,876,934.
+    """
     torch.manual_seed(0)
     sampler, loss, index = MemoryBank(128, 3000, negatives=2000), LambdaNCE(), torch.arange(256)
     loss(torch.randn(2, 256, 128), sampler.recall(index), sampler.draw(index, Draws(0), terms=2))
@@ -108,7 +116,9 @@ def test_the_constant_of_a_random_memory_is_that_of_imagenet():
 
 
 def test_a_perfect_positive_costs_little_among_32_000():
-    """log(1 + 32,000·2.219/exp(1/0.07)) = 0.043, and log(1 + 1/(32,000·2.219)) for each negative at right angles."""
+    """log(1 + 32,000·2.219/exp(1/0.07)) = 0.043, and log(1 + 1/(32,000·2.219)) for each negative at
+    right angles.
+    """
     loss = LambdaNCE()
     loss.log_mean_exp.fill_(math.log(2.219))
     loss.frozen.fill_(True)
@@ -129,11 +139,13 @@ def test_a_batch_of_one_image():
         sampler.update(index, torch.randn(1, 4))
 
 
-# ---------------------------------------------------------------------------------------------------------------------- memory
+# --- memory
 
 
 def test_update_with_a_momentum_of_its_own():
-    """normalize(0.8·(1,0) + 0.2·(0,1)) = (4,1)/√17: the row weighs 0.8, the embedding 0.2. The paper's momentum is 0.5."""
+    """normalize(0.8·(1,0) + 0.2·(0,1)) = (4,1)/√17: the row weighs 0.8, the embedding 0.2. The
+    paper's momentum is 0.5.
+    """
     memory = MemoryBank(2, 3, momentum=0.8)
     memory.bank.copy_(torch.tensor([[1.0, 0.0]] * 3))
     memory.update(torch.tensor([1]), torch.tensor([[0.0, 3.0]]))
@@ -142,7 +154,9 @@ def test_update_with_a_momentum_of_its_own():
 
 
 def test_how_often_the_official_draw_holds_the_own_row():
-    """1 - (1 - 1/5000)^4096 = 56 % of images, as the official code draws; none as the paper says."""
+    """1 - (1 - 1/5000)^4096 = 56 % of images, as the official code draws; none as the paper
+    says.
+    """
     torch.manual_seed(0)
     index = torch.arange(500)
     for exclude, share in ((False, 0.56), (True, 0.0)):
@@ -154,7 +168,7 @@ def test_how_often_the_official_draw_holds_the_own_row():
         )
 
 
-# --------------------------------------------------------------------------------------------------------------------- network
+# --- network
 
 
 class Normed(Encoder):
@@ -174,7 +188,9 @@ class Normed(Encoder):
 
 
 def test_batch_norm_sees_the_patches_first_and_then_the_images_each_alone():
-    """Patches of value 1, images of 2, PyTorch's 0.1: running mean 0.9·(0.1·1) + 0.1·2 = 0.29, after two updates a step."""
+    """Patches of value 1, images of 2, PyTorch's 0.1: running mean 0.9·(0.1·1) + 0.1·2 = 0.29,
+    after two updates a step.
+    """
     heads = {"image": Linear(3, out_dim=4), "patches": ConcatPatches(3, 9, patch_dim=4, out_dim=4)}
     sampler = MemoryBank(4, 9, negatives=5)
     method = Pirl(Parts(Normed(), heads, {"image": sampler}, LambdaNCE(), images=9))
@@ -189,7 +205,9 @@ def test_batch_norm_sees_the_patches_first_and_then_the_images_each_alone():
 
 
 def test_vissls_initialisation():
-    """PyTorch's default is uniform within 1/√fan-in, of deviation 1/√(3·fan-in): 0.0476 for 7×7×3, 0.0241 for 3×3×64. Scales are 1."""
+    """PyTorch's default is uniform within 1/√fan-in, of deviation 1/√(3·fan-in): 0.0476 for 7×7×3,
+    0.0241 for 3×3×64. Scales are 1.
+    """
     torch.manual_seed(0)
     model = Timm((64,), 3, model="resnet18", conv_init="uniform").model
     assert model.conv1.weight.std().item() == pytest.approx(0.0476, rel=0.02)
@@ -230,7 +248,9 @@ def test_heads_are_linear_with_biases_and_the_patches_share_one():
 
 
 def test_heads_of_the_mlp_models():
-    """f ends linear; g has a ReLU after the patch projection too. Three hidden units, all first weights 1, no biases."""
+    """f ends linear; g has a ReLU after the patch projection too. Three hidden units, all first
+    weights 1, no biases.
+    """
     f, g = (
         Mlp(1, hidden_dim=3, out_dim=1),
         ConcatPatches(1, 2, patch_dim=1, out_dim=1, hidden_dim=3),
@@ -251,11 +271,13 @@ def test_heads_of_the_mlp_models():
     assert g(torch.tensor([[2.0], [5.0]])).item() == 21
 
 
-# ------------------------------------------------------------------------------------------------------------------------ views
+# --- views
 
 
 def test_crops_of_the_paper():
-    """The image 224 px of at least 8 %; the puzzle another crop, 255 px of at least 60 %; a rotated view is cut like the image."""
+    """The image 224 px of at least 8 %; the puzzle another crop, 255 px of at least 60 %; a rotated
+    view is cut like the image.
+    """
     for transform in (Jigsaw(), pirl.JigsawRotation()):
         assert [(cut.size, cut.area) for cut in transform.crops] == [
             (224, (0.08, 1.0)),
@@ -348,7 +370,9 @@ def test_jitter_is_as_strong_as_it_should_be(colours, strengths):
 
 
 def test_photometric_operations_in_their_order():
-    """Two pixels, 104 and 40: to 4 bits 96 and 32; solarized from 90 on 159 and 32; stretched 255 and 0."""
+    """Two pixels, 104 and 40: to 4 bits 96 and 32; solarized from 90 on 159 and 32; stretched 255
+    and 0.
+    """
     pixels = torch.tensor([104.0, 40.0]).view(1, 1, 1, 2).repeat(1, 3, 1, 1)
     seen = []
     for step, parameter in zip(drawn(1, "official")[16:20], (4.0, 1.0, 90.0, 0.0), strict=True):
@@ -367,14 +391,16 @@ def test_one_fixed_order_is_a_set_of_orders():
     assert transform(Image.new("RGB", (20, 20)), np.random.default_rng(0)).targets["order"] == 0
 
 
-# --------------------------------------------------------------------------------------------------------------------- recipes
+# --- recipes
 
 PAPERS = sorted((RECIPES / "imagenet").glob("pirl_*.yaml"))
 
 
 @pytest.mark.parametrize("path", [pytest.param(path, id=path.stem) for path in PAPERS])
 def test_the_papers_recipes_hold_the_papers_numbers(path):
-    """Table of the optimisation: SGD 0.9 without Nesterov, 1e-4 on weights alone, 0.12 → 1.2e-4 by epochs, 1024, 800, N = 32,000."""
+    """Table of the optimisation: SGD 0.9 without Nesterov, 1e-4 on weights alone, 0.12 → 1.2e-4 by
+    epochs, 1024, 800, N = 32,000.
+    """
     read = recipe.read(path)
     chosen = read.optimizer
     assert (chosen.use, chosen.lr, chosen.options["momentum"]) == ("sgd", 0.12, 0.9)

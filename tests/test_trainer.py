@@ -1,4 +1,6 @@
-"""The loop: reproducible, the memory written once a step with f alone, and nothing printed or saved."""
+"""The loop: reproducible, the memory written once a step with f alone, and nothing printed or
+saved.
+"""
 
 import shutil
 from dataclasses import replace
@@ -329,7 +331,9 @@ def test_gradients_are_clipped_and_their_norm_told(make):
 
 
 class NothingRead(TorchDispatchMode):
-    """Fails where a number is brought from a tensor to Python, which on a GPU waits for all that was asked of it before."""
+    """Fails where a number is brought from a tensor to Python, which on a GPU waits for all that
+    was asked of it before.
+    """
 
     reads = (
         torch.ops.aten._local_scalar_dense.default,

@@ -180,7 +180,8 @@ CONTRASTS = {0.3: (0.69, 0.97), 0.5: (0.335, 0.33), 0.6: (0.193, 0.114), 1.0: (0
 @pytest.mark.parametrize("sigma", CONTRASTS)
 def test_contrast_of_a_blurred_checkerboard(sigma):
     """By hand for σ = 0.3: v = σ²/3 = 0.03, so a box is (e, 1, e) with e = 0.09 / (6 · 0.97) =
-    0.0155. Stripes keep (1-2e)/(1+2e) = 0.940 in each of three passes, 0.831; squares keep 0.690."""
+    0.0155. Stripes keep (1-2e)/(1+2e) = 0.940 in each of three passes, 0.831; squares keep 0.690.
+    """
     ours, theirs = CONTRASTS[sigma]
     place = torch.arange(32)
     board = ((place + place.unsqueeze(1)) % 2 * 255).to(torch.uint8)

@@ -1,4 +1,6 @@
-"""What methods may be wired like: `check` refuses what does not fit, and the rest does what it says."""
+"""What methods may be wired like: `check` refuses what does not fit, and the rest does what it
+says.
+"""
 
 import json
 import re
@@ -353,13 +355,14 @@ def test_a_method_that_leaves_weights_out_has_to_say_so(photos, ranks, capfd):
 
     assert sorted(ranks(work)) == [1, 2]
     assert (
-        "method 'claims' of wirings 1.0 leaves 2 weights without gradient, heads.odd.project.weight "
+        "method 'claims' of wirings 1.0 leaves 2 weights without gradient, "
+        "heads.odd.project.weight "
         "the first; "
         "to train it on several ranks, set the class attribute uses_every_parameter = False"
     ) in capfd.readouterr().err
 
 
-# ------------------------------------------------------------------------------- the exported encoder
+# --- the exported encoder
 
 
 def test_a_teacher_is_what_is_written_evaluated_and_exported(photos, tmp_path, monkeypatch):
@@ -417,7 +420,7 @@ def test_statistics_are_what_a_forward_pass_may_change(photos):
     assert memories.statistics() == []
 
 
-# -------------------------------------------------------------------------------- between two epochs
+# --- between two epochs
 
 
 def test_clusters_are_assigned_and_the_head_begins_anew_before_each_epoch(photos):

@@ -11,15 +11,15 @@ from sslkit.interfaces import Head
 OutDim = Annotated[
     PositiveInt | Literal["auto"],
     Field(
-        description="Length of the output. Usually 128; `auto`: the number of classes of the "
-        "target that the head predicts."
+        description="Length of the output, usually 128. auto: the number of classes of "
+        "the target that the head predicts."
     ),
 ]
 BatchNorm = Annotated[
     bool,
     Field(
-        description="Normalise the output over the batch, without scale and shift; learns sooner "
-        "on small sets. PIRL: false."
+        description="Normalise the output over the batch, without scale and shift. Learns "
+        "sooner on small data sets. PIRL: false."
     ),
 ]
 HiddenDim = Annotated[int, Field(ge=1, description="Width of the hidden layer. PIRL-MLP: 2048.")]
@@ -111,14 +111,15 @@ class ConcatPatches(Head):
         /,
         *,
         patch_dim: Annotated[
-            int, Field(ge=1, description="Length of a patch's projection. PIRL: 128.")
+            int, Field(ge=1, description="Length of each patch's projection. PIRL: 128.")
         ] = 128,
         out_dim: OutDim = 128,
         hidden_dim: Annotated[
             PositiveInt | None,
             Field(
-                description="Width of a linear layer and a ReLU before the patch projection, with "
-                "a ReLU after it (VISSL, `resnet50_mlphead.yaml`: 2048); null: none."
+                description="Width of a hidden layer in the patch projection, with a ReLU after "
+                "each layer. VISSL (`resnet50_mlphead.yaml`): 2048. null: no hidden "
+                "layer."
             ),
         ] = None,
         batch_norm: BatchNorm = False,

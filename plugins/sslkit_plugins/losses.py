@@ -16,9 +16,7 @@ from sslkit.interfaces import Loss, Negatives
 
 Temperature = Annotated[
     float,
-    Field(
-        gt=0, description="τ, by which cosines are divided. Usually 0.07 to 0.5; NPID, PIRL: 0.07."
-    ),
+    Field(gt=0, description="τ, the divisor of cosines. Usually 0.07 to 0.5; NPID, PIRL: 0.07."),
 ]
 
 
@@ -98,7 +96,8 @@ class LambdaNCE(Loss):
         form: Annotated[
             Literal["official", "paper", "info_nce"],
             Field(
-                description="NCE with a frozen constant, the paper's NCE, or InfoNCE: see above."
+                description="Form of a term. official: NCE with a frozen constant, as in VISSL. "
+                "paper: the paper's NCE. info_nce: InfoNCE."
             ),
         ] = "official",
     ) -> None:
@@ -241,8 +240,8 @@ class CrossEntropy(Loss):
             Field(
                 ge=0,
                 lt=1,
-                description="Share of the target spread evenly over all classes "
-                "(Szegedy et al. 2016, arXiv:1512.00567, section 7). Usually 0 or 0.1.",
+                description="Probability spread evenly over all classes (Szegedy et al. 2016, "
+                "arXiv:1512.00567, section 7), usually 0 or 0.1.",
             ),
         ] = 0.0,
     ) -> None:

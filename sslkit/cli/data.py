@@ -27,18 +27,18 @@ def pack(
         str,
         typer.Argument(
             metavar="SRC",
-            help="A folder of images, a .npz file or a packed set.",
+            help="Data set to pack: a folder of images, a .npz file or a packed set.",
             parser=filled("SRC"),
         ),
     ],
     to: Annotated[
-        str, typer.Argument(metavar="DEST", help="The folder to make.", parser=filled("DEST"))
+        str, typer.Argument(metavar="DEST", help="Folder to make.", parser=filled("DEST"))
     ],
     short_side: Annotated[
-        int, typer.Option(min=1, help="Larger images are reduced to so many pixels.")
+        int, typer.Option(min=1, help="Largest short side, px. Larger images are reduced to it.")
     ] = 256,
     quality: Annotated[
-        int, typer.Option(min=1, max=100, help="Of what has to be coded anew, as JPEG.")
+        int, typer.Option(min=1, max=100, help="JPEG quality of images that are re-encoded.")
     ] = 95,
     overrides: DataOptions = None,
     skip_unreadable: Annotated[
@@ -46,12 +46,12 @@ def pack(
     ] = False,
     workers: Annotated[
         int | None,
-        typer.Option(min=0, help="Processes; one a core if left out.", show_default=False),
+        typer.Option(min=0, help="Worker processes, by default one per core.", show_default=False),
     ] = None,
 ) -> None:
-    """Write a data set into few large files: `--data DEST` trains on them.
+    """Pack a data set into a few large files, to train on with `--data DEST`.
 
-    They are read without opening a file for each image.
+    Training then opens no file per image.
     """
     from sslkit import recipe
 

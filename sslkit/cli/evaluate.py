@@ -25,7 +25,7 @@ def _common(
         str | None,
         typer.Option(
             metavar="PART:MODEL | FOLDER",
-            help="Measure this encoder, such as timm:resnet18 or a folder of `sslkit export`; "
+            help="Encoder to evaluate, such as timm:resnet18 or an exported folder; "
             "beside RUN, or alone with --data.",
             show_default=False,
             parser=filled("--encoder"),
@@ -35,7 +35,7 @@ def _common(
         str | None,
         typer.Option(
             metavar="none | FILE | RUN",
-            help="What PART:MODEL starts from; its own pretrained weights if left out.",
+            help="Initial weights of PART:MODEL, by default its pretrained ones.",
             show_default=False,
             parser=filled("--weights"),
         ),
@@ -44,7 +44,7 @@ def _common(
         int | None,
         typer.Option(
             min=1,
-            help="Side of the images, px; if left out, the recipe's, or the model's own.",
+            help="Side of the images, px, by default the recipe's, or the model's own.",
             show_default=False,
         ),
     ] = None,
@@ -52,7 +52,7 @@ def _common(
         list[Path] | None,
         typer.Option(
             metavar="RUN",
-            help="Another run to compare with; may be given again.",
+            help="Another run to compare with; repeatable.",
             show_default=False,
             parser=filled("--against", Path),
         ),
@@ -61,7 +61,7 @@ def _common(
         int | None,
         typer.Option(
             min=0,
-            help="Splits a set without validation images of its own; 0 if left out.",
+            help="Seed that splits a data set without validation images, by default 0.",
             show_default=False,
         ),
     ] = None,
@@ -77,7 +77,7 @@ def _common(
         int | None,
         typer.Option(
             min=0,
-            help="Processes that decode images; chosen by the machine if left out.",
+            help="Processes that decode images, by default chosen for the machine.",
             show_default=False,
         ),
     ] = None,
@@ -85,7 +85,7 @@ def _common(
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Where the result goes; RUN/eval if left out, or eval/NAME of --encoder alone.",
+            help="Folder of the result, by default RUN/eval, or eval/NAME for --encoder alone.",
             show_default=False,
             parser=filled("--out", Path),
         ),

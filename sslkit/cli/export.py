@@ -16,16 +16,16 @@ def export(
         str | None,
         typer.Option(
             metavar="LIBRARY",
-            help="Library of the encoder (timm, torchvision), onnx, or hub:USER/NAME; the "
-            "encoder's first library by default.",
+            help="Target: a library of the encoder (timm, torchvision), onnx, or hub:USER/NAME. "
+            "By default the encoder's first library.",
             show_default=False,
         ),
     ] = None,
     public: Annotated[
-        bool, typer.Option("--public", help="Make a new repository on the hub public.")
+        bool, typer.Option("--public", help="Make a new hub repository public.")
     ] = False,
 ) -> None:
-    """Write the encoder for its own library, with the lines that load it, checked."""
+    """Export the encoder for another library, and check that it loads there."""
     from sslkit.runs import folders
     from sslkit.runs.export import export as write
 

@@ -23,9 +23,9 @@ CHOICES = {"optimizers": "optimizer", "schedules": "schedule"}
 
 @app.command()
 def check(path: RecipePath, overrides: Overrides = None, data: Data = None) -> None:
-    """Say whether a recipe is valid, or name every fault of it: file and line, key, remedy.
+    """Validate a recipe, or report every fault with file, line, key and remedy.
 
-    Makes no part and reads no image; `sslkit plan` does, and takes a step.
+    Loads no part and reads no image. `sslkit plan` does both, and takes a step.
     """
     from sslkit import recipe
     from sslkit.recipe import paths
@@ -53,15 +53,15 @@ def plugins(
             help=f"One of {', '.join([*registry.KINDS, *CHOICES])}; or `show`.",
         ),
     ] = None,
-    name: Annotated[str | None, typer.Argument(metavar="NAME", help="The part to show.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Part to show.")] = None,
     kind: Annotated[
         str | None,
         typer.Option(metavar="KIND", help="Show only the part of this kind.", show_default=False),
     ] = None,
 ) -> None:
-    """List the parts that are installed, or show the options of one.
+    """List the installed parts, or show the options of one.
 
-    `sslkit plugins show memory_bank`; optimizers and schedules are shown as well.
+    `sslkit plugins show memory_bank` shows one; optimizers and schedules are shown too.
     """
     if what == "show":
         if name is None:
@@ -157,11 +157,17 @@ def plan(
     data: Data = None,
     images: Annotated[
         int | None,
-        typer.Option(min=2, help="Size of a data set that is not at hand.", show_default=False),
+        typer.Option(
+            min=2,
+            help="Number of images, for a data set that is not on this machine.",
+            show_default=False,
+        ),
     ] = None,
-    devices: Annotated[int, typer.Option(min=1, help="Devices that share the batch.")] = 1,
+    devices: Annotated[
+        int, typer.Option(min=1, help="Number of devices that share the batch.")
+    ] = 1,
 ) -> None:
-    """Estimate what a recipe costs, without data or training, and rehearse its first steps."""
+    """Estimate the cost of a recipe and rehearse its first steps, without data."""
     from sslkit import recipe
 
     made = recipe.read(path, overrides=overrides or (), data=data)
@@ -181,18 +187,18 @@ def views(
         Path | None,
         typer.Option(
             metavar="PNG",
-            help="Where the picture goes, in place of a file of that name; if left out, "
-            "views.png, or views-2.png and so on where that is there.",
+            help="Picture to write; replaces an existing file. By default views.png, "
+            "or views-2.png and so on.",
             show_default=False,
             parser=filled("--out", Path),
         ),
     ] = None,
-    images: Annotated[int, typer.Option(min=1, max=50, help="How many images.")] = 3,
-    draws: Annotated[int, typer.Option(min=1, max=50, help="How many draws of each.")] = 3,
+    images: Annotated[int, typer.Option(min=1, max=50, help="Number of images.")] = 3,
+    draws: Annotated[int, typer.Option(min=1, max=50, help="Number of draws per image.")] = 3,
 ) -> None:
-    """Draw what the model is shown: an image, its views in the drawn order, several draws.
+    """Draw the views that the model sees: several images, several draws of each.
 
-    Draws any transform, also one whose views the recipe's method does not read.
+    Also draws a transform whose views the recipe's method does not read.
     """
     from sslkit import recipe
 

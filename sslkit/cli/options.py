@@ -27,7 +27,10 @@ def filled(name: str, kind: type = str) -> Callable[[Any], Any]:
 RecipePath = Annotated[
     str,
     typer.Argument(
-        metavar="RECIPE", help="A recipe file.", show_default=False, parser=filled("RECIPE")
+        metavar="RECIPE",
+        help="Recipe file, or the name of a shipped recipe (`sslkit recipes`).",
+        show_default=False,
+        parser=filled("RECIPE"),
     ),
 ]
 Overrides = Annotated[
@@ -35,7 +38,7 @@ Overrides = Annotated[
     typer.Option(
         "--set",
         metavar="SECTION.KEY=VALUE",
-        help="Replace one value of the recipe; may be given again.",
+        help="Set one value of the recipe; repeatable.",
         show_default=False,
     ),
 ]
@@ -44,7 +47,7 @@ Data = Annotated[
     typer.Option(
         "--data",
         metavar="PATH",
-        help="A folder of images or a .npz file to use instead.",
+        help="Folder of images, packed set or .npz file to use in place of the recipe's data.",
         show_default=False,
         parser=filled("--data"),
     ),
@@ -54,7 +57,7 @@ DataOptions = Annotated[
     typer.Option(
         "--set",
         metavar="data.KEY=VALUE",
-        help="Set one option of the data set; may be given again.",
+        help="Set one option of the data set; repeatable.",
         show_default=False,
     ),
 ]
@@ -62,11 +65,11 @@ RunFolder = Annotated[
     Path | None,
     typer.Argument(
         metavar="RUN",
-        help="A run folder; the newest below runs/ if left out.",
+        help="Run folder, by default the newest below runs/.",
         show_default=False,
         parser=filled("RUN", Path),
     ),
 ]
 Device = Annotated[
-    Literal["auto", "cpu", "cuda", "mps"], typer.Option(help="Where the encoder runs.")
+    Literal["auto", "cpu", "cuda", "mps"], typer.Option(help="Device that runs the encoder.")
 ]

@@ -15,7 +15,7 @@ Name = Annotated[
     str,
     typer.Argument(
         metavar="NAME",
-        help="A name that `sslkit recipes` lists, such as pirl_jigsaw.",
+        help="Name of a shipped recipe, such as pirl_jigsaw (`sslkit recipes` lists them).",
         parser=filled("NAME"),
     ),
 ]
@@ -59,7 +59,7 @@ def copy(
         str | None,
         typer.Argument(
             metavar="DEST",
-            help="The file to write; NAME's own file name in this folder if left out.",
+            help="File to write, by default NAME's own file name in this folder.",
             show_default=False,
             parser=filled("DEST"),
         ),

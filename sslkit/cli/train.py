@@ -61,7 +61,10 @@ def train(
     path: Annotated[
         str | None,
         typer.Argument(
-            metavar="RECIPE", help="A recipe file.", show_default=False, parser=filled("RECIPE")
+            metavar="RECIPE",
+            help="Recipe file, or the name of a shipped recipe (`sslkit recipes`).",
+            show_default=False,
+            parser=filled("RECIPE"),
         ),
     ] = None,
     overrides: Overrides = None,
@@ -90,8 +93,6 @@ def train(
     else:
         assert path is not None
         made = recipe.read(path, overrides=overrides or (), data=data)
-    if run is not None:
-        run = run.expanduser()
     runs = runs or Path("runs")
 
     from sslkit import distributed
@@ -109,7 +110,7 @@ def train(
         return
     from sslkit.training import session
 
-    viewer = session.Viewer(console.show_data, console.print_text, console.Training)
+    viewer = session.Viewer(look=console.show_data, say=console.print_text, screen=console.Training)
     if folder is not None:
         ended = session.resume(made, folder, epochs=epochs, viewer=viewer)
     else:

@@ -172,7 +172,9 @@ class Probe(ABC):
         seed: int,
         size: int | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield `steps` shuffled batches of random crops and flips: integer [B,C,S,S], index [B]."""
+        """Yield `steps` shuffled batches of random crops and flips: integer [B,C,S,S], index
+        [B].
+        """
 
     @abstractmethod
     def views(

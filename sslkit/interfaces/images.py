@@ -23,7 +23,8 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True)
 class Batch:
-    """B images: `views` [B,…] by name, `targets` [B,…] by name, `index` int64 [B] into the data set.
+    """B images: `views` [B,…] by name, `targets` [B,…] by name, `index` int64 [B] into the data
+    set.
 
     `unreadable` names the images that could not be decoded and were replaced, with the reasons.
     """

@@ -32,12 +32,11 @@ class Draft:
     """
 
     def __init__(self, source: Source, overrides: Sequence[str], data: str | None) -> None:
-        given = isinstance(source, Mapping)
-        self.place = mapping.PLACE if given else os.fspath(source)
+        self.place = mapping.PLACE if isinstance(source, Mapping) else os.fspath(source)
         self.content: dict[str, Any] = {}
         self.places: dict[Key, tuple[str, int | None]] = {(): (self.place, None)}
         self.faults: list[Fault] = []
-        if given:
+        if isinstance(source, Mapping):
             self._copy(source)
         else:
             self._load(shipped.find(self.place))

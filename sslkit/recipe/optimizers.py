@@ -6,6 +6,7 @@ optimizer's class then checks its options when it is made.
 
 import ast
 import functools
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from types import GenericAlias
@@ -19,19 +20,41 @@ from sslkit.recipe.signature import REQUIRED, Option, Signature, read_class
 from sslkit.recipe.source import Source, UnreadableError
 
 FACTORY = "timm.optim._optim_factory"
+ARGUMENT = re.compile(r" {2,4}(\w+)(?: \([^:]*\))?: *(.*)")
 GIVEN = {"params", "lr", "weight_decay"}
 """Parameters of every optimizer that are no options of its own."""
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 KNOWN = {
-    "momentum": Annotated[Beta, Field(description="Usually 0.9.")],
-    "nesterov": Annotated[bool, Field(description="Nesterov's momentum.")],
-    "eps": Annotated[float, Field(gt=0, description="Added to the denominator.")],
+    "momentum": Annotated[Beta, Field(description="Momentum, usually 0.9.")],
+    "nesterov": Annotated[bool, Field(description="Use Nesterov momentum.")],
+    "eps": Annotated[float, Field(gt=0, description="Constant added to the denominator.")],
     "trust_coeff": Annotated[
-        float, Field(gt=0, description="LARS's trust coefficient, usually 0.001.")
+        float, Field(gt=0, description="Trust coefficient of LARS, usually 0.001.")
     ],
 }
 """What the source does not say: bounds and descriptions."""
+COMMON = {
+    "alpha": "Decay rate of the moving average of squared gradients, usually 0.99 or 0.9.",
+    "amsgrad": "Use the maximum of past squared gradients (AMSGrad).",
+    "bias_correction": "Correct the bias of the moving averages.",
+    "capturable": "Allow the step in a CUDA graph.",
+    "caution": "Skip updates whose sign differs from the gradient's (arXiv:2411.16085).",
+    "centered": "Normalise the gradient by an estimate of its variance.",
+    "corrected_weight_decay": "Decay weights by lr² / peak lr in place of lr.",
+    "dampening": "Dampening of the momentum, usually 0.",
+    "decoupled_decay": "Decouple weight decay from the gradient, as AdamW does.",
+    "decoupled_weight_decay": "Decouple weight decay from the gradient, as AdamW does.",
+    "differentiable": "Allow a derivative through the step.",
+    "foreach": "Update all parameters in one call per operation. null: torch decides.",
+    "fused": "Use one fused kernel. null: torch decides.",
+    "initial_accumulator_value": "Initial value of the sum of squared gradients.",
+    "lr_decay": "Decay of the learning rate per step.",
+    "maximize": "Maximise the loss instead of minimising it.",
+    "momentum_decay": "Decay of the momentum per step.",
+    "rho": "Decay rate of the moving average of squared gradients, usually 0.9.",
+}
+"""Descriptions of options that several optimizers have; others come from docstrings."""
 DESCRIPTIONS = {"sgd": "Stochastic gradient descent, without Nesterov's momentum by default"}
 BETAS = "Decay rates of the moving averages; the last one is that of the squared gradient."
 
@@ -151,6 +174,7 @@ def _options(module: Source, node: ast.ClassDef) -> Iterator[tuple[str, Option]]
     constructor = _constructor(module, node)
     if constructor is None:
         return
+    described = _arguments(node) | _arguments(constructor[1])
     module, arguments = constructor[0], constructor[1].args
     positional = [*arguments.posonlyargs, *arguments.args]
     missing = [None] * (len(positional) - len(arguments.defaults))
@@ -158,7 +182,34 @@ def _options(module: Source, node: ast.ClassDef) -> Iterator[tuple[str, Option]]
     keyword = zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
     for argument, default in [*list(pairs)[1:], *keyword]:
         if argument.arg not in GIVEN:
-            yield argument.arg, _option(module, argument, default)
+            option = _option(module, argument, default)
+            text = COMMON.get(argument.arg) or described.get(argument.arg)
+            if text and not option.description:
+                annotation: Any = Annotated[option.annotation, Field(description=text)]
+                option = replace(option, annotation=annotation)
+            yield argument.arg, option
+
+
+def _arguments(node: ast.ClassDef | ast.FunctionDef) -> dict[str, str]:
+    """Return the descriptions of arguments in a docstring of Google's style."""
+    found: dict[str, str] = {}
+    name = None
+    doc = ast.get_docstring(node) or ""
+    for line in re.split(r"^(?:Args|Arguments):\n", doc, flags=re.MULTILINE)[-1].split("\n"):
+        if match := ARGUMENT.fullmatch(line):
+            name = match[1]
+            found[name] = match[2]
+        elif name is not None and line.startswith(" " * 6):
+            found[name] += f" {line.strip()}"
+        else:
+            name = None
+    return {name: _sentence(text) for name, text in found.items()}
+
+
+def _sentence(text: str) -> str:
+    """Return a description with a capital and a full stop, without the default."""
+    text = re.sub(r"\s*\(default[^()]*(\([^()]*\))?[^()]*\)", "", text).strip()
+    return f"{text[:1].upper()}{text[1:].rstrip('.')}." if text else ""
 
 
 def _constructor(module: Source, node: ast.ClassDef) -> tuple[Source, ast.FunctionDef] | None:

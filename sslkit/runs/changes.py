@@ -45,7 +45,7 @@ def check_settings(folder: Path, overrides: Sequence[str]) -> None:
 def _misspelt(key: str) -> str:
     """Return the advice for a key whose section or setting does not exist; "" for others."""
     section, _, name = key.partition(".")
-    sections = [field.name for field in fields(Recipe) if field.name != "path"]
+    sections = [field.name for field in fields(Recipe)]
     if section not in sections:
         return f"no such section; {advice(section, sections)}"
     settings = [field.name for field in fields(Train)]

@@ -152,14 +152,6 @@ class NewFolder:
                     latest.unlink()
 
 
-def new_folder(root: Path, recipe: Recipe) -> Path:
-    """Make runs/<recipe>/<time> with the recipe in it, and let `latest` beside it point there."""
-    new = NewFolder(recipe, root)
-    folder = new.make()
-    new.fill()
-    return folder
-
-
 def keep_recipe(folder: Path, recipe: Recipe) -> None:
     """Write recipe.yaml, with absolute paths, where it does not hold this recipe already."""
     path, text = folder / "recipe.yaml", absolute(recipe).as_yaml()

@@ -92,7 +92,7 @@ def train(
     another recipe, CheckpointError where it holds something else or another process trains in it.
     """
     with distributed.joined(pick_device(recipe.train.device)), faults.telling():
-        path = run or distributed.launched_folder()
+        path = distributed.launched_folder() if run is None else run.expanduser()
         if path is not None and (folder := _begun(path, recipe)) is not None:
             return _go_on(recipe, folder, viewer)
         new = folders.NewFolder(recipe, runs, path, latest=run is None)

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from sslkit.interfaces import Head, ImageSource, Loss
+from sslkit_plugins.datasets.shapes import Shapes
 from sslkit_plugins.heads import Linear
 from sslkit_plugins.losses import InfoNCE
 from sslkit_plugins.methods.npid import Npid
-from sslkit_plugins.shapes import Shapes
 from sslkit_plugins.views import Augment
 
 MADE_UP = (500, 375)

@@ -26,7 +26,7 @@ MaxPixels = Annotated[
     int,
     Field(
         ge=1,
-        description="Largest image that is decoded, pixels; a larger one counts as unreadable.",
+        description="Largest image to decode, pixels. Larger ones count as unreadable.",
     ),
 ]
 

@@ -33,14 +33,12 @@ from sslkit_plugins.datasets.layout import (
 from sslkit_plugins.datasets.ours import is_our_folder
 from sslkit_plugins.datasets.walk import Walk
 
-FollowLinks = Annotated[
-    bool, Field(description="Whether links that lead out of the folder of a split are followed.")
-]
+FollowLinks = Annotated[bool, Field(description="Follow links that lead out of a split's folder.")]
 Splits = Annotated[
     bool,
     Field(
-        description="Whether folders named train, val, test or the like right below root are "
-        "splits; false takes them as classes."
+        description="Use folders named train, val, test or similar right below root as "
+        "splits. false: use them as classes."
     ),
 ]
 
@@ -67,7 +65,7 @@ class ImageFolder(ImageSource):
         split: str,
         /,
         *,
-        root: Annotated[str, Field(description="Folder of the images.")],
+        root: Annotated[str, Field(description="Folder of images.")],
         follow_links: FollowLinks = False,
         splits: Splits = True,
         max_pixels: MaxPixels = MAX_PIXELS,
@@ -242,9 +240,7 @@ class ImageNet(ImageFolder):
         split: str,
         /,
         *,
-        root: Annotated[
-            str, Field(description="Folder that holds train/ and val/.")
-        ] = "data/imagenet",
+        root: Annotated[str, Field(description="Folder with train/ and val/.")] = "data/imagenet",
         follow_links: FollowLinks = False,
         max_pixels: MaxPixels = MAX_PIXELS,
     ) -> None:

@@ -45,9 +45,10 @@ class Npz(ImageSource):
         split: str,
         /,
         *,
-        file: Annotated[str, Field(description="Archive of the images, .npz.")],
+        file: Annotated[str, Field(description="Archive of images, .npz.")],
         val_file: Annotated[
-            str, Field(description="Archive of the validation images, if it is another one.")
+            str,
+            Field(description="Archive of the validation images, .npz, if they are not in `file`."),
         ] = "",
         max_pixels: MaxPixels = MAX_PIXELS,
     ) -> None:
@@ -144,7 +145,8 @@ class Npz(ImageSource):
             ):
                 raise DataError(
                     f"images in {self.file} must be uint8 or uint16 [N,H,W,C] or [N,H,W]; "
-                    f"they are {images.dtype} {list(images.shape)}; convert them, such as floats from "
+                    f"they are {images.dtype} {list(images.shape)}; convert them, such as floats "
+                    "from "
                     "0 to 1: (255 * images).round().astype(np.uint8)"
                 )
             if _has_channels_first(images.shape):

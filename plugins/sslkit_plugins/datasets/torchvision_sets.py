@@ -11,8 +11,8 @@ from pydantic import Field
 from sslkit.errors import DataError
 from sslkit.interfaces import ImageSource
 
-Root = Annotated[str, Field(description="Folder of torchvision's files.")]
-Download = Annotated[bool, Field(description="Whether torchvision may download the files.")]
+Root = Annotated[str, Field(description="Folder with torchvision's files.")]
+Download = Annotated[bool, Field(description="Let torchvision download the files.")]
 
 
 class _Torchvision(ImageSource):

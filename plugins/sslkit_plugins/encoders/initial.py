@@ -40,11 +40,14 @@ def find(weights: str) -> Source:
     if path.is_dir():
         file = next((path / name for name in FILES if (path / name).is_file()), None)
         if file is None:
-            raise _fault(f"{weights} holds neither {' nor '.join(FILES)}; train or export first")
+            inner = path / "latest"
+            remedy = f"name a run in it: {inner}" if inner.is_dir() else "train or export first"
+            raise _fault(f"{weights} holds neither {' nor '.join(FILES)}; {remedy}")
         return Source(file, **_facts(path))
     if not path.is_file():
         raise _fault(
-            f"there is no file or folder {path.absolute()}; put it back, or give 'timm', a .safetensors "
+            f"there is no file or folder {path.absolute()}; put it back, or give 'timm', a "
+            ".safetensors "
             "file, a run folder, or an exported folder"
         )
     if path.suffix != ".safetensors":

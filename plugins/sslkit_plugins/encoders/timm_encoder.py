@@ -40,81 +40,94 @@ class Timm(Encoder):
         /,
         *,
         model: Annotated[
-            str, Field(description="A name of timm.list_models(), such as resnet50 (the papers').")
+            str,
+            Field(
+                description="Model name from timm.list_models(), such as resnet50 (PIRL's encoder)."
+            ),
         ] = "resnet50",
         weights: Annotated[
             str | None,
             Field(
-                description="Initial weights: timm (timm's own, downloaded), a .safetensors file, "
-                "a run folder, or an exported folder. Without it: random."
+                description="Initial weights: timm (timm's pretrained weights, downloaded), a "
+                ".safetensors file, a run folder or an exported folder. null: random."
             ),
         ] = None,
         pretrained: Annotated[
-            bool, Field(description="An older word for `weights: timm`.")
+            bool, Field(description="Deprecated: same as `weights: timm`.")
         ] = False,
         stem: Annotated[
             Literal["model", "small", "imagenet", "cifar"],
             Field(
-                description="small: a ResNet's first convolution is 3×3 with stride 1, without "
-                "max-pooling, as is usual at 32 px (He et al. 2016, arXiv:1512.03385, section "
-                "4.2). model: as timm builds it. Older words: cifar, imagenet."
+                description="First layers of a ResNet. small: a 3×3 convolution with stride 1 and "
+                "no max-pooling, usual at 32 px (He et al. 2016, arXiv:1512.03385, "
+                "section 4.2). model: timm's. Deprecated names: cifar, imagenet."
             ),
         ] = "model",
         conv_init: Annotated[
             Literal["timm", "uniform"],
             Field(
-                description="uniform: PyTorch's default initialisation of convolutions, and scale "
-                "1 in every batch norm, as in VISSL's ResNet-50. timm: as timm draws them."
+                description="Initialisation of convolutions. uniform: PyTorch's default, with "
+                "scale 1 in every batch norm (VISSL's ResNet-50). timm: timm's."
             ),
         ] = "timm",
         norm: Annotated[
             Norm,
             Field(
-                description="What stands for batch norm. group, layer: norms of one image. split: "
-                "statistics of parts of a batch, as on several devices (MoCo). frozen: the "
-                "statistics and scales of the initial weights, not trained."
+                description="Replacement for batch norm. group, layer: statistics of one image. "
+                "split: statistics of slices of the batch, as on several devices "
+                "(MoCo). frozen: fixed statistics and scales from the initial "
+                "weights. model: none."
             ),
         ] = "model",
         norm_groups: Annotated[
             int,
             Field(
                 ge=1,
-                description="Most groups of `norm: group`; 32 in Wu & He 2018, arXiv:1803.08494.",
+                description="Largest number of groups with `norm: group`. Wu & He 2018 "
+                "(arXiv:1803.08494): 32.",
             ),
         ] = 32,
         norm_splits: Annotated[
             int,
             Field(
                 ge=2,
-                description="Parts of a batch with `norm: split`; 8 in MoCo's demonstration. "
-                "train.sync_batchnorm undoes the split.",
+                description="Slices of the batch with `norm: split`. MoCo's demo: 8. "
+                "train.sync_batchnorm disables the split.",
             ),
         ] = 2,
         img_size: Annotated[
             Literal["auto"] | Side | None,
             Field(
-                description="timm's img_size, px. auto: the largest view, if the model needs it. "
-                "null: the model's own."
+                description="Value of timm's img_size, px. auto: the largest view, if the model "
+                "needs a size. null: the model's default."
             ),
         ] = "auto",
         drop_path_rate: Annotated[
             Rate | None,
-            Field(description="Stochastic depth; usually 0 … 0.3. null: the model's."),
+            Field(
+                description="Rate of stochastic depth, usually 0 to 0.3. null: the model's default."
+            ),
         ] = None,
         global_pool: Annotated[
             str | None,
-            Field(description="timm's pooling, such as avg, max or token. null: the model's."),
+            Field(
+                description="Global pooling of timm, such as avg, max or token. null: the model's "
+                "default."
+            ),
         ] = None,
         mean: Annotated[
             tuple[float, ...] | None,
-            Field(description="Mean of each channel, of pixels in 0 … 1. null: the model's."),
+            Field(description="Mean of each channel, for pixels in 0 … 1. null: the model's."),
         ] = None,
         std: Annotated[
             tuple[float, ...] | None,
-            Field(description="Standard deviation of each channel. null: the model's."),
+            Field(
+                description="Standard deviation of each channel, for pixels in 0 … 1. null: the "
+                "model's."
+            ),
         ] = None,
         options: Annotated[
-            dict[str, Any], Field(description="Any other arguments of timm.create_model.")
+            dict[str, Any], Field(description="Further arguments of timm.create_model.")
         ] = {},  # noqa: B006  (read, never written)
     ) -> None:
         super().__init__()

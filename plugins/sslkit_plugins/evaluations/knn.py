@@ -16,20 +16,29 @@ BLOCK_BYTES = 2**28
 class Knn(Evaluation):
     """Weighted vote of the k nearest training images by cosine, each weighing exp(cosine/τ).
 
-    Wu et al. 2018, arXiv:1805.01978, section 3.4, with k = 200 and τ = 0.07 on ImageNet. Among
-    training images of equal cosine at the end of the k, which ones vote is not defined.
+    Wu et al. 2018, arXiv:1805.01978, section 3.4, with k = 200 and τ = 0.07 on ImageNet. Ties
+    at the k-th neighbour are resolved arbitrarily.
     """
 
     def __init__(
         self,
         *,
-        k: Annotated[int, Field(ge=1, description="Neighbours; 20 to 200 on ImageNet.")] = 20,
+        k: Annotated[
+            int,
+            Field(
+                ge=1,
+                description="Number of neighbours, usually 20 to 200. Wu et al.: 200 on ImageNet.",
+            ),
+        ] = 20,
         temperature: Annotated[
-            float, Field(gt=0, description="τ, the temperature of a vote; 0.07 in the paper.")
+            float, Field(gt=0, description="τ, the temperature of a vote. Wu et al.: 0.07.")
         ] = 0.07,
         layers: Annotated[
             Literal["last", "all"],
-            Field(description="`all` votes with the pooled map of every layer as well."),
+            Field(
+                description="Layers to score. last: the features. all: also the pooled map of "
+                "every layer."
+            ),
         ] = "last",
     ) -> None:
         self.k, self.temperature, self.layers = k, temperature, layers

@@ -141,7 +141,7 @@ class Linear(Evaluation):
 
     `solver: lbfgs` fits a logistic regression on standardised features of the un-augmented images.
     The strength of its regulariser is chosen on a fifth of the training split, once for each layer
-    of each candidate, and the fit repeated on the full split. It draws nothing but that fifth.
+    of each candidate, and the fit repeated on the full split. Only that fifth is random.
 
     `solver: sgd` is the protocol of VISSL, PIRL's code (`eval_resnet_8gpu_transfer_in1k_linear`):
     random crops and flips, a batch norm by channel before each classifier, all layers at once, SGD
@@ -154,22 +154,28 @@ class Linear(Evaluation):
         *,
         layers: Annotated[
             Literal["last", "all"],
-            Field(description="`all` scores every layer, pooled to about 9,000 numbers."),
+            Field(
+                description="Layers to score. last: the features. all: also every layer, pooled "
+                "to about 9,000 numbers."
+            ),
         ] = "last",
         solver: Annotated[
             Literal["lbfgs", "sgd"],
-            Field(description="Logistic regression, or VISSL's SGD on augmented images."),
+            Field(
+                description="Solver of the classifier. lbfgs: logistic regression. sgd: VISSL's "
+                "SGD on augmented images."
+            ),
         ] = "lbfgs",
         seeds: Annotated[
-            PositiveInt | None, Field(description="Independent fits of `sgd`; 3 if left out.")
+            PositiveInt | None, Field(description="Independent fits of `sgd`, 3 by default.")
         ] = None,
         epochs: Annotated[
             PositiveInt | None,
-            Field(description="Epochs of `sgd`; 28 if left out, as in VISSL."),
+            Field(description="Epochs of `sgd`, 28 by default, as in VISSL."),
         ] = None,
         lr: Annotated[
             PositiveFloat | None,
-            Field(description="Learning rate of `sgd`; 0.01 if left out, as in VISSL."),
+            Field(description="Learning rate of `sgd`, 0.01 by default, as in VISSL."),
         ] = None,
     ) -> None:
         given = {"seeds": seeds, "epochs": epochs, "lr": lr}

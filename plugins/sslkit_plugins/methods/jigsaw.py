@@ -23,16 +23,20 @@ from sslkit_plugins.views.crops import Flip
 from sslkit_plugins.views.cuts import Area, Cut, flip_or_not
 from sslkit_plugins.views.photometric import Photometric
 
-Grid = Annotated[int, Field(ge=2, description="Cells of the puzzle a side. The paper: 3.")]
-ImageSide = Annotated[int, Field(ge=1, description="Side of the image view, px. Usually 224.")]
+Grid = Annotated[
+    int, Field(ge=2, description="Cells per side of the puzzle. Noroozi & Favaro, PIRL: 3.")
+]
+ImageSide = Annotated[int, Field(ge=1, description="Side of the image view, px, usually 224.")]
 PuzzleSide = Annotated[
-    int, Field(ge=1, description="Side of the puzzle, px. VISSL: 255, in 3 × 3 cells of 85.")
+    int, Field(ge=1, description="Side of the puzzle, px. VISSL: 255, in 3 × 3 cells of 85 px.")
 ]
 PatchSide = Annotated[
-    int, Field(ge=1, description="Side of a patch, px, at a random place in its cell. VISSL: 64.")
+    int,
+    Field(ge=1, description="Side of a patch, px, cut at a random place in its cell. VISSL: 64."),
 ]
 PuzzleArea = Annotated[
-    Area, Field(description="Smallest part of the image in the puzzle. PIRL, VISSL: 0.6.")
+    Area,
+    Field(description="Smallest area of the puzzle, as a fraction of the image. PIRL, VISSL: 0.6."),
 ]
 
 POOL = 300_000
@@ -41,7 +45,8 @@ POOL = 300_000
 
 @functools.cache
 def hamming_permutations(patches: int, count: int, seed: int = 0) -> np.ndarray:
-    """Return orders that differ in many places (algorithm 1): uint8 [min(count, patches!), patches].
+    """Return orders that differ in many places (algorithm 1): uint8 [min(count, patches!),
+    patches].
 
     Greedy: the first is random; each next one has the largest smallest Hamming distance to those
     before, with ties broken at random.
@@ -101,10 +106,10 @@ class Cutter:
 
 
 class Puzzle(Photometric):
-    """Shuffled patches of one crop, and which of a set of orders they are in.
+    """Shuffled patches of one crop; the target is the number of their permutation.
 
     Flips and colours are drawn for the whole crop, as in VISSL's `jigsaw_8gpu_resnet.yaml`:
-    grayscale for 66 % of the images keeps colour fringes from betraying positions.
+    grayscale for 66 % of the images hides chromatic aberration, which reveals positions.
     """
 
     views = ("patches",)
@@ -115,18 +120,26 @@ class Puzzle(Photometric):
         /,
         *,
         size: Annotated[
-            int, Field(ge=1, description="Side at which evaluations show images, px.")
+            int, Field(ge=1, description="Side of the images in evaluations, px.")
         ] = 224,
         grid: Grid = 3,
         resize: PuzzleSide = 255,
         patch: PatchSide = 64,
         min_area: PuzzleArea = 0.6,
         colours: Annotated[
-            ColourList, Field(description="What is done to colours, drawn once for each image.")
+            ColourList,
+            Field(
+                description="Colour augmentation, drawn once per image: a preset or its options."
+            ),
         ] = "gray",
         flip: Flip = 0.5,
         permutations: Annotated[
-            int, Field(ge=2, description="Number of orders. VISSL: 100, 2,000 or 10,000.")
+            int,
+            Field(
+                ge=2,
+                description="Number of permutations, which are the classes. VISSL: 100, 2,000 or "
+                "10,000.",
+            ),
         ] = 2000,
     ) -> None:
         cutter = Cutter(grid, resize, patch)

@@ -52,13 +52,20 @@ class Jigsaw(Photometric):
         patch: PatchSide = 64,
         min_area: PuzzleArea = 0.6,
         image_min_area: Annotated[
-            Area, Field(description="Smallest part of the image in the image view. PIRL: 0.08.")
+            Area,
+            Field(
+                description="Smallest area of the image view's crop, as a fraction of the image. "
+                "PIRL: 0.08."
+            ),
         ] = 0.08,
         colours: Coloured = "official",
         flip: Flip = 0.5,
         permutations: Annotated[
             PositiveInt | Literal["all"],
-            Field(description="Number of orders; `all`: any of the K! orders, without a target."),
+            Field(
+                description="Number of permutations to draw from. all: any of the K! "
+                "permutations, without a target."
+            ),
         ] = "all",
     ) -> None:
         cutter = Cutter(grid, resize, patch)

@@ -19,7 +19,7 @@ from sslkit_plugins.views.photometric import Photometric
 
 
 class Rotate(Photometric):
-    """A crop rotated by 0, 90, 180 or 270 degrees, and by which.
+    """A crop rotated by 0, 90, 180 or 270 degrees; the target is the rotation.
 
     The crop is flipped before it is rotated. `copies: all` shows all four rotations of one crop,
     flipped and coloured alike, as the paper feeds them; `one` shows one rotation, as VISSL does.
@@ -38,7 +38,10 @@ class Rotate(Photometric):
         flip: Flip = 0.5,
         copies: Annotated[
             Literal["one", "all"],
-            Field(description="Rotations of a crop in a batch: all four, or one of them."),
+            Field(
+                description="Rotations per crop. all: all four, as in the paper. one: a random "
+                "one, as in VISSL."
+            ),
         ] = "all",
     ) -> None:
         cut = Cut(size=size, area=(min_area, 1.0), colours=colours, flip=0.0, shared="all")
@@ -64,7 +67,7 @@ class Rotate(Photometric):
 
 
 class RotNet(Predict):
-    """Predict by how many quarter turns each copy was rotated."""
+    """Predict the rotation of each copy, one of four classes."""
 
     reads: ClassVar = {"rotation": "rotated"}
     predicts: ClassVar = {"rotation": "rotation"}

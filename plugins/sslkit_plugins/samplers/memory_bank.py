@@ -60,46 +60,50 @@ class MemoryBank(NegativeSampler):
         negatives: Annotated[
             Count | Literal["all"],
             Field(
-                description="Negatives of a query, drawn uniformly with replacement from the rows "
-                "of other images; `all`: every other row, for sets small enough. NPID: 4,096; "
-                "PIRL: 32,000."
+                description="Negatives per query, drawn uniformly with replacement from the rows "
+                "of other images. NPID: 4,096; PIRL: 32,000. all: every other row, "
+                "for small data sets."
             ),
         ] = 4096,
         momentum: Annotated[
             float,
-            Field(ge=0, le=1, description="Weight of the old row at an update. The papers: 0.5."),
+            Field(ge=0, le=1, description="Weight of the old row in an update. NPID, PIRL: 0.5."),
         ] = 0.5,
         init: Annotated[
             Literal["random", "forward"],
             Field(
-                description="First rows: `random` unit vectors, or the embeddings that the "
-                "untrained network gives in a `forward` pass over all images."
+                description="Initial rows. random: unit vectors. forward: embeddings of the "
+                "untrained network, from a pass over all images."
             ),
         ] = "random",
         draws: Annotated[
             Literal["term", "image", "batch"],
             Field(
-                description="Who has negatives of its own: each image and term of the loss (the "
-                "official code), each image, or the whole batch."
+                description="Which draws of negatives are separate. term: each image and term of "
+                "the loss (the official code). image: each image. batch: one draw for "
+                "the batch."
             ),
         ] = "term",
         exclude_own: Annotated[
             bool,
             Field(
-                description="Never draw an image's own row; `false`: it may be drawn, as in the "
+                description="Never draw an image's own row. false: it may be drawn, as in the "
                 "official code."
             ),
         ] = True,
         dtype: Annotated[
             Literal["float32", "bfloat16", "float16"],
             Field(
-                description="Type of the rows; half precision halves the memory, for a momentum of "
-                "at most 0.992 (bfloat16) or 0.999 (float16)."
+                description="Number format of the rows. Half precision halves the memory, and "
+                "needs a momentum of at most 0.992 (bfloat16) or 0.999 (float16)."
             ),
         ] = "float32",
         shards: Annotated[
             Literal["none", "auto"],
-            Field(description="`auto`: each rank holds a block of rows; `none`: all of them."),
+            Field(
+                description="Distribution of the rows over ranks. auto: each rank holds a block. "
+                "none: each rank holds all rows."
+            ),
         ] = "none",
     ) -> None:
         super().__init__()

@@ -31,44 +31,56 @@ class Colours:
     jitter: Annotated[
         tuple[Strength, Strength, Strength, Hue],
         Field(
-            description="Largest change of brightness, contrast, saturation and hue, in random "
-            "order, as in torchvision's ColorJitter. Usually 0.4 to 0.8, hue 0.1 to 0.2."
+            description="Largest change of brightness, contrast, saturation and hue, applied "
+            "in random order as in torchvision's ColorJitter. Usually 0.4 to 0.8, "
+            "hue 0.1 to 0.2."
         ),
     ] = (0.0, 0.0, 0.0, 0.0)
     jitter_chance: Annotated[
-        Chance, Field(description="Chance of the jitter. SimCLR, MoCo v2, BYOL: 0.8; PIRL: 1.")
+        Chance, Field(description="Probability of the jitter. SimCLR, MoCo v2, BYOL: 0.8; PIRL: 1.")
     ] = 1.0
     photometric: Annotated[
         Chance,
         Field(
-            description="One chance for posterize to 4 … 8 bits, sharpness 0.1 … 1.9, solarize "
-            "from 0 … 256 on, and autocontrast, one after another. PIRL: 0.66."
+            description="Probability of posterize (4 … 8 bits), sharpness (0.1 … 1.9), "
+            "solarize (threshold 0 … 256) and autocontrast, all in turn. PIRL: "
+            "0.66."
         ),
     ] = 0.0
-    gray: Annotated[Chance, Field(description="Chance of grayscale. Usually 0.2.")] = 0.0
+    gray: Annotated[Chance, Field(description="Probability of grayscale, usually 0.2.")] = 0.0
     blur: Annotated[
-        Chance, Field(description="Chance of a Gaussian blur. SimCLR: 0.5; BYOL: 1 and 0.1.")
+        Chance,
+        Field(
+            description="Probability of a Gaussian blur. SimCLR: 0.5; BYOL: 1 in the first "
+            "view, 0.1 in the second."
+        ),
     ] = 0.0
     blur_sigma: Annotated[
         tuple[Sigma, Sigma],
         Field(
-            description="Smallest and largest standard deviation of the blur, px, at most 2; of "
-            "the kernel itself, as in Pillow."
+            description="Smallest and largest standard deviation of the blur's kernel, px, at "
+            "most 2, defined as in Pillow."
         ),
     ] = (0.1, 2.0)
-    posterize: Annotated[Chance, Field(description="Chance of posterize, after the blur.")] = 0.0
+    posterize: Annotated[Chance, Field(description="Probability of posterize, after the blur.")] = (
+        0.0
+    )
     posterize_bits: Annotated[
-        tuple[Bits, Bits], Field(description="Fewest and most bits that posterize keeps, of 8.")
+        tuple[Bits, Bits],
+        Field(description="Smallest and largest number of bits that posterize keeps, of 8."),
     ] = (4, 8)
     solarize: Annotated[
         Chance,
-        Field(description="Chance of solarize, after the blur. BYOL: 0 and 0.2."),
+        Field(
+            description="Probability of solarize, after the blur. BYOL: 0 in the first view, "
+            "0.2 in the second."
+        ),
     ] = 0.0
     solarize_from: Annotated[
         tuple[Level, Level],
         Field(
-            description="Smallest and largest threshold, of 0 … 255, from which solarize inverts. "
-            "BYOL, DINO: 128."
+            description="Smallest and largest threshold from which solarize inverts values of "
+            "0 … 255. BYOL, DINO: 128."
         ),
     ] = (128, 128)
 

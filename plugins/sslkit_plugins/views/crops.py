@@ -9,29 +9,42 @@ from sslkit_plugins.views.colours import Chance, ColourList, ColourLists
 from sslkit_plugins.views.cuts import Area, Cut, Interpolation, Ratio
 from sslkit_plugins.views.photometric import Photometric
 
-Side = Annotated[int, Field(ge=1, description="Side of a crop, px. Usually 224; CIFAR: 32.")]
+Side = Annotated[int, Field(ge=1, description="Side of a crop, px. Usually 224, for CIFAR 32.")]
 MinArea = Annotated[
-    Area, Field(description="Smallest part of the image in a crop. SimCLR, BYOL: 0.08; MoCo: 0.2.")
+    Area,
+    Field(
+        description="Smallest area of a crop, as a fraction of the image. SimCLR, BYOL: "
+        "0.08; MoCo: 0.2."
+    ),
 ]
-MaxArea = Annotated[Area, Field(description="Largest part of the image in a crop. Usually 1.")]
+MaxArea = Annotated[
+    Area, Field(description="Largest area of a crop, as a fraction of the image, usually 1.")
+]
 Aspect = Annotated[
     tuple[Ratio, Ratio],
-    Field(description="Narrowest and widest crop, width:height. Usually 3/4 to 4/3."),
+    Field(
+        description="Smallest and largest aspect ratio of a crop, width:height, usually "
+        "3/4 and 4/3."
+    ),
 ]
-Flip = Annotated[Chance, Field(description="Chance of a horizontal flip. Usually 0.5.")]
+Flip = Annotated[Chance, Field(description="Probability of a horizontal flip, usually 0.5.")]
 Resize = Annotated[
     Interpolation,
     Field(
-        description="Resizes crops to their size, with antialiasing. BYOL, DINO, MAE: bicubic; "
-        "SimCLR: bicubic; PIRL, MoCo, SwAV: bilinear."
+        description="Interpolation of resized crops, with antialiasing. SimCLR, BYOL, "
+        "DINO, MAE: bicubic; PIRL, MoCo, SwAV: bilinear."
     ),
 ]
 Coloured = Annotated[
-    ColourList, Field(description="What is done to colours, drawn anew for every crop.")
+    ColourList,
+    Field(description="Colour augmentation, drawn anew for every crop: a preset or its options."),
 ]
 ColouredEach = Annotated[
     ColourLists,
-    Field(description="What is done to colours: one list for all crops, or a list for each crop."),
+    Field(
+        description="Colour augmentation: a preset or its options for all crops, or a "
+        "list with one of these per crop."
+    ),
 ]
 
 
@@ -81,7 +94,7 @@ class Crops(Photometric):
         /,
         *,
         size: Side = 224,
-        count: Annotated[int, Field(ge=1, description="Crops of an image. Usually 2.")] = 2,
+        count: Annotated[int, Field(ge=1, description="Number of crops per image, usually 2.")] = 2,
         min_area: MinArea = 0.08,
         max_area: MaxArea = 1.0,
         aspect: Aspect = (0.75, 1.3333333333333333),
@@ -89,7 +102,10 @@ class Crops(Photometric):
         flip: Flip = 0.5,
         shared: Annotated[
             Literal["none", "flip", "all"],
-            Field(description="Draws that the crops of one image share. AMDIM: flip."),
+            Field(
+                description="Random draws that the crops of one image share. AMDIM: flip. all: "
+                "flip and colours."
+            ),
         ] = "none",
         interpolation: Resize = "bilinear",
     ) -> None:
@@ -110,13 +126,22 @@ class Crops(Photometric):
 class Local:
     """The small crops of `multi_crop`."""
 
-    count: Annotated[int, Field(ge=1, description="Crops of an image. SwAV: 6; DINO: 8.")] = 6
-    size: Annotated[int, Field(ge=1, description="Side of a crop, px. Usually 96.")] = 96
+    count: Annotated[
+        int, Field(ge=1, description="Number of small crops per image. SwAV: 6; DINO: 8.")
+    ] = 6
+    size: Annotated[int, Field(ge=1, description="Side of a small crop, px, usually 96.")] = 96
     min_area: Annotated[
-        Area, Field(description="Smallest part of the image in a crop. Usually 0.05.")
+        Area,
+        Field(
+            description="Smallest area of a small crop, as a fraction of the image, usually 0.05."
+        ),
     ] = 0.05
     max_area: Annotated[
-        Area, Field(description="Largest part of the image in a crop. SwAV: 0.14; DINO: 0.4.")
+        Area,
+        Field(
+            description="Largest area of a small crop, as a fraction of the image. SwAV: "
+            "0.14; DINO: 0.4."
+        ),
     ] = 0.14
     colours: ColouredEach = "swav"
 
@@ -136,17 +161,22 @@ class MultiCrop(Photometric):
         /,
         *,
         size: Side = 224,
-        count: Annotated[int, Field(ge=1, description="Large crops of an image. Usually 2.")] = 2,
+        count: Annotated[
+            int, Field(ge=1, description="Number of large crops per image, usually 2.")
+        ] = 2,
         min_area: Annotated[
             Area,
-            Field(description="Smallest part of the image in a crop. SwAV: 0.14; DINO: 0.4."),
+            Field(
+                description="Smallest area of a large crop, as a fraction of the image. SwAV: "
+                "0.14; DINO: 0.4."
+            ),
         ] = 0.14,
         max_area: MaxArea = 1.0,
         aspect: Aspect = (0.75, 1.3333333333333333),
         colours: ColouredEach = "swav",
         flip: Flip = 0.5,
         interpolation: Resize = "bilinear",
-        local: Annotated[Local, Field(description="The small crops.")] = Local(),
+        local: Annotated[Local, Field(description="Options of the small crops.")] = Local(),
     ) -> None:
         large = Cut(
             size=size,

@@ -17,7 +17,7 @@ class PatchGrid(Photometric):
     """Overlapping patches of one crop, row by row, in the view `patches`.
 
     The grid of CPC v2 (Hénaff et al. 2020, arXiv:1905.09272, section 3.3). A crop of `size` gives
-    G² patches, G = (size - patch) // stride + 1; what the last patch leaves over is not shown. The
+    G² patches, G = (size - patch) // stride + 1; pixels beyond the last patch are not shown. The
     crop is flipped as a whole, before it is cut; colours are drawn for each patch, or once for all
     patches of an image with `shared: all`. Evaluations show images at `size`.
     """
@@ -30,17 +30,22 @@ class PatchGrid(Photometric):
         /,
         *,
         size: Annotated[int, Field(ge=1, description="Side of the crop, px. CPC v2: 256.")] = 256,
-        patch: Annotated[int, Field(ge=1, description="Side of a patch, px. Usually 64.")] = 64,
+        patch: Annotated[int, Field(ge=1, description="Side of a patch, px, usually 64.")] = 64,
         stride: Annotated[
             int,
-            Field(ge=1, description="Distance of neighbouring patches, px. Usually half a patch."),
+            Field(
+                ge=1, description="Distance between neighbouring patches, px, usually half a patch."
+            ),
         ] = 32,
         min_area: MinArea = 0.3,
         colours: Coloured = "simclr",
         flip: Flip = 0.5,
         shared: Annotated[
             Literal["none", "all"],
-            Field(description="`all`: one draw of colours for all patches of an image."),
+            Field(
+                description="Random draws that the patches of one image share. all: colours. "
+                "none: each patch has its own."
+            ),
         ] = "none",
     ) -> None:
         if patch > size:

@@ -100,7 +100,9 @@ class Byol(Method):
         return Output(loss, feature_std={"projector": feature_std(unit)})
 
     def after_step(self, index: Tensor, kept: dict[str, Tensor], progress: Progress) -> None:
-        """Move the copy towards the network: τ = 1 - (1 - τ₀)·(cos(πk/K) + 1)/2, equation 1 with τ."""
+        """Move the copy towards the network: τ = 1 - (1 - τ₀)·(cos(πk/K) + 1)/2, equation 1
+        with τ.
+        """
         momentum = progress.cosine(self.momentum, 1.0)
         self.target.follow(momentum, encoder=self.encoder, projector=self.heads["projector"])
 

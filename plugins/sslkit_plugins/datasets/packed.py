@@ -87,7 +87,7 @@ class Packed(ImageSource):
         split: str,
         /,
         *,
-        root: Annotated[str, pydantic.Field(description="Folder that `sslkit pack` has made.")],
+        root: Annotated[str, pydantic.Field(description="Folder written by `sslkit pack`.")],
         max_pixels: MaxPixels = MAX_PIXELS,
     ) -> None:
         self.root, self.max_pixels, self.place = Path(os.path.expanduser(root)), max_pixels, root
@@ -221,6 +221,6 @@ class Packed(ImageSource):
         cls, splits: Mapping[Literal["train", "val"], ImageSource], root: str, **options: Any
     ) -> Index:
         """Pack the splits of a data set into a new folder `root`, as `packing.write` does."""
-        from sslkit_plugins.packing import write
+        from sslkit_plugins.datasets.packing import write
 
         return write(splits, root, **options)

@@ -1,10 +1,11 @@
 """A generated data set: textured objects on cloudy grounds. Needs no file and no network."""
 
 from collections.abc import Callable
+from typing import Annotated
 
 import numpy as np
 from PIL import Image
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from sslkit.interfaces import ImageSource
 
@@ -119,8 +120,8 @@ class Shapes(ImageSource):
     """Ten classes of textured objects on cloudy grounds; a seed determines every image.
 
     A class is an outline with its texture, such as a dotted disc or a striped square. Place, size,
-    rotation, colours, phase, light and ground are random. `images` are for training and have labels
-    too, `val_images` are for validation; classes are balanced. `side` is in pixels.
+    rotation, colours, phase, light and ground are random. All images have labels, and classes are
+    balanced.
     """
 
     def __init__(
@@ -128,10 +129,10 @@ class Shapes(ImageSource):
         split: str,
         /,
         *,
-        images: PositiveInt = 600,
-        val_images: PositiveInt = 500,
-        side: PositiveInt = 64,
-        seed: NonNegativeInt = 0,
+        images: Annotated[PositiveInt, Field(description="Number of training images.")] = 600,
+        val_images: Annotated[PositiveInt, Field(description="Number of validation images.")] = 500,
+        side: Annotated[PositiveInt, Field(description="Side of the images, px.")] = 64,
+        seed: Annotated[NonNegativeInt, Field(description="Seed that determines every image.")] = 0,
     ) -> None:
         count = val_images if split == "val" else images
         self.side, self.key = side, (seed, int(split == "val"))
