@@ -14,8 +14,10 @@ RunFolder = Annotated[
     Path | None,
     typer.Option(
         "--run",
+        "--run-dir",
         metavar="DIR",
-        help="The run folder: start in it, or go on where it holds a checkpoint of this recipe.",
+        help="The run folder: start in it, or go on where it holds a run of this recipe. Behind "
+        "torchrun write --run-dir: it takes --run for an option of its own.",
         show_default=False,
         parser=filled("--run", Path),
     ),

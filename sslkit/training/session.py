@@ -74,10 +74,8 @@ class Viewer:
 
 
 SILENT = Viewer()
-FORGETS = (
-    "a restart by the launcher would begin a new run, since this one has no folder that it knows; "
-    "name one: --run DIR"
-)
+FORGETS = "a restart by the launcher would begin a new run; name the folder: --run-dir DIR"
+"""What ranks of a launcher are told that does not know the folder of their run."""
 
 
 def train(
