@@ -78,9 +78,9 @@ def train(
     devices: Devices = None,
     profile: Profile = False,
 ) -> None:
-    """Train a recipe: a run folder with metrics, pictures, checkpoints and the encoder.
+    """Train a recipe, or go on with a run.
 
-    A new run is rehearsed first: a recipe that cannot train is refused before anything is written.
+    The run folder holds metrics, pictures, checkpoints and the encoder. A new run is rehearsed first: a recipe that cannot train is refused before anything is written.
     """
     _check_usage(path, run, resume, epochs, runs, profile)
     from sslkit import recipe
