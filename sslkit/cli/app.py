@@ -11,7 +11,6 @@ from sslkit import console, faults
 from sslkit.errors import SslkitError
 from sslkit.version import __version__
 
-
 ORDER = (
     "train",
     "eval",

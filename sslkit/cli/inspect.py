@@ -205,7 +205,8 @@ def views(
 ) -> None:
     """Draw the views that the model sees.
 
-    Shows several images, with several draws of each. Also draws a transform whose views the recipe's method does not read.
+    Shows several images, with several draws of each. Also draws a transform whose views the
+    recipe's method does not read.
     """
     from sslkit import recipe
 

@@ -80,7 +80,8 @@ def train(
 ) -> None:
     """Train a recipe, or go on with a run.
 
-    The run folder holds metrics, pictures, checkpoints and the encoder. A new run is rehearsed first: a recipe that cannot train is refused before anything is written.
+    The run folder holds metrics, pictures, checkpoints and the encoder. A new run is rehearsed
+    first: a recipe that cannot train is refused before anything is written.
     """
     _check_usage(path, run, resume, epochs, runs, profile)
     from sslkit import recipe
