@@ -73,8 +73,9 @@ def embed(
         ),
     ] = None,
 ) -> None:
-    """Write the vectors of images, computed by the encoder of a run or another.
+    """Write names, labels and vectors of images.
 
+    The encoder of a run computes the vectors, or the one that --encoder names:
     `sslkit embed runs/pirl_jigsaw/latest photos photos.npz`
     """
     if encoder is None and len(places) != 3:
