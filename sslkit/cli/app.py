@@ -7,8 +7,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from sslkit import __version__, console, faults
+from sslkit import console, faults
 from sslkit.errors import SslkitError
+from sslkit.version import __version__
 
 
 class _Commands(TyperGroup):

@@ -14,7 +14,7 @@ Places = Annotated[
     list[str],
     typer.Argument(
         metavar="RUN DIR OUT",
-        help="A run folder; the images: a folder, a packed set or a .npz file; the file to write: "
+        help="Run folder, images (a folder, a packed set or a .npz file), and the file to write: "
         ".npz (names, labels, vectors), .npy (vectors) or .parquet. DIR OUT with --encoder.",
         show_default=False,
         parser=filled("RUN DIR OUT"),
@@ -39,7 +39,7 @@ def embed(
         str | None,
         typer.Option(
             metavar="none | FILE | RUN",
-            help="What PART:MODEL starts from; its own pretrained weights if left out.",
+            help="Initial weights of PART:MODEL, by default its pretrained ones.",
             show_default=False,
             parser=filled("--weights"),
         ),
@@ -48,13 +48,13 @@ def embed(
         int | None,
         typer.Option(
             min=1,
-            help="Side of the images, px; if left out, the recipe's, or the model's own.",
+            help="Side of the images, px, by default the recipe's, or the model's own.",
             show_default=False,
         ),
     ] = None,
     split: Annotated[
         Literal["all", "train", "val"],
-        typer.Option(help="Which images of a DIR with training and validation images."),
+        typer.Option(help="Images to embed where DIR has training and validation images."),
     ] = "all",
     overrides: DataOptions = None,
     skip_unreadable: Annotated[
@@ -68,7 +68,7 @@ def embed(
         int | None,
         typer.Option(
             min=0,
-            help="Processes that decode images; chosen by the machine if left out.",
+            help="Processes that decode images, by default chosen for the machine.",
             show_default=False,
         ),
     ] = None,

@@ -116,7 +116,8 @@ def resume(
         if distributed.rank() == 0:
             _check_epochs(recipe, folder, epochs)
         longer = replace(recipe, train=replace(recipe.train, epochs=epochs))
-        return _go_on(longer, folder, viewer, recipe.train.epochs)
+        before = recipe.train.epochs if recipe.train.epochs != epochs else None
+        return _go_on(longer, folder, viewer, before)
 
 
 def _begun(path: Path, recipe: Recipe) -> Path | None:
