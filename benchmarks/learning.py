@@ -52,7 +52,7 @@ def run(method: str, seed: int, options: argparse.Namespace) -> Path:
         if list(latest.glob("checkpoints/step-*")):
             sslkit(options.threads, log, "train", "--resume", str(latest))
         else:
-            overrides = [f"train.seed={seed}", *options.overrides]
+            overrides = [f"name={method}", f"train.seed={seed}", *options.overrides]
             if options.epochs:
                 overrides.append(f"train.epochs={options.epochs}")
             data = ["--data", str(options.data)] if options.data else []

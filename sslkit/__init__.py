@@ -12,6 +12,8 @@ The import is cheap: PyTorch is loaded when a function needs it.
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from sslkit.version import __version__
+
 if TYPE_CHECKING:
     from sslkit.api import embed, evaluate, load, read_recipe, train
     from sslkit.errors import RecipeError, SslkitError
@@ -19,8 +21,6 @@ if TYPE_CHECKING:
     from sslkit.evaluation.result import EvaluationResult
     from sslkit.recipe import Recipe
     from sslkit.runs.trained import TrainedRun
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Embeddings",

@@ -19,6 +19,8 @@ import typer
 from sslkit.errors import RecipeError, counted, printable
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from sslkit.evaluation.data import Splits
     from sslkit.evaluation.embedding import Opened
     from sslkit.interfaces import ImageSource
@@ -87,13 +89,24 @@ def print_fields(rows: Iterable[tuple[str, str]]) -> None:
     _print(Padding(grid, (0, 0, 0, 2), expand=False))
 
 
-def _print(shown: Any) -> None:
-    """Print an object of rich, without wrapping if the output is piped."""
+def _terminal(*, stderr: bool = False, **options: Any) -> Console:
+    """Return the console; a notebook does not count as a terminal, so it gets no moving bar."""
     from rich.console import Console
 
-    terminal = Console(force_jupyter=False)
+    in_notebook = Console().is_jupyter
+    return Console(
+        stderr=stderr,
+        force_jupyter=False,
+        force_terminal=False if in_notebook else None,
+        **options,
+    )
+
+
+def _print(shown: Any) -> None:
+    """Print an object of rich, without wrapping if the output is piped."""
+    terminal = _terminal()
     if not terminal.is_terminal:
-        terminal = Console(width=10_000, force_jupyter=False)
+        terminal = _terminal(width=10_000)
     with terminal.capture() as captured:
         terminal.print(shown)
     lines = [line.rstrip() for line in captured.get().split("\n")]
@@ -118,7 +131,6 @@ def progress(title: str) -> Iterator[Callable[[int, int], None]]:
 
     Yields a function of the newly completed number and the total.
     """
-    from rich.console import Console
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -128,7 +140,7 @@ def progress(title: str) -> Iterator[Callable[[int, int], None]]:
         TimeRemainingColumn,
     )
 
-    terminal = Console(stderr=True, force_jupyter=False)
+    terminal = _terminal(stderr=True)
     columns = (
         TextColumn(title),
         BarColumn(),
@@ -164,7 +176,6 @@ class Training:
     """The output of a training session: a progress bar on a terminal, otherwise some lines."""
 
     def __init__(self, run: Run) -> None:
-        from rich.console import Console
         from rich.progress import (
             BarColumn,
             MofNCompleteColumn,
@@ -176,7 +187,7 @@ class Training:
 
         self.run = run
         self.folder: Path | None = None
-        self.console = Console(markup=False, highlight=False, emoji=False, force_jupyter=False)
+        self.console = _terminal(markup=False, highlight=False, emoji=False)
         self.first_step, self.every = run.step, max(1, run.steps // 20)
         self.clock: tuple[float, int] | None = None
         self.passed = (0.0, 0.0)

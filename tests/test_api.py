@@ -235,7 +235,7 @@ def test_evaluate_takes_options_of_the_evaluation(trained, painted):
     assert [interval.of for interval in result.score().intervals] == ["6 images"]
     shown = str(result)
     assert shown.startswith("knn: 24 training and 6 validation images, 3 classes\n\n")
-    assert "trained" in shown and "raw pixels" in shown and "95 % interval of 6 images" in shown
+    assert "trained" in shown and "raw pixels" in shown and "95 % CI over 6 images" in shown
     with pytest.raises(sslkit.SslkitError, match="no score 'top-9' of 'trained'"):
         result.score("top-9")
     assert not (trained / "eval").exists()

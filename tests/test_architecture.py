@@ -75,9 +75,13 @@ def test_plugins_import_only_the_interfaces_the_errors_and_ranks(name):
 
 @pytest.mark.parametrize("package", [CORE, PLUGINS], ids=["sslkit", "sslkit_plugins"])
 def test_no_circle_of_imports(package):
+    """Imports in functions and for type checkers count as well."""
     graph = {}
-    for name in package:
-        needs = imports(name, top_level_only=True) & set(package)
+    for name in set(package) - {"sslkit"}:
+        tree = ast.parse(package[name].read_bytes())
+        found = {node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)}
+        needs = module_names(name, package[name], ast.Module([*found], []), top_level_only=False)
+        needs &= set(package) - {"sslkit"}
         # `from sslkit.recipe import source` inside sslkit.recipe imports the module alone.
         graph[name] = {other for other in needs if not below({name}, other)}
     while ready := [name for name, needs in graph.items() if not needs & set(graph)]:
@@ -123,6 +127,7 @@ def test_the_interfaces_import_nothing_of_ours_but_errors_and_draws():
 ORDER = [
     (
         "sslkit",
+        "sslkit.version",
         "sslkit.errors",
         "sslkit.launcher",
         "sslkit.faults",
@@ -132,10 +137,12 @@ ORDER = [
     ("sslkit.interfaces", "sslkit.recipe", "sslkit.distributed"),
     ("sslkit.device", "sslkit.data"),
     ("sslkit.parts",),
-    ("sslkit.runs", "sslkit.report"),
+    ("sslkit.runs",),
+    ("sslkit.report",),
     ("sslkit.training", "sslkit.evaluation"),
     ("sslkit.console",),
-    ("sslkit.cli", "sslkit.__main__"),
+    ("sslkit.api", "sslkit.cli"),
+    ("sslkit.__main__",),
 ]
 """The floors of the house, lowest first. A module imports from its own floor and from lower
 ones.
@@ -154,6 +161,32 @@ def floor(name):
 def test_no_arrow_runs_back_up(name):
     higher = {other for other in imports(name) & set(CORE) if floor(other) > floor(name)}
     assert not higher
+
+
+def test_the_package_names_its_roof_and_imports_nothing_of_it():
+    """`import sslkit` runs no module of ours but the version; other names load when used.
+
+    So everything may import `sslkit`, which stands on the lowest floor.
+    """
+    import sslkit
+
+    assert below(imports("sslkit"), "sslkit") <= {"sslkit.version", "sslkit.version.__version__"}
+    assert set(sslkit._PLACES) | {"__version__"} == set(sslkit.__all__)
+    assert set(sslkit._PLACES.values()) <= set(CORE)
+
+
+@pytest.mark.parametrize("name", sorted(CORE | PLUGINS))
+def test_nothing_below_the_roof_uses_the_public_functions(name):
+    if name != "sslkit":
+        public = {"sslkit.api", *(f"sslkit.{name}" for name in sslkit_functions())}
+        assert not imports(name) & public
+
+
+def sslkit_functions():
+    """The names that `sslkit` loads from its roof."""
+    import sslkit
+
+    return {name for name, place in sslkit._PLACES.items() if place == "sslkit.api"}
 
 
 def calls(path):
@@ -213,22 +246,28 @@ def test_every_module_begins_with_a_docstring(name):
 
 
 def test_all_that_is_imported_is_declared():
-    """The third-party packages that the source imports are dependencies in pyproject.toml."""
+    """Imported with a module: a dependency. Imported in a function: that, or in an extra."""
     import tomllib
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    stated = " ".join(project["dependencies"]).lower()
+    extras = project["optional-dependencies"]
+    needed = " ".join(project["dependencies"]).lower()
+    optional = " ".join([str(extra) for name, extra in extras.items() if name != "dev"]).lower()
+    for name in CORE | PLUGINS:
+        for imported in third_party(imports(name, top_level_only=True)):
+            assert imported in needed, f"{name} imports {imported}"
+        for imported in third_party(imports(name)):
+            assert imported in f"{needed} {optional}", f"{name} imports {imported}"
+
+
+def third_party(names):
+    """The distributions of modules that are neither ours nor Python's, in lower case."""
     distribution = {
         "PIL": "pillow",
         "yaml": "pyyaml",
         "annotated_types": "pydantic",
         "typing_extensions": "pydantic",
     }
-    for name in CORE | PLUGINS:
-        for imported in {imported.partition(".")[0] for imported in imports(name)} - set(
-            sys.stdlib_module_names
-        ):
-            if imported not in ("sslkit", "sslkit_plugins"):
-                assert distribution.get(imported, imported).lower() in stated, (
-                    f"{name} imports {imported}"
-                )
+    tops = {name.partition(".")[0] for name in names}
+    others = tops - set(sys.stdlib_module_names) - {"sslkit", "sslkit_plugins"}
+    return [distribution.get(name, name).lower() for name in sorted(others)]

@@ -215,7 +215,7 @@ def test_it_gives_a_table_an_interval_and_a_picture(site, labelled, tmp_path):
         check=False,
     )
     assert ran.returncode == 0, ran.stderr
-    assert "silhouette ↑" in ran.stdout and "95 % interval of 24 images" in ran.stdout
+    assert "silhouette ↑" in ran.stdout and "95 % CI over 24 images" in ran.stdout
     home = tmp_path / "eval" / "timm_test_resnet"
     assert (home / "silhouette.png").read_bytes()[:4] == b"\x89PNG"
     result = json.loads((home / "silhouette.json").read_text())

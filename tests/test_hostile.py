@@ -654,9 +654,11 @@ def test_evaluations_and_export_meet_the_same_sentence(run_folder: Path, lie: st
     path = newest(run_folder)
     (path / "method.safetensors").write_bytes(LIES[lie]((path / "method.safetensors").read_bytes()))
     sign(path)
+    root = recipe.read(run_folder / "recipe.yaml").data.options["root"]
     for command in (
         ("eval", "knn", run_folder),
         ("eval", "linear", run_folder),
+        ("embed", run_folder, root, "vectors.npz"),
         ("export", run_folder),
     ):
         assert "does not fit the recipe beside it" in refused(*command)

@@ -280,14 +280,14 @@ def test_a_result_of_another_protocol_is_kept(tmp_path):
 def test_one_row_gives_candidates_by_metrics():
     (table,) = tables(plain(ONE_ROW))
     assert table.title == "linear: 550 training and 200 validation images, 10 classes"
-    assert table.columns == ("", "top-1 % ↑", "trained − it, top-1")
+    assert table.columns == ("", "top-1 % ↑", "trained − other, top-1")
     assert table.rows == [
         ("trained", "45.2 [40.2, 50.2]", ""),
         ("untrained", "42.0 [37.0, 47.0]", "+3.2 [-2.0, 8.0]"),
         ("raw pixels", "40.0 [35.0, 45.0]", ""),
         ("chance", "10.0", ""),
     ]
-    assert table.below[0] == "[low, high]: 95 % interval of 200 images"
+    assert table.below[0] == "[low, high]: 95 % CI over 200 images"
 
 
 def test_several_rows_give_rows_by_candidates():
@@ -303,7 +303,7 @@ def test_the_widest_interval_is_shown_and_says_of_what():
     (table,) = tables(plain(result(entry("features", "untrained", 0.42), wide)))
     assert table.rows[0] == ("trained", "50.0 [30.0, 70.0]")
     assert table.rows[1] == ("untrained", "42.0 [37.0, 47.0]*")
-    assert table.below == ["[low, high]: 95 % interval of 2 probe seeds; * of 200 images"]
+    assert table.below == ["[low, high]: 95 % CI over 2 probe seeds; * over 200 images"]
 
 
 def test_other_numbers_have_three_digits_and_nan_a_dash():
@@ -326,7 +326,7 @@ def test_the_console_prints_the_tables(capsys):
     console.print_result(plain(LAYERS))
     out = capsys.readouterr().out
     assert out.startswith("linear: 550 training")
-    assert "conv1" in out and "chance: 10.0" in out and "of 200 images" in out
+    assert "conv1" in out and "chance: 10.0" in out and "over 200 images" in out
 
 
 # --------------------------------------------------------------------------------- pictures
@@ -369,7 +369,7 @@ def test_bars_show_every_row_and_candidate(tmp_path, drawn):
     colours = [bar.get_facecolor()[:3] for bar in axes.patches]
     grey = [red == green == blue for red, green, blue in colours]
     assert grey == [False, True, False, True, True, True]
-    assert "95 % interval of 200 images" in axes.get_xlabel()
+    assert "95 % CI over 200 images" in axes.get_xlabel()
     assert axes.get_xlim() == (0, 100)
 
 

@@ -7,8 +7,24 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from sslkit import __version__, console, faults
+from sslkit import console, faults
 from sslkit.errors import SslkitError
+from sslkit.version import __version__
+
+ORDER = (
+    "train",
+    "eval",
+    "embed",
+    "export",
+    "recipes",
+    "check",
+    "plan",
+    "views",
+    "pack",
+    "plugins",
+    "schema",
+)
+"""The commands as `sslkit --help` lists them."""
 
 
 class _Commands(TyperGroup):
@@ -16,6 +32,11 @@ class _Commands(TyperGroup):
 
     An exception of a part is such an error. SSLKIT_DEBUG=1 shows its traceback as well.
     """
+
+    def list_commands(self, context: Any) -> list[str]:
+        """Return the commands in the order of use; those of other packages last."""
+        names = super().list_commands(context)
+        return sorted(names, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
 
     def invoke(self, context: Any) -> Any:
         try:

@@ -49,9 +49,9 @@ def pack(
         typer.Option(min=0, help="Worker processes, by default one per core.", show_default=False),
     ] = None,
 ) -> None:
-    """Pack a data set into a few large files, to train on with `--data DEST`.
+    """Pack a data set into a few large files.
 
-    Training then opens no file per image.
+    `--data DEST` trains on them. Training then opens no file per image.
     """
     from sslkit import recipe
 

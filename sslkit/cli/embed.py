@@ -10,21 +10,40 @@ from sslkit.cli.app import app
 from sslkit.cli.options import DataOptions, Device, filled
 from sslkit.errors import counted
 
-Places = Annotated[
-    list[str],
+Run = Annotated[
+    str,
     typer.Argument(
-        metavar="RUN DIR OUT",
-        help="A run folder; the images: a folder, a packed set or a .npz file; the file to write: "
-        ".npz (names, labels, vectors), .npy (vectors) or .parquet. DIR OUT with --encoder.",
+        metavar="RUN",
+        help="Run folder. Left out with --encoder: sslkit embed DIR OUT --encoder PART:MODEL.",
         show_default=False,
-        parser=filled("RUN DIR OUT"),
+        parser=filled("RUN"),
+    ),
+]
+Images = Annotated[
+    str,
+    typer.Argument(
+        metavar="DIR",
+        help="Images: a folder, a packed set or a .npz file.",
+        show_default=False,
+        parser=filled("DIR"),
+    ),
+]
+Out = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="OUT",
+        help="File to write: .npz (names, labels, vectors), .npy (vectors) or .parquet.",
+        show_default=False,
+        parser=filled("OUT"),
     ),
 ]
 
 
 @app.command()
 def embed(
-    places: Places,
+    run: Run,
+    data: Images,
+    out: Out = None,
     encoder: Annotated[
         str | None,
         typer.Option(
@@ -39,7 +58,7 @@ def embed(
         str | None,
         typer.Option(
             metavar="none | FILE | RUN",
-            help="What PART:MODEL starts from; its own pretrained weights if left out.",
+            help="Initial weights of PART:MODEL, by default its pretrained ones.",
             show_default=False,
             parser=filled("--weights"),
         ),
@@ -48,13 +67,13 @@ def embed(
         int | None,
         typer.Option(
             min=1,
-            help="Side of the images, px; if left out, the recipe's, or the model's own.",
+            help="Side of the images, px, by default the recipe's, or the model's own.",
             show_default=False,
         ),
     ] = None,
     split: Annotated[
         Literal["all", "train", "val"],
-        typer.Option(help="Which images of a DIR with training and validation images."),
+        typer.Option(help="Images to embed where DIR has training and validation images."),
     ] = "all",
     overrides: DataOptions = None,
     skip_unreadable: Annotated[
@@ -68,29 +87,31 @@ def embed(
         int | None,
         typer.Option(
             min=0,
-            help="Processes that decode images; chosen by the machine if left out.",
+            help="Processes that decode images, by default chosen for the machine.",
             show_default=False,
         ),
     ] = None,
 ) -> None:
-    """Write the vectors of images, computed by the encoder of a run or another.
+    """Write names, labels and vectors of images.
 
+    The encoder of a run computes the vectors, or the one that --encoder names:
     `sslkit embed runs/pirl_jigsaw/latest photos photos.npz`
     """
-    if encoder is None and len(places) != 3:
+    if encoder is None and out is None:
         raise typer.BadParameter("name three: RUN DIR OUT; or DIR OUT with --encoder PART:MODEL")
-    if encoder is not None and len(places) != 2:
+    if encoder is not None and out is not None:
         raise typer.BadParameter("name two beside --encoder: DIR OUT")
-    *runs, data, written = places
-    out = Path(written)
+    places = [run, data] if out is None else [run, data, out]
+    *runs, images, written = places
+    path = Path(written)
     from sslkit.evaluation import embedding, vector_file
     from sslkit.evaluation.build import Request
     from sslkit.runs import folders
 
-    vector_file.check(out, overwrite=overwrite)
+    vector_file.check(path, overwrite=overwrite)
     request = Request(
         run=folders.find_folder(Path(runs[0])) if runs else None,
-        data=data,
+        data=images,
         encoder=encoder,
         weights=weights,
         size=size,
@@ -100,8 +121,8 @@ def embed(
         workers=workers,
     )
     found = embedding.embed(request, split, progress=console.progress, show=console.show_splits)
-    vector_file.write(out, found)
+    vector_file.write(path, found)
     count, length = found.vectors.shape
-    console.print_text(f"written: {out} ({counted(count, 'vector')} of {length:,} numbers)")
-    if out.suffix == ".npy":
+    console.print_text(f"written: {path} ({counted(count, 'vector')} of {length:,} numbers)")
+    if path.suffix == ".npy":
         console.print_text("rows are in the order of `names`, which an OUT.npz would hold")

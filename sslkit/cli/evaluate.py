@@ -132,7 +132,8 @@ class _Command(TyperCommand):
         return super().parse_args(context, words)
 
 
-HELP = "Measure an encoder beside its baselines: untrained, raw pixels, chance."
+HELP = "Measure an encoder beside its baselines.\n\nThe baselines are the untrained encoder, raw "
+"pixels and chance."
 evaluations = typer.Typer(
     cls=_Evaluations,
     rich_markup_mode=None,

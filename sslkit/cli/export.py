@@ -25,7 +25,10 @@ def export(
         bool, typer.Option("--public", help="Make a new hub repository public.")
     ] = False,
 ) -> None:
-    """Export the encoder for another library, and check that it loads there."""
+    """Export the encoder for another library.
+
+    The library loads it in another process, and features are compared.
+    """
     from sslkit.runs import folders
     from sslkit.runs.export import export as write
 

@@ -23,9 +23,10 @@ CHOICES = {"optimizers": "optimizer", "schedules": "schedule"}
 
 @app.command()
 def check(path: RecipePath, overrides: Overrides = None, data: Data = None) -> None:
-    """Validate a recipe, or report every fault with file, line, key and remedy.
+    """Validate a recipe.
 
-    Loads no part and reads no image. `sslkit plan` does both, and takes a step.
+    Reports every fault with file, line, key and remedy. Loads no part and reads no image;
+    `sslkit plan` does both, and takes a step.
     """
     from sslkit import recipe
     from sslkit.recipe import paths
@@ -59,7 +60,7 @@ def plugins(
         typer.Option(metavar="KIND", help="Show only the part of this kind.", show_default=False),
     ] = None,
 ) -> None:
-    """List the installed parts, or show the options of one.
+    """List installed parts and their options.
 
     `sslkit plugins show memory_bank` shows one; optimizers and schedules are shown too.
     """
@@ -144,7 +145,10 @@ def _show_options(signature: Signature) -> None:
 
 @app.command()
 def schema() -> None:
-    """Print the JSON schema of recipes with the installed parts, for completion in editors."""
+    """Print the JSON schema of recipes.
+
+    It lists the installed parts with their options, for completion in editors.
+    """
     from sslkit import recipe
 
     typer.echo(json.dumps(recipe.json_schema(), indent=2, ensure_ascii=False))
@@ -167,7 +171,10 @@ def plan(
         int, typer.Option(min=1, help="Number of devices that share the batch.")
     ] = 1,
 ) -> None:
-    """Estimate the cost of a recipe and rehearse its first steps, without data."""
+    """Estimate the cost of a recipe.
+
+    Makes every part and rehearses the first steps on made-up images; needs no data.
+    """
     from sslkit import recipe
 
     made = recipe.read(path, overrides=overrides or (), data=data)
@@ -196,9 +203,10 @@ def views(
     images: Annotated[int, typer.Option(min=1, max=50, help="Number of images.")] = 3,
     draws: Annotated[int, typer.Option(min=1, max=50, help="Number of draws per image.")] = 3,
 ) -> None:
-    """Draw the views that the model sees: several images, several draws of each.
+    """Draw the views that the model sees.
 
-    Also draws a transform whose views the recipe's method does not read.
+    Shows several images, with several draws of each. Also draws a transform whose views the
+    recipe's method does not read.
     """
     from sslkit import recipe
 

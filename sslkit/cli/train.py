@@ -14,8 +14,10 @@ RunFolder = Annotated[
     Path | None,
     typer.Option(
         "--run",
+        "--run-dir",
         metavar="DIR",
-        help="The run folder: start in it, or go on where it holds a checkpoint of this recipe.",
+        help="The run folder: start in it, or go on where it holds a run of this recipe. Behind "
+        "torchrun write --run-dir: it takes --run for an option of its own.",
         show_default=False,
         parser=filled("--run", Path),
     ),
@@ -76,9 +78,10 @@ def train(
     devices: Devices = None,
     profile: Profile = False,
 ) -> None:
-    """Train a recipe: a run folder with metrics, pictures, checkpoints and the encoder.
+    """Train a recipe, or go on with a run.
 
-    A new run is rehearsed first: a recipe that cannot train is refused before anything is written.
+    The run folder holds metrics, pictures, checkpoints and the encoder. A new run is rehearsed
+    first: a recipe that cannot train is refused before anything is written.
     """
     _check_usage(path, run, resume, epochs, runs, profile)
     from sslkit import recipe

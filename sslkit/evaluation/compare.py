@@ -1,17 +1,18 @@
 """Scores the candidates of a probe: features in one pass, outcomes by row, then a Result."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sslkit.errors import PluginError
-from sslkit.evaluation.images import View
+from sslkit.evaluation.images import Progress, View
 from sslkit.evaluation.result import difference, outcome_fault, score
 from sslkit.interfaces import (
+    Candidate,
     Entry,
     Features,
     ImageSource,
@@ -23,9 +24,6 @@ from sslkit.interfaces import (
     Score,
 )
 
-if TYPE_CHECKING:
-    from sslkit.evaluation.probe import ImageProbe
-
 CHANCE = "chance"
 
 Row = tuple[str | None, str]
@@ -35,7 +33,23 @@ Outcomes = Mapping[Row, Sequence[Mapping[str, Outcome]]]
 Scorer = Callable[[Features, int], dict[str, Outcome]]
 
 
-def embed(probe: "ImageProbe", *, layers: bool, view: View) -> dict[Row, list[Tensor]]:
+class Embedder(Protocol):
+    """What embedding and scoring read of a probe."""
+
+    train: ImageSource
+    val: ImageSource
+    candidates: Sequence[Candidate]
+    device: torch.device
+
+    @property
+    def progress(self) -> Progress: ...
+
+    def passes(
+        self, source: ImageSource, view: View
+    ) -> Iterator[tuple[dict[int, Tensor], Tensor]]: ...
+
+
+def embed(probe: Embedder, *, layers: bool, view: View) -> dict[Row, list[Tensor]]:
     """Return the features of both splits by row and candidate, float32 [N,D] in CPU memory."""
     found: dict[Row, list[Tensor]] = {}
     for number, source in enumerate((probe.train, probe.val)):
@@ -54,7 +68,7 @@ def embed(probe: "ImageProbe", *, layers: bool, view: View) -> dict[Row, list[Te
 
 
 def score_all(
-    probe: "ImageProbe",
+    probe: Embedder,
     features: dict[Row, list[Tensor]],
     scorer: Scorer,
     metrics: Sequence[Metric],

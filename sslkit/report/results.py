@@ -90,7 +90,7 @@ def _draw_bars(axes: Axes, pivot: Pivot, bars: list[Bar]) -> None:
     axes.set_yticks([bar[0] for bar in bars], [bar[1] for bar in bars], fontsize=8)
     axes.invert_yaxis()
     _set_ends(axes, metric, values)
-    whisker = f"; whisker: 95 % interval of {', '.join(dict.fromkeys(kinds))}" if kinds else ""
+    whisker = f"; whisker: 95 % CI over {', '.join(dict.fromkeys(kinds))}" if kinds else ""
     axes.set_xlabel(f"{metric.title}{whisker}", fontsize=8)
     title = "\n".join(filter(None, (heading(pivot.result), _subject(pivot.result))))
     axes.set_title(title, fontsize=9, loc="left", parse_math=False)

@@ -64,10 +64,10 @@ class Legend:
         """Return the lines below the tables."""
         lines = []
         if self.kinds:
-            kinds = [f"{self.mark(of)} of {of}".strip() for of in self.kinds]
-            lines.append(f"[low, high]: 95 % interval {'; '.join(kinds)}")
+            kinds = [f"{self.mark(of)} over {of}".strip() for of in self.kinds]
+            lines.append(f"[low, high]: 95 % CI {'; '.join(kinds)}")
         if self.paired:
-            lines.append("A − B: 95 % interval of the paired difference on the same images")
+            lines.append("trained − other: 95 % CI of the paired difference on the same images")
         return lines
 
 
@@ -104,7 +104,7 @@ def _candidates(pivot: Pivot, legend: Legend) -> Table:
     found, headline = pivot.compared(row), pivot.metrics[0]
     columns = ["", *(metric.title for metric in pivot.metrics)]
     if found is not None:
-        columns.append(f"{found[0]} − it, {headline.name}")
+        columns.append(f"{found[0]} − other, {headline.name}")
     table = Table("", tuple(columns))
     for name in pivot.candidates:
         cells = [name]

@@ -30,7 +30,13 @@ def result_text(result: dict[str, Any]) -> str:
     """Return the tables of an evaluation from its JSON, as in the output of `sslkit eval`."""
     from rich.console import Console
 
-    page = Console(file=io.StringIO(), width=WIDE, force_jupyter=False, no_color=True)
+    page = Console(
+        file=io.StringIO(),
+        width=WIDE,
+        force_jupyter=False,
+        force_terminal=False,
+        color_system=None,
+    )
     parts = []
     for table in tables(result):
         with page.capture() as drawn:

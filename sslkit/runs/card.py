@@ -6,11 +6,11 @@ from typing import Any
 
 import yaml
 
-from sslkit import __version__
 from sslkit.interfaces import Encoder
 from sslkit.recipe import Recipe
 from sslkit.recipe.signature import plain
 from sslkit.runs.checkpoint import State
+from sslkit.version import __version__
 
 TEMPLATE = """\
 ---

@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 
-from sslkit import __version__, distributed
+from sslkit import distributed
 from sslkit.errors import Fault, RecipeError
 from sslkit.recipe import PARTS, Choice, Recipe, registry
 from sslkit.recipe.document import MAX_BYTES, Document
 from sslkit.recipe.signature import written
 from sslkit.runs.run import Run
+from sslkit.version import __version__
 
 FILE = "environment.json"
 """The file of a run folder that holds it."""

@@ -74,10 +74,8 @@ class Viewer:
 
 
 SILENT = Viewer()
-FORGETS = (
-    "a restart by the launcher would begin a new run, since this one has no folder that it knows; "
-    "name one: --run DIR"
-)
+FORGETS = "a restart by the launcher would begin a new run; name the folder: --run-dir DIR"
+"""What ranks of a launcher are told that does not know the folder of their run."""
 
 
 def train(
@@ -118,7 +116,8 @@ def resume(
         if distributed.rank() == 0:
             _check_epochs(recipe, folder, epochs)
         longer = replace(recipe, train=replace(recipe.train, epochs=epochs))
-        return _go_on(longer, folder, viewer, recipe.train.epochs)
+        before = recipe.train.epochs if recipe.train.epochs != epochs else None
+        return _go_on(longer, folder, viewer, before)
 
 
 def _begun(path: Path, recipe: Recipe) -> Path | None:

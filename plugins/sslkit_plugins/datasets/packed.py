@@ -10,14 +10,12 @@ DEST/train-00000.safetensors, …
     labels    int64 [n], optional
 """
 
-import hashlib
 import io
 import os
 import shlex
 import zlib
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -25,51 +23,13 @@ import numpy as np
 import pydantic
 import torch
 from PIL import Image
-from pydantic import NonNegativeInt, PositiveInt
 from safetensors import SafetensorError, safe_open
 
 from sslkit.errors import DataError
 from sslkit.interfaces import ImageSource, Pixels
+from sslkit_plugins.datasets import packing
 from sslkit_plugins.datasets.decoding import MAX_PIXELS, MaxPixels, decode, decode_pixels
-
-INDEX = "packed.json"
-
-
-@dataclass(frozen=True)
-class Split:
-    """Entry of one split in the index."""
-
-    images: PositiveInt
-    shards: Annotated[int, pydantic.Field(ge=1, le=1_000_000)]
-    sha256: str
-    classes: list[str]
-
-
-@dataclass(frozen=True)
-class Index:
-    """Content of packed.json.
-
-    `skipped` names the images that were left out as unreadable. Of the others, `kept` images have
-    their original bytes and `coded` images were re-encoded. `reduced_to` is the short side of
-    images that were reduced, px; None if there are none.
-    """
-
-    short_side: PositiveInt
-    quality: PositiveInt
-    splits: dict[Literal["train", "val"], Split]
-    skipped: list[str]
-    kept: NonNegativeInt
-    coded: NonNegativeInt
-    reduced_to: PositiveInt | None = None
-    format: Literal["sslkit packed 2"] = "sslkit packed 2"
-
-
-def list_hash(names: list[str]) -> str:
-    """Return the SHA-256 of zero-terminated names, the hash that checkpoints store."""
-    digest = hashlib.sha256()
-    for name in names:
-        digest.update(name.encode("utf-8", "surrogateescape") + b"\0")
-    return digest.hexdigest()
+from sslkit_plugins.datasets.packed_index import INDEX, Index, list_hash
 
 
 class Packed(ImageSource):
@@ -224,6 +184,4 @@ class Packed(ImageSource):
         cls, splits: Mapping[Literal["train", "val"], ImageSource], root: str, **options: Any
     ) -> Index:
         """Pack the splits of a data set into a new folder; see `packing.write`."""
-        from sslkit_plugins.datasets.packing import write
-
-        return write(splits, root, **options)
+        return packing.write(splits, root, **options)

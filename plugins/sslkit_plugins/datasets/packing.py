@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from sslkit.errors import DataError, counted, printable
 from sslkit.interfaces import ImageSource
-from sslkit_plugins.datasets.packed import INDEX, Index, Split, list_hash
+from sslkit_plugins.datasets.packed_index import INDEX, Index, Split, list_hash
 
 SHARD_BYTES = 128 * 2**20
 """Size of a shard and of the writer's buffer, bytes of encoded images."""

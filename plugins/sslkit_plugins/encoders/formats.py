@@ -3,23 +3,37 @@
 import inspect
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal, Protocol
 
 import torchvision
 from safetensors.torch import save_file
 from torch import Tensor
 
 from sslkit.errors import SslkitError
+from sslkit.interfaces import Normalisation
 from sslkit_plugins.encoders import norms
-
-if TYPE_CHECKING:
-    from sslkit_plugins.encoders.timm_encoder import Timm
 
 KEPT = ("classifier", "first_conv", "pool_size", "min_input_size")
 """Entries of timm's configuration that depend on the architecture, not on the weights."""
 
 
-def to_timm(encoder: "Timm", folder: Path, size: int) -> str:
+class TimmModel(Protocol):
+    """What an export reads of the encoder `timm`."""
+
+    name: str
+    model: Any
+    dim: int
+    channels: int
+    options: dict[str, Any]
+    norm: Literal["model", "group", "layer", "split", "frozen"]
+    norm_groups: int
+    small_stem: bool
+    normalisation: Normalisation
+
+    def weights(self) -> dict[str, Tensor]: ...
+
+
+def to_timm(encoder: TimmModel, folder: Path, size: int) -> str:
     """Write a folder for timm's loader, and return the Python code that loads it.
 
     timm's `config.json` cannot describe a replaced stem or norm. For such encoders, the code builds
@@ -50,7 +64,7 @@ def to_timm(encoder: "Timm", folder: Path, size: int) -> str:
     )
 
 
-def to_torchvision(encoder: "Timm", folder: Path, size: int) -> str:
+def to_torchvision(encoder: TimmModel, folder: Path, size: int) -> str:
     """Write the weights for torchvision's model of that name, and return code that loads them.
 
     Raises SslkitError if torchvision has no model of that name with the same tensors.
@@ -75,7 +89,7 @@ def to_torchvision(encoder: "Timm", folder: Path, size: int) -> str:
     )
 
 
-def _config(encoder: "Timm", size: int) -> dict[str, Any]:
+def _config(encoder: TimmModel, size: int) -> dict[str, Any]:
     """Return timm's config.json: the model's arguments and its input format."""
     arguments = dict(encoder.options)
     if encoder.channels != 3:
@@ -100,7 +114,7 @@ def _config(encoder: "Timm", size: int) -> dict[str, Any]:
     }
 
 
-def _stated(encoder: "Timm", size: int) -> dict[str, Any]:
+def _stated(encoder: TimmModel, size: int) -> dict[str, Any]:
     """Return the encoder's options without weights, and the image size, px."""
     return {
         "model": encoder.name.partition(".")[0],
@@ -118,7 +132,7 @@ def _write(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def _arguments(encoder: "Timm") -> str:
+def _arguments(encoder: TimmModel) -> str:
     """Return the options as Python code of one argument."""
     options = dict(encoder.options)
     if encoder.channels != 3:
@@ -126,7 +140,7 @@ def _arguments(encoder: "Timm") -> str:
     return f", **{options!r}" if options else ""
 
 
-def _stem(encoder: "Timm") -> list[str]:
+def _stem(encoder: TimmModel) -> list[str]:
     if not encoder.small_stem:
         return []
     channels, width = encoder.channels, encoder.model.conv1.out_channels
@@ -136,7 +150,7 @@ def _stem(encoder: "Timm") -> list[str]:
     ]
 
 
-def _norms(encoder: "Timm") -> list[str]:
+def _norms(encoder: TimmModel) -> list[str]:
     """Return the source of the function that replaces batch norms, and a call to it."""
     if encoder.norm not in ("group", "layer"):
         return []
@@ -148,7 +162,7 @@ def _norms(encoder: "Timm") -> list[str]:
     ]
 
 
-def _is_torchvision(encoder: "Timm") -> bool:
+def _is_torchvision(encoder: TimmModel) -> bool:
     """Tell whether torchvision's model of that name has the same tensors, classifier aside."""
     if encoder.name not in torchvision.models.list_models(module=torchvision.models):
         return False
