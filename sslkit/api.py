@@ -85,8 +85,8 @@ def train(
     assert ended.folder is not None
     if ended.mostly_skipped:
         raise TrainingError(
-            f"more than half of the steps of {ended.folder} were skipped, for numbers that were "
-            "not finite; lower optimizer.lr, or set train.clip_grad, and train anew"
+            f"more than half of the steps of {ended.folder} were skipped because of non-finite "
+            "numbers; lower optimizer.lr, or set train.clip_grad, and train again"
         )
     return load(ended.folder)
 
@@ -203,7 +203,7 @@ def evaluate(
         weights: What "timm:…" starts from: "none", a file or a run; its own weights if left out.
         size: Side of the images, px; if left out, the recipe's, or the model's own.
         against: Other runs to compare with.
-        split_seed: Splits a set without validation images of its own; 0 if left out.
+        split_seed: Seed of the split of data without validation images, by default 0.
         overrides: Options of the data set, such as "data.follow_links=true".
         skip_unreadable: Leave out images that cannot be read, instead of raising an error.
         device: Where the encoder runs.

@@ -141,8 +141,8 @@ def _own_part(store: dist.Store, number: int, count: int) -> dist.Store:
     """Return a part of the launcher's store that only the ranks of this start use.
 
     The store outlives a restart and still holds the addresses of dead ranks, and launchers on
-    several machines do not count restarts alike. So every rank leaves a name of its own, and rank 0
-    answers these names until all of its ranks have come.
+    several machines do not count restarts alike. So every rank stores a unique name, and rank 0
+    replies to these names until all of its ranks have joined.
     """
     name = uuid.uuid4().hex
     if number > 0:
@@ -178,8 +178,8 @@ def _wait_until(done: Callable[[], bool]) -> None:
 def joined(device: torch.device) -> Iterator[None]:
     """Join the ranks that were launched together, by NCCL on GPUs and gloo elsewhere.
 
-    The first rank that fails reports its error. The others, which lost a partner or met the same
-    error, end in silence. A single process has nothing to join.
+    The first rank that fails reports its error. The others, which lost a partner or had the same
+    error, exit without a message. Does nothing for a single process.
     """
     launcher.check()
     if not launched() or dist.is_initialized():
@@ -365,8 +365,10 @@ def largest(number: Tensor) -> int:
 
 
 def exchange(rows: Tensor) -> Tensor:
-    """[world·B,…], B rows for each rank in order → [world·B,…], the rows that each rank meant for
-    this one; gradients go the way back."""
+    """Exchange rows between all ranks: [world·B,…] → [world·B,…], with gradients.
+
+    Block i of B rows goes to rank i. The result has the blocks for this rank in rank order.
+    """
     return rows if world() == 1 else _Exchange.apply(rows)
 
 

@@ -133,7 +133,7 @@ def test_an_image_of_other_channels_counts_as_unreadable():
         batch = next(loader.full_pass(0))
     ((name, reason),) = batch.unreadable
     assert name == "2.raw"
-    assert reason == "has 4 channels of torch.uint16, and the data set 5 of torch.uint16"
+    assert reason == "has 4 channels of torch.uint16, but the data set 5 of torch.uint16"
 
 
 # -------------------------------------------------------------------------------------------- views

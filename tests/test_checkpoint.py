@@ -59,7 +59,7 @@ def saved(make, folder: Path) -> Path:
         ("optimizer.momentum=null", "heads.image.batch_norm=true"),
     ],
 )
-def test_a_run_that_is_saved_and_resumed_ends_as_one_that_never_stopped(make, folder, overrides):
+def test_a_saved_and_resumed_run_equals_an_uninterrupted_one(make, folder, overrides):
     through = advance(make(*overrides), 6)
     first = advance(make(*overrides), 3)
     checkpoint.save(first, folder)
@@ -90,7 +90,7 @@ def test_the_memory_and_the_frozen_constant_are_in_it(make, folder):
     )
 
 
-def test_it_is_safetensors_and_text_and_its_checksums_are_those_of_sha256sum(saved):
+def test_checkpoints_are_safetensors_with_checksums_of_sha256sum(saved):
     (newest,) = (saved / "checkpoints").glob("step-00000002")
     assert {path.name for path in newest.iterdir()} == {
         "method.safetensors",
@@ -207,9 +207,7 @@ def test_a_full_or_read_only_disk_is_a_sentence_and_harms_nothing(
 @pytest.mark.parametrize(
     ("place", "failing"), [("os.fsync", full_disk), ("sslkit.runs.files.save_file", torn_file)]
 )
-def test_an_encoder_or_a_text_that_cannot_be_written_leaves_the_old_one(
-    make, folder, monkeypatch, place, failing
-):
+def test_a_failed_write_keeps_the_old_encoder_or_text(make, folder, monkeypatch, place, failing):
     run = make()
     checkpoint.save_encoder(run, folder)
     files.write_text(folder / "text", "old")

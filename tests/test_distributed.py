@@ -63,9 +63,7 @@ def some_steps(path, folder, *more: str) -> None:
 
 
 @pytest.mark.parametrize(("count", "accumulate"), [(2, 1), (4, 1), (1, 4), (2, 2)])
-def test_ranks_and_accumulated_parts_train_as_one_process_with_the_joined_batch(
-    ranks, tiny, tmp_path, count, accumulate
-):
+def test_ranks_and_micro_batches_equal_one_process(ranks, tiny, tmp_path, count, accumulate):
     some_steps(tiny, tmp_path)
     (tmp_path / "1-0.safetensors").rename(tmp_path / "one.safetensors")
     assert (
@@ -127,7 +125,7 @@ def test_gather_with_gradient_gives_the_gradients_of_the_joined_batch(ranks, tmp
     torch.testing.assert_close(torch.cat([part["key"] for part in parts]), key.grad)
 
 
-def test_in_batch_negatives_of_two_ranks_are_those_of_the_joined_batch(ranks, tmp_path):
+def test_in_batch_negatives_of_two_ranks_equal_those_of_one(ranks, tmp_path):
     """NT-Xent of four images of two copies: loss, and gradients as DDP averages them."""
     pairs = torch.randn(4, 2, 5, generator=torch.Generator().manual_seed(0))
 
@@ -152,7 +150,7 @@ def test_in_batch_negatives_of_two_ranks_are_those_of_the_joined_batch(ranks, tm
         torch.testing.assert_close(part["loss"], one["loss"])
 
 
-def test_draws_before_an_epoch_and_after_a_step_are_the_same_on_all_ranks(ranks, tiny, tmp_path):
+def test_draws_of_begin_epoch_and_after_step_are_equal_on_all_ranks(ranks, tiny, tmp_path):
     """So that memories and averages stay equal; those of a forward pass are of own rows."""
 
     def work(folder):
@@ -220,7 +218,7 @@ def test_one_process_is_a_world_of_one():
 
 
 @pytest.mark.parametrize("failing", [0, 1])
-def test_where_one_rank_fails_it_tells_why_and_the_other_ends_in_silence(ranks, capfd, failing):
+def test_only_the_failing_rank_reports_an_error(ranks, capfd, failing):
     def work(folder):
         if distributed.rank() == failing:
             raise DataError("the reason")
@@ -269,9 +267,7 @@ def whole(folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(("shards", "resumed"), [("none", 2), ("auto", 4)])
-def test_two_devices_stopped_then_resumed_under_torchrun_end_as_one_process(
-    images, tmp_path, shards, resumed
-):
+def test_two_devices_resumed_under_torchrun_equal_one_process(images, tmp_path, shards, resumed):
     """A memory that is spread over two processes goes on spread over four, and is then read by
     one.
     """
@@ -332,9 +328,7 @@ def worker_pids(launcher: int) -> list[int]:
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the processes below /proc")
 @pytest.mark.parametrize("launcher", ["devices", pytest.param("torchrun", marks=pytest.mark.slow)])
-def test_a_rank_that_is_killed_is_started_again_and_the_run_goes_on_from_its_checkpoint(
-    images, tmp_path, launcher
-):
+def test_a_killed_rank_restarts_from_the_checkpoint(images, tmp_path, launcher):
     path, runs = tmp_path / "tiny.yaml", tmp_path / "runs"
     path.write_text(TINY.format(root=images))
     arguments = (
@@ -373,7 +367,7 @@ def test_a_rank_that_is_killed_is_started_again_and_the_run_goes_on_from_its_che
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the processes below /proc")
-def test_launchers_of_two_machines_start_all_again_where_one_has_lost_its_process(images, tmp_path):
+def test_launchers_on_two_machines_restart_after_a_lost_rank(images, tmp_path):
     path, runs = tmp_path / "tiny.yaml", tmp_path / "runs"
     path.write_text(TINY.format(root=images))
     with socket.socket() as free:

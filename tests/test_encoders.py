@@ -154,8 +154,8 @@ def test_the_trial_leaves_the_weights_as_timm_draws_them():
         ({"model": "resnt18"}, "encoder.model  timm has no model 'resnt18'; near: resnet18"),
         (
             {"model": "vit_tiny_patch16_224", "sizes": (64, 18)},
-            "encoder.model  'vit_tiny_patch16_224' does not accept images of 64 px and 18 px (Input "
-            "height (18) should be divisible by patch size (16)",
+            "encoder.model  'vit_tiny_patch16_224' does not accept images of 64 px and 18 px "
+            "(Input height (18) should be divisible by patch size (16)",
         ),
         (
             {"model": "gmlp_ti16_224", "sizes": (96, 64)},
@@ -363,7 +363,7 @@ def test_files_that_could_run_code_are_refused(tmp_path):
     (tmp_path / "b.safetensors").write_bytes(b"no tensors")
     with pytest.raises(RecipeError, match="cannot be read"):
         encoder(weights=str(tmp_path / "b.safetensors"))
-    with pytest.raises(RecipeError, match=r"holds neither model\.safetensors nor encoder"):
+    with pytest.raises(RecipeError, match=r"has neither model\.safetensors nor encoder"):
         encoder(weights=str(tmp_path))
 
 

@@ -107,7 +107,7 @@ def test_every_kind_has_a_part():
     assert {part.kind for part in registry.parts()} == set(PROMISE) == set(registry.KINDS)
 
 
-def test_the_table_of_runtime_arguments_is_what_recipes_are_checked_by():
+def test_the_table_of_runtime_arguments_matches_the_checks():
     """`| heads | `in_dim`, `crops` (K …), … |` in the docstring of `sslkit.interfaces`."""
     rows = re.findall(r"^\| (\w+) +\| (.*?)\s*\|$", interfaces.__doc__, re.MULTILINE)
     table = {kind: tuple(re.findall(r"`(\w+)`", text)) for kind, text in rows[1:]}

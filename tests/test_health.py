@@ -138,7 +138,7 @@ def test_noise_is_no_progress():
     assert watched(*losses, steps=300).now().startswith("not learning")
 
 
-def test_a_loss_without_a_known_chance_is_compared_with_the_first_steps():
+def test_a_loss_without_chance_level_is_compared_with_early_steps():
     falling = [3 - step / 200 for step in range(300)]
     assert watched(*falling, chances={}, steps=300).now().startswith("healthy: loss 1.6")
     flat = watched(*[3.0] * 300, chances={}, steps=300).now()

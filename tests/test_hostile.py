@@ -807,9 +807,7 @@ def test_a_run_folder_with_another_recipe(run_folder: Path, text: str) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks /proc for the workers")
-def test_a_loader_worker_that_the_system_kills_ends_the_run_with_a_sentence(
-    images: Path, home: Path
-) -> None:
+def test_a_killed_loader_worker_ends_the_run_with_a_message(images: Path, home: Path) -> None:
     Path("tiny.yaml").write_text(
         TINY.format(root=images).replace("epochs: 2", "epochs: 500, save_minutes: 0.005")
     )

@@ -120,7 +120,7 @@ def test_it_is_packed_and_trained_on_again(mess, run):
     assert code == 0, err
     assert out.splitlines()[:2] == [
         f"data: {root} (28 images in 3 classes: Camera, NAS, Reise 2019)",
-        "25 images (train): 22 kept their bytes, 3 were coded anew, 3 left out",
+        "25 images (train): 22 kept their bytes, 3 were re-encoded, 3 left out",
     ]
     assert err.count("left out, it cannot be read: Camera/") == 3
     again = ("--data", packed, "--runs", mess / "again", *FEATURES)

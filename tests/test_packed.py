@@ -90,7 +90,7 @@ def test_names_labels_classes_and_hash_are_those_of_the_folder(folder, tmp_path,
     assert told["sha256"] == fingerprint(theirs) and told["images"] == len(theirs)
 
 
-def test_small_jpegs_keep_their_bytes_and_others_are_reduced_and_coded(folder, tmp_path):
+def test_small_jpegs_keep_their_bytes_and_others_are_re_encoded(folder, tmp_path):
     index = write(str(folder), str(tmp_path / "set"), short_side=32)
     ours, theirs = (
         Packed("train", root=str(tmp_path / "set")),
@@ -216,7 +216,7 @@ def test_names_that_are_no_text(tmp_path):
 # --- used like any
 
 
-def test_it_is_shared_by_workers_and_sent_to_spawned_ones_without_its_pixels(images, tmp_path):
+def test_workers_share_the_files_and_spawned_ones_map_them(images, tmp_path):
     write(str(images), str(tmp_path / "set"))
     source = Packed("pretrain", root=str(tmp_path / "set"))
     source.image(0)
@@ -276,7 +276,7 @@ def test_the_command(folder, tmp_path):
     train = f"{folder / 'train'} (9 images in 2 classes: a, b)"
     assert out == (
         f"data: {train} and {folder / 'val'} (2 images in 2 classes: a, b)\n"
-        "9 images (train) and 2 images (val): 8 kept their bytes, 3 were coded anew, 0 left out\n"
+        "9 images (train) and 2 images (val): 8 kept their bytes, 3 were re-encoded, 0 left out\n"
         f"written: {tmp_path / 'set'}\nnext: sslkit train RECIPE --data {tmp_path / 'set'}\n"
     )
     code, _, err = finish(start("pack", folder, tmp_path / "set"))
@@ -325,15 +325,15 @@ def test_no_image_can_be_read(tmp_path):
 def test_places_that_cannot_be_written(folder, tmp_path):
     with pytest.raises(
         DataError,
-        match=r"^cannot create the folder .*set\.writing \(No such file or directory\); name a DEST "
-        r"in ",
+        match=r"^cannot create the folder .*set\.writing \(No such file or directory\); name "
+        r"a DEST in ",
     ):
         write(str(folder), str(tmp_path / "nowhere" / "set"))
     (tmp_path / "set.writing").mkdir()
     with pytest.raises(
         DataError,
-        match=r"set\.writing already exists: another `sslkit pack` is writing it, or was killed; .* remove "
-        r"it$",
+        match=r"set\.writing already exists: another `sslkit pack` is writing it, or was "
+        r"killed; .* remove the folder$",
     ):
         write(str(folder), str(tmp_path / "set"))
     assert (tmp_path / "set.writing").is_dir(), "it may be another's"

@@ -342,7 +342,7 @@ def test_pirl_without_an_image_is_a_sentence():
         Pirl(Parts(Means(), heads, {"image": Ledger()}, Seen(), images=20))
 
 
-def test_the_loss_before_training_is_that_of_random_vectors_against_a_random_bank():
+def test_the_first_loss_is_that_of_random_vectors_and_bank():
     """Four numbers, six negatives, τ = 2: ln(1 + 6) + 1/(2·4·4); one more for NCE."""
     loss = LambdaNCE(form="info_nce", temperature=2)
     method = pirl(MemoryBank(4, 20, negatives=6), loss)

@@ -308,7 +308,7 @@ def test_a_new_option_of_a_plugin_is_refused_until_it_is_written(photos):
     assert sslkit("train", "--resume", folder)[0] == 0
 
 
-def test_an_option_that_a_plugin_no_longer_has_is_refused_with_the_version(photos):
+def test_an_option_removed_from_a_plugin_is_refused_with_its_version(photos):
     folder, place = photos
     replace_module(place, SET + INIT.format(options=""))
     code, _, err = sslkit("train", "--resume", folder)

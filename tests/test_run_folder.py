@@ -177,7 +177,7 @@ def test_a_run_without_a_checkpoint_begins_anew_in_it(shared, complete, tmp_path
     code, _, err = sslkit(*words, "--set", "train.seed=1")
     assert code == 2 and "train.seed  0 there, 1 here" in err and contents(place) == before
     code, _, err = sslkit(*words)
-    assert (code, err) == (0, f"{place} holds no checkpoint yet: it begins anew\n")
+    assert (code, err) == (0, f"{place} holds no checkpoint yet: it starts again\n")
     assert_as(place, complete)
 
 
@@ -275,8 +275,7 @@ def test_a_run_that_another_process_began_meanwhile_is_left(tiny, tmp_path, monk
     code, _, err = sslkit("train", tiny, "--run", place)
     assert code == 2
     assert err == (
-        f"another process has begun a run in {place} meanwhile; go on with it: sslkit train "
-        f"--resume {place}\n"
+        f"another process has started a run in {place}; resume it: sslkit train --resume {place}\n"
     )
     assert sslkit("train", tiny, "--run", place)[1].endswith("nothing to do\n")
 

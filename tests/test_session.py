@@ -385,7 +385,7 @@ def test_a_run_without_a_checkpoint_begins_anew(tiny, unbroken, tmp_path):
     folder = new_folder(tmp_path, recipe.read(unbroken / "recipe.yaml"))
     (folder / "metrics.jsonl").write_text('{"step": 1, "loss": 5.0}\n')
     code, _, err = sslkit("train", "--resume", folder)
-    assert code == 0 and err == f"{folder} holds no checkpoint yet: it begins anew\n"
+    assert code == 0 and err == f"{folder} holds no checkpoint yet: it starts again\n"
     for file in ("metrics.jsonl", "encoder.safetensors", "recipe.yaml"):
         assert (folder / file).read_bytes() == (unbroken / file).read_bytes()
 

@@ -153,7 +153,7 @@ def test_fewer_images_than_processes_are_refused(monkeypatch):
         MemoryBank(DIM, 5, shards="auto")
 
 
-def test_what_is_exchanged_comes_from_each_rank_and_its_gradient_goes_back(ranks):
+def test_exchange_sends_rows_to_ranks_and_gradients_back(ranks):
     def work(folder):
         rank = distributed.rank()
         rows = (10.0 * rank + torch.arange(3.0)).unsqueeze(1).requires_grad_()

@@ -84,7 +84,7 @@ def test_values_and_gradients_of_the_first_call_and_of_later_ones(form):
 
 
 @pytest.mark.parametrize("form", ["official", "paper", "info_nce"])
-def test_all_others_as_negatives_are_the_closed_form_over_all_other_rows(form):
+def test_all_other_rows_as_negatives_match_the_closed_form(form):
     index = torch.tensor([2, 0, 5])
     torch.manual_seed(0)
     sampler = MemoryBank(8, 7, negatives="all")
@@ -187,7 +187,7 @@ class Normed(Encoder):
         return {}
 
 
-def test_batch_norm_sees_the_patches_first_and_then_the_images_each_alone():
+def test_batch_norm_sees_patches_and_images_separately():
     """Patches of value 1, images of 2, PyTorch's 0.1: running mean 0.9·(0.1·1) + 0.1·2 = 0.29,
     after two updates a step.
     """

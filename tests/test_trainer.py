@@ -24,7 +24,7 @@ def trained(run):
     return steps, everything(run)
 
 
-def test_the_same_seed_gives_the_same_weights_bit_for_bit_whatever_the_workers(make):
+def test_equal_seeds_give_equal_weights_for_any_number_of_workers(make):
     steps, weights = trained(make())
     again, same = trained(make("train.workers=2"))
     assert_same(weights, same)
@@ -55,9 +55,7 @@ def test_it_neither_prints_nor_saves(make, tmp_path: Path, monkeypatch, capsys):
     assert list(empty.iterdir()) == []
 
 
-def test_memory_is_written_once_a_step_with_f_alone_after_both_terms_have_read_it(
-    make, monkeypatch
-):
+def test_the_bank_is_updated_once_per_step_with_f_after_both_terms(make, monkeypatch):
     run = make()
     method, events, outputs = run.method, [], {}
     before = method.sampler.bank.clone()
@@ -108,7 +106,7 @@ def begin(run):
     return ahead
 
 
-def test_the_first_pass_fills_every_row_and_only_where_the_sampler_asks(make):
+def test_the_first_pass_fills_every_row_if_the_sampler_needs_it(make):
     for init, changed in (("forward", True), ("random", False)):
         run = make(f"sampler.init={init}", "train.batch_size=10")
         before = run.method.sampler.bank.clone()

@@ -356,7 +356,8 @@ def test_a_method_that_leaves_weights_out_has_to_say_so(photos, ranks, capfd):
     assert sorted(ranks(work)) == [1, 2]
     assert (
         "method 'claims' of wirings 1.0 leaves 2 weights without gradient, such as "
-        "heads.odd.project.weight; to train it on several ranks, set the class attribute uses_every_parameter = False"
+        "heads.odd.project.weight; to train it on several ranks, set the class attribute "
+        "uses_every_parameter = False"
     ) in capfd.readouterr().err
 
 
@@ -421,7 +422,7 @@ def test_statistics_are_what_a_forward_pass_may_change(photos):
 # --- between two epochs
 
 
-def test_clusters_are_assigned_and_the_head_begins_anew_before_each_epoch(photos):
+def test_clusters_and_head_are_reset_before_each_epoch(photos):
     run = made("clusters", photos)
     method, states = run.method, []
     begin = method.begin_epoch

@@ -84,7 +84,7 @@ def pack(
         console.print_text(f"left out, it cannot be read: {name}", stderr=True)
     counts = [f"{counted(split.images, 'image')} ({name})" for name, split in index.splits.items()]
     console.print_text(
-        f"{' and '.join(counts)}: {index.kept:,} kept their bytes, {index.coded:,} were coded "
-        f"anew, {len(index.skipped):,} left out"
+        f"{' and '.join(counts)}: {index.kept:,} kept their bytes, {index.coded:,} were "
+        f"re-encoded, {len(index.skipped):,} left out"
     )
     console.print_text(f"written: {to}\nnext: sslkit train RECIPE --data {shlex.quote(to)}")

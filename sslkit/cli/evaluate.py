@@ -116,11 +116,9 @@ class _Command(TyperCommand):
     """Answers an unknown option with the nearest one."""
 
     def parse_args(self, context: Any, words: list[str]) -> list[str]:
-        known = [
-            name
-            for parameter in self.params
-            for name in (*parameter.opts, *parameter.secondary_opts)
-        ]
+        known: list[str] = []
+        for parameter in self.params:
+            known += (*parameter.opts, *parameter.secondary_opts)
         faults = []
         for word in words:
             option = word.partition("=")[0]

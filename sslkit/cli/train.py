@@ -17,7 +17,7 @@ RunFolder = Annotated[
         "--run-dir",
         metavar="DIR",
         help="The run folder: start in it, or go on where it holds a run of this recipe. Behind "
-        "torchrun write --run-dir: it takes --run for an option of its own.",
+        "torchrun write --run-dir, because torchrun has an option --run.",
         show_default=False,
         parser=filled("--run", Path),
     ),

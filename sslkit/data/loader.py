@@ -150,7 +150,10 @@ class _Builder(Dataset):
 
 def _stacked(items: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Stack the tensors of several images by name."""
-    return {name: torch.stack([item[name] for item in items]) for name in items[0]}
+    stacked = {}
+    for name in items[0]:
+        stacked[name] = torch.stack([item[name] for item in items])
+    return stacked
 
 
 def batch_bytes(transform: PretextTransform, source: ImageSource, images: int) -> int:

@@ -49,6 +49,7 @@ class Choice:
         return signature.arguments(self.options)
 
     def as_dict(self) -> dict[str, Any]:
+        """Return the choice as plain data."""
         return {"use": self.use, **plain(self.options)}
 
 
@@ -69,7 +70,7 @@ class Recipe:
     train: Train
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data, every default filled in."""
+        """Return the recipe as plain data with all defaults."""
         sections: dict[str, Any] = {"name": self.name}
         for section in PARTS:
             chosen = getattr(self, section)

@@ -1,5 +1,4 @@
-"""A recipe before it is checked: its file or mapping with `--set` and `--data`, and where each key
-is from."""
+"""Unchecked recipes: a file or mapping with `--set` and `--data`, and the origin of each key."""
 
 import math
 import os

@@ -22,7 +22,7 @@ from sslkit.recipe.source import Source, UnreadableError
 FACTORY = "timm.optim._optim_factory"
 ARGUMENT = re.compile(r" {2,4}(\w+)(?: \([^:]*\))?: *(.*)")
 GIVEN = {"params", "lr", "weight_decay"}
-"""Parameters of every optimizer that are no options of its own."""
+"""Parameters of every optimizer that have recipe settings instead of options."""
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 KNOWN = {

@@ -38,10 +38,12 @@ class Option:
 
     @functools.cached_property
     def words(self) -> str:
+        """The type in words."""
         return describe(self.annotation)
 
     @functools.cached_property
     def description(self) -> str:
+        """The description in the annotation."""
         return description(self.annotation)
 
     @property
@@ -154,7 +156,9 @@ def _settle(option: Option, value: Any, key: str) -> tuple[Any, Faults]:
             return adapter.validate_json(json.dumps(value), strict=True), []
         except pydantic.ValidationError:
             pass
-    names = [name for other in others for name in _names(other)]
+    names: list[Any] = []
+    for other in others:
+        names += _names(other)
     if isinstance(value, str) and any(groups.is_preset(other, group) for other in others):
         return value, [(key, f"no preset {written(value)}; {_with(advice(value, names), option)}")]
     return value, [(key, option.refuse(value))]

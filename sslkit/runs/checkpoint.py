@@ -112,7 +112,7 @@ def save(run: Run, folder: Path) -> Path:
 
 
 def _prune(home: Path, newest: str, keep: int) -> None:
-    """Leave the `keep` newest up to `newest`. Later ones are damaged: the run passed over them."""
+    """Leave the `keep` newest up to `newest`. Later ones are damaged and were skipped."""
     steps = sorted(home.glob("step-*"))
     later = [path for path in steps if path.name > newest]
     earlier = [path for path in steps if path.name <= newest]
@@ -213,7 +213,7 @@ def newest(folder: Path) -> tuple[Path, State, list[str]]:
         "\n".join(
             [
                 *passed_over,
-                f"{folder} holds no checkpoint to go on from; start it anew: sslkit train "
+                f"{folder} holds no checkpoint to resume from; start a new run: sslkit train "
                 f"{shlex.quote(f'{folder}/recipe.yaml')}",
             ]
         )
@@ -298,10 +298,10 @@ def _rows(method: Method, checkpoint: Path) -> dict[str, Tensor]:
 def resume(run: Run, folder: Path) -> list[str]:
     """Bring `run` to the newest whole checkpoint of `folder`. Returns sentences about it.
 
-    A run that ended before its first checkpoint begins anew. Raises CheckpointError where all are
+    A run that ended before its first checkpoint starts again. Raises CheckpointError where all are
     damaged or gone, or where the images are not those that the run began with.
     """
-    home, notes = folder / "checkpoints", [f"{folder} holds no checkpoint yet: it begins anew"]
+    home, notes = folder / "checkpoints", [f"{folder} holds no checkpoint yet: it starts again"]
     chosen = ""
     if distributed.rank() == 0:
         if exists(folder):

@@ -46,9 +46,8 @@ def export(folder: Path, target: str | None = None, *, public: bool = False) -> 
     """Write the encoder of the run in `folder` into export/<library>, or upload it.
 
     `target` is a library of the encoder, "onnx", or "hub:USER/NAME"; the encoder's first library by
-    default. What was written is loaded in
-    a process of its own, and its features are compared with those of the run. Raises SslkitError
-    where the library has no such architecture, or where features differ; nothing is left then.
+    default. A new process loads the result and compares its features with those of the run. Raises
+    SslkitError, and removes the result, if the library lacks the architecture or features differ.
     """
     made = folders.read_recipe(folder, opened=False)
     library, repository = _target(made, target)
@@ -105,7 +104,7 @@ def _target(made: Recipe, target: str | None) -> tuple[str, str | None]:
 
 
 def _check(encoder: Encoder, images: Tensor, home: Path, library: str, lines: str) -> float:
-    """Load what lies in `home` in a process of its own, and compare features."""
+    """Load the export in `home` in a new process, and compare features."""
     with torch.inference_mode():
         expected = encoder(images)
     with tempfile.TemporaryDirectory() as scratch:

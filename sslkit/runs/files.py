@@ -84,7 +84,7 @@ def save_tensors(
 
 
 def unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors in the memory of the CPU, each in a place of its own.
+    """Return copies of the tensors on the CPU that share no memory.
 
     Modules may share parameters, and safetensors refuses tensors that share memory.
     """

@@ -125,8 +125,8 @@ class NewFolder:
         assert self.path is not None
         if begun(self.path):
             raise CheckpointError(
-                f"another process has begun a run in {self.path} meanwhile; go on with it: sslkit "
-                f"train --resume {shlex.quote(str(self.path))}"
+                f"another process has started a run in {self.path}; resume it: sslkit train "
+                f"--resume {shlex.quote(str(self.path))}"
             )
         keep_recipe(self.path, self.recipe)
         if self.latest:

@@ -77,7 +77,10 @@ def columns(path: Path) -> dict[str, np.ndarray]:
     names: dict[str, None] = {}
     for step in numbers:
         names |= dict.fromkeys(step)
-    return {name: np.array([step.get(name, math.nan) for step in numbers]) for name in names}
+    columns = {}
+    for name in names:
+        columns[name] = np.array([step.get(name, math.nan) for step in numbers])
+    return columns
 
 
 class Bins:

@@ -19,10 +19,10 @@ def flatten(
     tensors: dict[str, Tensor] = {}
     numbers: dict[str, dict[str, Any]] = {}
     given = {"params", "initial_lr", *optimizer.defaults}
-    added = {
-        f"{GROUP}{number}": {name: value for name, value in group.items() if name not in given}
-        for number, group in enumerate(optimizer.param_groups)
-    }
+    added = {}
+    for number, group in enumerate(optimizer.param_groups):
+        options = {name: value for name, value in group.items() if name not in given}
+        added[f"{GROUP}{number}"] = options
     for key, values in (optimizer.state_dict()["state"] | added).items():
         for name, value in values.items():
             if isinstance(value, Tensor):
@@ -41,7 +41,9 @@ def restore(
     """
     state: dict[int, dict[str, Any]] = {}
     groups = optimizer.state_dict()["param_groups"]
-    parameters = [value for group in optimizer.param_groups for value in group["params"]]
+    parameters: list[Any] = []
+    for group in optimizer.param_groups:
+        parameters += group["params"]
     given = {"params", "initial_lr", *optimizer.defaults}
     entries: list[tuple[str, str, Any]] = []
     for key, values in numbers.items():

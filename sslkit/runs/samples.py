@@ -14,7 +14,7 @@ from sslkit.interfaces import ImageSource, Pixels
 COUNT = 16
 """Images that a checkpoint keeps, at equal distances."""
 TOLERANCE = 3 / 255
-"""Largest difference of a channel's mean, as a share of the range of values: decoders round."""
+"""Largest difference of a channel's mean, as a fraction of the range: decoders round."""
 
 
 class Sample(TypedDict):

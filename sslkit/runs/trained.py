@@ -23,7 +23,7 @@ from sslkit.runs import folders, metrics
 class TrainedRun:
     """A run folder, read at its newest checkpoint. `sslkit.load` makes one.
 
-    `notes` has a sentence for each damaged checkpoint that was passed over.
+    `notes` has a sentence for each damaged checkpoint that was skipped.
     """
 
     folder: Path

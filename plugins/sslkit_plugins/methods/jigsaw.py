@@ -1,7 +1,7 @@
-"""Jigsaw: Noroozi & Favaro 2016, "Unsupervised Learning of Visual Representations by Solving Jigsaw
-Puzzles", arXiv:1603.09246.
+"""Jigsaw puzzles (Noroozi & Favaro 2016, arXiv:1603.09246).
 
-The covariant task that PIRL's jigsaw view is compared with. Letters: K patches, B images.
+"Unsupervised Learning of Visual Representations by Solving Jigsaw Puzzles". PIRL compares its
+jigsaw view with this covariant task. Letters: K patches, B images.
 """
 
 import functools

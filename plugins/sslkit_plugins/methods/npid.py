@@ -1,5 +1,7 @@
-"""NPID: Wu, Xiong, Yu & Lin 2018, "Unsupervised Feature Learning via Non-Parametric Instance
-Discrimination", arXiv:1805.01978."""
+"""NPID (Wu, Xiong, Yu & Lin 2018, arXiv:1805.01978).
+
+"Unsupervised Feature Learning via Non-Parametric Instance Discrimination".
+"""
 
 from typing import ClassVar
 

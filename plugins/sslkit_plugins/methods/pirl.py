@@ -1,7 +1,7 @@
-"""PIRL: Misra & van der Maaten 2020, "Self-Supervised Learning of Pretext-Invariant
-Representations", arXiv:1912.01991.
+"""PIRL (Misra & van der Maaten 2020, arXiv:1912.01991).
 
-Letters: B images, K patches, D features. "Official" is facebookresearch/vissl.
+"Self-Supervised Learning of Pretext-Invariant Representations". The official code is
+facebookresearch/vissl. Letters: B images, K patches, D features.
 """
 
 from typing import Annotated, Literal

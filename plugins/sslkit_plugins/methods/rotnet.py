@@ -1,7 +1,7 @@
-"""RotNet: Gidaris, Singh & Komodakis 2018, "Unsupervised Representation Learning by Predicting
-Image Rotations", arXiv:1803.07728.
+"""RotNet (Gidaris, Singh & Komodakis 2018, arXiv:1803.07728).
 
-The covariant task that PIRL's rotation view is compared with. Letters: B images, K copies.
+"Unsupervised Representation Learning by Predicting Image Rotations". PIRL compares its rotation
+view with this covariant task. Letters: B images, K copies.
 """
 
 from typing import Annotated, ClassVar, Literal
