@@ -164,7 +164,7 @@ def test_no_arrow_runs_back_up(name):
 
 
 def test_the_package_names_its_roof_and_imports_nothing_of_it():
-    """`import sslkit` runs no module of ours but the version. Names of the roof are loaded when they are used.
+    """`import sslkit` runs no module of ours but the version; other names load when used.
 
     So everything may import `sslkit`, which stands on the lowest floor.
     """

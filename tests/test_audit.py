@@ -234,6 +234,7 @@ def test_no_command_unpickles_or_runs_what_it_finds(place: Path, run) -> None:
         image.unlink()
     for evaluation in (("knn",), ("linear",)):
         assert from_pipes(run(0, "eval", *evaluation[:1], folder, *evaluation[1:])) == set()
+    assert from_pipes(run(0, "embed", folder, "data", "vectors.npz")) == set()
     assert run(0, "export", folder) == set()
     assert from_pipes(run(0, "pack", "data", "packed")) == set()
     plant(work / "packed")
@@ -260,5 +261,10 @@ def test_a_checkpoint_of_pickles_is_refused(place: Path, run) -> None:
             for name in checkpoint.FILES
         ]
         (path / "SHA256SUMS").write_text("".join(sums))
-    for command in (("train", "--resume", folder), ("eval", "knn", folder), ("export", folder)):
+    for command in (
+        ("train", "--resume", folder),
+        ("eval", "knn", folder),
+        ("embed", folder, "data", "vectors.npz"),
+        ("export", folder),
+    ):
         assert run(2, *command) == set()

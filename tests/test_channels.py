@@ -336,8 +336,8 @@ def test_a_folder_of_other_bands_is_refused(tmp_path, form, dtype, big, caplog):
     with pytest.raises(DataError) as caught:
         ImageFolder("pretrain", root=str(tmp_path))
     assert str(caught.value) == (
-        f"{tmp_path / 'field.tif'} has {shape[2]} bands; files may hold 1, 3 or 4 bands (gray, "
-        "RGB, RGBA or CMYK); convert it, or put all images into an array for the data set npz"
+        f"{tmp_path / 'field.tif'} has {shape[2]} bands; files may have 1, 3 or 4 bands (gray, "
+        "RGB, RGBA or CMYK); convert it, or store all images in an array for the data set npz"
     )
     assert not caplog.records
 
@@ -370,7 +370,7 @@ def test_a_later_file_of_other_bands_counts_as_unreadable(tmp_path):
     source = ImageFolder("pretrain", root=str(tmp_path))
     loader = Loader(source, Augment(size=8), batch_size=2, seed=0)
     ((name, reason),) = [bad for batch in loader.full_pass(0) for bad in batch.unreadable]
-    assert name == "5.tif" and reason.startswith("has 5 bands; files may hold 1, 3 or 4")
+    assert name == "5.tif" and reason.startswith("has 5 bands; files may have 1, 3 or 4")
 
 
 def test_other_bands_end_a_command_with_a_sentence(bands, tmp_path):
@@ -378,12 +378,12 @@ def test_other_bands_end_a_command_with_a_sentence(bands, tmp_path):
     folder.mkdir()
     (folder / "field.tif").write_bytes(tiff(np.zeros((20, 20, 5), np.uint8), 2, (0, 0)))
     code, _, err = finish(start("train", bands, "--data", folder, "--runs", tmp_path / "runs"))
-    assert code == 2 and "field.tif has 5 bands; files may hold 1, 3 or 4" in " ".join(err.split())
+    assert code == 2 and "field.tif has 5 bands; files may have 1, 3 or 4" in " ".join(err.split())
     assert not (tmp_path / "runs").exists()
 
 
 def test_images_of_other_channels_are_not_packed(tmp_path):
     file = archive(tmp_path, pixels(5))
     code, _, err = finish(start("pack", file, tmp_path / "set"))
-    assert code == 2 and "have 5 channels in 8 bits, and packed sets RGB in 8 bits" in err
+    assert code == 2 and "have 5 channels in 8 bits, but packed sets store 8-bit RGB" in err
     assert not (tmp_path / "set").exists()

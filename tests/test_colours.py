@@ -228,32 +228,32 @@ def test_two_ranks_draw_what_one_draws_with_further_numbers(colours):
         ),
         (
             lambda: Crops(min_area=0.6, max_area=0.3),
-            "transform.min_area  0.6 is more than max_area, 0.3; take a smaller one",
+            "transform.min_area  0.6 exceeds max_area, 0.3; use a smaller value",
         ),
         (
             lambda: MultiCrop(local=Local(min_area=0.2)),
-            "transform.local.min_area  0.2 is more than max_area, 0.14; take a smaller one",
+            "transform.local.min_area  0.2 exceeds max_area, 0.14; use a smaller value",
         ),
         (
             lambda: Crops(aspect=(1.4, 0.7)),
-            "transform.aspect  [1.4, 0.7] falls; write the smaller number first: [0.7, 1.4]",
+            "transform.aspect  [1.4, 0.7] descends; write the smaller number first: [0.7, 1.4]",
         ),
         (
             lambda: Crops(colours=("simclr", Colours(blur_sigma=(2.0, 0.1)))),
-            "transform.colours.1.blur_sigma  [2.0, 0.1] falls; write the smaller number first: "
+            "transform.colours.1.blur_sigma  [2.0, 0.1] descends; write the smaller number first: "
             "[0.1, 2.0]",
         ),
         (
             lambda: Crops(5),
             "transform.colours  colours 'simclr' change saturation, hue and gray and need 3 "
             "channels; the data set has 5; set these to 0 (saturation and hue are the "
-            "last two numbers of jitter), or take colours: none",
+            "last two numbers of jitter), or set colours: none",
         ),
         (
             lambda: Crops(1, colours=("none", Colours(gray=0.2))),
             "transform.colours.1  these colours change gray and need 3 channels; the data set has "
             "1; set these to 0 (saturation and hue are the "
-            "last two numbers of jitter), or take colours: none",
+            "last two numbers of jitter), or set colours: none",
         ),
     ],
     ids=["crops", "one crop", "local", "area", "local area", "aspect", "sigma", "rgb", "gray"],

@@ -98,7 +98,7 @@ def test_nothing_there(tmp_path):
         ImageFolder("train", root=str(tmp_path / "a.png"))
     with pytest.raises(
         DataError,
-        match=r"no image below .*full: \.txt × 2, without ending × 1; files that end in \.apng, ",
+        match=r"no image below .*full: \.txt × 2, without extension × 1; files that end in \.apng, ",
     ):
         ImageFolder("train", root=str(tmp_path / "full"))
     (tmp_path / "empty").mkdir()
@@ -254,9 +254,9 @@ def test_a_file_that_is_cut_off_raises(file_format):
     "content, told",
     [
         (b"", "is empty"),
-        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "is HEIC, whatever its name says; convert it to"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "is HEIC, whatever its extension; convert it to"),
         (b"\n<!DOCTYPE html>", "is a web page"),
-        (b"%PDF-1.4", "is damaged, or no image of a known format"),
+        (b"%PDF-1.4", "is damaged, or not an image in a supported format"),
     ],
 )
 def test_what_is_no_image_is_named(content, told):
@@ -435,7 +435,7 @@ def test_npz(tmp_path):
         and made.labels.tolist() == [0, 1, 2] * 2
     )
     assert made.classes == ["0", "1", "2"]
-    with pytest.raises(DataError, match=r"has no array images_val, and no data\.val_file is named"):
+    with pytest.raises(DataError, match=r"has no array images_val, and data\.val_file is not set"):
         Npz("val", file=str(tmp_path / "a.npz"))
 
 
@@ -499,10 +499,10 @@ def test_npz_of_files(tmp_path):
         ({"images": np.zeros((0, 4, 4, 3), np.uint8)}, r"they are uint8 \[0, 4, 4, 3\]"),
         (
             {"images": pixels(2, 4, 4), "labels": [0]},
-            r"must be 2 whole numbers from 0 up, one an image; they are int64 \[1\]",
+            r"must be 2 integers ≥ 0, one per image; they are int64 \[1\]",
         ),
         ({"images": pixels(2, 4, 4), "labels": [0.0, 1.0]}, r"they are float64 \[2\]"),
-        ({"images": pixels(2, 4, 4), "labels": [0, -1]}, r"whole numbers from 0 up"),
+        ({"images": pixels(2, 4, 4), "labels": [0, -1]}, r"integers ≥ 0"),
         (
             {"images": pixels(2, 4, 4), "labels": [0, 5], "classes": ["a", "b"]},
             r"has the label 5 but names only 2 classes",

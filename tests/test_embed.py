@@ -2,6 +2,7 @@
 
 import importlib.util
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -191,7 +192,12 @@ def test_a_split_without_classes_leaves_the_labels_out(trained, painted, tmp_pat
         (("RUN", "DIR", "OUT/v.npz", "--encoder", "timm:x"), "name two beside --encoder"),
         (("RUN", "DIR", "OUT/v.csv"), "ends in none of .npz, .npy, .parquet"),
         (("RUN", "DIR", "OUT"), "is a folder; name a file in it"),
-        (("RUN", "DIR", "FILE/v.npz"), "is no folder; choose another place with OUT"),
+        (("RUN", "DIR", "FILE/v.npz"), "is no folder; choose another place with the argument OUT"),
+        pytest.param(
+            ("RUN", "DIR", "/proc/v.npz"),
+            "another place: the argument OUT",
+            marks=pytest.mark.skipif(sys.platform != "linux", reason="writes to /proc"),
+        ),
         (("RUN", "OUT", "OUT/v.npz"), "no image below"),
         (("RUN", "nowhere", "OUT/v.npz"), "there is no such folder or file"),
         (("DIR", "DIR", "OUT/v.npz"), "is not a run folder"),

@@ -92,7 +92,7 @@ def test_every_module_of_timm_fits_or_is_refused(model):
         with torch.device("meta"):
             made = Timm((96,), 3, model=model)
     except RecipeError as error:
-        assert "takes no images of 96 px" in str(error) and "\n" not in str(error)
+        assert "does not accept images of 96 px" in str(error) and "\n" not in str(error)
         return
     features = made.train()(images)
     assert features.shape == (2, made.dim)
@@ -154,12 +154,12 @@ def test_the_trial_leaves_the_weights_as_timm_draws_them():
         ({"model": "resnt18"}, "encoder.model  timm has no model 'resnt18'; near: resnet18"),
         (
             {"model": "vit_tiny_patch16_224", "sizes": (64, 18)},
-            "encoder.model  'vit_tiny_patch16_224' takes no images of 64 px and 18 px (Input "
+            "encoder.model  'vit_tiny_patch16_224' does not accept images of 64 px and 18 px (Input "
             "height (18) should be divisible by patch size (16)",
         ),
         (
             {"model": "gmlp_ti16_224", "sizes": (96, 64)},
-            "takes no images of 96 px and 64 px",
+            "does not accept images of 96 px and 64 px",
         ),
         (
             {"model": "vit_tiny_patch16_224", "options": {"img_sise": 64}},
@@ -171,13 +171,13 @@ def test_the_trial_leaves_the_weights_as_timm_draws_them():
         ),
         ({"img_size": 64}, "encoder.img_size  'test_resnet' has no option 'img_size'"),
         ({"options": {"num_classes": 3}}, "encoder.options  'num_classes' is set by the encoder"),
-        ({"global_pool": ""}, "encoder.global_pool  'test_resnet' with these options gives [2, 96"),
-        ({"channels": 5}, "encoder.mean  the images have 5 channels; give encoder.mean and"),
+        ({"global_pool": ""}, "encoder.global_pool  'test_resnet' with these options returns [2, 96"),
+        ({"channels": 5}, "encoder.mean  the images have 5 channels; set encoder.mean and"),
         ({"mean": (0.5,)}, "encoder.mean  the images have 3 channels"),
         ({"std": (0.0, 1.0, 1.0)}, "encoder.std  0.0 is not greater than 0"),
         (
             {"model": "vit_tiny_patch16_224", "stem": "small"},
-            "encoder.stem  'small' is for plain ResNets such as resnet50",
+            "encoder.stem  'small' requires a plain ResNet such as resnet50",
         ),
         (
             {"model": "vit_tiny_patch16_224", "norm": "group"},
@@ -354,7 +354,7 @@ def test_positions_are_resampled_to_another_size(tmp_path):
 def test_files_that_could_run_code_are_refused(tmp_path):
     (tmp_path / "a.pth").write_bytes(b"")
     with pytest.raises(
-        RecipeError, match=r"is no \.safetensors file, and other formats can run code"
+        RecipeError, match=r"is not a \.safetensors file, and other formats can run code"
     ):
         encoder(weights=str(tmp_path / "a.pth"))
     (tmp_path / "b.safetensors").write_bytes(b"no tensors")
@@ -472,7 +472,7 @@ def test_tokens_of_kept_patches(model):
 
 
 def test_models_without_tokens_say_so():
-    with pytest.raises(SslkitError, match="'test_resnet' has no tokens; take a vision transformer"):
+    with pytest.raises(SslkitError, match="'test_resnet' has no tokens; use a vision transformer"):
         encoder().tokens(noise())
     with pytest.raises(SslkitError, match="cannot leave out patches"):
         encoder("vit_tiny_patch16_dinov3_qkvb").tokens(
@@ -496,7 +496,7 @@ def test_stages_in_sequence_give_the_maps(stem):
 
 
 def test_models_without_a_chain_say_so():
-    with pytest.raises(SslkitError, match="has no chain of stages; ResNets have one"):
+    with pytest.raises(SslkitError, match="is not a sequence of stages; use a ResNet"):
         encoder("test_vit").stages()
 
 
@@ -550,6 +550,6 @@ def test_a_run_does_not_need_its_initial_weights_again(tmp_path):
     assert torch.equal(run.method.encoder.weights()["bn1.weight"], load_file(path)["bn1.weight"])
     path.unlink()
     build(made, restored=True)
-    with pytest.raises(RecipeError, match=r"there is no file or folder .*; put it back, or give"):
+    with pytest.raises(RecipeError, match=r"there is no file or folder .*; put it back, or name"):
         build(made)
     assert json.loads(json.dumps(made.as_dict()))["encoder"]["weights"] == str(path)

@@ -269,7 +269,7 @@ def test_wrong_options_are_named(trained, words, sentence):
 def test_options_of_the_other_solver_are_refused(trained):
     code, _, err = sslkit("eval", "linear", trained, "--epochs", 3, "--seeds", 2)
     assert code == 2
-    assert "--epochs" in err and "--seeds" in err and "belongs to --solver sgd" in err
+    assert "--epochs" in err and "--seeds" in err and "is an option of --solver sgd only" in err
 
 
 def test_an_encoder_without_images_is_refused():
@@ -385,7 +385,7 @@ def test_features_that_are_nan_are_shown_as_a_dash(part, capsys):
 @pytest.mark.parametrize(
     "colours, count, sentence",
     [
-        (dict(list(COLOURS.items())[:1]), 4, "all of them lie in one folder"),
+        (dict(list(COLOURS.items())[:1]), 4, "all of them are in one folder"),
         (COLOURS, 1, "has a single image"),
     ],
     ids=["one-class", "single-images"],

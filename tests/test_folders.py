@@ -79,7 +79,7 @@ def test_other_names_are_classes(tmp_path):
 def test_of_several_the_first_validates_and_others_are_named(tmp_path, folders, val, unused):
     lay(tmp_path, "train/1.png", *(f"{name}/2.png" for name in folders))
     assert found(tmp_path, "val").place == str(tmp_path / val)
-    told = f"not read beside the folders for training and validation: {unused}"
+    told = f"not read, next to the training and validation folders: {unused}"
     assert list(found(tmp_path).notes) == [told]
 
 
@@ -89,7 +89,7 @@ def test_a_split_without_images_is_none(tmp_path):
     shutil.rmtree(tmp_path / "test")
     made = found(tmp_path)
     assert made.names == ["1.png"] and not made.has_val and made.validation() == ""
-    with pytest.raises(DataError, match=r"has no validation images of its own"):
+    with pytest.raises(DataError, match=r"has no separate validation images"):
         found(tmp_path, "val")
 
 
@@ -127,7 +127,7 @@ def test_splits_within_classes_are_named(tmp_path):
     assert made.classes == ["cat", "dog"] and len(made) == 4
     assert list(made.notes) == [
         f"cat/train/, cat/val/, dog/Train/ in {tmp_path} are read like any folder; to use them as "
-        f"splits, name the folder that holds them, such as {tmp_path / 'cat'}"
+        f"splits, name the parent folder, such as {tmp_path / 'cat'}"
     ]
     assert found(tmp_path / "cat", "val").names == ["2.png"]
 
@@ -138,7 +138,7 @@ def test_a_link_may_be_a_split(tmp_path):
     (root / "train").symlink_to(outside)
     assert found(root).names == ["a/1.png", "b/2.png"] and found(root).has_val
     shutil.rmtree(outside)
-    with pytest.raises(DataError, match=r"train is a link that leads nowhere; repair or remove it"):
+    with pytest.raises(DataError, match=r"train is a broken link; repair or remove it"):
         found(root)
 
 
@@ -158,7 +158,7 @@ def test_a_mixture_is_refused_and_both_remedies_work(tmp_path, names, split, oth
     alone = tmp_path / split.rstrip("/")
     assert str(told.value) == (
         f"{tmp_path} mixes {split}, named like a split, with {others}; name {alone} instead to use "
-        "that alone, or take every folder as a class: --set data.splits=false"
+        "only that folder, or use every folder as a class: --set data.splits=false"
     )
     assert found(alone).names == [Path(names[-1]).name]
     whole = found(tmp_path, splits=False)
@@ -168,7 +168,7 @@ def test_a_mixture_is_refused_and_both_remedies_work(tmp_path, names, split, oth
 def test_images_beside_a_training_folder_are_said_to_be_unused(tmp_path):
     made = found(lay(tmp_path, "train/1.png", "logo.png", "x.png"))
     assert made.names == ["1.png"]
-    assert list(made.notes) == ["not read beside the folders for training and validation: 2 images"]
+    assert list(made.notes) == ["not read, next to the training and validation folders: 2 images"]
 
 
 def test_a_folder_that_is_a_link_beside_splits_is_said_to_be_unused(tmp_path):
@@ -176,7 +176,7 @@ def test_a_folder_that_is_a_link_beside_splits_is_said_to_be_unused(tmp_path):
     (root / "backup").symlink_to(lay(tmp_path / "outside", "2.png"))
     assert found(root).names == ["1.png"]
     assert list(found(root).notes) == [
-        "not read beside the folders for training and validation: backup/"
+        "not read, next to the training and validation folders: backup/"
     ]
 
 
@@ -228,12 +228,12 @@ def test_links_out_of_the_folder_are_counted_and_followed_when_asked(tmp_path):
     made = found(root)
     assert made.names == ["in/a.png"]
     assert list(made.notes) == [
-        f"passed over in {root}: 2 links (--set data.follow_links=true follows them), 1 broken link"
+        f"skipped in {root}: 2 links (--set data.follow_links=true follows them), 1 broken link"
     ]
     made = found(root, follow_links=True)
     assert made.names == ["in/a.png", "out/b.png"], "the image is read once"
     assert list(made.notes) == [
-        f"passed over in {root}: 1 broken link, 1 link to what is read anyway"
+        f"skipped in {root}: 1 broken link, 1 link to files that are read anyway"
     ]
     (tmp_path / "alias").symlink_to(root)
     assert found(tmp_path / "alias").names == ["in/a.png"]
@@ -248,7 +248,7 @@ def test_links_back_into_the_folder_read_nothing_twice(tmp_path, follow_links):
     (root / "b" / "3.png").symlink_to("deep/3.png")
     made = found(root, follow_links=follow_links)
     assert made.names == ["a/1.png", "b/2.png", "b/deep/3.png"]
-    assert "3 links to what is read anyway" in made.notes[0]
+    assert "3 links to files that are read anyway" in made.notes[0]
 
 
 def test_links_into_hidden_storage_are_read(tmp_path):
@@ -278,14 +278,14 @@ def test_formats_that_are_not_read_are_counted(tmp_path):
     lay(tmp_path, "a.png", *names, "x.cr2", "y.CR2", "notes.txt", "LICENSE")
     lay(tmp_path, ".DS_Store", "Thumbs.db", "Desktop.ini", ".hidden.png", "__MACOSX/._a.png")
     assert list(found(tmp_path).notes) == [
-        f"passed over in {tmp_path}: .heic × 40, .cr2 × 2 (convert them to JPEG or PNG), "
-        ".txt × 1, without ending × 1"
+        f"skipped in {tmp_path}: .heic × 40, .cr2 × 2 (convert them to JPEG or PNG), "
+        ".txt × 1, without extension × 1"
     ]
 
 
 def test_endings_beyond_the_first_are_counted(tmp_path):
     made = found(lay(tmp_path, "a.png", *(f"x.{letter}" for letter in "bcdefgh")))
-    assert made.notes[0].endswith(": .b × 1, .c × 1, .d × 1, .e × 1, .f × 1, 2 more endings")
+    assert made.notes[0].endswith(": .b × 1, .c × 1, .d × 1, .e × 1, .f × 1, 2 more extensions")
 
 
 @pytest.mark.parametrize("ending", sorted(decoding.ENDINGS - {".mpo", ".avifs"}))
@@ -356,7 +356,7 @@ def test_what_sslkit_writes_into_the_folder_is_no_data(tiny, photos, monkeypatch
     run = photos / "mine" / "tiny" / "latest"
     code, out, err = sslkit("eval", "knn", run, "--data", ".")
     assert code == 0 and "(12 images in 2 classes: a, b)" in out
-    assert err == f"passed over in {photos}: 4 folders or pictures of sslkit, .json × 1\n"
+    assert err == f"skipped in {photos}: 4 folders or pictures of sslkit, .json × 1\n"
     code, out, err = sslkit("train", "--resume", run)
     assert code == 0 and "nothing to do" in out
     with pytest.raises(DataError, match=r"latest is a run folder or a packed set of sslkit; name"):
@@ -383,9 +383,9 @@ def test_remedies_work_in_every_command_that_prints_them(tiny, photos, tmp_path,
         data = () if command[0] == "pack" else ("--data", photos)
         code, out, err = sslkit(*command, *data, "--set", "data.max_pixels=10000000")
         assert code == 2 and told in err and "2 classes: a, b" in out
-        assert f"passed over in {photos}: 1 link ({links} follows them)\n" in err
+        assert f"skipped in {photos}: 1 link ({links} follows them)\n" in err
         code, out, err = sslkit(*command, *data, *links.split(), *pixels.split())
-        assert code == 0 and "3 classes: a, b, c" in out and "passed over" not in err, err
+        assert code == 0 and "3 classes: a, b, c" in out and "skipped in" not in err, err
 
 
 def test_only_options_of_the_data_can_be_set(photos, tmp_path, trained):
@@ -407,13 +407,13 @@ def test_what_serves_as_what_is_printed(tiny, photos, tmp_path, trained):
     (root / "valid" / "a" / "00.jpg").unlink()
     train, val = root / "Training", root / "valid"
     code, out, err = sslkit("train", tiny, "--data", root, *ONE_EPOCH, "--runs", tmp_path)
-    assert code == 0 and err == "not read beside the folders for training and validation: test/\n"
+    assert code == 0 and err == "not read, next to the training and validation folders: test/\n"
     assert out.startswith(
         f"data: training on {train} (16 images); for evaluations: 2 classes: a, b; "
         f"validation on {val} (15 images)\n"
     )
     code, out, err = sslkit("eval", "knn", trained, "--data", root)
-    assert code == 0 and err == "not read beside the folders for training and validation: test/\n"
+    assert code == 0 and err == "not read, next to the training and validation folders: test/\n"
     told = f"data: training on {train} (16 images in 2 classes: a, b); validating on {val} "
     assert out.splitlines()[1] == f"{told}(15 images)"
     code, out, _ = sslkit("eval", "knn", trained, "--data", photos)
@@ -426,9 +426,9 @@ def test_what_serves_as_what_is_printed(tiny, photos, tmp_path, trained):
 @pytest.mark.parametrize(
     "names, why",
     [
-        (["1.png", "2.png"], "there are no folders below it"),
-        (["cat/1.png", "cat/2.png", "3.png"], "some lie beside its folders, such as 3.png"),
-        (["cat/1.png", "cat/deep/2.png"], "all of them lie in one folder, cat/"),
+        (["1.png", "2.png"], "it has no folders"),
+        (["cat/1.png", "cat/2.png", "3.png"], "some are next to its folders, such as 3.png"),
+        (["cat/1.png", "cat/deep/2.png"], "all of them are in one folder, cat/"),
     ],
 )
 def test_why_images_have_no_labels(tmp_path, names, why):
@@ -440,7 +440,7 @@ def test_an_evaluation_says_why_images_have_no_labels(photos, trained):
     shutil.rmtree(photos / "b")
     code, _, err = sslkit("eval", "knn", trained, "--data", photos)
     assert code == 2 and err == (
-        f"the images of {photos} have no labels (all of them lie in one folder, a/), and this "
+        f"the images of {photos} have no labels (all of them are in one folder, a/), and this "
         "evaluation needs them: name a folder that holds one folder per class, two at least, and "
         "no images beside these: --data DIR\n"
     )

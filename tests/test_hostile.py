@@ -369,7 +369,7 @@ def test_names_in_an_archive_are_printed_harmlessly() -> None:
 @pytest.mark.parametrize("label", [2**40, 2**62, 1_000_000])
 def test_labels_that_would_fill_the_memory(label: int) -> None:
     np.savez("trap.npz", images=np.zeros((2, 4, 4, 3), np.uint8), labels=np.array([0, label]))
-    with pytest.raises(DataError, match=rf"has the label {label}; labels count classes from 0"):
+    with pytest.raises(DataError, match=rf"has the label {label}; labels number the classes from 0"):
         Npz("train", file="trap.npz")
 
 
@@ -652,9 +652,11 @@ def test_evaluations_and_export_meet_the_same_sentence(run_folder: Path, lie: st
     path = newest(run_folder)
     (path / "method.safetensors").write_bytes(LIES[lie]((path / "method.safetensors").read_bytes()))
     sign(path)
+    root = recipe.read(run_folder / "recipe.yaml").data.options["root"]
     for command in (
         ("eval", "knn", run_folder),
         ("eval", "linear", run_folder),
+        ("embed", run_folder, root, "vectors.npz"),
         ("export", run_folder),
     ):
         assert "does not fit the recipe beside it" in refused(*command)

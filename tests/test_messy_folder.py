@@ -75,9 +75,9 @@ def run(mess) -> Path:
 
 
 PASSED_OVER = (
-    "passed over in {root}: .heic × 2, .cr2 × 1 (convert them to JPEG or PNG), "
+    "skipped in {root}: .heic × 2, .cr2 × 1 (convert them to JPEG or PNG), "
     "1 link (--set data.follow_links=true follows them), 1 broken link, "
-    "1 link to what is read anyway, 1 pipe or device, .txt × 1\n"
+    "1 link to files that are read anyway, 1 pipe or device, .txt × 1\n"
 )
 
 
@@ -90,7 +90,7 @@ def test_it_is_evaluated_with_the_labelled_subset(mess, run, evaluation):
     labelled = mess / "labelled"
     code, out, err = sslkit("eval", evaluation, run, "--data", labelled)
     assert code == 0, err
-    assert err == f"passed over in {labelled}: .heic × 1 (convert them to JPEG or PNG)\n"
+    assert err == f"skipped in {labelled}: .heic × 1 (convert them to JPEG or PNG)\n"
     lines = out.splitlines()
     assert lines[:2] == [
         f"{evaluation} on {run}",

@@ -177,7 +177,7 @@ def test_a_flat_folder_has_no_labels_and_no_val(tmp_path):
     write(str(tmp_path / "flat"), str(tmp_path / "set"))
     made = Packed("pretrain", root=str(tmp_path / "set"))
     assert made.labels is None and list(made.classes) == [] and not made.has_val
-    with pytest.raises(DataError, match=r"set has no val images of its own"):
+    with pytest.raises(DataError, match=r"set has no separate val images"):
         Packed("val", root=str(tmp_path / "set"))
 
 
@@ -281,7 +281,7 @@ def test_the_command(folder, tmp_path):
     )
     code, _, err = finish(start("pack", folder, tmp_path / "set"))
     assert code == 2
-    assert err == f"{tmp_path / 'set'} is there already; name a new folder, or remove it\n"
+    assert err == f"{tmp_path / 'set'} already exists; name a new folder, or remove it\n"
 
 
 # --- all or nothing
@@ -325,14 +325,14 @@ def test_no_image_can_be_read(tmp_path):
 def test_places_that_cannot_be_written(folder, tmp_path):
     with pytest.raises(
         DataError,
-        match=r"^cannot make the folder .*set\.writing \(No such file or directory\); name a DEST "
+        match=r"^cannot create the folder .*set\.writing \(No such file or directory\); name a DEST "
         r"in ",
     ):
         write(str(folder), str(tmp_path / "nowhere" / "set"))
     (tmp_path / "set.writing").mkdir()
     with pytest.raises(
         DataError,
-        match=r"set\.writing is there: another `sslkit pack` writes it, or was killed; .* remove "
+        match=r"set\.writing already exists: another `sslkit pack` is writing it, or was killed; .* remove "
         r"it$",
     ):
         write(str(folder), str(tmp_path / "set"))
@@ -355,7 +355,7 @@ def test_a_full_disk_leaves_nothing(folder, tmp_path, limit):
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
     )
     assert ran.returncode == 2 and ran.stderr.count("\n") == 1, ran.stderr
-    assert ran.stderr.startswith(f"cannot write {tmp_path / 'set'}, and nothing of it is left (")
+    assert ran.stderr.startswith(f"cannot write {tmp_path / 'set'} (")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder"]
 
 
@@ -371,7 +371,7 @@ def test_an_interruption_leaves_nothing(folder, tmp_path):
 def test_a_worker_that_the_system_ends(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(packing._Coder, "_coded", lambda self, index: os._exit(9))
     with pytest.raises(
-        DataError, match=r"^a worker was ended by the system, .*; take fewer: --workers 0 \("
+        DataError, match=r"^the system killed a worker, .*; use fewer: --workers 0 \("
     ):
         write(str(folder), str(tmp_path / "set"), workers=1)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder"]
@@ -389,11 +389,11 @@ def made(folder, tmp_path) -> Path:
 def test_no_packed_set(tmp_path, folder):
     with pytest.raises(
         DataError,
-        match=r"is no packed set, it holds no packed\.json; name one, --data DIR, or make it: "
+        match=r"is not a packed set, it has no packed\.json; name one, --data DIR, or create it: "
         r"sslkit",
     ):
         Packed("train", root=str(folder))
-    with pytest.raises(DataError, match=r"is no packed set"):
+    with pytest.raises(DataError, match=r"is not a packed set"):
         Packed("train", root=str(tmp_path / "nowhere"))
 
 
@@ -493,6 +493,6 @@ def test_flipped_bytes_of_an_image_are_noticed(made):
     again = Packed("train", root=str(made))
     assert zlib.crc32(again.stored(0).getvalue())
     with pytest.raises(
-        DataError, match=r"its bytes in train-00000\.safetensors are not those that were packed"
+        DataError, match=r"its bytes in train-00000\.safetensors have changed since packing"
     ):
         again.image(1)

@@ -123,7 +123,7 @@ def test_what_is_passed_over_is_told_before_a_refusal(tiny, tmp_path):
         code, out, err = sslkit(command, tiny, "--data", tmp_path / "set")
         first, last = err.splitlines()
         assert code == 2 and "do not fill a batch" in last
-        assert first.startswith("passed over") and out.startswith("data: training on")
+        assert first.startswith("skipped") and out.startswith("data: training on")
 
 
 def test_a_misspelt_setting_of_a_resumed_run_is_named(tiny, tmp_path):

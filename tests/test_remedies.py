@@ -54,7 +54,7 @@ def test_one_image_is_told_what_it_needs(tiny, tmp_path, batch):
         "more: --data PATH\n"
     )
     code, _, err = sslkit("train", tiny, "--data", one, "--set", "train.batch_size=1")
-    assert code == 2 and "needs at least 2 images, the data set has 1; name one with more" in err
+    assert code == 2 and "needs at least 2 images, but the data set has 1; name a larger one" in err
 
 
 @pytest.mark.parametrize(

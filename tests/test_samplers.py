@@ -195,16 +195,16 @@ def test_rows_follow_at_every_momentum_that_a_type_allows(dtype, momentum):
 @pytest.mark.parametrize(
     ("dtype", "momentum", "remedy"),
     [
-        ("bfloat16", 0.999, "take at most 0.992, or set dtype: float16, or set dtype: float32"),
-        ("bfloat16", 0.9995, "take at most 0.992, or set dtype: float32"),
-        ("float16", 0.9995, "take at most 0.999, or set dtype: float32"),
+        ("bfloat16", 0.999, "use at most 0.992, or set dtype: float16, or set dtype: float32"),
+        ("bfloat16", 0.9995, "use at most 0.992, or set dtype: float32"),
+        ("float16", 0.9995, "use at most 0.999, or set dtype: float32"),
     ],
 )
 def test_a_momentum_that_is_rounded_away_is_refused(dtype, momentum, remedy):
     with pytest.raises(RecipeError) as raised:
         MemoryBank(DIM, 9, momentum=momentum, dtype=dtype)
     assert str(raised.value) == (
-        f"sampler.momentum  at {momentum} rows of {dtype} hardly move, because updates are "
+        f"sampler.momentum  at {momentum} rows of {dtype} hardly move, because rounding "
         f"rounded away; {remedy}"
     )
 
@@ -218,7 +218,7 @@ def test_a_momentum_that_is_rounded_away_ends_a_training(tmp_path):
     options = ["--set", "sampler.dtype=bfloat16", "--set", "sampler.momentum=0.999"]
     command = [sys.executable, "-m", "sslkit", "train", recipe, *options, "--runs", tmp_path / "r"]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert ran.returncode == 2 and "take at most 0.992" in ran.stderr
+    assert ran.returncode == 2 and "use at most 0.992" in ran.stderr
     assert "Traceback" not in ran.stderr and not (tmp_path / "r").exists()
 
 

@@ -7,7 +7,9 @@ import venv
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = "Scripts" if os.name == "nt" else "bin"
@@ -54,8 +56,9 @@ def test_the_wheel_holds_packages_and_recipes_alone(wheel):
     assert tops == {"sslkit", "sslkit_plugins"}
 
 
-@pytest.mark.slow
-def test_the_wheel_trains_in_an_empty_folder(scripts, tmp_path):
+@pytest.fixture
+def run(scripts, tmp_path):
+    """Run a script of the environment in an empty folder; return what it prints."""
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
 
     def run(*command):
@@ -70,6 +73,11 @@ def test_the_wheel_trains_in_an_empty_folder(scripts, tmp_path):
         assert done.returncode == 0, done.stderr
         return done.stdout
 
+    return run
+
+
+@pytest.mark.slow
+def test_the_wheel_trains_in_an_empty_folder(run, scripts, tmp_path):
     where = run("python", "-P", "-c", "import sslkit; print(sslkit.__file__)")
     assert Path(where.strip()).is_relative_to(scripts.parent)
     assert run("sslkit", "recipes").startswith("jigsaw\n")
@@ -79,3 +87,33 @@ def test_the_wheel_trains_in_an_empty_folder(scripts, tmp_path):
     assert "trained" in run("sslkit", "eval", "knn")
     run("sslkit", "recipes", "copy", "pirl_jigsaw", "mine.yaml")
     assert run("sslkit", "check", "mine.yaml").startswith("mine.yaml is valid")
+
+
+SAME = """
+import safetensors.torch, sslkit, timm, torch
+run = sslkit.load("runs/pirl_jigsaw/latest")
+model = timm.create_model("local-dir:runs/pirl_jigsaw/latest/export/timm", pretrained=True).eval()
+images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+with torch.inference_mode():
+    torch.testing.assert_close(model(images), run.encoder()(images), rtol=1e-5, atol=1e-6)
+"""
+
+
+@pytest.mark.slow
+def test_the_readme_runs_from_the_wheel(run, tmp_path):
+    """The Python block as printed, `sslkit eval linear`, an export to timm, an embedding."""
+    for place, names in (("photos", ("",)), ("labelled", ("cat", "dog"))):
+        for number in range(40):
+            folder = tmp_path / place / names[number % len(names)]
+            folder.mkdir(parents=True, exist_ok=True)
+            pixels = np.random.default_rng(number).integers(0, 256, (72, 64, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"{number}.png")
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = text.partition("```python\n")[2].partition("```")[0]
+    assert "raw pixels" in run("python", "-P", "-c", block)
+    assert "raw pixels" in run("sslkit", "eval", "linear", "--data", "labelled")
+    run("sslkit", "export", "runs/pirl_jigsaw/latest", "--to", "timm")
+    run("python", "-P", "-c", SAME)
+    run("sslkit", "embed", "runs/pirl_jigsaw/latest", "labelled", "features.npz")
+    with np.load(tmp_path / "features.npz", allow_pickle=False) as file:
+        assert file["vectors"].shape == (40, 512) and set(file["labels"]) == {"cat", "dog"}

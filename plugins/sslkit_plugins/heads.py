@@ -1,4 +1,7 @@
-"""Heads between the encoder and the loss, thrown away after training. K crops or patches."""
+"""Projection heads between encoder and loss, discarded after training.
+
+Letter: K crops or patches.
+"""
 
 from typing import Annotated, Literal
 
@@ -18,21 +21,21 @@ OutDim = Annotated[
 BatchNorm = Annotated[
     bool,
     Field(
-        description="Normalise the output over the batch, without scale and shift. Learns "
-        "sooner on small data sets. PIRL: false."
+        description="Apply batch norm without scale and shift to the output. Learns sooner on "
+        "small data sets. PIRL: false."
     ),
 ]
 HiddenDim = Annotated[int, Field(ge=1, description="Width of the hidden layer. PIRL-MLP: 2048.")]
 
 
 def resolved(out_dim: OutDim) -> int:
-    """Return `out_dim`, which the toolkit has replaced if the recipe says `auto`."""
-    assert out_dim != "auto", "the toolkit resolves auto"
+    """Return `out_dim` as an int; sslkit replaces `auto` before it builds a head."""
+    assert out_dim != "auto", "sslkit resolves auto"
     return out_dim
 
 
 def flat_batch_norm(norm: nn.BatchNorm1d | None, features: Tensor) -> Tensor:
-    """Apply `norm` to […,D], with statistics over all leading dimensions; None changes nothing."""
+    """Apply `norm` to [..., D] with statistics over all leading dimensions, if there is one."""
     if norm is None:
         return features
     return norm(features.flatten(0, -2)).unflatten(0, features.shape[:-1])
@@ -41,8 +44,8 @@ def flat_batch_norm(norm: nn.BatchNorm1d | None, features: Tensor) -> Tensor:
 class Projection(nn.Linear):
     """A linear layer in float32, also under autocast.
 
-    The last layer of a head. Losses divide cosines of its output by τ, so rounding to bfloat16
-    would change gradients by a percent where images are nearly told apart.
+    The last layer of a head. Losses divide cosines of its output by τ. Rounding to bfloat16 would
+    change the gradients of nearly solved comparisons by about 1 %.
     """
 
     def forward(self, features: Tensor) -> Tensor:
@@ -98,10 +101,10 @@ class Mlp(Head):
 
 
 class ConcatPatches(Head):
-    """Project each patch, concatenate in the order given, project again.
+    """Project each patch, concatenate the projections in the given order, project again.
 
-    g of PIRL (Misra & van der Maaten 2020, arXiv:1912.01991). All patches share one
-    projection, which is not that of the image head.
+    g of PIRL (Misra & van der Maaten 2020, arXiv:1912.01991). All patches share one projection,
+    which the image head does not use.
     """
 
     def __init__(

@@ -25,8 +25,8 @@ def contrast(
 ) -> tuple[Tensor, Tensor]:
     """Return float32 logits of the positive [T,N] and of the negatives [T,N,M].
 
-    `prediction` [T,N,D], `target` [N,D] of unit norm. float32 because exp(1/τ) overflows half
-    precision for the usual τ = 0.07.
+    `prediction` is [T,N,D], `target` [N,D] of unit norm. At the usual τ = 0.07, exp(1/τ) overflows
+    float16.
     """
     query = F.normalize(prediction.float(), dim=-1)
     positive = (query * target.float()).sum(-1)
@@ -34,14 +34,14 @@ def contrast(
 
 
 def info_nce_terms(positive: Tensor, others: Tensor) -> Tensor:
-    """Return the mean over N of -log(e₀ / (e₀ + Σⱼ eⱼ)), [T], of logits [T,N] and [T,N,M]."""
+    """Return [T], the mean over N of -log(e₀ / (e₀ + Σⱼ eⱼ)), for logits [T,N] and [T,N,M]."""
     return (torch.logaddexp(positive, others.logsumexp(-1)) - positive).mean(-1)
 
 
 def nce_terms(positive: Tensor, others: Tensor, constant: Tensor) -> Tensor:
-    """Return the mean over N of -log(e₀/(e₀+K)) - Σⱼ log(K/(eⱼ+K)), [T].
+    """Return [T], the mean over N of -log(e₀/(e₀+K)) - Σⱼ log(K/(eⱼ+K)).
 
-    Of logits [T,N] and [T,N,M]; `constant` is log K, a scalar or [T,N]. Written with softplus:
+    The logits are [T,N] and [T,N,M]; `constant` is log K, a scalar or [T,N]. Uses softplus, since
     -log(e/(e+K)) = softplus(log K - s/τ).
     """
     push = F.softplus(others - constant.unsqueeze(-1)).sum(-1)
@@ -49,36 +49,38 @@ def nce_terms(positive: Tensor, others: Tensor, constant: Tensor) -> Tensor:
 
 
 DRAWN, COLUMNS, ROWS = 2**19, 2**14, 2**9
-"""Most cosines, negatives of a row and rows that are drawn to simulate a first loss."""
+"""Limits of the simulated first loss: cosines in total, negatives per row, rows."""
 
 
 def random_logits(dim: int, negatives: int, temperature: float) -> tuple[Tensor, Tensor]:
-    """Draw logits [N] and [N,M] of random unit vectors of `dim` numbers, the same at every call.
+    """Draw logits [N] and [N,M] of random unit vectors of length `dim`, with a fixed seed.
 
-    (1 + cos)/2 has a beta distribution, both parameters (D-1)/2. Every positive comes with both
-    signs. M is `negatives`, at most COLUMNS, which then weigh as much as all.
+    (1 + cos)/2 follows a beta distribution with both parameters (D-1)/2. Each positive cosine is
+    used with both signs. M is `negatives`, at most COLUMNS; beyond that, each drawn negative stands
+    for several.
     """
     rng = np.random.default_rng(0)
     columns = min(negatives, COLUMNS)
     pairs = min(ROWS, DRAWN // columns) // 2
-    half = max(dim - 1, 0.01) / 2
-    positive = torch.from_numpy(rng.beta(half, half, (1, pairs))) * 2 - 1
-    others = torch.from_numpy(rng.beta(half, half, (1, 2 * pairs, columns))) * 2 - 1
+    beta = max(dim - 1, 0.01) / 2
+    positive = torch.from_numpy(rng.beta(beta, beta, (1, pairs))) * 2 - 1
+    others = torch.from_numpy(rng.beta(beta, beta, (1, 2 * pairs, columns))) * 2 - 1
     weight = math.log(negatives / columns)
     return torch.cat([positive, -positive], 1) / temperature, others / temperature + weight
 
 
 class LambdaNCE(Loss):
-    """λ · term(pretext view) + (1-λ) · term(image): PIRL's loss. λ = 0 is NPID's.
+    """λ · term(pretext view) + (1-λ) · term(image), the loss of PIRL; λ = 0 gives NPID's.
 
-    Misra & van der Maaten 2020, arXiv:1912.01991. Let eₖ = exp(cos(v, mₖ)/τ), m₀ the image's own
-    memory, and M negatives. A term is, by `form`:
+    Misra & van der Maaten 2020, arXiv:1912.01991. Let eₖ = exp(cos(v, mₖ)/τ), where m₀ is the
+    image's own bank entry and there are M negatives. `form` selects the term:
 
-    * `official`: -log(e₀/(e₀+K)) - Σⱼ log(K/(eⱼ+K)) with K = M·ē. ē, the mean of e over the pretext
-      term of the first batch, stays frozen. log ē is a buffer and survives a resume. VISSL's
-      default (`nce_loss.py`), but for two things: it adds float32's ε to the denominators, at most
-      5·10⁻⁶ of them at M = 32,000 of ImageNet; and several ranks there begin with the mean of their
-      random banks. At 32 ranks these rows have norm 1/√32 and ē is 1.03; unit norm gives 2.22.
+    * `official`: -log(e₀/(e₀+K)) - Σⱼ log(K/(eⱼ+K)) with K = M·ē, VISSL's default (`nce_loss.py`).
+      ē is the mean of e over the pretext term of the first batch, and then stays frozen. log ē is a
+      buffer, so a resumed run keeps it. Two details differ from VISSL. VISSL adds float32's ε to
+      the denominators, at most 5·10⁻⁶ of them at M = 32,000 on ImageNet. With several ranks, VISSL
+      starts from the mean of their random banks: at 32 ranks its rows have norm 1/√32 and ē is
+      1.03; unit norm gives 2.22.
     * `paper`: the same, with each row's own Σⱼ eⱼ in place of K.
     * `info_nce`: -log(e₀/(e₀+Σⱼ eⱼ)), as in PIRL's MLP models (τ = 0.1) and PyContrast.
     """
@@ -108,7 +110,7 @@ class LambdaNCE(Loss):
         self.register_buffer("log_mean_exp", torch.zeros(()))
         self.register_buffer("frozen", torch.tensor(False))
         self.weights = (lambda_, 1 - lambda_)
-        """Of the terms: pretext view, image."""
+        """Weights of the terms: pretext view, image."""
         self.terms: Tensor | None = None
         self._seen: list[Tensor] | None = None
         self._is_frozen = False
@@ -116,9 +118,9 @@ class LambdaNCE(Loss):
     def forward(
         self, prediction: Tensor, target: Tensor, negatives: Negatives | None = None
     ) -> Tensor:
-        """prediction [T,N,D], target [N,D] memory of the images → scalar.
+        """prediction [T,N,D], target [N,D] bank entries of the images → scalar.
 
-        T = 2: pretext view, image; T = 1: image.
+        The terms are pretext view and image (T = 2), or image alone (T = 1).
         """
         assert negatives is not None, "check refuses a method without negatives"
         positive, others = contrast(prediction, target, negatives, self.temperature)
@@ -136,16 +138,17 @@ class LambdaNCE(Loss):
         if self.form == "official":
             frozen = self._frozen_at(positive[0].detach(), others[0].detach(), count)
             return nce_terms(positive, others, frozen + math.log(count))
-        # A row whose shared candidates are all its own image has no negatives: K = 0, term 0.
+        # Shared candidates may all be the row's own image. Then K = 0 and the term is 0.
         constant = others.logsumexp(-1).clamp(min=torch.finfo(torch.float32).min)
         return nce_terms(positive, others, constant)
 
     @contextmanager
     def observe(self) -> Iterator[None]:
-        """Freeze ē at the mean over all calls inside, each of as many rows, and over ranks.
+        """Freeze ē at its mean over all calls in the context and over ranks.
 
-        What was frozen before stays. A constant that is not finite is not frozen: the step will be
-        skipped, and the next call freezes its own.
+        All calls have the same number of rows. A constant that is already frozen does not change.
+        A constant that is not finite is not frozen: training skips that step, and the next step
+        freezes ē.
         """
         self._seen = []
         try:
@@ -162,7 +165,7 @@ class LambdaNCE(Loss):
     def _frozen_at(self, positive: Tensor, others: Tensor, count: int) -> Tensor:
         """Return log ē for logits [N], [N,M] of the pretext term.
 
-        While more batches are observed, it is that of this batch alone.
+        Inside `observe`, it is the value of this batch alone.
         """
         self._is_frozen = self._is_frozen or bool(self.frozen)
         if self._is_frozen:
@@ -176,9 +179,9 @@ class LambdaNCE(Loss):
         return self._seen[-1]
 
     def at_start(self, *, dim: int, negatives: int) -> float | None:
-        """Simulate it: log M + 1/(2Dτ²) and 1 more for the NCE forms, less than that at small τ.
+        """Simulate the first loss: about log M + 1/(2Dτ²), less at small τ; 1 more for NCE.
 
-        M = 32,000, D = 128, τ = 0.07: 11.17, NCE 12.17.
+        M = 32,000, D = 128, τ = 0.07 give 11.17, and 12.17 for the NCE forms.
         """
         positive, others = random_logits(dim, negatives, self.temperature)
         if self.form == "info_nce":
@@ -189,7 +192,7 @@ class LambdaNCE(Loss):
         return nce_terms(positive, others, constant).item()
 
     def at_chance(self, *, dim: int, negatives: int) -> float | None:
-        """log(1 + M), the positive like any negative; 1 more for the NCE forms."""
+        """Return log(1 + M), the loss if the positive is like any negative; 1 more for NCE."""
         value = math.log1p(negatives)
         return value if self.form == "info_nce" else value + 1
 
@@ -197,8 +200,9 @@ class LambdaNCE(Loss):
 class InfoNCE(Loss):
     """-log(e₀ / (e₀ + Σⱼ eⱼ)), eₖ = exp(cos/τ), averaged over rows and terms.
 
-    van den Oord et al. 2018, arXiv:1807.03748, equation 4; with the other images of the batch as
-    negatives (`samplers.in_batch`) it is NT-Xent (Chen et al. 2020, arXiv:2002.05709, equation 1).
+    van den Oord et al. 2018, arXiv:1807.03748, equation 4. With the other images of the batch as
+    negatives (`samplers.in_batch`), this is NT-Xent (Chen et al. 2020, arXiv:2002.05709,
+    equation 1).
     """
 
     needs_negatives = True
@@ -220,17 +224,17 @@ class InfoNCE(Loss):
         return terms.mean()
 
     def at_start(self, *, dim: int, negatives: int) -> float | None:
-        """Simulate it: log M + 1/(2Dτ²), less than that at small τ."""
+        """Simulate the first loss: about log M + 1/(2Dτ²), less at small τ."""
         positive, others = random_logits(dim, negatives, self.temperature)
         return info_nce_terms(positive, others).item()
 
     def at_chance(self, *, dim: int, negatives: int) -> float | None:
-        """log(1 + M), the positive like any negative."""
+        """Return log(1 + M), the loss if the positive is like any negative."""
         return math.log1p(negatives)
 
 
 class CrossEntropy(Loss):
-    """Softmax cross-entropy of a target that is one of C classes."""
+    """Softmax cross-entropy over C classes."""
 
     def __init__(
         self,
@@ -255,5 +259,5 @@ class CrossEntropy(Loss):
         return F.cross_entropy(prediction.float(), target, label_smoothing=self.label_smoothing)
 
     def at_start(self, *, dim: int, negatives: int) -> float | None:
-        """log C, every class equally likely; `dim` is C."""
+        """Return log C, the loss of equally likely classes; `dim` is C."""
         return math.log(dim)

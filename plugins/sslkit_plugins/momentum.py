@@ -1,4 +1,4 @@
-"""Copies that follow: exponential moving averages, stop-gradients, and a measure of collapse."""
+"""Momentum encoders, stop-gradients, and a measure of collapse."""
 
 import copy
 import math
@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 
 class Momentum(nn.ModuleDict):
-    """Copies of modules without gradient that follow the originals.
+    """Exponential moving averages of modules, without gradients.
 
-    The copies are submodules, so checkpoints hold them. They stay in training mode: their batch
-    norms have statistics of their own.
+    The copies are submodules, so checkpoints include them. They stay in training mode, so their
+    batch norms keep separate statistics.
     """
 
     def __init__(self, **modules: nn.Module) -> None:
@@ -33,7 +33,7 @@ class Momentum(nn.ModuleDict):
 
 @contextmanager
 def frozen(*modules: nn.Module) -> Iterator[None]:
-    """Compute without gradients for the parameters of `modules`; their inputs still get theirs."""
+    """Disable gradients of the parameters of `modules`; gradients still reach their inputs."""
     parameters = []
     for module in modules:
         parameters += [value for value in module.parameters() if value.requires_grad]
@@ -47,8 +47,8 @@ def frozen(*modules: nn.Module) -> Iterator[None]:
 
 
 def feature_std(unit: Tensor) -> Tensor:
-    """[B,D] of unit norm → scalar: standard deviation over B, averaged over D, times √D.
+    """Return the standard deviation over B of [B,D] of unit norm, averaged over D, times √D.
 
-    1 means spread over all directions, 0 collapsed.
+    1 means that the features use all directions, 0 that they have collapsed.
     """
     return unit.std(0, correction=0).mean() * math.sqrt(unit.shape[1])

@@ -10,21 +10,40 @@ from sslkit.cli.app import app
 from sslkit.cli.options import DataOptions, Device, filled
 from sslkit.errors import counted
 
-Places = Annotated[
-    list[str],
+Run = Annotated[
+    str,
     typer.Argument(
-        metavar="RUN DIR OUT",
-        help="Run folder, images (a folder, a packed set or a .npz file), and the file to write: "
-        ".npz (names, labels, vectors), .npy (vectors) or .parquet. DIR OUT with --encoder.",
+        metavar="RUN",
+        help="Run folder. Left out with --encoder: sslkit embed DIR OUT --encoder PART:MODEL.",
         show_default=False,
-        parser=filled("RUN DIR OUT"),
+        parser=filled("RUN"),
+    ),
+]
+Images = Annotated[
+    str,
+    typer.Argument(
+        metavar="DIR",
+        help="Images: a folder, a packed set or a .npz file.",
+        show_default=False,
+        parser=filled("DIR"),
+    ),
+]
+Out = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="OUT",
+        help="File to write: .npz (names, labels, vectors), .npy (vectors) or .parquet.",
+        show_default=False,
+        parser=filled("OUT"),
     ),
 ]
 
 
 @app.command()
 def embed(
-    places: Places,
+    run: Run,
+    data: Images,
+    out: Out = None,
     encoder: Annotated[
         str | None,
         typer.Option(
@@ -78,20 +97,21 @@ def embed(
     The encoder of a run computes the vectors, or the one that --encoder names:
     `sslkit embed runs/pirl_jigsaw/latest photos photos.npz`
     """
-    if encoder is None and len(places) != 3:
+    if encoder is None and out is None:
         raise typer.BadParameter("name three: RUN DIR OUT; or DIR OUT with --encoder PART:MODEL")
-    if encoder is not None and len(places) != 2:
+    if encoder is not None and out is not None:
         raise typer.BadParameter("name two beside --encoder: DIR OUT")
-    *runs, data, written = places
-    out = Path(written)
+    places = [run, data] if out is None else [run, data, out]
+    *runs, images, written = places
+    path = Path(written)
     from sslkit.evaluation import embedding, vector_file
     from sslkit.evaluation.build import Request
     from sslkit.runs import folders
 
-    vector_file.check(out, overwrite=overwrite)
+    vector_file.check(path, overwrite=overwrite)
     request = Request(
         run=folders.find_folder(Path(runs[0])) if runs else None,
-        data=data,
+        data=images,
         encoder=encoder,
         weights=weights,
         size=size,
@@ -101,8 +121,8 @@ def embed(
         workers=workers,
     )
     found = embedding.embed(request, split, progress=console.progress, show=console.show_splits)
-    vector_file.write(out, found)
+    vector_file.write(path, found)
     count, length = found.vectors.shape
-    console.print_text(f"written: {out} ({counted(count, 'vector')} of {length:,} numbers)")
-    if out.suffix == ".npy":
+    console.print_text(f"written: {path} ({counted(count, 'vector')} of {length:,} numbers)")
+    if path.suffix == ".npy":
         console.print_text("rows are in the order of `names`, which an OUT.npz would hold")

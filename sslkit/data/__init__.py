@@ -1,1 +1,1 @@
-"""Images → batches: splits, the deterministic loader, and the un-augmented view of evaluations."""
+"""Data loading: splits, the deterministic loader, and un-augmented images for evaluations."""

@@ -1,4 +1,4 @@
-"""Checks what a data set promises, before anything relies on it."""
+"""Checks that a data set fulfils the contract of ImageSource."""
 
 import numpy as np
 
@@ -7,9 +7,9 @@ from sslkit.interfaces import ImageSource
 
 
 def check_source(source: ImageSource, called: str) -> None:
-    """Raise PluginError where names, labels, tags, boxes or format break the contract.
+    """Raise PluginError if names, labels, tags, boxes or format break the contract.
 
-    `called` is what messages call the data set.
+    `called` is the name of the data set in messages.
     """
     count = len(source)
     if len(source.names) != count:
@@ -20,21 +20,21 @@ def check_source(source: ImageSource, called: str) -> None:
         if values is not None and len(values) != count:
             raise PluginError(f"{called} has {count} images and {len(values)} {name}")
     if not isinstance(source.channels, int) or source.channels < 1:
-        raise PluginError(f"{called} says channels = {source.channels!r}; it must be an int ≥ 1")
+        raise PluginError(f"{called} has channels = {source.channels!r}; it must be an int ≥ 1")
     if source.bits not in (8, 16):
-        raise PluginError(f"{called} says bits = {source.bits!r}; it must be 8 or 16")
+        raise PluginError(f"{called} has bits = {source.bits!r}; it must be 8 or 16")
 
 
 def _check_labels(source: ImageSource, called: str, count: int) -> None:
-    for name, wanted in (("labels", (count,)), ("tags", (count, len(source.classes)))):
+    for name, required in (("labels", (count,)), ("tags", (count, len(source.classes)))):
         values = getattr(source, name)
         if values is None:
             continue
         if not isinstance(values, np.ndarray) or values.dtype.kind not in "iu":
             kind = getattr(values, "dtype", type(values).__name__)
-            raise PluginError(f"{called} gives {name} as {kind}; they must be an integer ndarray")
-        if values.shape != wanted:
+            raise PluginError(f"{called} has {name} as {kind}; they must be an integer ndarray")
+        if values.shape != required:
             raise PluginError(
                 f"{called} has {count} images and {len(source.classes)} classes, but {name} of "
-                f"shape {list(values.shape)} instead of {list(wanted)}"
+                f"shape {list(values.shape)} instead of {list(required)}"
             )

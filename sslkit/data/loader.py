@@ -1,7 +1,7 @@
-"""Image sources → batches. What is in a batch depends on seed and step alone, not on workers.
+"""Loads batches from image sources, as a pure function of seed and step.
 
-A worker builds one full batch from a ticket: epoch, indices of the global batch, the places of this
-rank. So an unreadable image can be replaced by one that is not in the batch already.
+A worker builds one micro-batch from a ticket with the indices of the global batch, so it can
+replace an unreadable image by one that is not in the batch.
 """
 
 import hashlib
@@ -22,11 +22,11 @@ from sslkit.errors import DataError, PluginError, SslkitError, printable
 from sslkit.interfaces import Batch, ImageSource, PretextTransform, Sample
 
 ORDER, VIEWS, FULL_PASS, REPLACEMENT = range(4)
-"""Streams of random numbers: the order of an epoch, views, views of a full pass, replacements."""
+"""Random streams: order of an epoch, views, views of a full pass, replacements."""
 
 
 def fingerprint(source: ImageSource) -> str:
-    """SHA-256 over the names of all images in their order."""
+    """Return the SHA-256 of the names of all images in order."""
     digest = hashlib.sha256()
     for name in source.names:
         digest.update(str(name).encode("utf-8", "surrogateescape") + b"\0")
@@ -34,21 +34,21 @@ def fingerprint(source: ImageSource) -> str:
 
 
 def auto_workers(device_type: str) -> int:
-    """Return the loader processes of one rank.
+    """Return the number of loader workers per rank.
 
-    Up to 16 beside a GPU; half of the rank's cores where the CPU itself trains.
+    One per core of the rank, at most 16, for a GPU; one per two cores for training on the CPU.
     """
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    share = cores // launcher.local_world()
-    return min(16, max(1, share)) if device_type == "cuda" else share // 2
+    cores = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    per_rank = cores // launcher.local_world()
+    return min(16, max(1, per_rank)) if device_type == "cuda" else per_rank // 2
 
 
 class Ticket(NamedTuple):
-    """The order for one micro-batch.
+    """The specification of one micro-batch.
 
-    `indices` are those of the global batch, of which places `first` … `last`-1 are to be built.
+    `indices` are the images of the global batch; the micro-batch has places `first` … `last`-1.
     """
 
     stream: int
@@ -61,7 +61,8 @@ class Ticket(NamedTuple):
 class _Builder(Dataset):
     """Builds the fields of a Batch from a Ticket.
 
-    They become a Batch in the training process: pinning looks into tuples and dictionaries only.
+    Returns a tuple, because PyTorch pins only tensors in tuples and dictionaries. The training
+    process creates the Batch.
     """
 
     def __init__(
@@ -82,13 +83,13 @@ class _Builder(Dataset):
             image = self._fetch(ticket, number)
             while isinstance(image, str):
                 unreadable.append((self._name(number), image))
-                left = self._untaken(taken, place, len(ticket.indices))
-                if not left:
+                free = self._replacements(taken, place, len(ticket.indices))
+                if not free:
                     return DataError(
                         f"{self._name(number)} cannot be read ({image}), and no image is left to "
                         f"replace it in a batch of {len(ticket.indices)}; repair or remove it"
                     )
-                number = left[int(draws.integers(len(left)))]
+                number = free[int(draws.integers(len(free)))]
                 taken.add(number)
                 image = self._fetch(ticket, number)
             with faults.telling(about=f"image {self._name(number)}"):
@@ -104,7 +105,7 @@ class _Builder(Dataset):
         return views, targets, torch.tensor(index), tuple(unreadable)
 
     def _fetch(self, ticket: Ticket, index: int) -> Any:
-        """Return the image to cut, or the reason why it cannot be read."""
+        """Return the image, or the reason why it cannot be read."""
         image = read(self.transform.fetch, self.source, index, self._rng(ticket, index))
         return unlike(image, self.source) or image
 
@@ -114,18 +115,18 @@ class _Builder(Dataset):
     def _name(self, index: int) -> str:
         return printable(str(self.source.names[index]))
 
-    def _untaken(self, taken: set[int], place: int, size: int) -> list[int]:
+    def _replacements(self, taken: set[int], place: int, size: int) -> list[int]:
         """Return the images that may replace one at `place` of a global batch of `size`.
 
-        Ranks do not hear of each other's replacements, so each place first takes from images of its
-        own: those at its residue modulo `size`.
+        Ranks do not communicate replacements. Each place therefore prefers the images with its
+        residue modulo `size`, which no other place uses.
         """
         count = len(self.source)
         own = [other for other in range(place, count, size) if other not in taken]
         return own or [*set(range(count)) - taken]
 
     def _wrong_sample(self, samples: list[Sample]) -> PluginError | None:
-        """Return an error where a sample is not what the transform promised."""
+        """Return an error if a sample does not match the transform's attributes."""
         called, shapes = faults.called(self.transform), self.transform.shapes
         for sample in samples:
             if not isinstance(sample, Sample):
@@ -148,39 +149,39 @@ class _Builder(Dataset):
 
 
 def _stacked(items: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Stack tensors of several images by name."""
+    """Stack the tensors of several images by name."""
     return {name: torch.stack([item[name] for item in items]) for name in items[0]}
 
 
 def batch_bytes(transform: PretextTransform, source: ImageSource, images: int) -> int:
-    """Return the bytes of the views of so many images."""
+    """Return the size of the views of `images` images, bytes."""
     numbers = sum(math.prod(shape) for shape in transform.shapes.values())
     return images * numbers * source.bits // 8
 
 
-def check_fills(images: int, batch_size: int, shares: int = 1) -> None:
-    """Raise DataError where the images of a data set do not fill one batch.
+def check_fills(images: int, batch_size: int, micro_batches: int = 1) -> None:
+    """Raise DataError if a data set of `images` images does not fill one batch.
 
-    `shares` is the number of micro-batches of all ranks, which the batch must divide into.
+    `micro_batches` counts those of all ranks; the batch size must be divisible by it.
     """
     if images >= batch_size:
         return
-    held = "1 image does not" if images == 1 else f"{images} images do not"
-    smaller = max(2 * shares, images // 2 // shares * shares)
-    remedy = f"take smaller batches: --set train.batch_size={smaller}"
+    subject = "1 image does not" if images == 1 else f"{images} images do not"
+    smaller = max(2 * micro_batches, images // 2 // micro_batches * micro_batches)
+    remedy = f"use smaller batches: --set train.batch_size={smaller}"
     if images < smaller:
-        remedy = f"{smaller} are needed at least; name a data set with more: --data PATH"
-        if shares > 1:
-            remedy += ", or take fewer ranks and micro-batches"
-    raise DataError(f"{held} fill a batch of {batch_size}; {remedy}")
+        remedy = f"at least {smaller} are needed; name a larger data set: --data PATH"
+        if micro_batches > 1:
+            remedy += ", or use fewer ranks and micro-batches"
+    raise DataError(f"{subject} fill a batch of {batch_size}; {remedy}")
 
 
 class Loader:
-    """Batches for training, from any step on. An epoch's incomplete last batch is left out.
+    """Yields training batches from any step on; drops the incomplete last batch of an epoch.
 
-    `batch_size` counts the images of one micro-batch; a step takes `micro_batches` of them on each
-    of `world` ranks. `labels` int64 [N] add the target `label`. Raises DataError where the images
-    do not fill a step.
+    `batch_size` is the number of images per micro-batch. A step has `micro_batches` of them on each
+    of `world` ranks. `labels` int64 [N] adds the target `label`. Raises DataError if the images do
+    not fill a step.
     """
 
     def __init__(
@@ -206,36 +207,29 @@ class Loader:
 
     @property
     def steps_of_pass(self) -> int:
-        """Steps of a pass over all images."""
+        """Number of steps of a pass over all images."""
         return math.ceil(len(self.source) / self.step_size)
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
-        """Yield the micro-batches of steps `start` … `stop`-1, read ahead across epochs."""
+        """Yield the micro-batches of steps `start` … `stop`-1; prefetches across epochs."""
         return self._batches(self._steps(start, stop))
 
     def full_pass(self, epoch: int) -> Iterator[Batch]:
-        """Yield every image once, in order, with views of its own for each epoch.
+        """Yield every image once, in order, with different views in each epoch.
 
-        The last batch is filled up from the beginning.
+        The last batch is padded with the first images.
         """
-        return self._batches(
-            ticket
-            for indices in self._in_order()
-            for ticket in self._tickets(FULL_PASS, epoch, indices)
-        )
+        return self._batches(self._pass_tickets(epoch))
 
     def plain_pass(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield every image once, in order, un-augmented: integer [B,C,size,size], int64 [B].
 
-        The last batch is filled up from the beginning. An unreadable image is black.
+        The last batch is padded with the first images. An unreadable image is black.
         """
-        orders = []
-        for indices in self._in_order():
-            for ticket in self._tickets(FULL_PASS, 0, indices):
-                orders.append(ticket.indices[ticket.first : ticket.last])
+        tickets = self._pass_tickets(0)
         return deliver(
             Plain(self.source, size),
-            orders,
+            [ticket.indices[ticket.first : ticket.last] for ticket in tickets],
             self.workers,
             self.pin,
             size=self.batch_size * size**2 * self.source.channels * self.source.bits // 8,
@@ -247,13 +241,17 @@ class Loader:
         places = np.arange(self.steps_of_pass * self.step_size) % len(self.source)
         yield from np.split(places, self.steps_of_pass)
 
+    def _pass_tickets(self, epoch: int) -> Iterator[Ticket]:
+        for indices in self._in_order():
+            yield from self._tickets(FULL_PASS, epoch, indices)
+
     def _steps(self, start: int, stop: int) -> Iterator[Ticket]:
-        order, known = np.empty(0, np.int64), -1
+        order, ordered_epoch = np.empty(0, np.int64), -1
         for step in range(start, stop):
             epoch, place = divmod(step, self.steps_per_epoch)
-            if epoch != known:
+            if epoch != ordered_epoch:
                 rng = np.random.default_rng((self.seed, ORDER, epoch))
-                order, known = rng.permutation(len(self.source)), epoch
+                order, ordered_epoch = rng.permutation(len(self.source)), epoch
             indices = order[place * self.step_size : (place + 1) * self.step_size]
             yield from self._tickets(VIEWS, epoch, indices)
 

@@ -1,4 +1,4 @@
-"""Made-up images in the format of a data set: noise, for rehearsals and estimates."""
+"""Generates noise images in the format of a data set, for rehearsals and estimates."""
 
 from collections.abc import Callable
 from typing import Any, Literal
@@ -13,13 +13,13 @@ WIDTH, HEIGHT = 500, 375
 """Size of a made-up image, px: ImageNet's usual size."""
 
 DISTINCT = 8
-"""Different images; others repeat them."""
+"""Number of different images, which are repeated."""
 
 
 class MadeUp(ImageSource):
-    """`count` images of uniform noise, with labels where `classes` is a number.
+    """`count` images of uniform noise, with labels if `classes` is a number.
 
-    Attributes that only a particular data set has are those of `like`: a transform may need them.
+    Other attributes come from `like`, because a transform may need attributes of its data set.
     """
 
     def __init__(
@@ -49,13 +49,13 @@ class MadeUp(ImageSource):
         return Image.fromarray(_noise(index % DISTINCT, 3, 8).transpose(1, 2, 0))
 
     def pixels(self, index: int, reduction: Callable[[int, int], float]) -> Pixels:
-        """Return an image of the data set's channels and bits."""
+        """Return an image with the data set's channels and bits."""
         values = _noise(index % DISTINCT, self.channels, self.bits)
         return Pixels(torch.from_numpy(values), WIDTH, HEIGHT)
 
 
 def _noise(seed: int, channels: int, bits: int) -> np.ndarray:
-    """uint8 or uint16 [channels, HEIGHT, WIDTH]."""
+    """Return uniform noise, uint8 or uint16 [channels, HEIGHT, WIDTH]."""
     dtype = np.uint8 if bits == 8 else np.uint16
     shape = (channels, HEIGHT, WIDTH)
     return np.random.default_rng(seed).integers(0, 2**bits, shape, dtype=dtype)

@@ -1,4 +1,4 @@
-"""Images as evaluations show them: resized, cropped in the centre, not augmented."""
+"""Un-augmented images for evaluations, resized and cropped at the centre."""
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from sslkit.interfaces import ImageSource, Pixels
 
 
 class Plain(Dataset):
-    """Indices [N] → un-augmented uint8 or uint16 [N,C,size,size], and the indices.
+    """Reads un-augmented images: indices [N] → uint8 or uint16 [N,C,size,size], and the indices.
 
     An unreadable image is black.
     """
@@ -38,14 +38,14 @@ def decoded(source: ImageSource, index: int) -> Image.Image | Pixels:
 
 
 def unlike(image: Image.Image | Pixels | str, source: ImageSource) -> str | None:
-    """Say how decoded pixels differ from the channels and bits of their source; None if not."""
+    """Return how decoded pixels differ from their source's format; None if they do not."""
     if not isinstance(image, Pixels):
         return None
     kind = torch.uint8 if source.bits == 8 else torch.uint16
     if image.values.dtype == kind and len(image.values) == source.channels:
         return None
-    held = f"{len(image.values)} channels of {image.values.dtype}"
-    return f"has {held}, and the data set {source.channels} of {kind}"
+    found = f"{len(image.values)} channels of {image.values.dtype}"
+    return f"has {found}, but the data set {source.channels} of {kind}"
 
 
 def plain_pixels(

@@ -1,4 +1,4 @@
-"""Shared memory, through which loader workers hand over their batches."""
+"""Shared memory, in which loader workers pass batches to the training process."""
 
 import math
 import shutil
@@ -14,17 +14,17 @@ from sslkit.errors import DataError, PluginError, SslkitError
 PLACE = Path("/dev/shm")
 
 PREFETCH = 4
-"""Batches that a worker holds ready at most."""
+"""Largest number of prefetched batches per worker."""
 
 PREFETCHED = 2**30
-"""Bytes that the workers of a rank hold ready at most, unless one batch each is more."""
+"""Largest size of all prefetched batches of a rank, bytes, unless one per worker is more."""
 
 PLAIN = (str, bytes, int, float, bool, type(None), SslkitError)
-"""What an item may hold beside tensors."""
+"""Types that an item may contain besides tensors."""
 
 
 def room() -> int | None:
-    """Return the free bytes of shared memory for one rank; None where the system sets no limit."""
+    """Return the free shared memory per rank, bytes; None if the system has no limit."""
     try:
         free = shutil.disk_usage(PLACE).free
     except OSError:
@@ -33,9 +33,9 @@ def room() -> int | None:
 
 
 def prefetch(workers: int, size: int) -> int:
-    """Return how many batches of `size` bytes each of `workers` holds ready: 1 to PREFETCH.
+    """Return the number of prefetched batches of `size` bytes per worker, 1 to PREFETCH.
 
-    All together they take PREFETCHED bytes at most, and half of the shared memory that is free.
+    All batches together use at most PREFETCHED bytes and half of the free shared memory.
     """
     free = room()
     budget = PREFETCHED if free is None else min(PREFETCHED, free // 2)
@@ -43,16 +43,16 @@ def prefetch(workers: int, size: int) -> int:
 
 
 def fitting(workers: int, size: int) -> int:
-    """Return how many of `workers` have room for a batch of `size` bytes each."""
+    """Return how many of `workers` fit into shared memory with a batch of `size` bytes each."""
     free = room()
     return workers if free is None else min(workers, free // 2 // max(1, size))
 
 
 def share(item: Any, remedy: str) -> Any:
-    """Move the tensors of a worker's item into shared memory.
+    """Move the tensors of a worker's item to shared memory.
 
-    PyTorch would do so in a thread that only prints its errors, and the training process would
-    wait forever. Returns an error where there is no room, and where the item cannot be sent.
+    PyTorch does this in a thread that only prints errors, so the training process would wait
+    forever. Returns an error if shared memory is full or the item cannot be sent.
     """
     try:
         return _moved(item)
@@ -63,7 +63,7 @@ def share(item: Any, remedy: str) -> Any:
 
 
 def no_room(size: int, remedy: str, reason: str) -> DataError:
-    """Return the error for a batch of `size` bytes, 0 where it is not known."""
+    """Return the error for a batch of `size` bytes; 0 if unknown."""
     if "open files" in reason:
         return DataError(
             "loader workers have too many files open; raise the limit (ulimit -n 65536)"
@@ -71,18 +71,18 @@ def no_room(size: int, remedy: str, reason: str) -> DataError:
         )
     info = get_worker_info()
     needed = 2 * PREFETCH * size * (1 if info is None else info.num_workers)
-    held, reason = "", reason.rpartition(": ")[2]
+    place, reason = "", reason.rpartition(": ")[2]
     if PLACE.exists():
-        held = f" ({PLACE}, {shutil.disk_usage(PLACE).total / 2**20:,.0f} MiB)"
+        place = f" ({PLACE}, {shutil.disk_usage(PLACE).total / 2**20:,.0f} MiB)"
     return DataError(
-        f"the shared memory of this machine{held} has no room for the batches of loader workers; "
-        f"give it more (docker run --shm-size={max(1, math.ceil(needed / 2**30))}g){remedy} "
+        f"the shared memory of this machine{place} has no room for the batches of loader workers; "
+        f"increase it (docker run --shm-size={max(1, math.ceil(needed / 2**30))}g){remedy} "
         f"({reason})"
     )
 
 
 def _moved(item: Any) -> Any:
-    """Return the item with its tensors in shared memory. PluginError for what cannot be sent."""
+    """Return the item with its tensors in shared memory. Raises PluginError for other types."""
     if isinstance(item, Tensor):
         return item.share_memory_()
     if isinstance(item, dict):
@@ -95,7 +95,7 @@ def _moved(item: Any) -> Any:
 
 
 def _bytes(item: Any) -> int:
-    """Return the bytes of an item's tensors."""
+    """Return the size of an item's tensors, bytes."""
     if isinstance(item, Tensor):
         return item.nbytes
     if isinstance(item, dict):

@@ -1,4 +1,4 @@
-"""Splits of a labelled data set."""
+"""Splits a labelled data set."""
 
 import numpy as np
 
@@ -6,12 +6,12 @@ import numpy as np
 def split_by_class(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the indices of training and validation images, int64.
 
-    The latter are `fraction` of every class, one image at least and never all of them.
+    Validation gets `fraction` of every class, at least one image and never all of them.
     """
     rng = np.random.default_rng(seed)
-    held = []
+    held_out = []
     for label in np.unique(labels):
         rows = rng.permutation(np.flatnonzero(labels == label))
-        held.append(rows[: min(len(rows) - 1, max(1, round(fraction * len(rows))))])
-    val = np.sort(np.concatenate(held))
+        held_out.append(rows[: min(len(rows) - 1, max(1, round(fraction * len(rows))))])
+    val = np.sort(np.concatenate(held_out))
     return np.setdiff1d(np.arange(len(labels)), val), val

@@ -1,4 +1,4 @@
-"""What the command line says of a data set: which images serve as what, and their classes."""
+"""Describes a data set in one line: splits, numbers of images, classes."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from sslkit.interfaces import ImageSource
 from sslkit.recipe import Choice
 
 NAMED = 5
-"""Most classes that are named in one line."""
+"""Largest number of classes that one line names."""
 
 
 def place_of(data: Choice) -> str:
@@ -17,12 +17,12 @@ def place_of(data: Choice) -> str:
 
 def training(source: ImageSource, data: Choice, *, labels_used: bool) -> str:
     """Return the line about the images of a training run."""
-    held = counted(len(source), "image")
+    images = counted(len(source), "image")
     if not _has_classes(source):
-        held += ", no classes"
+        images += ", no classes"
     elif labels_used:
-        held += f" in {_classes(source)}"
-    line = f"data: training on {source.place or place_of(data)} ({held})"
+        images += f" in {_classes(source)}"
+    line = f"data: training on {source.place or place_of(data)} ({images})"
     later = []
     if _has_classes(source) and not labels_used:
         later.append(_classes(source))
@@ -34,7 +34,7 @@ def training(source: ImageSource, data: Choice, *, labels_used: bool) -> str:
 def evaluation(train: ImageSource, val: ImageSource, place: str, how: str) -> str:
     """Return the line about both splits of an evaluation.
 
-    `place` is where the training images lie, `how` says how `val` was split off.
+    `place` is the place of the training images, `how` describes how `val` was split off.
     """
     line = f"data: training on {split(train, place)}"
     return f"{line}; validating on {val.place or how} ({counted(len(val), 'image')})"
@@ -42,8 +42,8 @@ def evaluation(train: ImageSource, val: ImageSource, place: str, how: str) -> st
 
 def split(source: ImageSource, place: str) -> str:
     """Return place, number and classes of the images of one split."""
-    held = f" in {_classes(source)}" if _has_classes(source) else ", no classes"
-    return f"{source.place or place} ({counted(len(source), 'image')}{held})"
+    classes = f" in {_classes(source)}" if _has_classes(source) else ", no classes"
+    return f"{source.place or place} ({counted(len(source), 'image')}{classes})"
 
 
 def _has_classes(source: ImageSource) -> bool:

@@ -1,4 +1,4 @@
-"""Loader workers: batches in order, and what happens when a worker is lost or a part fails."""
+"""Runs loader workers, and reports lost workers and failing parts."""
 
 import errno
 import multiprocessing
@@ -21,21 +21,18 @@ from sslkit.errors import DataError, PluginError, SslkitError, printable
 from sslkit.faults import describe
 
 NO_WORKERS = ", or use no loader workers (--set train.workers=0)"
-"""A remedy of training, as the end of a sentence."""
+"""End of an error message during training."""
 ALONE = ", or use no loader workers (--workers 0)"
-"""The same of evaluations."""
+"""End of an error message during evaluations."""
 
 START = "fork" if sys.platform == "linux" else "spawn"
-"""How worker processes begin. One that is spawned gets its parts as a pickle."""
+"""Start method of workers. Spawned workers receive their parts as a pickle."""
 
 
-def read(read: Callable[..., Any], *what: Any) -> Any:
-    """Return the image, or the reason why it cannot be read.
-
-    Errors in the transform are bugs, not bad images, and are not caught here.
-    """
+def read(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Return the image that a function reads, or the reason why it cannot be read."""
     try:
-        return read(*what)
+        return function(*arguments)
     except SslkitError as error:
         return printable(str(error))
     except Exception as error:
@@ -45,7 +42,7 @@ def read(read: Callable[..., Any], *what: Any) -> Any:
 def _begin_worker(_: int) -> None:
     """Use one thread, and leave signals to the training process.
 
-    Terminals and schedulers send them to all processes.
+    Terminals and schedulers send signals to all processes.
     """
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -55,20 +52,20 @@ def _begin_worker(_: int) -> None:
 
 
 def _end_with(parent: int) -> None:
-    """End when `parent` sends SIGTERM, for it waits for its workers when it exits."""
+    """Exit when `parent` sends SIGTERM, because it waits for its workers at exit."""
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass
     os._exit(0)
 
 
-def _whole(item: object) -> object:
+def _uncollated(item: object) -> object:
     return item
 
 
-class _Told(Dataset):
-    """Returns what `builder` makes of an order, or the error for the user.
+class _Caught(Dataset):
+    """Returns the item that `builder` builds, or its error.
 
-    An error that a worker raises would reach the user with the worker's traceback in its text.
+    PyTorch would add a worker's traceback to the message of an error that is raised.
     """
 
     def __init__(self, builder: Dataset, remedy: str) -> None:
@@ -85,10 +82,10 @@ class _Told(Dataset):
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Keep SIGCHLD as it is, and start workers in which SIGTERM is blocked.
+    """Preserve the handler of SIGCHLD, and block SIGTERM in new workers.
 
-    PyTorch would raise at a lost worker wherever this process is, also in the middle of a save.
-    Its queue reports a lost worker within seconds as well. A new worker has the handlers of this
+    PyTorch's handler raises for a lost worker at any point, even while a checkpoint is written. Its
+    queue also reports lost workers, within seconds. New workers inherit the signal handlers of this
     process until `_begin_worker`.
     """
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGCHLD"):
@@ -106,7 +103,7 @@ def _undisturbed() -> Iterator[None]:
 
 @contextmanager
 def _sent() -> Iterator[None]:
-    """Raise PluginError where a part cannot be sent to a spawned worker."""
+    """Raise PluginError if a part cannot be sent to a spawned worker."""
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Got pickle error")
@@ -116,7 +113,7 @@ def _sent() -> Iterator[None]:
             raise
         raise PluginError(
             f"the data set or the transform cannot be sent to a loader worker ({describe(error)}); "
-            "it must hold no lambda, local class or open file: define these at the top of a "
+            "it must not contain a lambda, local class or open file: define these at the top of a "
             "module, or load without workers: --set train.workers=0 (in evaluations --workers 0)"
         ) from error
 
@@ -130,25 +127,25 @@ def deliver(
     size: int = 0,
     remedy: str = "",
 ) -> Iterator[Any]:
-    """Yield what `builder` makes of each order, in order, made ahead by `workers` processes.
+    """Yield the items that `builder` builds for `orders`, prefetched by `workers` processes.
 
-    `size` are the bytes of an item, by which the number made ahead is bound. `remedy` ends the
-    sentence about workers that lack memory. Raises an SslkitError that `builder` returns or raises,
+    `size` is the size of an item, bytes, and limits prefetching. `remedy` is the end of the error
+    message about missing memory. Raises an SslkitError that `builder` returns or raises,
     PluginError for a part's exception, and DataError for a lost worker.
     """
-    told = _Told(builder, remedy)
+    caught = _Caught(builder, remedy)
     if not workers:
-        yield from map(_raised, map(told.__getitem__, orders))
+        yield from map(_raised, map(caught.__getitem__, orders))
         return
     with warnings.catch_warnings():
-        # Whoever sets more workers than cores has been told how many there are.
+        # The recipe may ask for more workers than cores.
         warnings.filterwarnings("ignore", "This DataLoader will create .* worker processes")
         loader = DataLoader(
-            told,
+            caught,
             batch_size=None,
             sampler=orders,
             num_workers=workers,
-            collate_fn=_whole,
+            collate_fn=_uncollated,
             prefetch_factor=shared.prefetch(workers, size),
             worker_init_fn=_begin_worker,
             multiprocessing_context=START,
@@ -172,13 +169,13 @@ def deliver(
             raise
         raise _lost(started, size, remedy, str(error)) from error
     finally:
-        # Whoever stops early does not wait for images that are being read.
+        # A caller that stops early does not wait for pending images.
         for child in started:
             child.terminate()
 
 
 def _forget(error: OSError) -> None:
-    """Drop PyTorch's half-made iterator, which prints a traceback when it goes."""
+    """Delete PyTorch's partial iterator, which prints a traceback on deletion."""
     before, sys.unraisablehook = sys.unraisablehook, lambda _: None
     try:
         error.__traceback__ = None
@@ -187,7 +184,7 @@ def _forget(error: OSError) -> None:
 
 
 def _raised(item: Any) -> Any:
-    """Return the item; raise one that is an error."""
+    """Return the item, or raise it if it is an error."""
     if isinstance(item, SslkitError):
         raise item
     return item
@@ -196,12 +193,12 @@ def _raised(item: Any) -> Any:
 def _lost(
     workers: list[multiprocessing.process.BaseProcess], size: int, remedy: str, reason: str
 ) -> DataError:
-    """Return the error for workers that ended by themselves."""
-    # Writing to shared memory that the system cannot provide is a bus error.
+    """Return the error for workers that died."""
+    # Writing to unavailable shared memory causes a bus error.
     bus_error = -getattr(signal, "SIGBUS", signal.SIGABRT)
     without_room = any(child.exitcode == bus_error for child in workers)
     if without_room or reason.startswith("Too many open files"):
         return shared.no_room(len(workers) * size, remedy, reason.partition("\n")[0])
     return DataError(
-        f"a loader worker was ended by the system, perhaps for lack of memory{remedy} ({reason})"
+        f"the system killed a loader worker, perhaps for lack of memory{remedy} ({reason})"
     )

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from sslkit.runs import files, folders
 SUFFIXES = (".npz", ".npy", ".parquet")
 OUT = "OUT"
 """The argument that messages name."""
+PLACE = "the argument OUT"
+"""What chooses another place."""
 
 
 def check(path: Path, *, overwrite: bool) -> None:
@@ -26,7 +29,9 @@ def check(path: Path, *, overwrite: bool) -> None:
     if path.is_dir():
         raise RecipeError(Fault(OUT, f"{path} is a folder; name a file in it: {path}/vectors.npz"))
     if path.suffix not in SUFFIXES:
-        message = f"{path} ends in none of {', '.join(SUFFIXES)}; name such as {path.stem}.npz"
+        message = (
+            f"{path} ends in none of {', '.join(SUFFIXES)}; name a file such as {path.stem}.npz"
+        )
         raise RecipeError(Fault(OUT, message))
     if path.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
         raise SslkitError(
@@ -35,7 +40,10 @@ def check(path: Path, *, overwrite: bool) -> None:
         )
     if os.path.lexists(path) and not overwrite:
         raise RecipeError(Fault(OUT, f"{path} exists; name another file, or add --overwrite"))
-    folders.check_place(path.parent, f"the file {path.name}", OUT)
+    folders.check_place(path.parent, f"the file {path.name}", PLACE)
+    if path.parent.is_dir():  # Rights alone do not tell whether a file can be made.
+        with files.writing(path, PLACE), tempfile.TemporaryFile(dir=path.parent):
+            pass
 
 
 def write(path: Path, found: Embeddings) -> None:
@@ -45,9 +53,9 @@ def write(path: Path, found: Embeddings) -> None:
     allow_pickle=False. .npy holds the vectors. .parquet holds a row for each image: name, label,
     vector. Folders above are made. Raises WriteError.
     """
-    with files.writing(path, OUT):
+    with files.writing(path, PLACE):
         path.parent.mkdir(parents=True, exist_ok=True)
-    with files.replacing(path, OUT) as beside, beside.open("wb") as file:
+    with files.replacing(path, PLACE) as beside, beside.open("wb") as file:
         if path.suffix == ".npz":
             arrays: dict[str, Any] = {"names": found.names, "vectors": found.vectors}
             if found.labels is not None:

@@ -1,16 +1,16 @@
-"""The contracts: what every part promises.
+"""Base classes and data types of parts (plugins).
 
 Letters of shapes: B images of this rank's micro-batch, N rows, K crops or patches of one image,
 C×H×W pixels, T terms of a loss, M negatives, D features.
 
-A part is a plain typed class. Runtime arguments, which only the toolkit knows (`in_dim`,
-`num_images`, …), are positional-only parameters. Options, which a recipe may set, are keyword-only
-and typed. The signature and the docstring are the schema: validation, `sslkit plugins show` and the
-generated reference read them from the source, without importing the module.
+A part is a plain typed class. Runtime arguments, which sslkit provides (`in_dim`, `num_images`, …),
+are positional-only parameters. Options, which a recipe may set, are keyword-only and typed.
+Signature and docstring define the schema. Validation, `sslkit plugins show` and the generated
+reference read them from the source, without importing the module.
 
 | kind        | runtime arguments that a constructor may require, by name                    |
 |-------------|------------------------------------------------------------------------------|
-| encoders    | `sizes` (sides of all images it will get, px, largest first), `channels` (C)  |
+| encoders    | `sizes` (sides of all input images, px, largest first), `channels` (C)       |
 | heads       | `in_dim`, `crops` (K of the view at the end of its chain), `shape` (that view's) |
 | transforms  | `channels` (C)                                                               |
 | samplers    | `dim`, `num_images`                                                          |

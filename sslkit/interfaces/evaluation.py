@@ -1,4 +1,4 @@
-"""Evaluations: what they measure, and what they return."""
+"""Evaluations, their inputs and their results."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +19,7 @@ class Metric:
     """A number that an evaluation reports.
 
     `better` is its direction; `low` and `high` are the ends of its axis. Values with the unit "%"
-    are given as fractions and shown times 100.
+    are fractions, which tables and figures show times 100.
     """
 
     name: str
@@ -31,7 +31,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class Interval:
-    """A 95 % interval. `of` names what varies: "3 probe seeds", "200 images"."""
+    """A 95 % interval; `of` names what varies, such as "3 probe seeds" or "200 images"."""
 
     low: float
     high: float
@@ -53,10 +53,10 @@ class Score:
 
 @dataclass(frozen=True)
 class Entry:
-    """The scores of one candidate in one row: a layer, a transform, a number of shots.
+    """The scores of one candidate in one row, such as a layer or a number of shots.
 
-    `row` None holds for all rows, as chance does. `differences` are the paired differences to
-    another candidate of the same row, by that candidate's name and the metric's.
+    `row` None applies to all rows, as for chance. `differences` are the paired differences to other
+    candidates of the same row, by candidate and metric.
     """
 
     row: str | None
@@ -91,7 +91,7 @@ Figure = Histogram | Curves
 
 @dataclass(frozen=True)
 class Result:
-    """A tidy list of scores. The first metric is the headline."""
+    """All scores of an evaluation; the first metric is the headline."""
 
     metrics: tuple[Metric, ...]
     entries: list[Entry]
@@ -100,11 +100,11 @@ class Result:
 
 
 Outcome = float | np.ndarray | Tensor | Score
-"""What a scoring function returns for one metric.
+"""Return value of a scoring function for one metric.
 
-A bool array [n] holds hits, one per validation image; a float array [n] holds values whose mean is
-the metric. The type decides, never the values. Both give intervals and paired differences. A float
-gives none; a Score has its own.
+A bool array [n] has one hit per validation image; a float array [n] has values whose mean is the
+metric. The dtype decides, never the values. Both yield intervals and paired differences. A float
+yields none; a Score has its own.
 """
 
 
@@ -119,21 +119,21 @@ class Features(NamedTuple):
 
 
 class Candidate(ABC):
-    """Something that turns images into features: an encoder, its untrained twin, raw pixels."""
+    """A source of features: a trained encoder, an untrained encoder, or raw pixels."""
 
     name: str
     baseline: bool
-    """True for what a candidate is compared with: untrained, pixels."""
+    """True for baselines, such as the untrained encoder and raw pixels."""
     size: int
-    """Side of the images that it takes, px."""
+    """Side of the input images, px."""
     has_layers: ClassVar[bool] = True
-    """False for pixels: their one score stands beside every layer."""
+    """False for raw pixels, whose single score applies to every layer."""
 
     @abstractmethod
     def embed(self, images: Tensor, *, layers: bool = False) -> dict[str, Tensor]:
-        """integer [N,C,S,S] → {"features": float32 [N,D]}, and each layer pooled if `layers`.
+        """integer [N,C,S,S] → {"features": float32 [N,D]}; `layers` adds each pooled layer.
 
-        Runs in evaluation mode and changes nothing.
+        Runs in evaluation mode and does not change the network.
         """
 
     def network(self) -> tuple[Encoder, Callable[[Tensor], Tensor]] | None:
@@ -142,14 +142,14 @@ class Candidate(ABC):
 
 
 class Probe(ABC):
-    """The images of an evaluation, and the candidates to measure on them."""
+    """The images of an evaluation and its candidates."""
 
     train: ImageSource
     val: ImageSource
     classes: Sequence[str]
     candidates: Sequence[Candidate]
     size: int
-    """Side of the images of `images`, `augmented` and `views` unless they are given another, px."""
+    """Default side of the images of `images`, `augmented` and `views`, px."""
     device: torch.device
 
     @abstractmethod
@@ -172,9 +172,7 @@ class Probe(ABC):
         seed: int,
         size: int | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield `steps` shuffled batches of random crops and flips: integer [B,C,S,S], index
-        [B].
-        """
+        """Yield `steps` shuffled batches of random crops and flips: integer [B,C,S,S], [B]."""
 
     @abstractmethod
     def views(
@@ -196,20 +194,20 @@ class Probe(ABC):
     ) -> Result:
         """Score every candidate with `score(features, seed)` and return the result.
 
-        `layers` scores every layer beside the same layer of the baselines. `chance` are the
-        metrics of a guess.
+        `layers` scores every layer against the same layer of the baselines. `chance` has the
+        metrics at chance level.
         """
 
     @abstractmethod
     def protocol(self) -> dict[str, Any]:
-        """Return data and fingerprint, splits, classes and counts, size, view, checkpoint, step."""
+        """Return the conditions: data, fingerprint, splits, classes, size, view, checkpoint, step."""
 
 
 class Evaluation(ABC):
-    """Measures candidates on a data set. Options come from the constructor."""
+    """Measures candidates on a data set; the constructor takes its options."""
 
     needs: ClassVar[Literal["labels", "tags", "boxes", ""]] = "labels"
-    """What the data set must have, checked before weights are loaded."""
+    """Required annotation of the data set, checked before weights are loaded."""
 
     @abstractmethod
     def measure(self, probe: Probe) -> Result:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 class Sample(NamedTuple):
-    """What a transform cuts from one image.
+    """The views and targets of one image.
 
     `views` are uint8 or uint16 [C,H,W] or [K,C,H,W] by name, `targets` int64 by name.
     """
@@ -23,10 +23,10 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True)
 class Batch:
-    """B images: `views` [B,…] by name, `targets` [B,…] by name, `index` int64 [B] into the data
-    set.
+    """The views and targets of B images.
 
-    `unreadable` names the images that could not be decoded and were replaced, with the reasons.
+    `views` and `targets` are [B,…] by name, `index` int64 [B] are positions in the data set.
+    `unreadable` has names and reasons of images that could not be decoded and were replaced.
     """
 
     views: dict[str, Tensor]
@@ -45,10 +45,10 @@ class Batch:
 
 
 class Pixels(NamedTuple):
-    """A decoded image without PIL.
+    """A decoded image as a tensor.
 
-    `values` are uint8 or uint16 [C,h,w]. They may be smaller than `width` × `height`, the upright
-    size of the file's image in pixels.
+    `values` are uint8 or uint16 [C,h,w]. They may be smaller than `width` × `height`, the size of
+    the upright image in the file, px.
     """
 
     values: Tensor
@@ -77,60 +77,65 @@ class ImageSource(ABC):
     """A data set. The order of its images is stable; `names` identify them."""
 
     opens: ClassVar[dict[str, str]] = {}
-    """Paths after `--data` that this data set opens: pattern → the option that gets the path.
+    """Paths after `--data` that this data set opens: pattern → option for the path.
 
-    "*.npz" is a file with this ending, "/packed.json" a folder with this file in it, "/" a folder.
+    "*.npz" is a file with this extension, "/packed.json" a folder with this file, "/" any folder.
     """
     paths: ClassVar[dict[str, tuple[str, ...]]] = {}
-    """Further options that hold paths, each with the words that are none. Run folders keep paths
-    absolute; options that `opens` names, and those of type Path, need no mention."""
+    """Additional options with paths: name → values that are not paths.
+
+    Run folders store paths as absolute. Options in `opens` and options of type Path are included.
+    """
     packs: ClassVar[bool] = False
-    """True where `sslkit pack` writes sets of this kind, by a class method `write`."""
+    """True if `sslkit pack` writes this kind of data set, with a class method `write`."""
     names: Sequence[str]
-    """One name per image: a path relative to the root, or a number. Checkpoints keep their hash."""
+    """One name per image: a path relative to the root, or a number. Checkpoints store their hash.
+    """
     labels: np.ndarray | None = None
     """int64 [len], or None without labels."""
     tags: np.ndarray | None = None
     """int8 [len, classes]: 1 present, 0 absent, -1 only difficult objects; or None."""
     boxes: Sequence[Boxes] | None = None
-    """The objects of each image, or None."""
+    """The boxes of each image, or None."""
     groups: Sequence[str] | None = None
     """The group of each image (a patient, a site), or None. Intervals resample groups."""
     classes: Sequence[str] = ()
     has_val: bool = False
-    """True where split "val" holds images of its own; otherwise evaluations split "train"."""
+    """True if split "val" has separate images; otherwise evaluations split "train"."""
     channels: int = 3
     """C of every image."""
     bits: Literal[8, 16] = 8
     """Bits of every value: 8 (uint8) or 16 (uint16)."""
     reduced_to: int | None = None
-    """Short side, px, of images that were larger; None: no image was reduced. Evaluations show the
-    same part of an image, whether it was reduced or not."""
+    """Short side of images that were reduced, px; None if no image was reduced.
+
+    Evaluations show the same part of an image in both cases.
+    """
     place: str = ""
-    """Where the images of this split lie, such as a folder, for messages."""
+    """Location of the images of this split, such as a folder, for messages."""
     notes: Sequence[str] = ()
-    """Sentences for the user, such as which files are passed over and how to include them."""
+    """Sentences for the user, such as which files are skipped and how to include them."""
     unlabelled: str = ""
-    """Why there are no labels, for messages: "all of them lie in one folder, cat/"."""
+    """Reason for missing labels, for messages, such as "all of them are in one folder, cat/"."""
 
     def __len__(self) -> int:
         return len(self.names)
 
     @abstractmethod
     def image(self, index: int) -> Image.Image:
-        """Return the decoded RGB image, upright. An exception marks an unreadable image.
+        """Return the decoded, upright RGB image. Any exception marks an unreadable image.
 
-        A source of C ≠ 3 channels or 16 bits returns an RGB picture for people to look at.
+        Data sets of C ≠ 3 channels or 16 bits return an RGB preview.
         """
 
     def pixels(self, index: int, reduction: Callable[[int, int], float]) -> Pixels:
-        """Return the same image as pixels.
+        """Return the same image as a tensor.
 
-        `reduction(width, height)` is the factor by which the sides may be divided, where that
-        decodes faster. A source of C ≠ 3 channels or 16 bits overrides this method.
+        `reduction(width, height)` is the largest factor by which the sides may be divided for
+        faster decoding. Data sets of C ≠ 3 channels or 16 bits override this method.
         """
         return Pixels.of(self.image(index))
 
     def validation(self) -> str:
-        """Return where the validation images lie and how many there are, where that is known."""
+        """Return the place and number of the validation images; "" if unknown."""
         return ""

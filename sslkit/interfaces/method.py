@@ -1,4 +1,4 @@
-"""Methods and losses: the wiring of a paper."""
+"""Methods and losses."""
 
 import math
 from abc import ABC, abstractmethod
@@ -16,10 +16,11 @@ from sslkit.interfaces.networks import Encoder, Head
 
 @dataclass(frozen=True)
 class Progress:
-    """Where training stands: `step` of `steps`, `epoch` of `epochs`, all from 0.
+    """The position in training: `step` of `steps`, `epoch` of `epochs`, counted from 0.
 
-    `draws` are random numbers of this step. In `forward` they hold one row per image of the global
-    batch, of which a rank gets its own; in `begin_epoch` and `after_step` every rank gets the same.
+    `draws` are the random numbers of this step. In `forward` they have one row per image of the
+    global batch, and each rank gets its rows. In `begin_epoch` and `after_step` all ranks get the
+    same numbers.
     """
 
     step: int
@@ -30,57 +31,57 @@ class Progress:
 
     @property
     def fraction(self) -> float:
-        """0 at the first step, towards 1 at the last."""
+        """The completed fraction of training, in [0, 1)."""
         return self.step / max(self.steps, 1)
 
     def cosine(self, start: float, end: float) -> float:
-        """Return `start` at the first step, towards `end` at the last, along half a cosine."""
+        """Anneal from `start` at the first step towards `end`, along half a cosine period."""
         return end + (start - end) * (1 + math.cos(math.pi * self.fraction)) / 2
 
 
 class Epoch(ABC):
-    """What a method may do before the first step of an epoch."""
+    """Data that a method may use before the first step of an epoch."""
 
     progress: Progress
-    """That of the step that comes next."""
+    """Progress of the next step."""
     micro_batches: int
-    """Micro-batches of one step on this rank."""
+    """Micro-batches per step on this rank."""
 
     @abstractmethod
     def views(self) -> Iterator[Batch]:
         """Yield every image of the data set once, in order, with augmented views on the device.
 
-        Ranks share the images; the last batch is filled up from the beginning.
+        The images are distributed over ranks. The last batch is padded with the first images.
         """
 
     @abstractmethod
     def plain(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield every image once, un-augmented: float32 [B,C,S,S] normalised, int64 [B].
 
-        Ranks share the images; the last batch is filled up from the beginning. An unreadable image
-        is black.
+        The images are distributed over ranks. The last batch is padded with the first images. An
+        unreadable image is black.
         """
 
     @abstractmethod
     def next_step(self) -> Iterator[tuple[Batch, Progress]]:
-        """Yield the micro-batches of the step that comes next, on the device.
+        """Yield the micro-batches of the next step, on the device.
 
-        Running statistics that change meanwhile are put back at the end.
+        Restores running statistics at the end.
         """
 
     @abstractmethod
     def forget(self, *modules: nn.Module) -> None:
-        """Drop the optimizer's state of these modules, which begin anew."""
+        """Drop the optimizer state of re-initialised modules."""
 
 
 class Loss(nn.Module, ABC):
-    """(prediction, target, negatives) → scalar. Knows no ranks.
+    """A function (prediction, target, negatives) → scalar, independent of ranks.
 
-    It remembers nothing between steps but what a paper freezes, in a buffer.
+    A loss has no state between steps, except for constants that a paper freezes, in a buffer.
     """
 
     needs_negatives: ClassVar[bool | None] = False
-    """True: the loss is computed against negatives; None: with or without; False: it takes none."""
+    """True: negatives are required; None: they are optional; False: the loss takes none."""
 
     @abstractmethod
     def forward(
@@ -92,28 +93,29 @@ class Loss(nn.Module, ABC):
         """
 
     def at_start(self, *, dim: int, negatives: int) -> float | None:
-        """Return the value expected of random unit vectors of `dim` numbers, or None.
+        """Return the expected loss of random unit vectors of length `dim`, or None.
 
-        `negatives` candidates stand beside the positive.
+        `negatives` is the number of candidates besides the positive.
         """
         return None
 
     def at_chance(self, *, dim: int, negatives: int) -> float | None:
-        """Return the value of an output that says nothing of the image, or None if unknown.
+        """Return the loss of outputs that do not depend on the image, or None if unknown.
 
-        It is what a constant encoder reaches at best. `at_start` unless the loss knows better.
+        A constant encoder reaches this value at best. The default is `at_start`.
         """
         return self.at_start(dim=dim, negatives=negatives)
 
 
 @dataclass(frozen=True)
 class Output:
-    """What a method makes of a micro-batch.
+    """The result of a micro-batch.
 
-    `loss` is a scalar; `metrics` are detached scalars by name, the same names at every step.
-    `feature_std` are scalars by name which tell collapse: 1 spread over all directions, 0 all
-    images alike. `keep` are detached tensors [rows,…] by name, as many rows on every rank;
-    `after_step` gets the rows of all ranks, floats as float32.
+    `loss` is a scalar. `metrics` are detached scalars by name, with the same names at every step.
+    `feature_std` are detached scalars by name that indicate collapse: 1 if features use all
+    directions, 0 if all images have the same features. `keep` are detached tensors [rows,…] by
+    name, with the same number of rows on every rank; `after_step` gets the rows of all ranks, with
+    floats as float32.
     """
 
     loss: Tensor
@@ -124,7 +126,7 @@ class Output:
 
 @dataclass(frozen=True)
 class Parts:
-    """What a method is wired from. `samplers` has one entry per stored head; `images` counts N."""
+    """The parts of a method: one sampler per stored head; `images` is the size of the data set."""
 
     encoder: Encoder
     heads: dict[str, Head]
@@ -134,31 +136,34 @@ class Parts:
 
 
 class Method(nn.Module, ABC):
-    """The wiring of a paper: which head reads what, what is compared, what is remembered.
+    """The computation of a paper: encoder, heads, samplers and loss combined.
 
-    Class attributes are literals, so that a recipe is checked before torch is imported. `forward`
-    writes no buffer; `begin_epoch` and `after_step` do.
+    Class attributes are literals, so recipes can be checked without importing torch. `forward` does
+    not change buffers; `begin_epoch` and `after_step` may.
     """
 
     reads: ClassVar[dict[str, str] | None] = None
-    """Head → what it reads: another head, a view, or `view.segment` (a segment of the encoder's
-    vector). None: one head per view of the transform, with its name."""
+    """Head → its input: another head, a view, or `view.segment` (a segment of the features).
+
+    None: one head per view of the transform, with the view's name.
+    """
     predicts: ClassVar[dict[str, str]] = {}
-    """Head → the target that it predicts. `label` is the data set's class; others come from the
-    transform."""
+    """Head → its target. `label` is the class in the data set; the transform provides others."""
     compares: ClassVar[tuple[str, ...] | None] = ()
-    """Heads whose outputs are compared, hence of one `out_dim`. None: all heads but those that
-    predict a target."""
+    """Heads whose outputs are compared, so their `out_dim` must be equal.
+
+    None: all heads except those that predict a target.
+    """
     stores: ClassVar[tuple[str, ...]] = ()
-    """Heads whose outputs samplers keep. The recipe's one sampler is made once for each."""
+    """Heads whose outputs a sampler stores. Each gets an instance of the recipe's sampler."""
     recalls: ClassVar[bool] = False
     """True: the method reads the stored vector of a given image."""
     contrasts: ClassVar[bool] = False
-    """True: the loss is given negatives."""
+    """True: the method passes negatives to the loss."""
     joins: ClassVar[bool] = False
-    """True: the loss looks across the batch, so `train.accumulate` would change it."""
+    """True: the loss depends on the full batch, so `train.accumulate` would change it."""
     needs_tokens: ClassVar[bool] = False
-    """True: the encoder must give tokens."""
+    """True: the encoder must provide tokens."""
     uses_every_parameter: ClassVar[bool] = True
     """False: some steps leave weights without gradient."""
 
@@ -170,7 +175,7 @@ class Method(nn.Module, ABC):
         self.loss = parts.loss
 
     def head(self, name: str) -> Head:
-        """Return a head by its name, typed as one."""
+        """Return a head by its name, typed as Head."""
         head = self.heads[name]
         assert isinstance(head, Head)
         return head
@@ -188,19 +193,22 @@ class Method(nn.Module, ABC):
         return self.encoder
 
     @abstractmethod
-    def forward(self, batch: Batch, progress: Progress) -> Output: ...
+    def forward(self, batch: Batch, progress: Progress) -> Output:
+        """Compute the loss and the metrics of a micro-batch."""
 
     def begin_epoch(self, epoch: Epoch) -> None:
-        """Prepare an epoch, once before its first step, without gradient and under autocast.
+        """Prepare an epoch before its first step, without gradient and under autocast.
 
-        The method is in training mode, and is put back into it afterwards. torch's generator is
-        seeded from the step, alike on all ranks. A resume within an epoch does not repeat it.
+        The method is in training mode before and after the call. torch's generator is seeded from
+        the step, with the same seed on all ranks. A run that resumes within an epoch does not
+        repeat the call.
         """
 
     def after_step(self, index: Tensor, kept: dict[str, Tensor], progress: Progress) -> None:
-        """Update memories and averages after every optimizer step that was taken, without gradient.
+        """Update banks and moving averages after an optimizer step, without gradient.
 
-        `index` int64 [B] and `kept` (`Output.keep`) hold the rows of all ranks in the same order.
+        `index` int64 [B] and `kept` (`Output.keep`) have the rows of all ranks in the same order.
+        Skipped steps do not call this method.
         """
 
     def at_start(self, images: int) -> float | None:
@@ -208,18 +216,18 @@ class Method(nn.Module, ABC):
         return None
 
     def at_chance(self, images: int) -> dict[str, float]:
-        """Return the chance of numbers by name: what a model reaches that has learnt nothing.
+        """Return the chance level of the loss and of metrics by name.
 
-        `images` count the global batch. Names are `loss` and those of `Output.metrics`; each term
-        of a loss may have a chance of its own. A name that begins with `loss` is better below its
-        chance, any other above. Health compares with them, and curves show them.
+        `images` is the global batch size. Names are `loss` and those of `Output.metrics`; each term
+        of a loss may have a separate entry. Names that start with `loss` are better below chance
+        level, all others above. The health report compares with these values, and curves show them.
         """
         return {}
 
     def encode(self, view: Tensor, encoder: nn.Module | None = None) -> Tensor:
         """[B,C,H,W] → [B,dim]; [B,K,C,H,W] → [B,K,dim] in one image-major pass.
 
-        `encoder` stands in for the method's own: a teacher, a slow copy.
+        `encoder` replaces the method's encoder, for example by a teacher.
         """
         encoder = self.encoder if encoder is None else encoder
         if view.dim() == 4:

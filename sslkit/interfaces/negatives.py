@@ -1,4 +1,4 @@
-"""Negatives and where they come from."""
+"""Negatives and their samplers."""
 
 from abc import ABC, abstractmethod
 from typing import ClassVar
@@ -9,7 +9,7 @@ from sslkit.draws import Draws
 
 
 class Negatives(ABC):
-    """Candidates that are not the query's own image. The sampler chooses how to compare them."""
+    """Candidates other than the query's own image, and their comparison with queries."""
 
     count: int
     """Candidates per query."""
@@ -18,37 +18,37 @@ class Negatives(ABC):
     def similarity(self, query: Tensor) -> Tensor:
         """[T,B,D] or [B,D] unit-norm queries → float32 [T,B,M] or [B,M] cosines.
 
-        A candidate that is the query's own image gives -inf.
+        The similarity with the query's own image is -inf.
         """
 
 
 class NegativeSampler(nn.Module, ABC):
-    """Where negatives come from. `draw` never updates; all state is a persistent buffer."""
+    """A source of negatives. `draw` does not change it; all state is in persistent buffers."""
 
     recalls: ClassVar[bool] = False
-    """True where `recall` works: the sampler remembers a vector of each image."""
+    """True if the sampler stores a vector per image, which `recall` returns."""
     needs_fill: bool = False
-    """True: a method that stores images fills it with a pass over all of them before step 0."""
+    """True: methods that store images call `fill` with all images before step 0."""
     candidates: int
-    """Negatives that one query of a full memory is compared with."""
+    """Negatives per query once the memory is full."""
 
     @abstractmethod
     def draw(self, index: Tensor, draws: Draws, terms: int = 1) -> Negatives:
-        """index int64 [B] → the negatives of these images, for a loss of `terms` terms."""
+        """Return the negatives of the images `index`, int64 [B], for a loss of `terms` terms."""
 
     def recall(self, index: Tensor) -> Tensor:
-        """index int64 [B] → [B,D] unit-norm memory of these images."""
-        raise NotImplementedError(f"{type(self).__name__} remembers no image")
+        """Return the stored unit-norm vectors [B,D] of the images `index`, int64 [B]."""
+        raise NotImplementedError(f"{type(self).__name__} stores no images")
 
     def update(self, index: Tensor, keys: Tensor) -> None:
-        """Store keys [B,D] of images `index` [B]: those of all ranks, in the same order on each."""
+        """Store keys [B,D] of the images `index` [B], the same of all ranks on every rank."""
 
     def fill(self, index: Tensor, keys: Tensor) -> None:
-        """Like `update`, before step 0: the keys replace what is stored."""
+        """Initialise the stored vectors before step 0; arguments are those of `update`."""
 
     def shard(self) -> dict[str, tuple[int, int, int]]:
-        """Return the buffers of which this rank holds only rows: name → (first, last, count).
+        """Return the sharded buffers: name → (first, last, count).
 
-        The rank holds rows first … last-1 of count. Empty where every rank holds all rows.
+        This rank stores rows first … last-1 of count. Empty if every rank stores all rows.
         """
         return {}

@@ -1,4 +1,4 @@
-"""Image files → pixels."""
+"""Decodes image files to pixels."""
 
 import contextlib
 import importlib
@@ -20,7 +20,7 @@ from sslkit.errors import DataError
 from sslkit.interfaces import Pixels
 
 MAX_PIXELS = 89_478_485
-"""Largest image that is decoded by default, as in Pillow: 256 MiB of RGB."""
+"""Default of the largest image to decode, pixels: 256 MiB of RGB, as in Pillow."""
 
 MaxPixels = Annotated[
     int,
@@ -41,16 +41,16 @@ PLUGINS = {
     "TIFF": ("Tiff", ".tif .tiff"),
     "WEBP": ("WebP", ".webp"),
 }
-"""Pillow's plugins that read photographs by themselves, by format, with their endings.
+"""Pillow's plugins for photographs and their file extensions, by format.
 
-The list is closed: each decoder is one more that a hostile file can reach. EPS would start
-Ghostscript, WMF needs Windows. TGA has no signature and would read damaged files of other formats.
-FITS, GRIB, HDF5 and MPEG only look at the header. Layers (PSD), icons, textures, films and the
-formats of old programs (ICO, DDS, FLI, PCX) are no photographs.
+The list is short because a hostile file can reach every decoder in it. EPS starts Ghostscript, and
+WMF needs Windows. TGA has no signature, so it would read damaged files of other formats. FITS,
+GRIB, HDF5 and MPEG only parse the header. Layers (PSD), icons, textures, films and old formats
+(ICO, DDS, FLI, PCX) are not photographs.
 """
 
 FEATURES = {"AVIF": "avif", "JPEG": "jpg", "JPEG2000": "jpg_2000", "WEBP": "webp"}
-"""Libraries that Pillow may be built without, by format."""
+"""Optional libraries of Pillow, by format."""
 
 
 def _installed() -> tuple[str, ...]:
@@ -65,16 +65,17 @@ def _installed() -> tuple[str, ...]:
 
 
 FORMATS = _installed()
-"""What a file may hold, whatever its name says."""
+"""Formats that a file may have, whatever its extension."""
 
 ENDINGS = frozenset(" ".join(PLUGINS[name][1] for name in FORMATS).split())
-"""Endings of the files that count as images."""
+"""Extensions of the files that count as images."""
 
 
 def _faster_decoders() -> dict[str, Callable[[Tensor], Tensor]]:
-    """Return decoders by format, uint8 [bytes] → [3,H,W], faster than Pillow with the same values.
+    """Return decoders by format, uint8 [bytes] → [3,H,W], faster than Pillow with equal values.
 
-    TorchCodec's, or torchvision's, which it replaces. Both raise RuntimeError on a damaged file.
+    They come from TorchCodec, else from torchvision, its predecessor. Both raise RuntimeError on a
+    damaged file.
     """
     for library in ("torchcodec.decoders", "torchvision.io"):
         with contextlib.suppress(ImportError, AttributeError, RuntimeError, OSError):
@@ -91,13 +92,12 @@ FASTER = _faster_decoders()
 
 
 def decode(file: Path | io.BytesIO, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Return the first frame, upright, as RGB, with transparency laid on white.
+    """Return the first frame, upright, as RGB, with transparency composited on white.
 
-    16-bit values, and integers of 32 bits as if they had 16, are divided by 257. Floating-point
-    pixels count from 0 to 1, or to 255 where one is greater than 1. Raises what Pillow raises on a
-    damaged file; its warnings, such as those about metadata, are ignored. Raises DataError for
-    what is no image in one of `FORMATS`, for other bands (`BANDS`), and for more than `max_pixels`
-    pixels.
+    Integers of 16 and 32 bits are read as 16 bits and divided by 257. Floating-point pixels range
+    from 0 to 1, or to 255 if any exceeds 1. Pillow's errors for damaged files propagate; its
+    warnings, such as those about metadata, are ignored. Raises DataError for a file in none of
+    `FORMATS`, for other bands (`BANDS`), and for more than `max_pixels` pixels.
     """
     with _opened(file, max_pixels) as opened:
         return _shown(opened)
@@ -108,15 +108,17 @@ def decode_pixels(
     reduction: Callable[[int, int], float],
     max_pixels: int = MAX_PIXELS,
 ) -> Pixels:
-    """Return what `decode` makes of a file, faster and with the same values.
+    """Return the pixels that `decode` returns, faster.
 
-    Upright RGB images in JPEG, or in WebP without animation, go through `FASTER`. JPEG whose sides
-    `reduction(width, height)` allows to be divided by 2, 4 or 8 is decoded to that size by Pillow.
+    Upright RGB images in JPEG, or in WebP without animation, use the decoders in `FASTER`. If
+    `reduction(width, height)` is at least 2, Pillow decodes JPEG at 1/2, 1/4 or 1/8 of its size.
     """
     stream = io.BytesIO(file.read_bytes()) if isinstance(file, Path) else file
     with _opened(stream, max_pixels) as opened:
-        turn = opened.getexif().get(ExifTags.Base.Orientation, 1)
-        width, height = opened.size if turn not in (5, 6, 7, 8) else opened.size[::-1]
+        orientation = opened.getexif().get(ExifTags.Base.Orientation, 1)
+        width, height = opened.size
+        if orientation in (5, 6, 7, 8):
+            width, height = height, width
         allowed = max(1, reduction(width, height))
         divisor = max(divisor for divisor in (1, 2, 4, 8) if divisor <= allowed)
         if divisor > 1 and opened.format == "JPEG":
@@ -124,10 +126,10 @@ def decode_pixels(
         elif (
             opened.format in FASTER
             and opened.mode == "RGB"
-            and turn == 1
+            and orientation == 1
             and not getattr(opened, "is_animated", False)
         ):
-            with contextlib.suppress(RuntimeError):  # Pillow then says what is wrong.
+            with contextlib.suppress(RuntimeError):  # Pillow then reports the error.
                 data = torch.frombuffer(stream.getbuffer(), dtype=torch.uint8)
                 return Pixels(FASTER[opened.format](data), width, height)
         return Pixels(Pixels.of(_shown(opened)).values, width, height)
@@ -135,7 +137,7 @@ def decode_pixels(
 
 @contextlib.contextmanager
 def _opened(file: Path | io.BytesIO, max_pixels: int) -> Iterator[ImageFile]:
-    """Open an image, with Pillow's limit of pixels set to `max_pixels` meanwhile."""
+    """Open an image with Pillow's pixel limit set to `max_pixels`."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
@@ -160,37 +162,37 @@ def _opened(file: Path | io.BytesIO, max_pixels: int) -> Iterator[ImageFile]:
 
 
 def _unidentified(stream: BinaryIO) -> str:
-    """Say what a file is that holds none of `FORMATS`."""
+    """Describe a file that has none of `FORMATS`."""
     stream.seek(0)
     head = stream.read(32)
     if not head:
         return "is empty"
     if head[4:8] == b"ftyp" and head[8:11] in (b"hei", b"hev", b"mif", b"msf"):
-        return "is HEIC, whatever its name says; convert it to JPEG or PNG"
+        return "is HEIC, whatever its extension; convert it to JPEG or PNG"
     if head.lstrip()[:5].lower() in (b"<html", b"<!doc"):
         return "is a web page"
-    return "is damaged, or no image of a known format"
+    return "is damaged, or not an image in a supported format"
 
 
 BANDS = (
-    "files may hold 1, 3 or 4 bands (gray, RGB, RGBA or CMYK); convert it, or put all images into "
+    "files may have 1, 3 or 4 bands (gray, RGB, RGBA or CMYK); convert it, or store all images in "
     "an array for the data set npz"
 )
-"""What is said of other files."""
+"""The rest of the error message about other numbers of bands."""
 
 
 def odd_bands(stream: BinaryIO) -> int | None:
     """Return the number of bands of a TIFF file that is neither gray, RGB, RGBA nor CMYK.
 
-    None for all others, gray with transparency among them. Pillow would read three of five bands
-    in silence.
+    Returns None for all other files, including gray with transparency. Pillow reads three of five
+    bands without a warning.
     """
     header = stream.read(16)
     stream.seek(0)
     if header[:4] not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         return None
     bands, extra = 1, ()
-    with contextlib.suppress(Exception):  # Pillow says later what is wrong with the file.
+    with contextlib.suppress(Exception):  # Pillow reports the error later.
         is_big = b"+" in header[:4]
         tags = TiffImagePlugin.ImageFileDirectory_v2(header if is_big else header[:8])
         stream.seek(tags.next)

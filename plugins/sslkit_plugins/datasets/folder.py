@@ -33,12 +33,14 @@ from sslkit_plugins.datasets.layout import (
 from sslkit_plugins.datasets.ours import is_our_folder
 from sslkit_plugins.datasets.walk import Walk
 
-FollowLinks = Annotated[bool, Field(description="Follow links that lead out of a split's folder.")]
+FollowLinks = Annotated[
+    bool, Field(description="Follow links whose targets are outside the split's folder.")
+]
 Splits = Annotated[
     bool,
     Field(
-        description="Use folders named train, val, test or similar right below root as "
-        "splits. false: use them as classes."
+        description="Use folders directly in root as splits if they are named train, val, test or "
+        "similar. false: use them as classes."
     ),
 ]
 
@@ -48,14 +50,18 @@ TIFF = (".tif", ".tiff")
 class ImageFolder(ImageSource):
     """A folder of images, flat or nested, of any size and mode.
 
-    Folders right below `root` are splits where they are called train or training, and val, valid,
-    validation or dev, in any case; test or testing validates where none of these holds images.
-    Without them all images are one split. An image's class is the first folder below the split,
-    as in torchvision; there are no classes where there is at most one such folder, or images lie
-    beside it. Hidden files, what sslkit itself has written (runs, packed sets, pictures), links
-    that lead out of the split, broken ones, and pipes and devices are skipped; no image is read
-    twice through links. Files hold gray, RGB, RGBA or CMYK; a TIFF of other bands is refused, and
-    a fourth band that is neither transparency nor black is not read.
+    Splits are folders directly in `root`, in any case: train or training; val, valid,
+    validation or dev. test or testing is the validation split if none of these has images. Without
+    such folders, all images form one split.
+
+    Classes are the folders directly in a split, as in torchvision. There are no classes if
+    there is at most one such folder, or if images are next to it.
+
+    Skipped are hidden files, sslkit's own files (runs, packed sets, pictures), links out of the
+    split, broken links, pipes and devices. No image is read twice through links.
+
+    Files are gray, RGB, RGBA or CMYK. A TIFF file with other bands raises an error. A fourth band
+    that is neither transparency nor black is not read.
     """
 
     opens: ClassVar[dict[str, str]] = {"/": "root"}
@@ -74,7 +80,7 @@ class ImageFolder(ImageSource):
         if not os.path.isdir(top):
             state = "is a file" if os.path.exists(top) else "does not exist"
             raise DataError(
-                f"the folder of images {root} {state}; name one that holds images: --data DIR"
+                f"the folder of images {root} {state}; name a folder with images: --data DIR"
             )
         if is_our_folder(str(top)):
             raise DataError(
@@ -87,8 +93,8 @@ class ImageFolder(ImageSource):
             self._val = top / (layout.val or "")
             if split == "val" and not self.has_val:
                 raise DataError(
-                    f"{root} has no validation images of its own: there are no folders train/ and "
-                    "val/ with images below it"
+                    f"{root} has no separate validation images: it has no folders train/ and val/ "
+                    "with images"
                 )
             self.root = self._val if split == "val" else top / layout.train
             walk = Walk(self.root, follow_links)
@@ -99,9 +105,10 @@ class ImageFolder(ImageSource):
             ) from error
         self.names, self.place = walk.names, str(self.root)
         if not self.names:
-            held = f": {found}" if (found := walk.passed_over()) else ", and nothing else"
+            skipped = walk.skipped()
+            contents = f": {skipped}" if skipped else ", and nothing else"
             raise DataError(
-                f"no image below {self.root}{held}; files that end in "
+                f"no image below {self.root}{contents}; files that end in "
                 f"{', '.join(sorted(ENDINGS))} count as images"
             )
         self._refuse_odd_bands()
@@ -111,34 +118,37 @@ class ImageFolder(ImageSource):
             self.notes += self._nested_splits() + self._numbered_splits()
 
     def _number_classes(self, fewest: int) -> None:
-        """Set labels and classes where every image lies in one of `fewest` folders or more."""
+        """Set labels and classes if all images are in folders, of which there are `fewest` or more.
+
+        Otherwise set `unlabelled`, the reason.
+        """
         tops = [name.split("/", 1)[0] if "/" in name else "" for name in self.names]
         classes = sorted(set(tops))
         if "" not in classes and len(classes) >= fewest:
             number = {name: label for label, name in enumerate(classes)}
             self.classes, self.labels = classes, np.array([number[name] for name in tops], np.int64)
         elif classes == [""]:
-            self.unlabelled = "there are no folders below it"
+            self.unlabelled = "it has no folders"
         elif "" in classes:
             first = tops.index("")
             loose = printable(self.names[first])
-            self.unlabelled = f"some lie beside its folders, such as {loose}"
+            self.unlabelled = f"some are next to its folders, such as {loose}"
         else:
-            self.unlabelled = f"all of them lie in one folder, {printable(classes[0])}/"
+            self.unlabelled = f"all of them are in one folder, {printable(classes[0])}/"
 
     def _notes(self, walk: Walk, unused: tuple[str, ...]) -> list[str]:
-        """Return what is passed over, and which folders are no splits: a sentence each."""
+        """Return a sentence about skipped files, and one about folders that are no splits."""
         notes = []
-        if found := walk.passed_over():
-            notes.append(f"passed over in {self.place}: {found}")
+        if skipped := walk.skipped():
+            notes.append(f"skipped in {self.place}: {skipped}")
         if unused:
             notes.append(
-                f"not read beside the folders for training and validation: {', '.join(unused)}"
+                f"not read, next to the training and validation folders: {', '.join(unused)}"
             )
         return notes
 
     def _nested_splits(self) -> list[str]:
-        """Return a sentence about folders named like splits that lie one folder deeper."""
+        """Return a sentence about folders named like splits one level deeper."""
         nested = set()
         for name in self.names:
             folders = name.split("/", 2)[:-1]
@@ -146,13 +156,13 @@ class ImageFolder(ImageSource):
                 nested.add(printable(f"{folders[0]}/{folders[1]}/"))
         if not nested:
             return []
-        holder = self.root / min(nested).split("/")[0]
+        parent = self.root / min(nested).split("/")[0]
         are, them, splits = (
             ("are", "them", "splits") if len(nested) > 1 else ("is", "it", "a split")
         )
         return [
             f"{', '.join(sorted(nested)[:NAMED])} in {self.place} {are} read like any folder; "
-            f"to use {them} as {splits}, name the folder that holds {them}, such as {holder}"
+            f"to use {them} as {splits}, name the parent folder, such as {parent}"
         ]
 
     def _numbered_splits(self) -> list[str]:
@@ -167,13 +177,14 @@ class ImageFolder(ImageSource):
         )
         return [
             f"{shown} in {self.place} {read}; to use {them} as splits, rename {them} to train/ and "
-            f"val/, or name one alone, such as {self.root / found[0]}"
+            f"val/, or name one of the folders, such as {self.root / found[0]}"
         ]
 
     def validation(self) -> str:
-        """Return where the validation images lie, how many there are, and what evaluations refuse.
+        """Return the validation folder, its number of images, and why evaluations refuse it, if so.
 
-        They refuse classes that the training images do not have, and images without any.
+        Evaluations refuse validation classes that the training images lack, and images without a
+        class.
         """
         if not self.has_val:
             return ""
@@ -182,12 +193,12 @@ class ImageFolder(ImageSource):
         except OSError:
             return str(self._val)
         count = counted(len(names), "image")
-        if fault := self._odd_validation(names):
+        if fault := self._validation_fault(names):
             return f"{self._val} ({count}, which evaluations refuse: {fault})"
         return f"{self._val} ({count})"
 
-    def _odd_validation(self, names: list[str]) -> str:
-        """Return why validation images do not go with the classes; "" where they do."""
+    def _validation_fault(self, names: list[str]) -> str:
+        """Return why the validation images do not fit the classes; "" if they do."""
         if self.labels is None:
             return ""
         if any("/" not in name for name in names):
@@ -199,9 +210,9 @@ class ImageFolder(ImageSource):
         return f"{shown}{', …' * (len(strange) > NAMED)} not among the training classes"
 
     def _refuse_odd_bands(self) -> None:
-        """DataError where the first TIFF file has bands that files cannot be read with.
+        """Raise DataError if the first TIFF file has an unsupported number of bands.
 
-        Others like it count as unreadable later, with the same reason.
+        Later files of this kind count as unreadable, with the same reason.
         """
         for name in self.names:
             if name.lower().endswith(TIFF):
@@ -219,15 +230,15 @@ class ImageFolder(ImageSource):
         return decode(self.stored(index), self.max_pixels)
 
     def pixels(self, index: int, reduction: Callable[[int, int], float]) -> Pixels:
-        """Decode an image, smaller where `reduction` allows."""
+        """Decode an image, at a smaller size if `reduction` allows."""
         return decode_pixels(self.stored(index), reduction, self.max_pixels)
 
 
 class ImageNet(ImageFolder):
-    """ImageNet-1k (Russakovsky et al. 2015, arXiv:1409.0575) in folders, one for each class.
+    """ImageNet-1k (Russakovsky et al. 2015, arXiv:1409.0575) in folders, one per class.
 
-    `train/` and `val/` lie below `root`. It has to be fetched by hand, and the 50,000 validation
-    images moved into folders of their classes.
+    `root` contains `train/` and `val/`. Download the data set by hand, and move the 50,000
+    validation images into class folders.
     """
 
     opens: ClassVar[dict[str, str]] = {}
@@ -248,6 +259,6 @@ class ImageNet(ImageFolder):
         if not (os.path.isdir(top) and has_training_folder(top)):
             raise DataError(
                 f"ImageNet is not below {root}: put its folders train/ and val/ there, with one "
-                "folder a class, or name theirs: --data DIR"
+                "folder per class, or name their parent folder: --data DIR"
             )
         super().__init__(split, root=root, follow_links=follow_links, max_pixels=max_pixels)

@@ -1,4 +1,4 @@
-"""Which folders below a root are splits."""
+"""Finds the folders of a data set that are its splits."""
 
 import os
 from collections.abc import Iterable
@@ -13,30 +13,30 @@ from sslkit_plugins.datasets.walk import ending_of, is_hidden, json_stems
 
 TRAIN = ("train", "training")
 VAL = ("val", "valid", "validation", "dev", "test", "testing")
-"""Names of split folders in lower case. Of several with images, the first one validates."""
+"""Names of split folders in lower case. The first of VAL with images is the validation split."""
 
 NAMED = 5
-"""Most folders that are named in one sentence."""
+"""Largest number of folders that one sentence names."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What the folders below a root serve as."""
+    """The splits of a data set."""
 
     train: str = ""
     """Folder of the training images; "" for the root itself."""
     val: str | None = None
-    """Folder of the validation images, if there is one that holds images."""
+    """Folder of the validation images, if one has images."""
     unused: tuple[str, ...] = ()
-    """What lies beside the split folders and is not read."""
+    """Folders and images next to the splits, which are not read."""
 
 
 def read_layout(root: Path) -> Layout:
-    """Look at the folders right below `root`, whose names count in any case.
+    """Return the splits among the folders directly in `root`, by their names in any case.
 
-    Without a folder to train on, the only split folder serves for training. Raises DataError for
-    split folders among other folders, for several to train on, and for links that lead nowhere.
-    Raises OSError where `root` cannot be read.
+    A single split folder is the training split, whatever its name. Raises DataError for a mixture
+    of split folders and other folders, for several training folders, and for broken links. Raises
+    OSError if `root` cannot be read.
     """
     folders, loose = _contents(root)
     train = [name for name in folders if name.lower() in TRAIN]
@@ -66,22 +66,22 @@ def read_layout(root: Path) -> Layout:
 
 
 def has_training_folder(root: Path) -> bool:
-    """Tell whether a folder named train or training lies right below `root`."""
+    """Tell whether `root` contains a folder named train or training."""
     return any(name.lower() in TRAIN for name in os.listdir(root))
 
 
 def _contents(root: Path) -> tuple[list[str], int]:
-    """Return the folders right below `root`, and the number of images that lie beside them."""
+    """Return the folders directly in `root`, and the number of images next to them."""
     folders, files = [], []
     with os.scandir(root) as entries:
         for entry in entries:
             if is_hidden(entry.name):
                 continue
-            is_link = entry.is_symlink()  # A link in a circle makes entry.is_dir() raise.
+            is_link = entry.is_symlink()  # entry.is_dir() raises for a circular link.
             if os.path.isdir(entry.path) if is_link else entry.is_dir():
                 folders.append(entry.name)
             elif entry.name.lower() in (*TRAIN, *VAL) and not os.path.exists(entry.path):
-                raise DataError(f"{entry.path} is a link that leads nowhere; repair or remove it")
+                raise DataError(f"{entry.path} is a broken link; repair or remove it")
             else:
                 files.append(entry.name)
     beside = json_stems(files)
@@ -94,12 +94,12 @@ def _contents(root: Path) -> tuple[list[str], int]:
 
 
 def _filled(root: Path, names: Iterable[str]) -> list[str]:
-    """Return the folders that hold images."""
+    """Return the folders with images."""
     return [name for name in sorted(names) if holds_images(root / name)]
 
 
 def holds_images(folder: Path) -> bool:
-    """Tell whether there is an image or a link below a folder, or a folder that cannot be read."""
+    """Tell whether a folder contains an image, a link or an unreadable folder at any depth."""
     unreadable: list[OSError] = []
     for base, folders, files in os.walk(folder, onerror=unreadable.append):
         folders[:] = [name for name in folders if not is_hidden(name)]
@@ -114,7 +114,7 @@ def holds_images(folder: Path) -> bool:
 
 
 def _shown(folders: list[str]) -> list[str]:
-    """Return a few folders as they are written in a sentence."""
+    """Return the first folders as a sentence names them."""
     shown = [f"{printable(name)}/" for name in folders[:NAMED]]
     if len(folders) > NAMED:
         shown.append(f"{len(folders) - NAMED} more folders")
@@ -124,7 +124,7 @@ def _shown(folders: list[str]) -> list[str]:
 def _refuse_several(root: Path, names: list[str], purpose: str) -> NoReturn:
     raise DataError(
         f"{root} has several folders to {purpose}: {', '.join(_shown(names))}; name one of them "
-        f"instead, such as {root / names[0]}, or take all images as one set: "
+        f"instead, such as {root / names[0]}, or use all images as one set: "
         "--set data.splits=false"
     )
 
@@ -135,6 +135,6 @@ def _refuse_mixture(root: Path, splits: list[str], others: list[str], loose: int
         beside.append(counted(loose, "image"))
     raise DataError(
         f"{root} mixes {', '.join(_shown(splits))}, named like a split, with {', '.join(beside)}; "
-        f"name {root / splits[0]} instead to use that alone, or take every folder as a class: "
+        f"name {root / splits[0]} instead to use only that folder, or use every folder as a class: "
         "--set data.splits=false"
     )

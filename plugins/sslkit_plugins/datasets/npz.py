@@ -1,4 +1,4 @@
-"""NumPy archives of images."""
+"""Reads images from NumPy archives."""
 
 import io
 import math
@@ -17,24 +17,25 @@ from sslkit.interfaces import ImageSource, Pixels
 from sslkit_plugins.datasets.decoding import MAX_PIXELS, MaxPixels, decode, decode_pixels
 
 ARRAYS = ("images", "labels", "label", "classes", "jpeg", "offset")
-"""What is read of an archive, under these names and the same followed by `_val`."""
+"""Names of the arrays that are read, and of those with the suffix `_val`."""
 
 GENEROUS = 1 << 30
-"""Bytes that any archive may unpack to."""
+"""Unpacked size that is allowed for any archive, bytes."""
 RATIO = 100
-"""An archive that unpacks to more than GENEROUS and this many times its size is a bomb."""
+"""Above GENEROUS, the largest allowed ratio of unpacked to packed size."""
 MOST_CLASSES = 1_000_000
 
 
 class Npz(ImageSource):
-    """Images in a NumPy archive: `images` and, where known, `labels` [N] and `classes`.
+    """Images in a NumPy archive: `images`, optionally `labels` [N] and `classes`.
 
-    `images` are uint8 or uint16 [N,H,W,C] of any number of channels, or [N,H,W], gray, shown in
-    three equal channels. Instead there may be `jpeg` uint8, the files one after another, and
-    `offset` [N+1], where each begins; `label` is read like `labels`. Validation images come from
-    `val_file`, an archive of the same form, or from arrays named `images_val` and `labels_val`.
-    Nothing pickled is read, and no archive that unpacks to far more than its size or than fits
-    into memory.
+    `images` are uint8 or uint16: [N,H,W,C] with any number of channels, or [N,H,W], gray, which
+    becomes three equal channels. Alternatively, `jpeg` uint8 has the concatenated files and
+    `offset` [N+1] the start of each. `label` is an alias of `labels`. Validation images come from
+    `val_file`, an archive of the same format, or from arrays `images_val` and `labels_val`.
+
+    Pickled arrays raise an error, as do archives whose unpacked size is far larger than the file or
+    exceeds the memory.
     """
 
     opens: ClassVar[dict[str, str]] = {"*.npz": "file"}
@@ -61,7 +62,7 @@ class Npz(ImageSource):
         )
         self.has_val = bool(val_file) or "images" in val
         if split == "val" and not self.has_val:
-            raise DataError(f"{file} has no array images_val, and no data.val_file is named")
+            raise DataError(f"{file} has no array images_val, and data.val_file is not set")
         self.file, self.arrays = (val_file or file, val) if split == "val" else (file, train)
         count = self._check()
         self.channels, self.bits = _format(self.arrays)
@@ -82,15 +83,15 @@ class Npz(ImageSource):
             or labels.min() < 0
         ):
             raise DataError(
-                f"labels in {self.file} must be {count} whole numbers from 0 up, one an image; "
-                f"they are {labels.dtype} {list(labels.shape)}"
+                f"labels in {self.file} must be {count} integers ≥ 0, one per image; they are "
+                f"{labels.dtype} {list(labels.shape)}"
             )
-        known = [found for found in (_labels(train), _labels(val)) if found is not None]
-        most = max(int(found.max(initial=0)) for found in known)
+        of_splits = [found for found in (_labels(train), _labels(val)) if found is not None]
+        most = max(int(found.max(initial=0)) for found in of_splits)
         if most >= MOST_CLASSES:
             raise DataError(
-                f"{file} has the label {most}; labels count classes from 0, of which there may be "
-                f"{MOST_CLASSES:,}"
+                f"{file} has the label {most}; labels number the classes from 0 to "
+                f"{MOST_CLASSES - 1:,}"
             )
         self.labels = labels.astype(np.int64)
         self.classes = [str(name) for name in train.get("classes", np.arange(most + 1))]
@@ -102,7 +103,7 @@ class Npz(ImageSource):
 
     @staticmethod
     def _open(file: str) -> dict[str, np.ndarray]:
-        """Read the arrays of an archive. DataError where it holds none, or cannot be read."""
+        """Read the arrays of an archive. Raises DataError if it has none or cannot be read."""
         path = os.path.expanduser(file)
         if not os.path.isfile(path):
             raise DataError(f"there is no file {file}; name a NumPy archive: --data FILE.npz")
@@ -117,9 +118,9 @@ class Npz(ImageSource):
                     if name.removesuffix("_val") in ARRAYS
                 }
                 if not found:
-                    held = ", ".join(map(printable, sorted(members)[:10])) or "nothing"
+                    contents = ", ".join(map(printable, sorted(members)[:10])) or "nothing"
                     raise DataError(
-                        f"{file} holds {held}, but neither 'images' nor 'jpeg' and 'offset'; "
+                        f"{file} holds {contents}, but neither 'images' nor 'jpeg' and 'offset'; "
                         "name the array: np.savez(FILE, images=images)"
                     )
                 _refuse_bomb(
@@ -135,7 +136,7 @@ class Npz(ImageSource):
             ) from error
 
     def _check(self) -> int:
-        """Return the number of images. DataError where the arrays are not of the form above."""
+        """Return the number of images. Raises DataError if the arrays have another format."""
         if "images" in self.arrays:
             images = self.arrays["images"]
             if (
@@ -144,10 +145,9 @@ class Npz(ImageSource):
                 or 0 in images.shape
             ):
                 raise DataError(
-                    f"images in {self.file} must be uint8 or uint16 [N,H,W,C] or [N,H,W]; "
-                    f"they are {images.dtype} {list(images.shape)}; convert them, such as floats "
-                    "from "
-                    "0 to 1: (255 * images).round().astype(np.uint8)"
+                    f"images in {self.file} must be uint8 or uint16 [N,H,W,C] or [N,H,W]; they are "
+                    f"{images.dtype} {list(images.shape)}; convert them, such as floats from 0 to "
+                    "1: (255 * images).round().astype(np.uint8)"
                 )
             if _has_channels_first(images.shape):
                 raise DataError(
@@ -157,14 +157,14 @@ class Npz(ImageSource):
             return len(images)
         if {"jpeg", "offset"} <= self.arrays.keys():
             offset, stream = self.arrays["offset"], self.arrays["jpeg"]
-            whole = (
+            are_vectors = (
                 stream.dtype == np.uint8
                 and stream.ndim == 1
                 and offset.ndim == 1
                 and len(offset) > 1
             )
             if (
-                not whole
+                not are_vectors
                 or not np.issubdtype(offset.dtype, np.integer)
                 or offset[0] != 0
                 or offset[-1] != len(stream)
@@ -175,21 +175,21 @@ class Npz(ImageSource):
                     f"({stream.size}), one number more than there are images"
                 )
             return len(offset) - 1
-        held = ", ".join(sorted(self.arrays)) or "nothing"
+        contents = ", ".join(sorted(self.arrays)) or "nothing"
         raise DataError(
-            f"{self.file} holds {held}, but neither 'images' nor 'jpeg' and 'offset'; name the "
+            f"{self.file} holds {contents}, but neither 'images' nor 'jpeg' and 'offset'; name the "
             "array: np.savez(FILE, images=images)"
         )
 
     def stored(self, index: int) -> io.BytesIO | None:
-        """Return the file of an image, or None where its pixels are stored."""
+        """Return the file of an image, or None if the archive stores pixels."""
         if "images" in self.arrays:
             return None
         first, last = self.arrays["offset"][index : index + 2]
         return io.BytesIO(self.arrays["jpeg"][first:last].tobytes())
 
     def image(self, index: int) -> Image.Image:
-        """Return an image as RGB in 8 bits: its first three channels, or the first as gray."""
+        """Return an image as 8-bit RGB: its first three channels, or the first as gray."""
         file = self.stored(index)
         if file is not None:
             return decode(file, self.max_pixels)
@@ -214,30 +214,25 @@ class Npz(ImageSource):
 
 
 def _refuse_bomb(file: str, stored: int, unpacked: int) -> None:
-    """DataError for an archive that unpacks to more bytes than images do."""
-    memory = (
-        os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        if hasattr(os, "sysconf")
-        else math.inf
-    )
+    """Raise DataError for an archive that unpacks to more bytes than images do."""
+    memory = math.inf
+    if hasattr(os, "sysconf"):
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if unpacked > memory or unpacked > max(GENEROUS, RATIO * stored):
         raise DataError(
-            f"{file} has {stored:,} bytes and would unpack to {unpacked:,}, which is more than "
-            "this machine's memory or than images ever do; make it a folder of images, or take the "
-            "file from whom you trust"
+            f"{file} has {stored:,} bytes and would unpack to {unpacked:,}, more than this "
+            "machine's memory or than any archive of images; convert it to a folder of images, or "
+            "use a file from a source that you trust"
         )
 
 
 def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
-    """Read an array. ValueError where its size is not that of its header, or for pickles."""
+    """Read an array. Raises ValueError for pickles, and if the size differs from the header's."""
     with archive.open(member) as stream:
-        version = np.lib.format.read_magic(stream)
-        read_header = (
-            np.lib.format.read_array_header_1_0
-            if version == (1, 0)
-            else np.lib.format.read_array_header_2_0
-        )
-        shape, _, dtype = read_header(stream)
+        if np.lib.format.read_magic(stream) == (1, 0):
+            shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+        else:
+            shape, _, dtype = np.lib.format.read_array_header_2_0(stream)
         if dtype.hasobject:
             raise ValueError(f"{member.filename} holds pickled objects")
         if stream.tell() + math.prod(shape) * dtype.itemsize != member.file_size:
@@ -249,18 +244,19 @@ def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray
 
 
 def _format(arrays: dict[str, np.ndarray]) -> tuple[int, Literal[8, 16]]:
-    """Return channels and bits of the images; gray images are shown in three channels."""
+    """Return channels and bits of the images; gray images have three channels."""
     if "images" not in arrays:
         return 3, 8
     images = arrays["images"]
-    return images.shape[3] if images.ndim == 4 else 3, 16 if images.dtype == np.uint16 else 8
+    channels = images.shape[3] if images.ndim == 4 else 3
+    return channels, 16 if images.dtype == np.uint16 else 8
 
 
 def _has_channels_first(shape: tuple[int, ...]) -> bool:
-    """Tell whether images [N,?,?,?] are rather [N,C,H,W]: up to four rows of longer columns."""
+    """Tell whether images [N,?,?,?] look like [N,C,H,W] with C ≤ 4."""
     return len(shape) == 4 and shape[3] != 3 and shape[1] <= 4 and shape[1] < min(shape[2:])
 
 
 def _labels(arrays: dict[str, np.ndarray]) -> np.ndarray | None:
-    """Return the labels [N] as they are stored, or None."""
+    """Return the stored labels [N], or None."""
     return arrays.get("labels", arrays.get("label"))

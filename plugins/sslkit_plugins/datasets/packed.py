@@ -1,13 +1,13 @@
-"""Packed sets: JPEG files in few large files that are mapped into memory.
+"""Reads packed sets: JPEG files in a few large memory-mapped files.
 
-DEST/packed.json   options and classes; of each split the number of images and shards, and the
+DEST/packed.json   options and classes; for each split the number of images and shards, and the
                    SHA-256 of the list of names
 DEST/train-00000.safetensors, …
-    bytes     uint8, the JPEG files one after another
-    offset    int64 [n+1], where each begins
-    checksum  int64 [n], the CRC-32 of each
-    names     uint8, UTF-8 with a zero between two
-    labels    int64 [n], where they are known
+    bytes     uint8, the concatenated JPEG files
+    offset    int64 [n+1], start of each file
+    checksum  int64 [n], CRC-32 of each file
+    names     uint8, UTF-8, separated by zero bytes
+    labels    int64 [n], optional
 """
 
 import io
@@ -33,10 +33,10 @@ from sslkit_plugins.datasets.packed_index import INDEX, Index, list_hash
 
 
 class Packed(ImageSource):
-    """A set that `sslkit pack SRC DEST` wrote: few large files, mapped into memory.
+    """A set written by `sslkit pack SRC DEST`: a few large memory-mapped files.
 
-    Names, labels and classes are those of what was packed, and so is the hash of their list: a run
-    that began on one goes on with the other. An image's bytes are checked when they are read.
+    Names, labels, classes and the hash of the list are equal to those of the source, so a run can
+    resume on either. The checksum of an image is verified on each read.
     """
 
     opens: ClassVar[dict[str, str]] = {"/packed.json": "root"}
@@ -57,31 +57,34 @@ class Packed(ImageSource):
         self.has_val = "val" in index.splits
         if name not in index.splits:
             raise DataError(
-                f"{root} has no {name} images of its own, as what was packed had none; pack a "
-                "folder that holds train/ and val/"
+                f"{root} has no separate {name} images, because its source has none; pack a folder "
+                "with train/ and val/"
             )
         if self.has_val:
             self.place = f"{root}, {name}"
             self._val = f"{root}, val ({index.splits['val'].images:,} images)"
-        told = index.splits[name]
+        entry = index.splits[name]
         self.names: list[str] = []
-        self.classes = told.classes
-        self._files = [self.root / f"{name}-{n:05}.safetensors" for n in range(told.shards)]
+        self.classes = entry.classes
+        self._files = [self.root / f"{name}-{n:05}.safetensors" for n in range(entry.shards)]
         self._maps: dict[int, dict[str, np.ndarray]] = {}
         self._first: list[int] = []
         labels = []
-        for number in range(told.shards):
+        for number in range(entry.shards):
             shard = self._shard(number)
             self._first.append(len(self.names))
             self.names += shard["names"].tobytes().decode("utf-8", "surrogateescape").split("\0")
             labels.append(shard.get("labels", np.empty(0, np.int64)))
-        if (len(self.names), list_hash(self.names)) != (told.images, told.sha256):
+        if (len(self.names), list_hash(self.names)) != (entry.images, entry.sha256):
             raise self._damaged(self.root / INDEX, "its shards hold another list of images")
-        known = np.concatenate(labels)
-        if len(known):
-            if len(known) != len(self.names) or known.min() < 0 or known.max() >= len(self.classes):
+        stored = np.concatenate(labels)
+        if len(stored):
+            if len(stored) != len(self.names) or not self._are_classes(stored):
                 raise self._damaged(self.root / INDEX, "labels do not fit images and classes")
-            self.labels = known
+            self.labels = stored
+
+    def _are_classes(self, labels: np.ndarray) -> bool:
+        return labels.min() >= 0 and labels.max() < len(self.classes)
 
     def _index(self) -> Index:
         path = self.root / INDEX
@@ -89,8 +92,8 @@ class Packed(ImageSource):
             return pydantic.TypeAdapter(Index).validate_json(path.read_bytes())
         except FileNotFoundError as error:
             raise DataError(
-                f"{self.root} is no packed set, it holds no {INDEX}; name one, --data DIR, or make "
-                f"it: sslkit pack FOLDER {shlex.quote(str(self.root))}"
+                f"{self.root} is not a packed set, it has no {INDEX}; name one, --data DIR, or "
+                f"create it: sslkit pack FOLDER {shlex.quote(str(self.root))}"
             ) from error
         except OSError as error:
             raise DataError(
@@ -108,7 +111,7 @@ class Packed(ImageSource):
         return DataError(f"{path} is not what `sslkit pack` wrote ({why}); pack the images again")
 
     def _shard(self, number: int) -> dict[str, np.ndarray]:
-        """Return the arrays over a mapped file, by name. DataError where they do not fit."""
+        """Return the arrays of a mapped file by name. Raises DataError if they do not match."""
         if number not in self._maps:
             path = self._files[number]
             try:
@@ -148,19 +151,19 @@ class Packed(ImageSource):
             raise self._damaged(path, "'offset' does not rise from 0 to the length of 'bytes'")
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what a spawned worker is sent. It maps the files itself."""
+        """Return the state to pickle for a spawned worker, which maps the files itself."""
         return {**vars(self), "_maps": {}}
 
     def stored(self, index: int) -> io.BytesIO:
-        """Return the file of an image. DataError where its bytes are not those that were packed."""
+        """Return the file of an image. Raises DataError if the checksum of its bytes differs."""
         number = bisect_right(self._first, index) - 1
         shard, row = self._shard(number), index - self._first[number]
         first, last = shard["offset"][row : row + 2].tolist()
         file = shard["bytes"][first:last].tobytes()
         if zlib.crc32(file) != shard["checksum"][row]:
             raise DataError(
-                f"its bytes in {self._files[number].name} are not those that were packed (their "
-                "checksum differs)"
+                f"its bytes in {self._files[number].name} have changed since packing (the checksum "
+                "differs)"
             )
         return io.BytesIO(file)
 
@@ -169,16 +172,16 @@ class Packed(ImageSource):
         return decode(self.stored(index), self.max_pixels)
 
     def pixels(self, index: int, reduction: Callable[[int, int], float]) -> Pixels:
-        """Decode an image, smaller where `reduction` allows."""
+        """Decode an image, at a smaller size if `reduction` allows."""
         return decode_pixels(self.stored(index), reduction, self.max_pixels)
 
     def validation(self) -> str:
-        """Return where the validation images lie, and how many there are."""
+        """Return the place of the validation images and their number."""
         return self._val if self.has_val else ""
 
     @classmethod
     def write(
         cls, splits: Mapping[Literal["train", "val"], ImageSource], root: str, **options: Any
     ) -> Index:
-        """Pack the splits of a data set into a new folder `root`, as `packing.write` does."""
+        """Pack the splits of a data set into a new folder; see `packing.write`."""
         return packing.write(splits, root, **options)

@@ -12,7 +12,7 @@ INDEX = "packed.json"
 
 @dataclass(frozen=True)
 class Split:
-    """What the index says of one split."""
+    """Entry of one split in the index."""
 
     images: PositiveInt
     shards: Annotated[int, pydantic.Field(ge=1, le=1_000_000)]
@@ -22,11 +22,11 @@ class Split:
 
 @dataclass(frozen=True)
 class Index:
-    """What packed.json holds.
+    """Content of packed.json.
 
-    `skipped` names the images that were left out as unreadable. Of the others, `kept` kept their
-    bytes and `coded` were coded anew. `reduced_to` is the short side that larger images were
-    reduced to; None where none was larger.
+    `skipped` names the images that were left out as unreadable. Of the others, `kept` images have
+    their original bytes and `coded` images were re-encoded. `reduced_to` is the short side of
+    images that were reduced, px; None if there are none.
     """
 
     short_side: PositiveInt
@@ -40,7 +40,7 @@ class Index:
 
 
 def list_hash(names: list[str]) -> str:
-    """SHA-256 of a list of names, each ended by a zero, as checkpoints keep it."""
+    """Return the SHA-256 of zero-terminated names, the hash that checkpoints store."""
     digest = hashlib.sha256()
     for name in names:
         digest.update(name.encode("utf-8", "surrogateescape") + b"\0")

@@ -1,4 +1,4 @@
-"""Writes packed sets: every image as JPEG, in shards, all of them or nothing."""
+"""Writes packed sets: all images as JPEG in shards, or nothing on an error."""
 
 import io
 import json
@@ -24,19 +24,19 @@ from sslkit.interfaces import ImageSource
 from sslkit_plugins.datasets.packed_index import INDEX, Index, Split, list_hash
 
 SHARD_BYTES = 128 * 2**20
-"""Encoded bytes after which a shard is full: all that a writer holds in memory."""
+"""Size of a shard and of the writer's buffer, bytes of encoded images."""
 
-AT_ONCE = 16
-"""Images that a worker codes for one order."""
+TASK_SIZE = 16
+"""Images that a worker encodes per task."""
 
 SHOWN = 10
-"""Unreadable images that are named in one sentence."""
+"""Largest number of unreadable images that one sentence names."""
 
 How = Literal["kept", "coded", "reduced"]
-"""The bytes that were stored; coded anew; reduced to the short side and coded anew."""
+"""Original bytes; re-encoded; reduced to the short side and re-encoded."""
 
 Coded = tuple[bytes, How] | str
-"""The JPEG file of an image and how it was made, or why there is none."""
+"""The JPEG file of an image and how it was made, or the reason why it is unreadable."""
 
 
 def write(
@@ -51,10 +51,10 @@ def write(
 ) -> Index:
     """Pack the splits of a data set into a new folder `root`, or write nothing.
 
-    A JPEG whose short side is at most `short_side` px keeps its bytes. Any other image is made
-    upright RGB, reduced to that, and coded as JPEG of `quality` without chroma subsampling. What
-    is written depends on the images and these options alone. `advance` gets the number of images
-    newly done and the total. Raises DataError.
+    A JPEG file whose short side is at most `short_side` px keeps its bytes. All other images are
+    converted to upright RGB, reduced to `short_side`, and encoded as JPEG of `quality` without
+    chroma subsampling (4:4:4). The result depends only on the images and these options. `advance`
+    receives the number of newly packed images and the total. Raises DataError.
     """
     to = Path(os.path.expanduser(root))
     _check_format(splits["train"])
@@ -65,7 +65,7 @@ def write(
         indexed = {name: packing.split(name, source) for name, source in splits.items()}
         if packing.unreadable and not skip_unreadable:
             raise DataError(
-                f"{_told(packing.unreadable)}; repair or remove them, or leave them out: "
+                f"{_list_of(packing.unreadable)}; repair or remove them, or leave them out: "
                 "--skip-unreadable"
             )
         skipped = [_text(name) for name, _ in packing.unreadable]
@@ -79,8 +79,8 @@ def write(
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise DataError(
-            f"cannot write {root}, and nothing of it is left ({reason}); make room, or name "
-            "another place"
+            f"cannot write {root} ({reason}), and partial files are removed; free disk space, or "
+            "name another folder"
         ) from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
@@ -89,34 +89,35 @@ def write(
 
 def _check_format(source: ImageSource) -> None:
     if source.channels != 3 or source.bits != 8:
-        held = f"{source.channels} channels in {source.bits} bits"
+        found = f"{source.channels} channels in {source.bits} bits"
         raise DataError(
-            f"these images have {held}, and packed sets RGB in 8 bits; train on them as they are"
+            f"these images have {found}, but packed sets store 8-bit RGB; train on the images "
+            "without packing"
         )
 
 
 def _make_beside(to: Path, root: str) -> Path:
-    """Make the folder that becomes `to` when all is written."""
+    """Create the temporary folder that is renamed to `to` at the end."""
     beside = to.with_name(f"{to.name}.writing")
     if to.exists():
-        raise DataError(f"{root} is there already; name a new folder, or remove it")
+        raise DataError(f"{root} already exists; name a new folder, or remove it")
     try:
         beside.mkdir()
     except FileExistsError as error:
         raise DataError(
-            f"{beside} is there: another `sslkit pack` writes it, or was killed; in that case "
-            "remove it"
+            f"{beside} already exists: another `sslkit pack` is writing it, or was killed; if it "
+            "was killed, remove the folder"
         ) from error
     except OSError as error:
         raise DataError(
-            f"cannot make the folder {beside} ({error.strerror}); name a DEST in a folder that "
-            "exists and may be written"
+            f"cannot create the folder {beside} ({error.strerror}); name a DEST in an existing, "
+            "writable folder"
         ) from error
     return beside
 
 
-def _told(unreadable: list[tuple[str, str]]) -> str:
-    """Return how many images cannot be read, with the first ones and why."""
+def _list_of(unreadable: list[tuple[str, str]]) -> str:
+    """Return the number of unreadable images, and the first ones with their reasons."""
     named = [f"{printable(name)} ({reason})" for name, reason in unreadable[:SHOWN]]
     if len(unreadable) > SHOWN:
         named.append(f"and {len(unreadable) - SHOWN} more")
@@ -124,7 +125,7 @@ def _told(unreadable: list[tuple[str, str]]) -> str:
 
 
 def _text(name: str) -> str:
-    """Return a name that JSON can hold, even where the file system's is no text."""
+    """Return a name as valid text for JSON, with undecodable bytes escaped."""
     return name.encode("utf-8", "backslashreplace").decode()
 
 
@@ -135,7 +136,7 @@ def _flush(path: Path) -> None:
 
 @dataclass
 class _Packing:
-    """One packing under way: where to, how, and what has come of it so far."""
+    """State of one packing: destination, options and counts."""
 
     folder: Path
     short_side: int
@@ -161,8 +162,8 @@ class _Packing:
             names += [str(source.names[index]) for index, _ in shard]
             shards += 1
         if not names:
-            raise DataError(f"nothing to pack: {_told(self.unreadable)}")
-        classes = [_text(known) for known in source.classes]
+            raise DataError(f"nothing to pack: {_list_of(self.unreadable)}")
+        classes = [_text(name) for name in source.classes]
         return Split(len(names), shards, list_hash(names), classes)
 
     def _shards(self, source: ImageSource) -> Iterator[list[tuple[int, bytes]]]:
@@ -188,12 +189,12 @@ class _Packing:
             yield shard
 
     def _coded(self, source: ImageSource) -> Iterator[Coded]:
-        """Yield every image in order, coded ahead by the workers."""
-        orders = np.array_split(np.arange(len(source)), -(-len(source) // AT_ONCE))
+        """Yield every image in order; the workers encode ahead."""
+        tasks = np.array_split(np.arange(len(source)), -(-len(source) // TASK_SIZE))
         loader: DataLoader = DataLoader(
             _Coder(source, self.short_side, self.quality),
             batch_size=None,
-            sampler=orders,  # type: ignore[arg-type]
+            sampler=tasks,  # type: ignore[arg-type]
             num_workers=self.workers,
             collate_fn=list,
             worker_init_fn=_begin_worker,
@@ -204,13 +205,13 @@ class _Packing:
                 yield from coded
         except RuntimeError as error:
             raise DataError(
-                "a worker was ended by the system, for lack of memory perhaps; take fewer: "
+                "the system killed a worker, perhaps for lack of memory; use fewer: "
                 f"--workers 0 ({error})"
             ) from error
 
 
 def _arrays(source: ImageSource, shard: list[tuple[int, bytes]]) -> dict[str, np.ndarray]:
-    """Return what a shard holds."""
+    """Return the arrays of a shard."""
     rows = [index for index, _ in shard]
     files = [file for _, file in shard]
     names = "\0".join(str(source.names[index]) for index in rows)
@@ -231,7 +232,7 @@ def _begin_worker(_: int) -> None:
 
 
 class _Coder(Dataset):
-    """Codes the images of an order, which holds their indices."""
+    """Encodes the images of a task, given their indices."""
 
     def __init__(self, source: ImageSource, short_side: int, quality: int) -> None:
         self.source, self.short_side, self.quality = source, short_side, quality
@@ -265,7 +266,7 @@ class _Coder(Dataset):
         return out.getvalue(), "reduced" if scale < 1 else "coded"
 
     def _stored(self, index: int) -> bytes:
-        """Return the file of an image, nothing where the data set stores pixels."""
+        """Return the file of an image; b"" if the data set stores pixels."""
         find = getattr(self.source, "stored", None)
         stored = find(index) if find is not None else None
         if stored is None:

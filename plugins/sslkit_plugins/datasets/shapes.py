@@ -1,4 +1,4 @@
-"""A generated data set: textured objects on cloudy grounds. Needs no file and no network."""
+"""Generates a data set of textured objects on cloudy backgrounds, without files or network."""
 
 from collections.abc import Callable
 from typing import Annotated
@@ -14,11 +14,12 @@ Plane = np.ndarray
 
 
 def near(t: Plane) -> Plane:
-    """Distance to the nearest whole number, 0 … 0.5."""
+    """Return the distance to the nearest integer, 0 … 0.5."""
     return abs(t - np.round(t))
 
 
 def radius(x: Plane, y: Plane) -> Plane:
+    """Return the distance from the origin."""
     return np.hypot(x, y)
 
 
@@ -36,7 +37,7 @@ OUTLINES: dict[str, Callable[[Plane, Plane], Plane]] = {
     "flower": lambda x, y: 0.66 + 0.24 * np.cos(6 * np.arctan2(y, x)) - radius(x, y),
     "lens": lambda x, y: 0.62 - np.maximum(radius(x - 0.2, y) - 0.4, radius(x + 0.2, y) - 0.4),
 }
-"""Positive inside the object, which spans about -1 … 1."""
+"""Functions that are positive inside an object, which spans about -1 … 1."""
 
 TEXTURES: dict[str, Callable[[Plane, Plane], Plane]] = {
     "dots": lambda x, y: 0.3 - radius(near(x), near(y)),
@@ -52,7 +53,7 @@ TEXTURES: dict[str, Callable[[Plane, Plane], Plane]] = {
         np.minimum(0.12 - near(x), 0.36 - near(y)), np.minimum(0.12 - near(y), 0.36 - near(x))
     ),
 }
-"""Positive where the second of an object's two colours shows; x and y count periods."""
+"""Functions that are positive where the object has its second colour; x and y count periods."""
 
 CLASSES = [f"{texture} {outline}" for outline, texture in zip(OUTLINES, TEXTURES, strict=True)]
 
@@ -60,12 +61,13 @@ OVERSAMPLING = 2
 
 
 def clouds(rng: np.random.Generator, side: int, cells: int) -> Plane:
-    """Smooth noise of about `cells` blobs a side, 0 … 1."""
+    """Return smooth noise in 0 … 1 with about `cells` blobs per side: float32 [side,side]."""
     coarse = Image.fromarray(rng.random((cells + 1, cells + 1), dtype=np.float32))
     return np.asarray(coarse.resize((side, side), Image.Resampling.BICUBIC)).clip(0, 1)
 
 
-def turned(x: Plane, y: Plane, angle: float) -> tuple[Plane, Plane]:
+def rotated(x: Plane, y: Plane, angle: float) -> tuple[Plane, Plane]:
+    """Return the coordinates rotated by `angle`, radians."""
     cos, sin = np.cos(angle), np.sin(angle)
     return cos * x + sin * y, cos * y - sin * x
 
@@ -73,7 +75,7 @@ def turned(x: Plane, y: Plane, angle: float) -> tuple[Plane, Plane]:
 def draw(label: int, side: int, rng: np.random.Generator) -> np.ndarray:
     """Draw an object of class `label`: uint8 [side,side,3].
 
-    Place, size, rotation, colours, period, phase, light and ground are random.
+    Position, size, rotation, colours, period, phase, light and background are random.
     """
     full = side * OVERSAMPLING
     grid = (np.arange(full, dtype=np.float32) + 0.5) / full
@@ -87,12 +89,12 @@ def draw(label: int, side: int, rng: np.random.Generator) -> np.ndarray:
 
     reach = rng.uniform(0.26, 0.4)
     centre = rng.uniform(reach, 1 - reach, 2)
-    u, v = turned((x - centre[0]) / reach, (y - centre[1]) / reach, rng.uniform(0, 2 * np.pi))
+    u, v = rotated((x - centre[0]) / reach, (y - centre[1]) / reach, rng.uniform(0, 2 * np.pi))
     inside = list(OUTLINES.values())[label](u, v) > 0
 
     period = rng.uniform(0.085, 0.125)
     shift = rng.uniform(0, 10, 2)
-    s, t = turned(x / period, y / period, rng.uniform(0, 2 * np.pi))
+    s, t = rotated(x / period, y / period, rng.uniform(0, 2 * np.pi))
     pattern = list(TEXTURES.values())[label](s + shift[0], t + shift[1]) > 0
 
     first, second = rng.permutation(
@@ -107,21 +109,21 @@ def draw(label: int, side: int, rng: np.random.Generator) -> np.ndarray:
         np.cos(direction) * (x - 0.5) + np.sin(direction) * (y - 0.5)
     )
     picture = 255 * picture * light[..., None] + rng.normal(0, 8, picture.shape)
-    whole = Image.fromarray(picture.clip(0, 255).astype(np.uint8))
-    return np.asarray(whole.reduce(OVERSAMPLING))
+    large = Image.fromarray(picture.clip(0, 255).astype(np.uint8))
+    return np.asarray(large.reduce(OVERSAMPLING))
 
 
 def tinted(brightness: float, rng: np.random.Generator) -> np.ndarray:
-    """A muted colour [3]."""
+    """Draw a muted colour: float32 [3]."""
     return (brightness + rng.uniform(-0.15, 0.15, 3)).clip(0, 1).astype(np.float32)
 
 
 class Shapes(ImageSource):
-    """Ten classes of textured objects on cloudy grounds; a seed determines every image.
+    """Ten classes of textured objects on cloudy backgrounds; a seed determines every image.
 
-    A class is an outline with its texture, such as a dotted disc or a striped square. Place, size,
-    rotation, colours, phase, light and ground are random. All images have labels, and classes are
-    balanced.
+    A class is an outline with its texture, such as a dotted disc or a striped square. Position,
+    size, rotation, colours, phase, light and background are random. All images have labels, and
+    classes are balanced.
     """
 
     def __init__(
@@ -138,13 +140,12 @@ class Shapes(ImageSource):
         self.side, self.key = side, (seed, int(split == "val"))
         self.classes, self.has_val = CLASSES, True
         self.labels = np.arange(count) % len(CLASSES)
-        self.names = [
-            f"{'val' if split == 'val' else 'train'}/{number:06d}" for number in range(count)
-        ]
+        name = "val" if split == "val" else "train"
+        self.names = [f"{name}/{number:06d}" for number in range(count)]
         self._drawn: dict[int, Image.Image] = {}
 
     def image(self, index: int) -> Image.Image:
-        """RGB, `side`×`side`; drawn once and kept."""
+        """Return an RGB image of `side`×`side`, which is drawn once and cached."""
         if index not in self._drawn:
             assert self.labels is not None
             rng = np.random.default_rng((*self.key, index))

@@ -1,4 +1,4 @@
-"""Data sets that torchvision reads and fetches."""
+"""Data sets that torchvision reads and downloads."""
 
 import os
 from typing import Annotated, Any, ClassVar
@@ -16,7 +16,7 @@ Download = Annotated[bool, Field(description="Let torchvision download the files
 
 
 class _Torchvision(ImageSource):
-    """A set that torchvision reads, and downloads where `download` says so."""
+    """A data set of torchvision; `download` lets torchvision download it."""
 
     has_val = True
     paths: ClassVar[dict[str, tuple[str, ...]]] = {"root": ()}
@@ -29,9 +29,9 @@ class _Torchvision(ImageSource):
                 os.path.expanduser(root), download=download, **chosen
             )
         except (RuntimeError, OSError) as error:
-            how = "fetch it once with --set data.download=true"
+            how = "download it once with --set data.download=true"
             if download:
-                how = "it could not be fetched"
+                how = "the download failed"
             raise DataError(
                 f"{set_name} is not below {root}: {how}, or put torchvision's files there ({error})"
             ) from error
@@ -47,9 +47,9 @@ class _Torchvision(ImageSource):
 
 
 class Cifar10(_Torchvision):
-    """CIFAR-10 (Krizhevsky 2009): 50,000 and 10,000 images of 32×32 in 10 classes.
+    """CIFAR-10 (Krizhevsky 2009): 50,000 + 10,000 images of 32×32 in 10 classes.
 
-    torchvision checks the files before it reads them.
+    torchvision verifies the checksums of the files.
     """
 
     nominal: ClassVar[dict[str, int]] = {"pretrain": 50_000, "train": 50_000, "val": 10_000}
@@ -59,9 +59,9 @@ class Cifar10(_Torchvision):
 
 
 class Cifar100(_Torchvision):
-    """CIFAR-100 (Krizhevsky 2009): 50,000 and 10,000 images of 32×32 in 100 classes.
+    """CIFAR-100 (Krizhevsky 2009): 50,000 + 10,000 images of 32×32 in 100 classes.
 
-    torchvision checks the files before it reads them.
+    torchvision verifies the checksums of the files.
     """
 
     nominal: ClassVar[dict[str, int]] = {"pretrain": 50_000, "train": 50_000, "val": 10_000}
@@ -71,9 +71,9 @@ class Cifar100(_Torchvision):
 
 
 class Stl10(_Torchvision):
-    """STL-10 (Coates, Ng & Lee 2011): 100,000 images of 96×96 without labels to train on.
+    """STL-10 (Coates, Ng & Lee 2011): 100,000 unlabelled training images of 96×96.
 
-    5,000 and 8,000 with labels are for evaluations.
+    Evaluations use 5,000 + 8,000 labelled images.
     """
 
     nominal: ClassVar[dict[str, int]] = {"pretrain": 100_000, "train": 5_000, "val": 8_000}

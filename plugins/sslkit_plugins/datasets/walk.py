@@ -1,4 +1,4 @@
-"""The images below a folder, and what is passed over."""
+"""Finds the images below a folder and counts skipped files."""
 
 import os
 from collections import Counter
@@ -9,7 +9,7 @@ from sslkit_plugins.datasets.decoding import ENDINGS
 from sslkit_plugins.datasets.ours import is_our_folder, is_our_picture, may_be_ours
 
 CLUTTER = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx"}
-"""What systems leave beside images, lower case."""
+"""Files that operating systems create next to images, lower case."""
 
 CONVERTIBLE = {
     ".3fr", ".arw", ".avif", ".cr2", ".cr3", ".crw", ".dcm", ".dds", ".dng", ".eps", ".exr",
@@ -17,41 +17,41 @@ CONVERTIBLE = {
     ".pdf", ".pef", ".psd", ".qoi", ".raf", ".raw", ".rw2", ".sgi", ".srw", ".svg", ".tga",
     ".webp",
 }  # fmt: skip
-"""Endings of pictures that are not read."""
+"""Extensions of pictures that are not read."""
 
 SHOWN = 5
-"""Most endings that are named in one sentence."""
+"""Largest number of extensions that one sentence names."""
 
 
 def is_hidden(name: str) -> bool:
-    """Tell whether a file or folder is passed over without a word."""
+    """Tell whether a file or folder is skipped without a message."""
     return name.startswith(".") or name.lower() in CLUTTER
 
 
 def ending_of(name: str) -> str:
-    """Return the ending of a file's name in lower case, with its dot."""
+    """Return the extension of a file's name in lower case, with its dot."""
     return os.path.splitext(name)[1].lower()
 
 
 def json_stems(names: Iterable[str]) -> set[str]:
-    """Return the names of JSON files without their ending, lower case."""
+    """Return the names of JSON files without extension, lower case."""
     return {name[:-5].lower() for name in names if name.lower().endswith(".json")}
 
 
 class Walk:
-    """Looks for images below a folder. `names` are relative to it, and sorted.
+    """Finds images below a folder. `names` are relative to it, and sorted.
 
-    A link is followed where it leads to images inside the folder that are reached no other way
-    (the storage of git-annex is such), or anywhere where `follow_links`. No folder is read twice,
-    nor any image: those that are reached without a link go first, then links in the order of
-    their names. Raises OSError for a folder that cannot be read.
+    Links within the folder are followed if their target is not read otherwise, as with git-annex.
+    `follow_links` also follows links out of the folder. No folder or image is read twice: paths
+    without a link come first, then links in the order of their names. Raises OSError for a folder
+    that cannot be read.
     """
 
     def __init__(self, root: str | os.PathLike[str], follow_links: bool = False) -> None:
         self.follow_links = follow_links
         self.names: list[str] = []
         self.endings: Counter[str] = Counter()
-        """Files that are no images, by ending."""
+        """Number of files that are no images, by extension."""
         self.ours = self.leading_out = self.broken = self.repeated = self.devices = 0
         self._inside = os.path.realpath(root)
         self._entered: set[str] = set()
@@ -62,7 +62,7 @@ class Walk:
         self.names.sort()
 
     def _enter(self, folder: str, prefix: str, real: str) -> None:
-        """Collect images and links below a folder, whose path without links is `real`."""
+        """Collect images and links below a folder, whose resolved path is `real`."""
         waiting = [(folder, prefix, real)]
         while waiting:
             folder, prefix, real = waiting.pop()
@@ -92,7 +92,7 @@ class Walk:
                 self._add(prefix + file, os.path.join(folder, file), beside)
 
     def _add(self, name: str, path: str, beside: Collection[str] = ()) -> None:
-        """Add a file where it is an image."""
+        """Add a file if it is an image."""
         stem, ending = os.path.splitext(os.path.basename(name).lower())
         if ending not in ENDINGS:
             self.endings[ending] += 1
@@ -134,39 +134,39 @@ class Walk:
         return real.startswith(os.path.join(self._inside, ""))
 
     def _was_read(self, real: str) -> bool:
-        """Tell whether a file was found without following a link to it."""
+        """Tell whether a file was found without a link."""
         folder, name = os.path.split(real)
         return folder in self._entered and not is_hidden(name) and ending_of(name) in ENDINGS
 
-    def passed_over(self) -> str:
-        """Return what is passed over, in one line; nothing for nothing."""
+    def skipped(self) -> str:
+        """Return a list of skipped files, in one line; "" if there are none."""
         pictures = Counter({end: n for end, n in self.endings.items() if end in CONVERTIBLE})
         others = self.endings - pictures
-        told = []
+        lines = []
         if pictures:
-            told.append(f"{_endings(pictures)} (convert them to JPEG or PNG)")
+            lines.append(f"{_endings(pictures)} (convert them to JPEG or PNG)")
         if self.leading_out:
             links = counted(self.leading_out, "link")
-            told.append(f"{links} (--set data.follow_links=true follows them)")
+            lines.append(f"{links} (--set data.follow_links=true follows them)")
         if self.broken:
-            told.append(counted(self.broken, "broken link"))
+            lines.append(counted(self.broken, "broken link"))
         if self.repeated:
-            told.append(f"{counted(self.repeated, 'link')} to what is read anyway")
+            lines.append(f"{counted(self.repeated, 'link')} to files that are read anyway")
         if self.ours:
-            told.append(
+            lines.append(
                 f"{counted(self.ours, 'folder or picture', 'folders or pictures')} of sslkit"
             )
         if self.devices:
-            told.append(counted(self.devices, "pipe or device", "pipes or devices"))
+            lines.append(counted(self.devices, "pipe or device", "pipes or devices"))
         if others:
-            told.append(_endings(others))
-        return printable(", ".join(told))
+            lines.append(_endings(others))
+        return printable(", ".join(lines))
 
 
 def _endings(endings: Counter[str]) -> str:
     """Return ".txt × 3, .csv × 1", the most frequent first."""
     ordered = sorted(endings.items(), key=lambda item: (-item[1], not item[0], item[0]))
-    told = [f"{ending or 'without ending'} × {count:,}" for ending, count in ordered[:SHOWN]]
+    shown = [f"{ending or 'without extension'} × {count:,}" for ending, count in ordered[:SHOWN]]
     if len(ordered) > SHOWN:
-        told.append(f"{len(ordered) - SHOWN} more endings")
-    return ", ".join(told)
+        shown.append(f"{len(ordered) - SHOWN} more extensions")
+    return ", ".join(shown)

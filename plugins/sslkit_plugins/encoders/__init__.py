@@ -1,4 +1,4 @@
-"""Encoders: images in, one vector per image out."""
+"""Encoders: map images to one feature vector each."""
 
 from sslkit_plugins.encoders.timm_encoder import Timm
 

@@ -1,4 +1,4 @@
-"""Finds the options with which a timm model takes images of given sizes, and its width."""
+"""Finds the options with which a timm model accepts given image sizes, and its feature length."""
 
 import difflib
 import re
@@ -25,14 +25,14 @@ RESERVED = {
 
 
 class Fitted(NamedTuple):
-    """Options for timm.create_model, and the length of the vectors that come out."""
+    """Options for timm.create_model, and the length of the feature vectors."""
 
     options: dict[str, Any]
     dim: int
 
 
 def create(model: str, options: dict[str, Any], channels: int, **more: Any) -> Any:
-    """Make a timm model without its classifier, for images of that many channels."""
+    """Create a timm model without classifier, for images of `channels` channels."""
     if channels != 3:
         more["in_chans"] = channels
     return timm.create_model(model, num_classes=0, **options, **more)
@@ -45,11 +45,11 @@ def fit(
     channels: int,
     img_size: int | Literal["auto"] | None = "auto",
 ) -> Fitted:
-    """Try the model on empty images of every size, on PyTorch's meta device.
+    """Run the model on empty images of every size, on PyTorch's meta device.
 
-    `sizes` are the sides of square images, px, largest first. The first options that pass are
-    taken: those given, then with `img_size` and `dynamic_img_size` as far as the model has them.
-    Leaves torch's generators untouched. Raises RecipeError where nothing passes.
+    `sizes` are the sides of square images, px, largest first. Returns the first options that work:
+    the given ones, then with `img_size` and `dynamic_img_size` if the model has them. Does not
+    change torch's random state. Raises RecipeError if no options work.
     """
     _check_names(model, options)
     reason = "no reason given"
@@ -61,8 +61,8 @@ def fit(
                 outputs = [trial(torch.empty(2, channels, side, side)) for side in sizes]
         except Exception as error:
             unknown = _unknown_option(error)
-            asked = unknown == "img_size" and isinstance(img_size, int)
-            if unknown is not None and (unknown in options or asked):
+            required = unknown == "img_size" and isinstance(img_size, int)
+            if unknown is not None and (unknown in options or required):
                 message = f"'{model}' has no option '{unknown}'; remove it"
                 raise RecipeError(Fault(_key(unknown), message)) from error
             if unknown not in attempt:
@@ -73,8 +73,8 @@ def fit(
     raise RecipeError(
         Fault(
             "encoder.model",
-            f"'{model}' takes no images of {sides} ({reason}); change the sizes in transform, or "
-            "take another model, such as a ResNet",
+            f"'{model}' does not accept images of {sides} ({reason}); change the sizes in "
+            "transform, or use another model, such as a ResNet",
         )
     )
 
@@ -82,7 +82,7 @@ def fit(
 def _attempts(
     sizes: Sequence[int], img_size: int | Literal["auto"] | None
 ) -> Iterator[dict[str, Any]]:
-    """Yield what to add to the given options, least first."""
+    """Yield additions to the given options, smallest first."""
     if img_size is None:
         yield {}
         yield {"dynamic_img_size": True}
@@ -111,7 +111,7 @@ def _check_names(model: str, options: dict[str, Any]) -> None:
 
 
 def _unknown_option(error: Exception) -> str | None:
-    """Return the name of the argument that a constructor does not have."""
+    """Return the name of the argument that a constructor rejects, or None."""
     if not isinstance(error, TypeError):
         return None
     found = re.search(r"unexpected keyword argument '(\w+)'", str(error))
@@ -119,25 +119,25 @@ def _unknown_option(error: Exception) -> str | None:
 
 
 def _key(option: str) -> str:
-    """Return the place of an argument of timm.create_model in a recipe."""
+    """Return the recipe key of an argument of timm.create_model."""
     named = option in ("drop_path_rate", "global_pool", "img_size")
     return f"encoder.{option}" if named else "encoder.options"
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of an error's text, or the name of its class."""
+    """Return the first line of an error message, or the name of the error's class."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
 
 def _width(model: str, outputs: Sequence[object]) -> int:
-    """Return the length of the vectors. RecipeError where an output is no vector per image."""
+    """Return the feature length. Raises RecipeError if an output is not one vector per image."""
     for output in outputs:
         if not isinstance(output, Tensor) or output.dim() != 2 or len(output) != 2:
             shape = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
             message = (
-                f"'{model}' with these options gives {shape} for 2 images, not one vector per "
-                "image; leave encoder.global_pool and encoder.options to the model"
+                f"'{model}' with these options returns {shape} for 2 images, not one vector per "
+                "image; remove encoder.global_pool and encoder.options"
             )
             raise RecipeError(Fault("encoder.global_pool", message))
     first = outputs[0]
@@ -146,5 +146,5 @@ def _width(model: str, outputs: Sequence[object]) -> int:
 
 
 def is_resnet(model: nn.Module) -> bool:
-    """True for timm's ResNets with a single first convolution, whose stem can be changed."""
+    """Tell whether a model is a timm ResNet with a single first convolution."""
     return isinstance(model, timm.models.ResNet) and isinstance(model.conv1, nn.Conv2d)

@@ -1,4 +1,4 @@
-"""Writes an encoder for timm or torchvision, with the lines of Python that load it there."""
+"""Exports an encoder to timm or torchvision, with Python code that loads it."""
 
 import inspect
 import json
@@ -14,7 +14,7 @@ from sslkit.interfaces import Normalisation
 from sslkit_plugins.encoders import norms
 
 KEPT = ("classifier", "first_conv", "pool_size", "min_input_size")
-"""What is kept of timm's configuration: facts of the architecture, not of its weights."""
+"""Entries of timm's configuration that depend on the architecture, not on the weights."""
 
 
 class TimmModel(Protocol):
@@ -34,17 +34,17 @@ class TimmModel(Protocol):
 
 
 def to_timm(encoder: TimmModel, folder: Path, size: int) -> str:
-    """Write a folder that timm opens by itself, and return the lines that do it.
+    """Write a folder for timm's loader, and return the Python code that loads it.
 
-    timm's folder cannot say that a stem or norms were replaced. Such encoders get lines which build
-    the model step by step, and `encoder.json` instead of timm's `config.json`.
+    timm's `config.json` cannot describe a replaced stem or norm. For such encoders, the code builds
+    the model step by step, and the folder has `encoder.json` instead of `config.json`.
     """
     save_file(_unshared(encoder.weights()), folder / "model.safetensors")
     if encoder.small_stem or encoder.norm in ("group", "layer"):
         _write(folder / "encoder.json", _stated(encoder, size))
         return "\n".join(
             [
-                "# timm's own loader cannot replace a stem or norms: these lines do",
+                "# timm's loader cannot replace a stem or norms; this code does.",
                 "import timm",
                 "import torch",
                 "from safetensors.torch import load_file",
@@ -65,9 +65,9 @@ def to_timm(encoder: TimmModel, folder: Path, size: int) -> str:
 
 
 def to_torchvision(encoder: TimmModel, folder: Path, size: int) -> str:
-    """Write the weights of a torchvision model of that name, and return the lines that load them.
+    """Write the weights for torchvision's model of that name, and return code that loads them.
 
-    Raises SslkitError where torchvision has no such model with the same tensors.
+    Raises SslkitError if torchvision has no model of that name with the same tensors.
     """
     if not _is_torchvision(encoder):
         raise SslkitError(
@@ -90,12 +90,12 @@ def to_torchvision(encoder: TimmModel, folder: Path, size: int) -> str:
 
 
 def _config(encoder: TimmModel, size: int) -> dict[str, Any]:
-    """Return timm's config.json: how to build the model, and which images it expects."""
+    """Return timm's config.json: the model's arguments and its input format."""
     arguments = dict(encoder.options)
     if encoder.channels != 3:
         arguments["in_chans"] = encoder.channels
-    known = encoder.model.pretrained_cfg
-    preset = {name: known[name] for name in KEPT if known.get(name) is not None}
+    own = encoder.model.pretrained_cfg
+    preset = {name: own[name] for name in KEPT if own.get(name) is not None}
     preset |= {
         "num_classes": 0,
         "input_size": [encoder.channels, size, size],
@@ -115,7 +115,7 @@ def _config(encoder: TimmModel, size: int) -> dict[str, Any]:
 
 
 def _stated(encoder: TimmModel, size: int) -> dict[str, Any]:
-    """Return the options of the encoder as it is, without its weights, and the size of images."""
+    """Return the encoder's options without weights, and the image size, px."""
     return {
         "model": encoder.name.partition(".")[0],
         "stem": "small" if encoder.small_stem else "model",
@@ -133,7 +133,7 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 
 
 def _arguments(encoder: TimmModel) -> str:
-    """Return the options as one argument, quoted as Python writes them."""
+    """Return the options as Python code of one argument."""
     options = dict(encoder.options)
     if encoder.channels != 3:
         options["in_chans"] = encoder.channels
@@ -151,7 +151,7 @@ def _stem(encoder: TimmModel) -> list[str]:
 
 
 def _norms(encoder: TimmModel) -> list[str]:
-    """Return the source of the function that replaces batch norms, and its call."""
+    """Return the source of the function that replaces batch norms, and a call to it."""
     if encoder.norm not in ("group", "layer"):
         return []
     return [
@@ -163,7 +163,7 @@ def _norms(encoder: TimmModel) -> list[str]:
 
 
 def _is_torchvision(encoder: TimmModel) -> bool:
-    """True where torchvision's model of that name has the same tensors but for the classifier."""
+    """Tell whether torchvision's model of that name has the same tensors, classifier aside."""
     if encoder.name not in torchvision.models.list_models(module=torchvision.models):
         return False
     if encoder.norm in ("group", "layer") or encoder.channels != 3:
@@ -176,5 +176,5 @@ def _is_torchvision(encoder: TimmModel) -> bool:
 
 
 def _unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors, each in memory of its own, as safetensors requires."""
+    """Return copies of the tensors that share no memory, as safetensors requires."""
     return {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}

@@ -1,4 +1,4 @@
-"""Initial weights of a timm model: from timm, a file, a run, or an exported folder."""
+"""Loads initial weights of a timm model from timm, a file, a run, or an exported folder."""
 
 import json
 import sys
@@ -18,15 +18,15 @@ from torch import Tensor, nn
 from sslkit.errors import Fault, RecipeError
 
 PREFIXES = ("module.", "model.", "encoder.", "backbone.")
-"""What training code puts before the names of an encoder's tensors."""
+"""Prefixes that training code adds to the names of an encoder's tensors."""
 FILES = ("model.safetensors", "encoder.safetensors")
-"""Files that a folder of weights may hold: those of an export, and those of a run."""
+"""Weight files of an export and of a run."""
 SECONDS = 10
-"""How long a server may take to answer before it counts as unreachable."""
+"""Timeout of a request, after which a server counts as unreachable, s."""
 
 
 class Source(NamedTuple):
-    """A file of weights, and what the folder around it says of them."""
+    """A file of weights, with the model and normalisation that its folder states."""
 
     file: Path
     model: str | None = None
@@ -35,31 +35,30 @@ class Source(NamedTuple):
 
 
 def find(weights: str) -> Source:
-    """Find the file of a `weights` option that is a path. RecipeError where there is none."""
+    """Find the file of a `weights` option that is a path. Raises RecipeError if there is none."""
     path = Path(weights).expanduser()
     if path.is_dir():
         file = next((path / name for name in FILES if (path / name).is_file()), None)
         if file is None:
             inner = path / "latest"
             remedy = f"name a run in it: {inner}" if inner.is_dir() else "train or export first"
-            raise _fault(f"{weights} holds neither {' nor '.join(FILES)}; {remedy}")
-        return Source(file, **_facts(path))
+            raise _fault(f"{weights} has neither {' nor '.join(FILES)}; {remedy}")
+        return Source(file, **_stated(path))
     if not path.is_file():
         raise _fault(
-            f"there is no file or folder {path.absolute()}; put it back, or give 'timm', a "
-            ".safetensors "
-            "file, a run folder, or an exported folder"
+            f"there is no file or folder {path.absolute()}; put it back, or name 'timm', a "
+            ".safetensors file, a run folder, or an exported folder"
         )
     if path.suffix != ".safetensors":
         raise _fault(
-            f"{weights} is no .safetensors file, and other formats can run code; convert the state "
-            "dict in it once: d = torch.load(FILE, weights_only=True); "
+            f"{weights} is not a .safetensors file, and other formats can run code; convert its "
+            "state dict once: d = torch.load(FILE, weights_only=True); "
             "safetensors.torch.save_file(d.get('state_dict', d), 'FILE.safetensors')"
         )
     return Source(path)
 
 
-def _facts(folder: Path) -> dict[str, Any]:
+def _stated(folder: Path) -> dict[str, Any]:
     """Return the model, mean and std that a folder states."""
     stated = exported(folder) or _recipe(folder)
     found: dict[str, Any] = {}
@@ -72,7 +71,7 @@ def _facts(folder: Path) -> dict[str, Any]:
 
 
 def _recipe(folder: Path) -> dict[str, Any]:
-    """Return the encoder section of a run's recipe; empty where it is none of this encoder."""
+    """Return the encoder section of a run's recipe; {} if it is for another encoder."""
     try:
         recipe = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
         section = recipe["encoder"]
@@ -82,9 +81,9 @@ def _recipe(folder: Path) -> dict[str, Any]:
 
 
 def exported(folder: Path) -> dict[str, Any] | None:
-    """Return the options that an exported folder states, and `size`; None where it is none.
+    """Return the options and `size` of an exported folder; None for another folder.
 
-    It holds either `encoder.json`, written by `Timm.export`, or timm's `config.json`.
+    The folder has either `encoder.json`, written by `Timm.export`, or timm's `config.json`.
     """
     try:
         own = folder / "encoder.json"
@@ -99,7 +98,7 @@ def exported(folder: Path) -> dict[str, Any] | None:
 
 
 def _of_timm(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the options and the size that timm's config.json states."""
+    """Return the options and the size in timm's config.json."""
     preset = config["pretrained_cfg"]
     options = dict(config.get("model_args", {}))
     options.pop("in_chans", None)
@@ -115,8 +114,8 @@ def _of_timm(config: dict[str, Any]) -> dict[str, Any]:
 def load(model: nn.Module, file: Path) -> None:
     """Load a file of weights into a model.
 
-    Tensors of a classifier, or of parts that the model does not have, are left out. Positions and
-    windows of another image size are resampled by timm. RecipeError where the rest does not fit.
+    Ignores tensors of classifiers and of modules that the model lacks. timm resamples position
+    embeddings and windows of another image size. Raises RecipeError if other tensors do not fit.
     """
     try:
         tensors = load_file(file)
@@ -138,7 +137,7 @@ def load(model: nn.Module, file: Path) -> None:
 
 
 def _stripped(name: str, own: dict[str, Tensor]) -> str:
-    """Return the name without the prefixes of training code."""
+    """Return a tensor's name without the prefixes of training code."""
     short = name
     while short not in own:
         prefix = next((p for p in PREFIXES if short.startswith(p)), None)
@@ -149,7 +148,7 @@ def _stripped(name: str, own: dict[str, Tensor]) -> str:
 
 
 def _adapted(model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Let timm's own filter for this architecture resample and rename tensors, if it has one."""
+    """Apply timm's checkpoint filter for this architecture, if there is one."""
     adapt = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if adapt is None:
         return tensors
@@ -160,7 +159,7 @@ def _adapted(model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _misfit(model: Any, own: dict[str, Tensor], given: dict[str, Tensor]) -> str:
-    """Say in what `given` does not fit `own`; empty where it does."""
+    """Return how `given` differs from `own`; "" if it fits."""
     missing = [name for name in own if name not in given]
     missing = [name for name in missing if not name.endswith("num_batches_tracked")]
     misshaped = [name for name in own if name in given and given[name].shape != own[name].shape]
@@ -181,21 +180,21 @@ def _misfit(model: Any, own: dict[str, Tensor], given: dict[str, Tensor]) -> str
 
 
 def _belongs(model: Any, own: dict[str, Tensor], name: str) -> bool:
-    """Tell whether a tensor that the model lacks lies in a part that the model has."""
+    """Tell whether an unknown tensor belongs to a module that the model has."""
     classifiers = model.pretrained_cfg.get("classifier") or ()
     if isinstance(classifiers, str):
         classifiers = (classifiers,)
     if any(name.startswith(f"{classifier}.") for classifier in classifiers):
         return False
-    parts = {other.partition(".")[0] for other in own}
-    return name.partition(".")[0] in parts
+    modules = {other.partition(".")[0] for other in own}
+    return name.partition(".")[0] in modules
 
 
 def downloaded(model: str) -> dict[str, Any]:
     """Return arguments of timm.create_model that load timm's weights.
 
-    Weights that were downloaded before are taken from disk. RecipeError where there are none, or
-    where their server does not answer.
+    Uses weights from the local cache if there are any. Raises RecipeError if timm has no weights or
+    the server does not respond.
     """
     preset = timm.get_pretrained_cfg(model)
     if preset is None or not preset.has_weights:
@@ -209,16 +208,16 @@ def downloaded(model: str) -> dict[str, Any]:
         cached = huggingface_hub.try_to_load_from_cache(preset.hf_hub_id, name)
         if isinstance(cached, str):
             return {"pretrained": True, "pretrained_cfg_overlay": {"file": cached}}
-    if not _answers(constants.ENDPOINT):
+    if not _responds(constants.ENDPOINT):
         raise _fault(
             f"timm's weights of '{model}' are not on this machine, and {constants.ENDPOINT} does "
-            "not answer; download them where there is a network, or give a .safetensors file"
+            "not respond; download them with a network, or name a .safetensors file"
         )
     return {"pretrained": True}
 
 
-def _answers(url: str) -> bool:
-    """Tell whether a server answers. huggingface_hub alone would try for a minute."""
+def _responds(url: str) -> bool:
+    """Tell whether a server responds; huggingface_hub alone retries for a minute."""
     if constants.HF_HUB_OFFLINE:
         return False
     try:

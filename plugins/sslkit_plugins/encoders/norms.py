@@ -1,4 +1,4 @@
-"""Replaces the batch norms of a model: by group norms, or by batch norms over parts of a batch."""
+"""Replaces batch norms by group norms, or by batch norms over slices of a batch."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 
 def replace_by_group_norm(model: nn.Module, groups: int) -> None:
-    """Replace every batch norm by a group norm; keep its activation, dropout, scale and shift.
+    """Replace batch norms by group norms; keep activation, dropout, scale and shift.
 
     The number of groups is the largest divisor of the channels up to `groups` (Wu & He 2018,
     arXiv:1803.08494). One group is a layer norm over channels and positions.
@@ -31,12 +31,12 @@ def replace_by_group_norm(model: nn.Module, groups: int) -> None:
 
 
 class SplitBatchNorm(BatchNormAct2d):
-    """A batch norm that takes the statistics of each of `splits` parts of a batch by itself.
+    """A batch norm with separate statistics for each of `splits` slices of the batch.
 
-    It stands for several devices on one, as in MoCo's CIFAR-10 demonstration (He et al. 2020,
-    arXiv:1911.05722, section 3.3). Parts are successive rows, of equal number up to one. The
-    running statistics follow the mean over parts. In evaluation mode, and in its tensors, it is the
-    batch norm that it replaces.
+    Simulates several devices on one, as in MoCo's CIFAR-10 demo (He et al. 2020, arXiv:1911.05722,
+    section 3.3). Slices are consecutive rows, and their sizes differ by at most one. The running
+    statistics follow the mean over slices. In evaluation mode it equals the batch norm that it
+    replaces, and it has the same tensors.
     """
 
     def __init__(self, old: Any, splits: int) -> None:
@@ -51,14 +51,14 @@ class SplitBatchNorm(BatchNormAct2d):
     def forward(self, x: Tensor) -> Tensor:
         """[N,C,…] → [N,C,…]."""
         if self.training:
-            x = self._normalise_parts(x)
+            x = self._normalise_slices(x)
         else:
             x = F.batch_norm(
                 x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
             )
         return self.act(self.drop(x))
 
-    def _normalise_parts(self, x: Tensor) -> Tensor:
+    def _normalise_slices(self, x: Tensor) -> Tensor:
         own: Any = self
         momentum = self.momentum
         if momentum is None:  # the mean over all batches
@@ -79,7 +79,7 @@ class SplitBatchNorm(BatchNormAct2d):
 
 
 def split_batch_norms(model: nn.Module, splits: int) -> None:
-    """Make every batch norm that keeps statistics a SplitBatchNorm."""
+    """Replace every batch norm with running statistics by a SplitBatchNorm."""
     for name, old in list(model.named_modules()):
         if isinstance(old, nn.modules.batchnorm._BatchNorm) and old.track_running_stats:
             model.set_submodule(name, SplitBatchNorm(old, splits))

@@ -1,4 +1,4 @@
-"""The encoder `timm`: any model of timm, without its classifier."""
+"""The encoder `timm`: any timm model without classifier."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,11 +20,11 @@ Side = Annotated[int, Field(ge=1)]
 
 
 class Timm(Encoder):
-    """Any model of timm by its name, without its classifier; features are what timm pools.
+    """Any timm model by name, without classifier; features are timm's pooled output.
 
-    The options with which the model takes images of the recipe's sizes, and the length of its
-    vectors, are found by trying it on empty images. ResNets have layers conv1 (after its ReLU) and
-    res2 … res5, as papers name them; layers of other models are stage1, stage2, ….
+    A trial on empty images finds the options for the recipe's image sizes and the feature length.
+    ResNets have the layers conv1 (after its ReLU) and res2 … res5, as in papers. Layers of other
+    models are stage1, stage2, ….
     """
 
     has_tokens = True
@@ -144,9 +144,9 @@ class Timm(Encoder):
         self.prefix_tokens = getattr(self.model, "num_prefix_tokens", 0)
 
     def _create(self, source: str | None, conv_init: str, splits: int) -> nn.Module:
-        """Make the model with its initial weights."""
+        """Create the model with its initial weights."""
         if source is not None and conv_init != "timm":
-            message = f"'{conv_init}' would overwrite the pretrained weights; leave 'timm'"
+            message = f"'{conv_init}' would overwrite the pretrained weights; keep 'timm'"
             raise RecipeError(Fault("encoder.conv_init", message))
         found = None
         more: dict[str, Any] = {}
@@ -158,7 +158,7 @@ class Timm(Encoder):
         try:
             model: Any = create(self.name, self.options, self.channels, **more)
         except (RuntimeError, OSError) as error:
-            message = f"timm cannot make '{self.name}': {first_line(error)}"
+            message = f"timm cannot create '{self.name}': {first_line(error)}"
             raise RecipeError(Fault("encoder", message)) from error
         if self.small_stem:
             self._shrink_stem(model)
@@ -175,7 +175,7 @@ class Timm(Encoder):
     def _shrink_stem(self, model: Any) -> None:
         if not is_resnet(model):
             message = (
-                f"'small' is for plain ResNets such as resnet50; '{self.name}' is none, so leave "
+                f"'small' requires a plain ResNet such as resnet50; '{self.name}' is none, so keep "
                 "'model'"
             )
             raise RecipeError(Fault("encoder.stem", message))
@@ -187,7 +187,7 @@ class Timm(Encoder):
         found = norms.batch_norms(model)
         if not found:
             message = (
-                f"'{self.name}' has no batch norm, so there is nothing to replace; leave 'model'"
+                f"'{self.name}' has no batch norm, so there is nothing to replace; keep 'model'"
             )
             raise RecipeError(Fault("encoder.norm", message))
         if self.norm == "frozen":
@@ -201,23 +201,23 @@ class Timm(Encoder):
     def _check_trained_norms(self) -> None:
         if self.norm in ("group", "layer"):
             message = (
-                f"timm's weights belong to batch norms, which '{self.norm}' replaces; take "
-                "'model' or 'frozen', or train without weights"
+                f"timm's weights belong to batch norms, which '{self.norm}' replaces; use "
+                "'model' or 'frozen', or train without initial weights"
             )
             raise RecipeError(Fault("encoder.norm", message))
 
     def _normalisation(
         self, mean: tuple[float, ...] | None, std: tuple[float, ...] | None
     ) -> Normalisation:
-        """Return the constants of the recipe, else those of timm's configuration."""
+        """Return the recipe's mean and std, else those of timm's configuration."""
         preset = timm.get_pretrained_cfg(self.name)
         own = Normalisation() if preset is None else Normalisation(mean=preset.mean, std=preset.std)
         found = Normalisation(mean=tuple(mean or own.mean), std=tuple(std or own.std))
         for name, values in (("mean", found.mean), ("std", found.std)):
             if len(values) != self.channels:
                 message = (
-                    f"the images have {self.channels} channels; give encoder.mean and encoder.std "
-                    f"with {self.channels} numbers"
+                    f"the images have {self.channels} channels; set encoder.mean and encoder.std "
+                    f"to {self.channels} numbers"
                 )
                 raise RecipeError(Fault(f"encoder.{name}", message))
         if min(found.std) <= 0:
@@ -225,15 +225,15 @@ class Timm(Encoder):
         return found
 
     def _checked(self, source: initial.Source) -> initial.Source:
-        """RecipeError where a folder's weights belong to another model or normalisation."""
+        """Raise RecipeError if a folder's weights are for another model or normalisation."""
         if source.model is not None and _plain_name(source.model) != _plain_name(self.name):
-            message = f"these weights are of '{source.model}'; give encoder.model that name"
+            message = f"these weights are of '{source.model}'; set encoder.model to that name"
             raise RecipeError(Fault("encoder.weights", message))
         for name in ("mean", "std"):
             stated, own = getattr(source, name), getattr(self.normalisation, name)
             if stated is not None and stated != own:
                 values = list(stated)
-                message = f"the weights were trained with {values}; write it: {name}: {values}"
+                message = f"the weights were trained with {values}; set {name}: {values}"
                 raise RecipeError(Fault(f"encoder.{name}", message))
         return source
 
@@ -252,7 +252,7 @@ class Timm(Encoder):
     def maps(self, images: Tensor) -> dict[str, Tensor]:
         """float [N,C,H,W] → {layer: [N,c,h,w]}, shallow to deep."""
         if not hasattr(self.model, "forward_intermediates"):
-            raise SslkitError(f"timm gives no layers of '{self.name}'")
+            raise SslkitError(f"timm provides no layers of '{self.name}'")
         layers: list[Tensor] = self.model.forward_intermediates(images, intermediates_only=True)
         names = [f"stage{number}" for number in range(1, len(layers) + 1)]
         if isinstance(self.model, ResNet):
@@ -263,7 +263,7 @@ class Timm(Encoder):
         """Return conv1, res2 … res5 of a ResNet. Raises SslkitError for other models."""
         model: Any = self.model
         if not isinstance(self.model, ResNet):
-            raise SslkitError(f"'{self.name}' has no chain of stages; ResNets have one")
+            raise SslkitError(f"'{self.name}' is not a sequence of stages; use a ResNet")
         return {
             "conv1": nn.Sequential(model.conv1, model.bn1, model.act1),
             "res2": nn.Sequential(model.maxpool, model.layer1),
@@ -273,11 +273,11 @@ class Timm(Encoder):
         }
 
     def tokens(self, images: Tensor, kept: Tensor | None = None) -> Tensor:
-        """float [N,C,H,W] → [N,prefix_tokens+L,width] of a vision transformer, normalised.
+        """float [N,C,H,W] → normalised [N,prefix_tokens+L,width] of a vision transformer.
 
-        `kept` int64 [N,k] are the patches that enter the transformer, counted row by row; the
+        `kept` int64 [N,k] are the patches that enter the transformer, numbered row by row. The
         class token and registers always enter (He et al. 2022, arXiv:2111.06377, section 3).
-        Raises SslkitError where the model has no tokens.
+        Raises SslkitError if the model has no tokens.
         """
         model = self.model
         if kept is None:
@@ -294,16 +294,16 @@ class Timm(Encoder):
 
     def _without_tokens(self, what: str) -> SslkitError:
         return SslkitError(
-            f"'{self.name}' {what}; take a vision transformer, such as vit_small_patch16_224"
+            f"'{self.name}' {what}; use a vision transformer, such as vit_small_patch16_224"
         )
 
     def weights(self) -> dict[str, Tensor]:
-        """Return the tensors under timm's own names; for ResNets they are torchvision's as well."""
+        """Return the tensors by timm's names, which for ResNets are also torchvision's."""
         return self.model.state_dict()
 
     @classmethod
     def opens(cls, folder: Path) -> dict[str, Any] | None:
-        """Return the options that load a folder written by `export`, or any folder of timm's."""
+        """Return the options that load a folder written by `export` or by timm."""
         stated = initial.exported(folder)
         if stated is None or not any((folder / name).is_file() for name in initial.FILES):
             return None
@@ -312,7 +312,7 @@ class Timm(Encoder):
 
     @classmethod
     def own_size(cls, options: Mapping[str, Any]) -> int | None:
-        """Return the side of the images that a model was made for: a folder's, or timm's, px."""
+        """Return the image size that a folder or timm states for the model, px."""
         source = options.get("weights")
         stated = initial.exported(Path(source)) if source else None
         if stated is not None:
@@ -321,7 +321,7 @@ class Timm(Encoder):
         return None if preset is None else preset.input_size[-1]
 
     def export(self, library: str, folder: Path, size: int) -> str:
-        """Write the encoder for timm, or for torchvision where it has the same architecture."""
+        """Export the encoder to timm, or to torchvision if it has the same architecture."""
         if library == "timm":
             return formats.to_timm(self, folder, size)
         if library == "torchvision":
@@ -330,5 +330,5 @@ class Timm(Encoder):
 
 
 def _plain_name(model: str) -> str:
-    """Return a model's name without the tag of its weights."""
+    """Return a model's name without the weights tag."""
     return model.partition(".")[0]

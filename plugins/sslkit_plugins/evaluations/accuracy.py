@@ -1,4 +1,4 @@
-"""Accuracy: hits by image, its metrics, and what a guess reaches."""
+"""Accuracy: metrics, hits per image, and chance level."""
 
 import math
 from collections.abc import Sequence
@@ -13,14 +13,15 @@ TOP_5 = Metric("top-5", "%", low=0, high=1)
 
 
 def metrics(classes: Sequence[str]) -> list[Metric]:
-    """Return top-1, and top-5 where there are more than five classes."""
+    """Return top-1, and also top-5 for more than five classes."""
     return [TOP_1, TOP_5] if len(classes) > 5 else [TOP_1]
 
 
 def hits(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> dict[str, Outcome]:
-    """[N,C], [N] → bool [N] by metric: is the label among the best? NaN for logits that are NaN.
+    """Return bool [N] by metric, whether the label is among the best, for logits [N,C].
 
-    Among equal logits the class of the smaller number comes first, as for argmax.
+    Returns NaN if a logit is NaN. Of equal logits, the smaller class number ranks first, as in
+    argmax.
     """
     if logits.isnan().any():
         return {metric.name: math.nan for metric in metrics(classes)}
@@ -33,8 +34,8 @@ def hits(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> dict[str, Ou
 
 
 def chance(val: ImageSource, classes: Sequence[str]) -> dict[str, float]:
-    """Return what naming the largest class, or the five largest, reaches on `val`."""
+    """Return the accuracy on `val` of always predicting the most frequent classes."""
     labels = torch.as_tensor(val.labels)
-    shares = labels.bincount().sort(descending=True).values / len(labels)
-    best = {"top-1": shares[0].item(), "top-5": shares[:5].sum().item()}
+    fractions = labels.bincount().sort(descending=True).values / len(labels)
+    best = {"top-1": fractions[0].item(), "top-5": fractions[:5].sum().item()}
     return {metric.name: best[metric.name] for metric in metrics(classes)}

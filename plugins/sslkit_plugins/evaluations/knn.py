@@ -1,4 +1,4 @@
-"""k nearest neighbours: no training at all."""
+"""k-nearest-neighbour classification of frozen features."""
 
 from typing import Annotated, Literal
 
@@ -10,11 +10,11 @@ from sslkit.interfaces import Evaluation, Features, Outcome, Probe, Result
 from sslkit_plugins.evaluations import accuracy
 
 BLOCK_BYTES = 2**28
-"""Memory of one block of cosines, queries × training images."""
+"""Memory of one block of cosines (queries × training images), bytes."""
 
 
 class Knn(Evaluation):
-    """Weighted vote of the k nearest training images by cosine, each weighing exp(cosine/τ).
+    """Vote of the k nearest training images by cosine, with weights exp(cosine/τ).
 
     Wu et al. 2018, arXiv:1805.01978, section 3.4, with k = 200 and τ = 0.07 on ImageNet. Ties
     at the k-th neighbour are resolved arbitrarily.
@@ -44,7 +44,7 @@ class Knn(Evaluation):
         self.k, self.temperature, self.layers = k, temperature, layers
 
     def measure(self, probe: Probe) -> Result:
-        """Score every candidate by the votes of its features."""
+        """Score every candidate by its votes."""
 
         def score(features: Features, seed: int) -> dict[str, Outcome]:
             votes = self.vote(features, len(probe.classes))
@@ -56,8 +56,8 @@ class Knn(Evaluation):
             "similarity": "cosine",
         }
         if self.k > len(probe.train):
-            voters = f"all {len(probe.train)} training images vote, fewer than {self.k} (--k)"
-            protocol["notes"] = [voters]
+            note = f"all {len(probe.train)} training images vote, fewer than {self.k} (--k)"
+            protocol["notes"] = [note]
         return probe.compare(
             score,
             accuracy.metrics(probe.classes),
@@ -67,7 +67,7 @@ class Knn(Evaluation):
         )
 
     def vote(self, features: Features, classes: int) -> Tensor:
-        """Return the share of the votes of each class, float32 [N,C], for the validation images."""
+        """Return each class's fraction of the votes for the validation images: float32 [N,C]."""
         train, val = F.normalize(features.train, dim=1), F.normalize(features.val, dim=1)
         votes = val.new_zeros(len(val), classes)
         rows = max(1, BLOCK_BYTES // (train.element_size() * len(train)))

@@ -1,4 +1,4 @@
-"""Linear probe: how much of the labels a linear classifier reads from frozen features."""
+"""Linear classification of frozen features."""
 
 import math
 from typing import Annotated, Any, Literal, NamedTuple
@@ -15,15 +15,15 @@ from sslkit_plugins.evaluations import accuracy
 
 STRENGTHS = [1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001]
 CHUNK = 8192
-"""Rows of features that one product reads."""
+"""Rows of features per matrix product."""
 SEEDS, EPOCHS, LR = 3, 28, 0.01
-"""Of `solver: sgd`. VISSL has 28 epochs at 0.01, and one seed."""
+"""Defaults of `solver: sgd`. VISSL: 28 epochs at 0.01, one seed."""
 
 
 class Standardised(NamedTuple):
-    """Features [N,D] that count as standardised: minus `mean` [D], times `scale` [D].
+    """Lazily standardised features [N,D]: minus `mean` [D], times `scale` [D].
 
-    The products apply mean and scale to the weights, so no standardised copy is made.
+    Products apply mean and scale to the weights instead of copying the features.
     """
 
     features: Tensor
@@ -31,20 +31,20 @@ class Standardised(NamedTuple):
     scale: Tensor
 
     def logits(self, weights: Tensor, bias: Tensor) -> Tensor:
-        """[C,D], [C] → [N,C]."""
+        """Return logits [N,C] for weights [C,D] and bias [C]."""
         weights = weights * self.scale
         return F.linear(self.features, weights, bias - weights @ self.mean)
 
     def some(self, rows: Tensor | slice) -> "Standardised":
-        """Return some of the rows."""
+        """Select rows."""
         return self._replace(features=self.features[rows])
 
 
 def standardise(train: Tensor, val: Tensor) -> tuple[Standardised, Standardised]:
     """Standardise both splits by mean and standard deviation of the training split.
 
-    What is constant in training becomes 0. Where D exceeds the N training rows, both are rotated to
-    the span of these: N numbers instead of D, the same regularised fit.
+    Features that are constant in training become 0. If D exceeds the N training rows, both splits
+    are rotated to the span of these rows: N features instead of D, with the same regularised fit.
     """
     mean, std = train.mean(0), train.std(0, correction=0)
     usable = std > 1e-6 * std.max().clamp_min(1e-12)
@@ -64,10 +64,10 @@ def logistic_regression(
     strength: float,
     start: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return weights [C,D] and bias [C], fitted by full-batch L-BFGS from `start`.
+    """Fit weights [C,D] and bias [C] by full-batch L-BFGS from `start`.
 
-    Minimises mean cross-entropy + strength/2 · |weights|²; the bias is free. Reads the features in
-    chunks of rows.
+    Minimises mean cross-entropy + strength/2 · |weights|², without penalty on the bias. Processes
+    the features in chunks of rows.
     """
     if start is None:
         start = rows.mean.new_zeros(classes, len(rows.mean)), rows.mean.new_zeros(classes)
@@ -85,9 +85,9 @@ def logistic_regression(
         total = strength / 2 * weights.square().sum()
         total.backward()
         for first in range(0, len(labels), CHUNK):
-            part = slice(first, first + CHUNK)
-            logits = rows.some(part).logits(weights, bias)
-            loss = F.cross_entropy(logits, labels[part], reduction="sum") / len(labels)
+            chunk = slice(first, first + CHUNK)
+            logits = rows.some(chunk).logits(weights, bias)
+            loss = F.cross_entropy(logits, labels[chunk], reduction="sum") / len(labels)
             loss.backward()
             total = total.detach() + loss.detach()
         return total
@@ -97,33 +97,33 @@ def logistic_regression(
 
 
 def choose_strength(rows: Standardised, labels: Tensor, classes: int) -> float:
-    """Return the strength that does best on a fifth of every class, held out of the training rows.
+    """Return the strength with the best accuracy on a held-out fifth of every class.
 
-    Each fit starts where the one before it ended.
+    Each fit starts from the previous solution.
     """
-    fit, held = (torch.as_tensor(half) for half in split_by_class(labels.cpu().numpy(), 0.2, 0))
-    some, rest = rows.some(fit), rows.some(held)
+    fit, held_out = map(torch.as_tensor, split_by_class(labels.cpu().numpy(), 0.2, 0))
+    some, rest = rows.some(fit), rows.some(held_out)
     best, chosen, fitted = -1.0, STRENGTHS[0], None
     for strength in STRENGTHS:
         fitted = logistic_regression(some, labels[fit], classes, strength, fitted)
-        right = rest.logits(*fitted).argmax(1) == labels[held]
-        share = right.float().mean().item()
-        if share > best:
-            best, chosen = share, strength
+        correct = rest.logits(*fitted).argmax(1) == labels[held_out]
+        score = correct.float().mean().item()
+        if score > best:
+            best, chosen = score, strength
     return chosen
 
 
 class ChannelNorm(nn.BatchNorm1d):
-    """Batch norm of a pooled map, flattened to [N,c·s]: over images and places, by channel."""
+    """Batch norm per channel of a pooled map, flattened to [N,c·s]."""
 
     def forward(self, features: Tensor) -> Tensor:
         """[N,c·s] → [N,c·s]."""
-        places = features.unflatten(1, (self.num_features, -1))
-        return super().forward(places).flatten(1)
+        positions = features.unflatten(1, (self.num_features, -1))
+        return super().forward(positions).flatten(1)
 
 
 def map_channels(candidate: Candidate, images: Tensor) -> dict[str, int]:
-    """Return the number of channels of each layer's map; empty for candidates without maps."""
+    """Return the number of channels of each layer's map; {} for candidates without maps."""
     network = candidate.network()
     if network is None:
         return {}
@@ -140,13 +140,14 @@ class Linear(Evaluation):
     """Linear classifier on frozen features (the linear protocol of PIRL, arXiv:1912.01991).
 
     `solver: lbfgs` fits a logistic regression on standardised features of the un-augmented images.
-    The strength of its regulariser is chosen on a fifth of the training split, once for each layer
-    of each candidate, and the fit repeated on the full split. Only that fifth is random.
+    For each layer of each candidate, a held-out fifth of the training split selects the strength of
+    the regulariser; the final fit uses the full split. Only the choice of the fifth is random.
 
-    `solver: sgd` is the protocol of VISSL, PIRL's code (`eval_resnet_8gpu_transfer_in1k_linear`):
-    random crops and flips, a batch norm by channel before each classifier, all layers at once, SGD
-    with Nesterov momentum 0.9, weight decay 5e-4 on all but the batch norms, batches of 256, the
-    rate falling to a tenth after 8/28, 16/28 and 24/28 of `epochs`. The paper's text has two drops.
+    `solver: sgd` is the protocol of VISSL, PIRL's code (`eval_resnet_8gpu_transfer_in1k_linear`).
+    It trains on random crops and flips, with a batch norm per channel before each classifier, and
+    all layers at once. SGD has Nesterov momentum 0.9, batches of 256, and weight decay 5e-4 except
+    on batch norms. The learning rate drops to a tenth after 8/28, 16/28 and 24/28 of `epochs`; the
+    paper's text has two drops.
     """
 
     def __init__(
@@ -182,13 +183,13 @@ class Linear(Evaluation):
         wrong = [name for name, value in given.items() if value is not None]
         if solver == "lbfgs" and wrong:
             raise RecipeError(
-                *(Fault(f"--{name}", "belongs to --solver sgd; lbfgs has none") for name in wrong)
+                *(Fault(f"--{name}", "is an option of --solver sgd only") for name in wrong)
             )
         self.layers, self.solver = layers, solver
         self.seeds, self.epochs, self.lr = seeds or SEEDS, epochs or EPOCHS, lr or LR
 
     def measure(self, probe: Probe) -> Result:
-        """Score every candidate, and every layer beside the same layer of the baselines."""
+        """Score every candidate, and every layer against the same layer of the baselines."""
         metrics = accuracy.metrics(probe.classes)
         chance = accuracy.chance(probe.val, probe.classes)
         protocol: dict[str, Any] = {"solver": self.solver}
@@ -221,7 +222,7 @@ class Linear(Evaluation):
     def descend(
         self, probe: Probe, candidate: Candidate, seed: int
     ) -> dict[str, dict[str, Outcome]]:
-        """Return the hits by layer after SGD on augmented images, as VISSL trains."""
+        """Return the hits by layer after VISSL's SGD on augmented images."""
         layers = self.layers == "all"
         labels = torch.as_tensor(probe.train.labels, device=probe.device)
         batch_size = min(256, len(probe.train))

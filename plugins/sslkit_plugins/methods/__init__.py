@@ -1,1 +1,1 @@
-"""Methods, one file a paper: its transform and its wiring."""
+"""Methods, one file per paper, with transform and computation."""

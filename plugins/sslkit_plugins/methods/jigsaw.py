@@ -40,16 +40,15 @@ PuzzleArea = Annotated[
 ]
 
 POOL = 300_000
-"""How many random orders are searched where all are too many (K > 9)."""
+"""Number of random permutations to choose from if all are too many (K > 9)."""
 
 
 @functools.cache
 def hamming_permutations(patches: int, count: int, seed: int = 0) -> np.ndarray:
-    """Return orders that differ in many places (algorithm 1): uint8 [min(count, patches!),
-    patches].
+    """Return permutations with large Hamming distances (algorithm 1).
 
-    Greedy: the first is random; each next one has the largest smallest Hamming distance to those
-    before, with ties broken at random.
+    Greedy: the first is random; each further one maximises the smallest distance to the previous
+    ones, with random ties. Returns uint8 [min(count, patches!), patches].
     """
     rng = np.random.default_rng(seed)
     if patches <= 9:
@@ -78,10 +77,10 @@ def hamming_permutations(patches: int, count: int, seed: int = 0) -> np.ndarray:
 
 
 class Cutter:
-    """Cuts a puzzle of `resize` px a side into grid² patches of `patch` px, one from each cell.
+    """Cuts a puzzle of `resize` px per side into grid² patches of `patch` px, one per cell.
 
-    The place in the cell is uniform in 0 … cell-patch on each axis; VISSL's code never draws the
-    last one.
+    The offset in the cell is uniform in 0 … cell-patch on each axis; VISSL's code never draws the
+    last one. Raises RecipeError if a patch does not fit into a cell.
     """
 
     def __init__(self, grid: int, resize: int, patch: int) -> None:
@@ -89,7 +88,7 @@ class Cutter:
         if patch > self.cell:
             fault = (
                 f"{patch} pixels do not fit into a cell of {self.cell}: a puzzle of {resize} has "
-                f"{grid} cells a side; take at most {self.cell}"
+                f"{grid} cells per side; use at most {self.cell}"
             )
             raise RecipeError(Fault("transform.patch", fault))
 
@@ -151,7 +150,7 @@ class Puzzle(Photometric):
         self.num_targets = {"order": len(self.permutations)}
 
     def __call__(self, image: Image.Image | Pixels, rng: np.random.Generator) -> Sample:
-        """Cut patches, integer [K,C,patch,patch]; order, the number of their order in the set."""
+        """Return view `patches`, integer [K,C,patch,patch], and target `order`, int64 []."""
         (puzzle,) = self.cut(image, rng)
         patches = self.cutter(flip_or_not(puzzle, rng, self.flip), rng)
         order = int(rng.integers(len(self.permutations)))
@@ -159,12 +158,12 @@ class Puzzle(Photometric):
         return Sample({"patches": shuffled}, {"order": torch.tensor(order)})
 
     def state(self) -> dict[str, Tensor]:
-        """Return the set of orders."""
+        """Return the set of permutations."""
         return {"permutations": torch.from_numpy(self.permutations)}
 
 
 class Jigsaw(Predict):
-    """Predict the order of the patches from their features, concatenated in the order given.
+    """Predict the permutation of the patches from their concatenated features.
 
     The context-free network of the paper, section 3.
     """

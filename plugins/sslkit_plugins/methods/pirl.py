@@ -32,11 +32,11 @@ from sslkit_plugins.views.photometric import Photometric
 
 
 class Jigsaw(Photometric):
-    """An image, and the shuffled patches of another crop of it (supplement A.1).
+    """A crop of an image, and the shuffled patches of another crop (supplement A.1).
 
-    Image and puzzle are cropped independently, and every patch has its own colours and flip.
-    `permutations` limits the orders to a set that differs in many places, as in the paper's
-    figure 7, and provides the target `order`; `all` draws any of the K! orders.
+    Image and puzzle are cropped independently, and every patch has its own colours and flip. A
+    number of `permutations` restricts them to a set with large Hamming distances, as in the paper's
+    figure 7, and adds the target `order`. `all` draws any of the K! permutations.
     """
 
     views = ("image", "patches")
@@ -80,8 +80,8 @@ class Jigsaw(Photometric):
             self.num_targets = {"order": len(self.permutations)}
 
     def __call__(self, image: Image.Image | Pixels, rng: np.random.Generator) -> Sample:
-        """Cut image, integer [C,size,size], and patches, integer [K,C,patch,patch]."""
-        whole, puzzle = self.cut(image, rng)
+        """Return views `image`, integer [C,size,size], and `patches`, [K,C,patch,patch]."""
+        view, puzzle = self.cut(image, rng)
         patches = self.cutter(self.rotated(puzzle, rng), rng)
         targets = {}
         if self.permutations is None:
@@ -90,21 +90,21 @@ class Jigsaw(Photometric):
             number = int(rng.integers(len(self.permutations)))
             order, targets = self.permutations[number], {"order": torch.tensor(number)}
         shuffled = torch.stack([patches[i] for i in order])
-        return Sample({"image": whole, "patches": shuffled}, targets)
+        return Sample({"image": view, "patches": shuffled}, targets)
 
     def rotated(self, puzzle: Tensor, rng: np.random.Generator) -> Tensor:
-        """Return the puzzle [C,resize,resize] as it is cut into patches."""
+        """Return the puzzle [C,resize,resize] that is cut into patches."""
         return puzzle
 
     def state(self) -> dict[str, Tensor]:
-        """Return the set of orders."""
+        """Return the set of permutations."""
         if self.permutations is None:
             return {}
         return {"permutations": torch.from_numpy(self.permutations)}
 
 
 class JigsawRotation(Jigsaw):
-    """Like `jigsaw`, the puzzle rotated by 0, 90, 180 or 270 degrees before it is cut (table 5)."""
+    """Like `jigsaw`, but rotates the puzzle by 0, 90, 180 or 270 degrees first (table 5)."""
 
     def rotated(self, puzzle: Tensor, rng: np.random.Generator) -> Tensor:
         """Rotate the puzzle [C,resize,resize] by a random number of quarter turns."""
@@ -112,10 +112,10 @@ class JigsawRotation(Jigsaw):
 
 
 class Rotation(Photometric):
-    """An image, and another crop of it, rotated by 0, 90, 180 or 270 degrees (supplement A.2).
+    """Two crops of an image, the second rotated by 0, 90, 180 or 270 degrees (supplement A.2).
 
-    Both are augmented alike, and flipped as they are cut, hence before the rotation; colours do not
-    depend on their order.
+    Both crops have the same augmentation. The flip precedes the rotation; colours commute with
+    both.
     """
 
     views = ("image", "rotated")
@@ -136,21 +136,20 @@ class Rotation(Photometric):
         self.num_targets = {"rotation": 4}
 
     def __call__(self, image: Image.Image | Pixels, rng: np.random.Generator) -> Sample:
-        """Cut image and rotated, integer [C,size,size].
+        """Return views `image` and `rotated`, integer [C,size,size], and target `rotation`.
 
-        `rotation` counts counter-clockwise quarter turns.
+        `rotation` is the number of counter-clockwise quarter turns.
         """
-        whole, other = [flip_or_not(view, rng, self.flip) for view in self.cut(image, rng)]
+        view, other = [flip_or_not(crop, rng, self.flip) for crop in self.cut(image, rng)]
         turns = int(rng.integers(4))
         rotated = torch.rot90(other, turns, (1, 2)).contiguous()
-        return Sample({"image": whole, "rotated": rotated}, {"rotation": torch.tensor(turns)})
+        return Sample({"image": view, "rotated": rotated}, {"rotation": torch.tensor(turns)})
 
 
 class Pirl(Method):
     """Pull f(image) and g(pretext view) towards the image's bank entry, away from other entries.
 
-    The heads have the names of the views that they read: `image`, and the pretext view of the
-    transform.
+    Each head is named after the view that it reads: `image`, and the transform's pretext view.
     """
 
     compares = None
@@ -166,15 +165,15 @@ class Pirl(Method):
                 f"{', '.join(self.heads)}"
             )
             raise RecipeError(Fault("transform", message))
-        # The pretext view passes the encoder first, as in the official code, so that batch norm's
-        # running statistics end with the image.
+        # The encoder sees the pretext view first, as in the official code. Batch norm's running
+        # statistics then end with the image.
         self.order = sorted(self.heads, key=lambda name: name == "image")
         weights = getattr(self.loss, "weights", (1, 1)) if len(self.heads) > 1 else (1,)
         self.judged = [name for name, weight in zip(self.order, weights, strict=True) if weight]
-        """Views whose terms have weight; only these are judged."""
+        """Views whose loss terms have a non-zero weight; only these are monitored."""
 
     def forward(self, batch: Batch, progress: Progress) -> Output:
-        """Compare both outputs [B,D] with the bank's entries of the images."""
+        """Compare both outputs [B,D] with the images' bank entries."""
         outputs = {name: self.heads[name](self.encode(batch.views[name])) for name in self.order}
         memory = self.sampler.recall(batch.index)
         negatives = self.sampler.draw(batch.index, progress.draws, terms=len(outputs))
@@ -188,10 +187,10 @@ class Pirl(Method):
         return Output(loss, metrics, deviations, keep={"image": outputs["image"].detach()})
 
     def begin_epoch(self, epoch: Epoch) -> None:
-        """Before the first step: fill the bank with f(image), freeze the constant of the loss.
+        """Fill the bank with f(image) and freeze the loss's constant, before the first step.
 
-        `official` freezes ē at the first batch (VISSL, `nce_loss.py`). With several
-        micro-batches it must be that of all of them.
+        `official` freezes ē at the first batch (VISSL, `nce_loss.py`), here over all of its
+        micro-batches.
         """
         if epoch.progress.step > 0:
             return
@@ -207,16 +206,19 @@ class Pirl(Method):
                     self(batch, progress)
 
     def after_step(self, index: Tensor, kept: dict[str, Tensor], progress: Progress) -> None:
-        """Move the bank's entries towards f(image), never g, once a step (section 3.2)."""
+        """Move the bank entries towards f(image), never g, once per step (section 3.2)."""
         self.sampler.update(index, kept["image"])
 
     def at_start(self, images: int) -> float | None:
-        """Random unit vectors against a random bank."""
+        """Return the loss of random unit vectors against a random bank."""
         dim = self.head("image").out_dim
         return self.loss.at_start(dim=dim, negatives=self.sampler.candidates)
 
     def at_chance(self, images: int) -> dict[str, float]:
-        """Terms compare with the same bank, so their chances are alike; none without weight."""
+        """Return the chance level of the loss and of each term with a non-zero weight.
+
+        All terms compare with the same bank, so they have the same chance level.
+        """
         dim = self.head("image").out_dim
         chance = self.loss.at_chance(dim=dim, negatives=self.sampler.candidates)
         if chance is None:

@@ -1,10 +1,10 @@
-"""Prediction of a target: what RotNet, Jigsaw and supervised training share."""
+"""Prediction of a target, the base of RotNet, Jigsaw and supervised training."""
 
 from sslkit.interfaces import Batch, Method, Output, Progress
 
 
 class Predict(Method):
-    """Predict a target of a view with one head. A subclass names `reads` and `predicts`."""
+    """Predict a target of a view with one head; subclasses define `reads` and `predicts`."""
 
     def forward(self, batch: Batch, progress: Progress) -> Output:
         """Compare logits [B,C] or [B,K,C] with targets [B] or [B,K]."""
@@ -17,12 +17,12 @@ class Predict(Method):
         return Output(self.loss(logits, truth), {"accuracy": accuracy})
 
     def at_start(self, images: int) -> float | None:
-        """Every class equally likely."""
+        """Return the loss of equally likely classes."""
         (name,) = self.heads
         return self.loss.at_start(dim=self.head(name).out_dim, negatives=1)
 
     def at_chance(self, images: int) -> dict[str, float]:
-        """Every class equally likely."""
+        """Return loss and accuracy of equally likely classes."""
         (name,) = self.heads
         classes = self.head(name).out_dim
         chance = self.loss.at_chance(dim=classes, negatives=1)

@@ -21,8 +21,8 @@ from sslkit_plugins.views.photometric import Photometric
 class Rotate(Photometric):
     """A crop rotated by 0, 90, 180 or 270 degrees; the target is the rotation.
 
-    The crop is flipped before it is rotated. `copies: all` shows all four rotations of one crop,
-    flipped and coloured alike, as the paper feeds them; `one` shows one rotation, as VISSL does.
+    The flip precedes the rotation. `copies: all` returns all four rotations of one crop, with the
+    same flip and colours, as in the paper; `one` returns a random rotation, as in VISSL.
     """
 
     views = ("rotated",)
@@ -52,9 +52,9 @@ class Rotate(Photometric):
         self.num_targets = {"rotation": 4}
 
     def __call__(self, image: Image.Image | Pixels, rng: np.random.Generator) -> Sample:
-        """Cut rotated and rotation, counter-clockwise quarter turns.
+        """Return view `rotated` and target `rotation`, counter-clockwise quarter turns.
 
-        They are integer [C,size,size] and [], or [4,C,size,size] and [4].
+        They are integer [C,size,size] and int64 [], or [4,C,size,size] and [4].
         """
         (view,) = self.cut(image, rng)
         upright = flip_or_not(view, rng, self.flip)

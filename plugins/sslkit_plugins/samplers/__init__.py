@@ -1,4 +1,4 @@
-"""Where negatives come from."""
+"""Samplers of negatives."""
 
 from sslkit_plugins.samplers.bank_negatives import BankNegatives
 from sslkit_plugins.samplers.in_batch import KeyNegatives, in_batch

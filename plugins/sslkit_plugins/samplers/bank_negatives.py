@@ -1,8 +1,7 @@
-"""Negatives that are rows of a bank.
+"""Negatives that are rows of a memory bank.
 
-Letters: T terms, B images, M negatives, D features, n rows. Inside: G sets of M candidates, S
-queries of each set. Picks of each term: G = T·B, S = 1; of each image: G = B, S = T; of the batch:
-G = 1.
+Letters: T terms, B images, M negatives, D features, n rows; G sets of M candidates, S queries per
+set. Picks per term have G = T·B and S = 1, picks per image G = B and S = T, shared picks G = 1.
 """
 
 import math
@@ -18,12 +17,12 @@ from sslkit_plugins.samplers.scores import Scores, each
 
 
 class BankNegatives(Negatives):
-    """Rows of a bank [n,D]: all of them, or picks.
+    """All rows of a bank [n,D], or picks.
 
-    `picks` are [T,B,M] of each term and image, [1,B,M] of each image, [M] shared by the batch, or
-    None for every row. `own` [B] are the rows of the images themselves: among shared candidates
-    they give -inf; picks of each image leave them out already. None lets them be candidates.
-    `blocks` tells which rows `bank` holds on this rank; None: all.
+    `picks` are [T,B,M] per term and image, [1,B,M] per image, [M] shared by the batch, or None for
+    all rows. `own` [B] are the images' own rows, whose similarity is -inf among shared candidates;
+    picks per image exclude them already. None keeps them as candidates. `blocks` describes the rows
+    of `bank` on this rank; None: all rows.
     """
 
     def __init__(
@@ -43,7 +42,7 @@ class BankNegatives(Negatives):
             return self._shared(query)
 
     def _shared(self, query: Tensor) -> Tensor:
-        """[…,B,D] → […,B,M]: every query meets the same candidates, but for its own image."""
+        """[…,B,D] → […,B,M], with the same candidates for every query except its own image."""
         picks = None if self.picks is None else self.picks.unsqueeze(0)
         scores = self._scores(query.reshape(1, -1, query.shape[-1]), picks)
         scores = scores.reshape(*query.shape[:-1], -1)
@@ -57,7 +56,7 @@ class BankNegatives(Negatives):
     def _of_each_image(self, query: Tensor, picks: Tensor) -> Tensor:
         """query [T,B,D], picks [T,B,M] or [1,B,M] → [T,B,M].
 
-        Terms that share candidates are the queries of one set.
+        Terms with the same candidates are queries of one set.
         """
         picks = picks[: len(query)].transpose(0, 1)
         sets = query.unflatten(0, (picks.shape[1], -1)).permute(2, 0, 1, 3)
@@ -65,19 +64,19 @@ class BankNegatives(Negatives):
         return scores.unflatten(0, picks.shape[:2]).permute(1, 2, 0, 3).flatten(0, 1)
 
     def _scores(self, query: Tensor, picks: Tensor | None) -> Tensor:
-        """query [G,S,D], picks [G,M] → [G,S,M], computed by the ranks that hold the rows."""
+        """query [G,S,D], picks [G,M] → [G,S,M], computed on the ranks that store the rows."""
         if self.blocks is None:
             return Scores.apply(query, self.bank, picks)
         queries = distributed.gather_with_gradient(query)
         if picks is None:
             return self._with_all_blocks(query, queries)
-        asked, place = self.blocks.route(picks)
-        answers = distributed.exchange(Scores.apply(queries, self.bank, asked))
-        by_block = answers.unflatten(0, (-1, len(query))).permute(1, 2, 0, 3).flatten(2)
+        requested, place = self.blocks.route(picks)
+        scores = distributed.exchange(Scores.apply(queries, self.bank, requested))
+        by_block = scores.unflatten(0, (-1, len(query))).permute(1, 2, 0, 3).flatten(2)
         return by_block.gather(-1, each(place, query.shape[1]))
 
     def _with_all_blocks(self, query: Tensor, queries: Tensor) -> Tensor:
-        """query [1,S,D] of this rank, `queries` of all ranks → [1,S,n]."""
+        """query [1,S,D] of this rank, queries of all ranks → [1,S,n]."""
         assert self.blocks is not None
         flat = queries.reshape(1, -1, query.shape[-1])
         scores = Scores.apply(flat, self.bank, None).unflatten(1, (-1, query.shape[1]))[0]

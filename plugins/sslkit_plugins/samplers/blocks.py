@@ -1,4 +1,4 @@
-"""Rows sharded over ranks."""
+"""Assigns the rows of a bank to ranks."""
 
 import torch
 from torch import Tensor
@@ -7,9 +7,9 @@ from sslkit import distributed
 
 
 class Blocks:
-    """`count` rows in blocks of `size`, one per rank in order; this rank holds `first` … `last`-1.
+    """`count` rows in blocks of `size`, one per rank; this rank stores `first` … `last`-1.
 
-    Letters: G sets of M picks, W picks that one set asks of one block at most.
+    Letters: G sets of M picks; W is the largest number of picks of one set in one block.
     """
 
     def __init__(self, count: int) -> None:
@@ -18,11 +18,11 @@ class Blocks:
         self.last = min(count, self.first + self.size)
 
     def route(self, picks: Tensor) -> tuple[Tensor, Tensor]:
-        """Send the picks [G,M] of every rank to the ranks that hold their rows.
+        """Send the picks [G,M] of every rank to the ranks that store their rows.
 
-        Returns what all ranks ask of this rank's block, int32 [world·G,W], and the place of each
-        of this rank's picks among the answers of all blocks side by side, int64 [G,M] within
-        [G,world·W]. Unused places ask for row 0.
+        Returns the rows that all ranks request from this rank's block, int32 [world·G,W], and the
+        index of each of this rank's picks in the concatenated replies of all blocks, int64 [G,M]
+        within [G,world·W]. Padding requests row 0.
         """
         world, owner = distributed.world(), picks // self.size
         order = owner.argsort(dim=-1, stable=True)
@@ -31,7 +31,7 @@ class Blocks:
         ranked = torch.arange(picks.shape[1], device=picks.device).expand_as(order)
         slot = torch.empty_like(owner).scatter_(1, order, ranked)
         place = slot - (counts.cumsum(1) - counts).gather(1, owner) + owner * width
-        asked = torch.zeros(len(picks), world * width, dtype=torch.int32, device=picks.device)
-        asked.scatter_(1, place, (picks - owner * self.size).int())
-        by_rank = asked.unflatten(1, (world, width)).transpose(0, 1).flatten(0, 1)
+        requested = torch.zeros(len(picks), world * width, dtype=torch.int32, device=picks.device)
+        requested.scatter_(1, place, (picks - owner * self.size).int())
+        by_rank = requested.unflatten(1, (world, width)).transpose(0, 1).flatten(0, 1)
         return distributed.exchange(by_rank), place

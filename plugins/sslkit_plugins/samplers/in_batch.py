@@ -1,4 +1,4 @@
-"""Negatives that are vectors at hand: rows of the batch, of a queue."""
+"""Negatives that are given vectors, such as rows of the batch or of a queue."""
 
 import math
 
@@ -10,10 +10,10 @@ from sslkit.interfaces import Negatives
 
 
 class KeyNegatives(Negatives):
-    """Vectors [M,D] that every query is compared with.
+    """Vectors [M,D] that serve as candidates for every query.
 
-    `own` bool [N,M] marks those of the query's own image, which give -inf; None marks none.
-    `count` is the number of candidates of a query, M unless it is given.
+    `own` bool [N,M] marks vectors of the query's own image, whose similarity is -inf; None marks
+    none. `count` is the number of candidates per query, by default M.
     """
 
     def __init__(
@@ -30,10 +30,10 @@ class KeyNegatives(Negatives):
 
 
 def in_batch(rows: Tensor, copies: int = 2) -> KeyNegatives:
-    """Take the rows of all other images of the global batch as negatives.
+    """Use the rows of all other images of the global batch as negatives.
 
-    `rows` [B·copies,D] of unit norm are image-major: `copies` rows of one image stand together.
-    Every row of another image, on any rank, is a negative of each query, 2B-2 for two copies (Chen
+    `rows` [B·copies,D] of unit norm are image-major: the `copies` rows of an image are adjacent.
+    Every row of another image, on any rank, is a negative of each query: 2B-2 for two copies (Chen
     et al. 2020, arXiv:2002.05709, section 2.1). Gradients reach the rows of all ranks.
     """
     every = distributed.gather_with_gradient(rows.float())

@@ -1,4 +1,7 @@
-"""A memory of every image. Letters: T terms, B images, M negatives, D features, n images."""
+"""Memory bank with one row per image.
+
+Letters: T terms, B images, M negatives, D features, n images.
+"""
 
 import math
 from typing import Annotated, Literal
@@ -15,16 +18,17 @@ from sslkit_plugins.samplers.bank_negatives import BankNegatives
 from sslkit_plugins.samplers.blocks import Blocks
 
 BLOCK = 2**12
-"""Rows of a new bank that come from one generator."""
+"""Rows of a new bank that one random generator initialises."""
 
 Count = Annotated[int, Field(ge=1)]
 
 
 def _check_momentum(momentum: float, dtype: str) -> None:
-    """Refuse a momentum at which rows of this type do not follow: updates are rounded away.
+    """Raise RecipeError for a momentum at which rounding discards updates of this dtype.
 
-    Rounding errs by up to eps/2, so rows stop at a relative distance of eps/2 / (1 - momentum) from
-    fixed embeddings. Where that is 1/2, they reach a cosine of 0.97 (float16, momentum 0.999).
+    Rounding errors are up to eps/2, so rows stop at a relative distance of eps/2 / (1 - momentum)
+    from fixed embeddings. At a distance of 1/2 they reach a cosine of 0.97 (float16, momentum
+    0.999).
     """
     limit = torch.finfo(getattr(torch, dtype)).eps
     if not 0 < 1 - momentum < limit:
@@ -34,19 +38,19 @@ def _check_momentum(momentum: float, dtype: str) -> None:
         for name in ("float16", "float32")
         if 1 - momentum >= torch.finfo(getattr(torch, name)).eps
     ]
-    remedies = [f"take at most {math.floor(1000 * (1 - limit)) / 1000}"]
+    remedies = [f"use at most {math.floor(1000 * (1 - limit)) / 1000}"]
     remedies += [f"set dtype: {name}" for name in wider]
-    message = f"at {momentum} rows of {dtype} hardly move, because updates are rounded away"
+    message = f"at {momentum} rows of {dtype} hardly move, because rounding discards updates"
     raise RecipeError(Fault("sampler.momentum", f"{message}; {', or '.join(remedies)}"))
 
 
 class MemoryBank(NegativeSampler):
-    """One unit-norm vector per image, which moves towards the image's newest embedding.
+    """One unit-norm vector per image, a moving average of the image's embeddings.
 
-    Wu et al. 2018, arXiv:1805.01978, section 3; PIRL: arXiv:1912.01991. A written row is
-    normalize(momentum · row + (1 - momentum) · embedding). For large sets, `dtype` keeps rows in
-    half precision (products, means and norms are float32), and `shards: auto` gives each rank a
-    block of rows with the same results up to rounding.
+    Wu et al. 2018, arXiv:1805.01978, section 3; PIRL: arXiv:1912.01991. An update sets a row to
+    normalize(momentum · row + (1 - momentum) · embedding). For large data sets, `dtype` stores rows
+    in half precision (products, means and norms are float32), and `shards: auto` gives each rank a
+    block of rows, with the same results up to rounding.
     """
 
     recalls = True
@@ -109,8 +113,8 @@ class MemoryBank(NegativeSampler):
         super().__init__()
         if num_images < 2:
             message = (
-                f"a memory bank needs at least 2 images, the data set has {num_images}; name one "
-                "with more: --data PATH"
+                f"a memory bank needs at least 2 images, but the data set has {num_images}; name a "
+                "larger one: --data PATH"
             )
             raise RecipeError(Fault("sampler", message))
         _check_momentum(momentum, dtype)
@@ -132,7 +136,7 @@ class MemoryBank(NegativeSampler):
             self._randomise(first, last)
 
     def _randomise(self, first: int, last: int) -> None:
-        """Set the rows first … last-1 of all to random unit vectors, alike however sharded."""
+        """Set rows first … last-1 to random unit vectors that do not depend on the sharding."""
         for block in range(first // BLOCK, -(-last // BLOCK)):
             source = torch.Generator().manual_seed(Draws(torch.initial_seed(), block).seed)
             drawn = torch.rand(BLOCK, self.bank.shape[1], generator=source)
@@ -149,7 +153,7 @@ class MemoryBank(NegativeSampler):
         return {"bank": (first, first + len(self.bank), self.rows)}
 
     def draw(self, index: Tensor, draws: Draws, terms: int = 1) -> Negatives:
-        """index int64 [B] → the negatives of these images, drawn anew; only reads the bank."""
+        """Draw negatives for the images `index`, int64 [B]; does not change the bank."""
         own = index if self.exclude_own else None
         return BankNegatives(self.bank, self._picks(index, draws, terms), own, self.blocks)
 
@@ -166,27 +170,27 @@ class MemoryBank(NegativeSampler):
         return picks
 
     def recall(self, index: Tensor) -> Tensor:
-        """index int64 [B] → float32 [B,D] unit-norm rows."""
+        """Return the rows of the images `index`, int64 [B]: float32 [B,D] of unit norm."""
         if self.blocks is None:
             return self.bank[index].float()
-        asked, place = self.blocks.route(index.unsqueeze(0))
-        return distributed.exchange(self.bank[asked]).flatten(0, 1)[place[0]].float()
+        requested, place = self.blocks.route(index.unsqueeze(0))
+        return distributed.exchange(self.bank[requested]).flatten(0, 1)[place[0]].float()
 
     @torch.no_grad()
     def update(self, index: Tensor, keys: Tensor) -> None:
-        """Move the rows `index` [B], each named once, towards `keys` [B,D]."""
-        index, keys = self._held(index, keys)
+        """Move the rows `index` [B], all different, towards `keys` [B,D]."""
+        index, keys = self._local(index, keys)
         old, new = self.bank[index].float(), F.normalize(keys.float(), dim=-1)
         self._write(index, self.momentum * old + (1 - self.momentum) * new)
 
     @torch.no_grad()
     def fill(self, index: Tensor, keys: Tensor) -> None:
         """Set the rows `index` [B] to `keys` [B,D], normalised."""
-        index, keys = self._held(index, keys)
+        index, keys = self._local(index, keys)
         self._write(index, keys.float())
 
-    def _held(self, index: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-        """Return those of `index` and `keys` whose rows this rank holds, counted from its first."""
+    def _local(self, index: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+        """Return `index` and `keys` of the rows on this rank, numbered from its first row."""
         if self.blocks is None:
             return index, keys
         here = (index >= self.blocks.first) & (index < self.blocks.last)

@@ -1,4 +1,4 @@
-"""Cosines of queries with rows of a bank, in bounded memory.
+"""Computes cosines of queries with rows of a bank in bounded memory.
 
 Letters: G sets of M candidates, S queries of each set, R queries in all, n rows, D features.
 """
@@ -11,31 +11,31 @@ from torch.nn import functional as F
 
 
 class Costs(NamedTuple):
-    """What a comparison may hold beside its result, in numbers, and what it takes."""
+    """Memory limits of a comparison, in elements, and the relative time of a gather."""
 
     rows: int
-    """Numbers of rows gathered from the bank at once."""
+    """Elements of rows gathered from the bank at once."""
     products: int
-    """Numbers of products with the whole bank at once."""
+    """Elements of products with the full bank at once."""
     gather: float
-    """Time to gather a row, in units of one dot product of a matrix product with the bank."""
+    """Time to gather a row, in units of one dot product within a matrix product."""
 
 
 COSTS = {"cpu": Costs(2**18, 2**24, 15), "cuda": Costs(2**27, 2**27, 80)}
-"""By kind of device; other kinds take the CPU's.
+"""Costs by device type; other types use the CPU's.
 
-On a CPU, 1 MiB of gathered rows stays in the second cache. `benchmarks/negatives.py` measures
-`gather`. The figure of GPUs is computed: 600 ps to gather 512 bytes at random, 7 ps for 256
-operations in float32.
+On a CPU, 1 MiB of gathered rows stays in the L2 cache. `benchmarks/negatives.py` measures `gather`.
+The value for GPUs is computed: 600 ps to gather 512 bytes at random, 7 ps for 256 operations in
+float32.
 """
 
 
 class Scores(torch.autograd.Function):
-    """query [G,S,D] · bank[picks [G,M]] → float32 [G,S,M]; every row of the bank for `picks` None.
+    """query [G,S,D] · bank[picks [G,M]] → float32 [G,S,M]; `picks` None means all rows.
 
-    Gathers rows, or takes products with the whole bank and picks from among them, whichever is
-    cheaper. Works in chunks, and anew in the backward pass, so that neither G×M×D nor G×S×n
-    numbers are held.
+    Gathers rows, or computes products with the full bank and selects from them, whichever is
+    cheaper. Works in chunks and recomputes them in the backward pass, so it never stores G×M×D or
+    G×S×n elements.
     """
 
     @staticmethod
@@ -68,7 +68,7 @@ class Scores(torch.autograd.Function):
                 weights.scatter_add_(-1, each(picks[sets], queries), gradient[sets])
                 total[sets] = _mixture(weights.flatten(0, 1), bank).unflatten(0, (-1, queries))
         elif queries == 1 and bank.dtype == torch.float32:
-            # Sums rows without a copy of them, in half of the time on a CPU.
+            # Sums rows without copying them, twice as fast on a CPU.
             weights = gradient[:, 0]
             mixed = F.embedding_bag(picks, bank, per_sample_weights=weights, mode="sum")
             total = mixed.unsqueeze(1)
@@ -89,45 +89,45 @@ def each(picks: Tensor, queries: int) -> Tensor:
 
 
 def _takes_all(bank: Tensor, picks: Tensor, queries: int) -> bool:
-    """True where products of `queries` with the whole bank cost less than gathering the picks."""
+    """Tell whether products with the full bank cost less than gathering the picks."""
     return len(bank) <= picks.shape[1] * (1 + costs(bank).gather / queries)
 
 
 def _slices(count: int, numbers: int, budget: int) -> list[slice]:
-    """Cover `count` things of so many `numbers` by slices within the budget, or of one thing."""
+    """Return slices of `count` items of `numbers` elements, within the budget or of one item."""
     step = max(1, budget // numbers)
     return [slice(first, min(count, first + step)) for first in range(0, count, step)]
 
 
 def _tiles(picks: Tensor, bank: Tensor) -> list[tuple[slice, slice]]:
-    """Cover picks [G,M] by slices of sets and of candidates whose rows are within the budget."""
+    """Return slices of sets and of candidates over picks [G,M], whose rows fit the budget."""
     (sets, candidates), dim, budget = picks.shape, bank.shape[1], costs(bank).rows
     tiles = []
     for some in _slices(sets, candidates * dim, budget):
-        tiles += [(some, part) for part in _slices(candidates, dim, budget)]
+        tiles += [(some, columns) for columns in _slices(candidates, dim, budget)]
     return tiles
 
 
 def _rows(bank: Tensor, picks: Tensor) -> Tensor:
     """Gather picks [G,M] → float32 [G,M,D].
 
-    On a CPU `index_select` takes less than a third of the time of indexing.
+    On a CPU, `index_select` is three times as fast as indexing.
     """
     return bank.index_select(0, picks.flatten()).float().unflatten(0, picks.shape)
 
 
 def _product(query: Tensor, bank: Tensor, out: Tensor) -> None:
-    """Write query [R,D] · bankᵀ into `out` float32 [R,n].
+    """Write query [R,D] · bankᵀ to `out` float32 [R,n], one slice of the bank at a time.
 
-    Takes a slice of the bank at a time, which may have to be widened to float32.
+    Slices limit the memory of rows converted to float32.
     """
-    for part in _slices(len(bank), bank.shape[1], costs(bank).rows):
-        torch.mm(query, bank[part].float().T, out=out[:, part])
+    for rows in _slices(len(bank), bank.shape[1], costs(bank).rows):
+        torch.mm(query, bank[rows].float().T, out=out[:, rows])
 
 
 def _mixture(weights: Tensor, bank: Tensor) -> Tensor:
     """weights [R,n] · bank → float32 [R,D]."""
     total = weights.new_zeros(len(weights), bank.shape[1])
-    for part in _slices(len(bank), bank.shape[1], costs(bank).rows):
-        total.addmm_(weights[:, part], bank[part].float())
+    for rows in _slices(len(bank), bank.shape[1], costs(bank).rows):
+        total.addmm_(weights[:, rows], bank[rows].float())
     return total

@@ -1,4 +1,4 @@
-"""Views: how they are cut from an image, and how their colours are drawn."""
+"""Transforms that cut views from an image and augment their colours."""
 
 from sslkit_plugins.views.colours import Chance, ColourList, ColourLists, Colours, colours_of
 from sslkit_plugins.views.crops import Augment, Crops, Local, MultiCrop

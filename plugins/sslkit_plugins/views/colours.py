@@ -1,4 +1,4 @@
-"""What is done to the colours of a view: chances, strengths, and the lists of papers."""
+"""Colour augmentation: probabilities, strengths, and presets of papers."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
@@ -17,11 +17,11 @@ Sigma = Annotated[float, Field(gt=0, le=2)]
 
 @dataclass(frozen=True, kw_only=True)
 class Colours:
-    """What is done to the colours of a view, in this order; every image has its own draws.
+    """Colour augmentation of a view, in this order, with separate draws for every image.
 
-    A preset is the list of a paper or of its code. `official`: PIRL (VISSL,
+    A preset has the values of a paper or of its code. `official`: PIRL (VISSL,
     `pirl_jigsaw_4node_resnet50.yaml`). `blur`: PIRL's MLP models (VISSL, `photo_gblur.yaml`), which
-    is SimCLR's list at strength 1. `npid`: Wu et al. 2018. `gray`: VISSL's Jigsaw. `simclr`: Chen
+    is SimCLR at strength 1. `npid`: Wu et al. 2018. `gray`: VISSL's Jigsaw. `simclr`: Chen
     et al. 2020a, appendix A. `moco_v1`, `moco_v2`: He et al. 2020, Chen et al. 2020b
     (`main_moco.py`). `byol_first`, `byol_second`: Grill et al. 2020, table 6. `dino_first`,
     `dino_second`, `dino_local`: Caron et al. 2021 (`main_dino.py`). `swav`: Caron et al. 2020
@@ -131,14 +131,14 @@ class Colours:
 
     @property
     def rgb_only(self) -> tuple[str, ...]:
-        """What this list changes that only images of three channels have."""
+        """Names of the enabled operations that need three channels."""
         jitter = self.jitter if self.jitter_chance > 0 else (0.0, 0.0, 0.0, 0.0)
         amounts = {"saturation": jitter[2], "hue": jitter[3], "gray": self.gray}
         return tuple(name for name, amount in amounts.items() if amount > 0)
 
     @property
     def needs_more(self) -> bool:
-        """Whether a row takes more random numbers than the first NUMBERS."""
+        """Whether a row needs more random numbers than NUMBERS."""
         shares_a_number = self.photometric > 0 and self.blur > 0
         return self.posterize > 0 or self.solarize > 0 or shares_a_number
 
@@ -163,19 +163,19 @@ Preset = Literal[
 """Names of `Colours.presets`."""
 
 ColourList = Preset | Colours
-"""Colours of every crop."""
+"""Colour augmentation of every crop."""
 
 ColourLists = Preset | Colours | tuple[Preset | Colours, ...]
-"""Colours of every crop, or one list for each crop."""
+"""Colour augmentation of every crop, or one for each crop."""
 
 
 def colours_of(
     colours: ColourLists, *, count: int = 1, channels: int = 3, key: str = "transform.colours"
 ) -> tuple[Colours, ...]:
-    """Return the lists of colours of `count` crops: one that holds for all, or `count`.
+    """Return the colour augmentation of `count` crops: one for all crops, or `count`.
 
-    `key` is the option's key in a recipe. Raises RecipeError for a name that is no preset, another
-    number of lists, a range that falls, and colours that images of `channels` do not have.
+    `key` is the option's key in a recipe. Raises RecipeError for an unknown preset, a wrong length,
+    a descending range, and operations that images of `channels` channels do not support.
     """
     if not isinstance(colours, tuple | list):
         return (_checked(colours, channels, key),)
@@ -193,14 +193,14 @@ def _checked(colours: ColourList, channels: int, key: str) -> Colours:
     name = "these colours"
     if isinstance(colours, str):
         if colours not in Colours.presets:
-            known = ", ".join(Colours.presets)
-            raise RecipeError(Fault(key, f"no preset '{colours}'; there are: {known}"))
+            presets = ", ".join(Colours.presets)
+            raise RecipeError(Fault(key, f"no preset '{colours}'; there are: {presets}"))
         name = f"colours '{colours}'"
         colours = Colours(**Colours.presets[colours])
     for option in ("blur_sigma", "posterize_bits", "solarize_from"):
         low, high = getattr(colours, option)
         if low > high:
-            message = f"[{low}, {high}] falls; write the smaller number first: [{high}, {low}]"
+            message = f"[{low}, {high}] descends; write the smaller number first: [{high}, {low}]"
             raise RecipeError(Fault(f"{key}.{option}", message))
     if channels != 3 and colours.rgb_only:
         *rest, last = colours.rgb_only
@@ -208,7 +208,7 @@ def _checked(colours: ColourList, channels: int, key: str) -> Colours:
         message = f"{name} change {changes} and need 3 channels; the data set has {channels}"
         remedy = (
             "set these to 0 (saturation and hue are the last two numbers of jitter), "
-            "or take colours: none"
+            "or set colours: none"
         )
         raise RecipeError(Fault(key, f"{message}; {remedy}"))
     return colours

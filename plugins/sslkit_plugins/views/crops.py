@@ -37,7 +37,7 @@ Resize = Annotated[
 ]
 Coloured = Annotated[
     ColourList,
-    Field(description="Colour augmentation, drawn anew for every crop: a preset or its options."),
+    Field(description="Colour augmentation, drawn for every crop: a preset or its options."),
 ]
 ColouredEach = Annotated[
     ColourLists,
@@ -51,8 +51,7 @@ ColouredEach = Annotated[
 class Augment(Photometric):
     """One augmented crop of an image.
 
-    `colours: npid` is NPID's list, `official` that of PIRL, whose NPID++ this is. MAE, BiGAN and
-    DeepCluster take `none`.
+    NPID uses `colours: npid`; PIRL's NPID++ uses `official`; MAE, BiGAN and DeepCluster use `none`.
     """
 
     views = ("image",)
@@ -79,11 +78,11 @@ class Augment(Photometric):
 
 
 class Crops(Photometric):
-    """Augmented crops of an image, independent of each other, in the view `global`.
+    """Independent augmented crops of an image, in the view `global`.
 
-    With two crops, the views of SimCLR (Chen et al. 2020, arXiv:2002.05709, appendix A), MoCo,
-    BYOL, SimSiam, Barlow Twins and AMDIM. `shared` says what the crops of one image have in common:
-    nothing, the flip (AMDIM), or flip and colours.
+    With two crops, these are the views of SimCLR (Chen et al. 2020, arXiv:2002.05709, appendix A),
+    MoCo, BYOL, SimSiam, Barlow Twins and AMDIM. The crops of an image can share the flip (AMDIM),
+    or flip and colours.
     """
 
     views = ("global",)
@@ -124,7 +123,7 @@ class Crops(Photometric):
 
 @dataclass(frozen=True, kw_only=True)
 class Local:
-    """The small crops of `multi_crop`."""
+    """Options of the small crops of `multi_crop`."""
 
     count: Annotated[
         int, Field(ge=1, description="Number of small crops per image. SwAV: 6; DINO: 8.")
@@ -147,7 +146,7 @@ class Local:
 
 
 class MultiCrop(Photometric):
-    """Large crops in the view `global` and small ones in `local`, all independent of each other.
+    """Independent large crops in the view `global`, and small ones in `local`.
 
     Multi-crop of SwAV (Caron et al. 2020, arXiv:2006.09882, section 3.2), as DINO and DeepCluster
     v2 use it.

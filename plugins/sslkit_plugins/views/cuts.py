@@ -1,4 +1,4 @@
-"""How views are cut from an image, in the loader's workers."""
+"""Random resized crops, cut in the loader's workers."""
 
 import math
 from dataclasses import dataclass
@@ -16,25 +16,25 @@ from sslkit_plugins.views.colours import ColourLists
 from sslkit_plugins.views.steps import Shared
 
 Area = Annotated[float, Field(gt=0, le=1)]
-"""The part of an image that a random resized crop covers."""
+"""Area of a random resized crop, as a fraction of the image."""
 
 Ratio = Annotated[float, Field(gt=0)]
 
 Interpolation = Literal["bilinear", "bicubic"]
 
 Box = tuple[int, int, int, int]
-"""Left, top, right, bottom, in pixels of the whole image."""
+"""Left, top, right, bottom, in pixels of the full image."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cut:
-    """How one view is cut, coloured and flipped.
+    """Options of the crops, colours and flips of one view.
 
-    `count` random resized crops of `size` px a side make a view [count,C,size,size]; None makes one
-    crop [C,size,size]. Each covers a part of the image in `area` with width:height in `aspect`.
-    `flip` is the chance of a horizontal flip on the device: 0 where `__call__` flips. `shared` says
-    what the crops of one image have in common on the device: nothing, the flip, or all draws.
-    `key` is where a recipe holds these options. Raises RecipeError for a range that falls.
+    A view is [count,C,size,size], or [C,size,size] if `count` is None. Crops have an area in
+    `area`, as a fraction of the image, and width:height in `aspect`. `flip` is the probability of a
+    horizontal flip on the device; use 0 if `__call__` flips. `shared` names the draws on the device
+    that the crops of an image share: none, the flip, or all. `key` is the recipe key of these
+    options. Raises RecipeError for a descending range.
     """
 
     size: int
@@ -49,15 +49,15 @@ class Cut:
 
     def __post_init__(self) -> None:
         if self.area[0] > self.area[1]:
-            message = f"{self.area[0]} is more than max_area, {self.area[1]}; take a smaller one"
+            message = f"{self.area[0]} exceeds max_area, {self.area[1]}; use a smaller value"
             raise RecipeError(Fault(f"{self.key}.min_area", message))
         low, high = self.aspect
         if low > high:
-            message = f"[{low}, {high}] falls; write the smaller number first: [{high}, {low}]"
+            message = f"[{low}, {high}] descends; write the smaller number first: [{high}, {low}]"
             raise RecipeError(Fault(f"{self.key}.aspect", message))
 
     def shape(self, channels: int) -> tuple[int, ...]:
-        """Return the shape of the view, without B."""
+        """Return the shape of the view without batch dimension."""
         crop = (channels, self.size, self.size)
         return crop if self.count is None else (self.count, *crop)
 
@@ -69,9 +69,9 @@ def crop_box(
     area: tuple[float, float],
     aspect: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> Box:
-    """Return the box of a random resized crop, distributed as torchvision's.
+    """Draw the box of a random resized crop, with torchvision's distribution.
 
-    It covers a part of the image in `area`, with width:height in `aspect`, log-uniform.
+    Its area is in `area`, as a fraction of the image, and width:height is log-uniform in `aspect`.
     """
     (smallest, largest), (narrow, wide) = area, aspect
     for _ in range(10):
@@ -87,7 +87,7 @@ def crop_box(
 
 
 def crop(pixels: Pixels, box: Box, size: int, interpolation: Interpolation = "bilinear") -> Tensor:
-    """Resize `box` of the whole image with antialiasing: [C,h,w] → [C,size,size] of its type."""
+    """Resize `box` of the full image with antialiasing: [C,h,w] → [C,size,size], same dtype."""
     _, height, width = pixels.values.shape
     x, y = width / pixels.width, height / pixels.height
     left, top = min(width - 1, round(box[0] * x)), min(height - 1, round(box[1] * y))
@@ -100,7 +100,7 @@ def resize(
 ) -> Tensor:
     """Resize uint8 or uint16 [C,h,w] to `size` (height, width) with antialiasing.
 
-    16 bits are resized like 8 bits: columns first, without the overshoot of `bicubic`, then rows.
+    uint16 follows PyTorch's uint8 path: columns, clamping of the overshoot of `bicubic`, rows.
     """
     resized = values.unsqueeze(0)
     if values.dtype == torch.uint8:
@@ -113,5 +113,5 @@ def resize(
 
 
 def flip_or_not(views: Tensor, rng: np.random.Generator, chance: float = 0.5) -> Tensor:
-    """Flip […,W] horizontally with this chance."""
+    """Flip […,W] horizontally with probability `chance`."""
     return views.flip(-1) if rng.random() < chance else views

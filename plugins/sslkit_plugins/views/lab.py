@@ -1,4 +1,4 @@
-"""Lightness and colour of one crop, as CMC shows them."""
+"""Views in CIE L*a*b*, as in CMC."""
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ WHITE = torch.tensor([0.95047, 1.0, 1.08883], dtype=torch.float64)
 
 LOW = (0.0, -86.183, -107.857)
 HIGH = (100.0, 98.233, 94.478)
-"""Ends of L, a and b in the sRGB gamut (CMC, `train_CMC.py`)."""
+"""Smallest and largest L, a and b in the sRGB gamut (CMC, `train_CMC.py`)."""
 
 
 def rgb_to_lab(pixels: Tensor) -> Tensor:
@@ -51,27 +51,27 @@ def lab_to_rgb(lab: Tensor) -> Tensor:
 
 
 class LabNormaliser:
-    """Turns sRGB into Lab whose channels span -1 … 1 in the sRGB gamut."""
+    """Converts sRGB to Lab, scaled to -1 … 1 in the sRGB gamut."""
 
     def __init__(self, device: torch.device) -> None:
         low, high = torch.tensor([LOW, HIGH], device=device).view(2, 3, 1, 1)
-        self.centre, self.half = (low + high) / 2, (high - low) / 2
+        self.centre, self.radius = (low + high) / 2, (high - low) / 2
 
     def __call__(self, pixels: Tensor, out: Tensor | None = None) -> Tensor:
-        """Encode float32 [N,3,H,W] in 0 … 255 into `out`, or a tensor of its own."""
-        return torch.div(rgb_to_lab(pixels) - self.centre, self.half, out=out)
+        """Convert float32 [N,3,H,W] in 0 … 255; write to `out`, if given."""
+        return torch.div(rgb_to_lab(pixels) - self.centre, self.radius, out=out)
 
     def undo(self, values: Tensor) -> Tensor:
-        """Return the Lab values [N,3,H,W] that were encoded."""
-        return values * self.half + self.centre
+        """Return the unscaled Lab values [N,3,H,W]."""
+        return values * self.radius + self.centre
 
 
 class Lab(Photometric):
-    """One crop in CIE L*a*b*: lightness, green to red, blue to yellow, in the view `image`.
+    """One crop in CIE L*a*b* (lightness, green-red, blue-yellow), in the view `image`.
 
     CMC (Tian et al. 2020, arXiv:1906.05849, section 4.1) compares the first channel with the other
-    two. The channels are scaled by their ends in sRGB, as in CMC's code; the encoder's mean and
-    standard deviation are not used. CMC changes no colours before the split.
+    two. The channels are scaled to -1 … 1 by their range in sRGB, as in CMC's code, instead of by
+    the encoder's mean and standard deviation. CMC does not augment colours.
     """
 
     views = ("image",)
@@ -89,7 +89,7 @@ class Lab(Photometric):
     ) -> None:
         if channels != 3:
             message = f"'lab' needs images of 3 channels; the data set has {channels}"
-            raise RecipeError(Fault("transform", f"{message}; take another transform"))
+            raise RecipeError(Fault("transform", f"{message}; use another transform"))
         cut = Cut(
             size=size,
             area=(min_area, 1.0),
@@ -100,9 +100,9 @@ class Lab(Photometric):
         super().__init__({"image": cut}, channels)
 
     def encoding(self, device: torch.device) -> Encoding:
-        """Return what turns sRGB in 0 … 255 into Lab."""
+        """Return the conversion of sRGB in 0 … 255 to Lab."""
         return LabNormaliser(device)
 
     def picture(self, views: Tensor) -> Tensor:
-        """Turn Lab views back into RGB in 0 … 1."""
+        """Convert Lab views to RGB in 0 … 1."""
         return lab_to_rgb(LabNormaliser(views.device).undo(views)) / 255

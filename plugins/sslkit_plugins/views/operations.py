@@ -1,8 +1,8 @@
-"""Operations on pixels, in place: float32 [N,C,H,W] in 0 … 255, one parameter per row [N,1,1,1].
+"""In-place operations on pixels, float32 [N,C,H,W] in 0 … 255, one parameter per row [N,1,1,1].
 
-Nothing is rounded but where an operation rounds by its nature (posterize). On one CPU core a
-comparison takes 7 times as long as an in-place product, `where` and boolean indices 100 times and
-more (224 px), so none runs over pixels.
+Only posterize rounds. At 224 px on one CPU core, a comparison takes 7 times as long as an in-place
+product; `where` and boolean indices take over 100 times as long. So no operation applies them to
+pixels.
 """
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def luma(pixels: Tensor) -> Tensor:
-    """[N,3,H,W] → [N,1,H,W], ITU-R 601; the mean of C ≠ 3 channels. Not in place."""
+    """Return the luma [N,1,H,W] of ITU-R 601; for C ≠ 3, the mean over channels."""
     if pixels.shape[1] != 3:
         return pixels.mean(1, keepdim=True)
     red, green, blue = pixels[:, :1], pixels[:, 1:2], pixels[:, 2:]
@@ -18,28 +18,28 @@ def luma(pixels: Tensor) -> Tensor:
 
 
 def adjust_brightness(pixels: Tensor, factor: Tensor) -> None:
-    """factor · pixels."""
+    """Set pixels to factor · pixels."""
     pixels.mul_(factor).clamp_max_(255)
 
 
 def adjust_contrast(pixels: Tensor, factor: Tensor) -> None:
-    """factor · pixels + (1-factor) · mean gray."""
+    """Set pixels to factor · pixels + (1-factor) · mean gray."""
     mean = luma(pixels.mean((2, 3), keepdim=True))
     pixels.mul_(factor).add_(mean.mul_(1 - factor)).clamp_(0, 255)
 
 
 def adjust_saturation(pixels: Tensor, factor: Tensor) -> None:
-    """factor · pixels + (1-factor) · gray."""
+    """Set pixels to factor · pixels + (1-factor) · gray."""
     gray = luma(pixels).mul_(1 - factor)
     pixels.mul_(factor).add_(gray).clamp_(0, 255)
 
 
-def adjust_hue(pixels: Tensor, turn: Tensor) -> None:
-    """Rotate the hue of HSV by `turn` in -0.5 … 0.5; C = 3.
+def adjust_hue(pixels: Tensor, shift: Tensor) -> None:
+    """Rotate the hue of HSV by `shift` in -0.5 … 0.5; C = 3.
 
-    Hue in sixths is ±(1 - red + green + blue) from red, -3 … 3, each channel relative to the least
-    and the greatest. There red falls from 1 to 0 between 1 and 2 on either side; green rises
-    between 0 and 1 and falls between -3 and -2; blue is its mirror image.
+    With channels scaled to 0 … 1 by their minimum and maximum, hue in sixths is
+    ±(1 - red + green + blue), -3 … 3 from red. Red falls from 1 to 0 between 1 and 2 on either
+    side. Green rises between 0 and 1 and falls between -3 and -2. Blue mirrors green.
     """
     red, green, blue = pixels.unbind(1)
     low, high = torch.minimum(red, green), torch.maximum(red, green)
@@ -48,7 +48,7 @@ def adjust_hue(pixels: Tensor, turn: Tensor) -> None:
     chroma = high - low
     hue = high.sub_(low, alpha=2).sub_(red).add_(green).add_(blue)
     hue.div_(chroma.clamp_min(1e-6)).copysign_(green - blue)
-    hue.add_(6 * turn.squeeze(1))
+    hue.add_(6 * shift.squeeze(1))
     hue.sub_((hue / 6).round_(), alpha=6)
     near, far = hue.clamp(-1, 1), hue.clamp(-2, 2).sub_(hue)
     torch.addcmul(low, torch.maximum(near, far), chroma, out=green)
@@ -63,40 +63,40 @@ def posterize(pixels: Tensor, bits: Tensor) -> None:
 
 
 def adjust_sharpness(pixels: Tensor, factor: Tensor) -> None:
-    """factor · pixels + (1-factor) · smoothed by (1 1 1, 1 5 1, 1 1 1) / 13.
+    """Set pixels to factor · pixels + (1-factor) · pixels smoothed by (1 1 1, 1 5 1, 1 1 1) / 13.
 
-    The outermost pixels are unchanged.
+    Pixels at the border do not change.
     """
     width, flat = pixels.shape[3], pixels.flatten(2)
     left, right = pixels[..., 0].clone(), pixels[..., -1].clone()
-    # One long row instead of many short ones; the pixels where a row begins and ends are put back.
+    # Treats the image as one long row, then restores the first and last pixel of each row.
     rows = (flat[..., : -2 * width] + flat[..., width:-width]).add_(flat[..., 2 * width :])
     box = (rows[..., :-2] + rows[..., 1:-1]).add_(rows[..., 2:])
-    share = (1 - factor.flatten(2)) / 13
-    flat[..., width + 1 : -width - 1].mul_(1 - 9 * share).addcmul_(box, share)
+    weight = (1 - factor.flatten(2)) / 13
+    flat[..., width + 1 : -width - 1].mul_(1 - 9 * weight).addcmul_(box, weight)
     pixels[..., 0], pixels[..., -1] = left, right
     pixels.clamp_(0, 255)
 
 
 def solarize(pixels: Tensor, threshold: Tensor) -> None:
-    """Invert the values from `threshold` (an integer) on."""
+    """Invert values at or above `threshold`, an integer."""
     sign = torch.sub(threshold - 1e-3, pixels).sign_()
     pixels.sub_(127.5).mul_(sign).add_(127.5)
 
 
 def autocontrast(pixels: Tensor, _: Tensor) -> None:
-    """Stretch each channel to 0 … 255; a constant channel stays as it is."""
+    """Stretch each channel to 0 … 255; constant channels do not change."""
     low, high = pixels.amin((2, 3), keepdim=True), pixels.amax((2, 3), keepdim=True)
     flat = high == low
     pixels.sub_(low.masked_fill_(flat, 0)).mul_(torch.where(flat, 1.0, 255 / (high - low)))
 
 
 def gaussian_blur(pixels: Tensor, sigma: Tensor) -> None:
-    """Blur with standard deviation `sigma` ≤ 2 px, edges repeated.
+    """Blur with standard deviation `sigma` ≤ 2 px and repeated edges.
 
-    Pillow's `GaussianBlur`, which the official codes of PIRL, MoCo v2, SwAV and DINO call: three
-    box filters with fractional ends. A Gaussian sampled at pixels, as in SimCLR, BYOL and
-    torchvision, blurs less below 0.6 px. Two products with banded matrices of 13 taps.
+    Equals Pillow's `GaussianBlur`, which the official code of PIRL, MoCo v2, SwAV and DINO uses:
+    three box filters with fractional ends. A sampled Gaussian, as in SimCLR, BYOL and torchvision,
+    blurs less below 0.6 px. Multiplies by two banded matrices of 13 taps.
     """
     kernel = blur_kernel(sigma.flatten())
     rows, columns = (_banded(kernel, length) for length in pixels.shape[2:])
@@ -104,9 +104,9 @@ def gaussian_blur(pixels: Tensor, sigma: Tensor) -> None:
 
 
 def blur_kernel(sigma: Tensor) -> Tensor:
-    """Return the weights [N,13] of Pillow's blur, given `sigma` [N] ≤ 2 px.
+    """Return the weights [N,13] of Pillow's blur for `sigma` [N] ≤ 2 px.
 
-    Three passes of a box, each with the variance v = sigma²/3. A box has 2·n + 1 weights of 1 and a
+    Applies three box filters, each with the variance sigma²/3. A box has 2·n + 1 weights of 1 and a
     weight `end` on either side, divided by their sum (Gwosdek et al. 2011, "Theoretical Foundations
     of Gaussian Convolution by Extended Box Filtering", equations 7 and 8).
     """
@@ -120,9 +120,9 @@ def blur_kernel(sigma: Tensor) -> Tensor:
 
 
 def _banded(kernel: Tensor, length: int) -> Tensor:
-    """Return matrices [N,length,length] that apply kernels [N,T] of odd T, edges repeated."""
-    half = kernel.shape[1] // 2
-    offset = torch.arange(-half, half + 1, device=kernel.device)
+    """Return matrices [N,length,length] that apply kernels [N,T], T odd, with repeated edges."""
+    radius = kernel.shape[1] // 2
+    offset = torch.arange(-radius, radius + 1, device=kernel.device)
     place = torch.arange(length, device=kernel.device)
     source = (place.unsqueeze(1) + offset).clamp_(0, length - 1)
     hits = (source.unsqueeze(2) == place).float()
@@ -130,5 +130,5 @@ def _banded(kernel: Tensor, length: int) -> Tensor:
 
 
 def flip(pixels: Tensor, _: Tensor) -> None:
-    """Horizontal flip."""
+    """Flip horizontally."""
     pixels.copy_(pixels.flip(-1))

@@ -1,4 +1,4 @@
-"""Overlapping patches of one crop."""
+"""Views of overlapping patches of one crop."""
 
 from typing import Annotated, Literal
 
@@ -16,10 +16,10 @@ from sslkit_plugins.views.photometric import Photometric
 class PatchGrid(Photometric):
     """Overlapping patches of one crop, row by row, in the view `patches`.
 
-    The grid of CPC v2 (Hénaff et al. 2020, arXiv:1905.09272, section 3.3). A crop of `size` gives
-    G² patches, G = (size - patch) // stride + 1; pixels beyond the last patch are not shown. The
-    crop is flipped as a whole, before it is cut; colours are drawn for each patch, or once for all
-    patches of an image with `shared: all`. Evaluations show images at `size`.
+    The grid of CPC v2 (Hénaff et al. 2020, arXiv:1905.09272, section 3.3). A crop of `size` has G²
+    patches, G = (size - patch) // stride + 1; pixels beyond the last patch are dropped. The flip
+    applies to the full crop. Colours are drawn for each patch, or once per image with
+    `shared: all`. Evaluations use images of `size`.
     """
 
     views = ("patches",)
@@ -49,10 +49,10 @@ class PatchGrid(Photometric):
         ] = "none",
     ) -> None:
         if patch > size:
-            message = f"{patch} px do not fit into a crop of {size} px; take at most {size}"
+            message = f"{patch} px do not fit into a crop of {size} px; use at most {size}"
             raise RecipeError(Fault("transform.patch", message))
         if stride > patch:
-            message = f"{stride} px leave gaps between patches of {patch} px; take at most {patch}"
+            message = f"{stride} px leave gaps between patches of {patch} px; use at most {patch}"
             raise RecipeError(Fault("transform.stride", message))
         cut = Cut(size=size, area=(min_area, 1.0), colours=colours, flip=0.0, shared=shared)
         super().__init__({"patches": cut}, channels)
@@ -61,9 +61,9 @@ class PatchGrid(Photometric):
         self.shapes = {"patches": (side * side, channels, patch, patch)}
 
     def __call__(self, image: Image.Image | Pixels, rng: np.random.Generator) -> Sample:
-        """Cut patches, integer [G²,C,patch,patch]."""
-        (whole,) = self.cut(image, rng)
-        whole = flip_or_not(whole, rng, self.flip)
-        cells = whole.unfold(1, self.patch, self.stride).unfold(2, self.patch, self.stride)
+        """Return view `patches`, integer [G²,C,patch,patch]."""
+        (crop,) = self.cut(image, rng)
+        crop = flip_or_not(crop, rng, self.flip)
+        cells = crop.unfold(1, self.patch, self.stride).unfold(2, self.patch, self.stride)
         patches = cells.permute(1, 2, 0, 3, 4).flatten(0, 1).contiguous()
         return Sample({"patches": patches}, {})

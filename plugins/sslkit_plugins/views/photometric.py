@@ -1,4 +1,4 @@
-"""The base of transforms that cut random resized crops and change their colours."""
+"""Base class of transforms with random resized crops and colour augmentation."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -23,7 +23,7 @@ from sslkit_plugins.views.steps import Encoding, finish, to_floats
 
 
 class Normaliser:
-    """Subtracts the mean and divides by the standard deviation, for pixels in 0 … 255."""
+    """Subtracts mean and divides by standard deviation, for pixels in 0 … 255."""
 
     def __init__(self, normalisation: Normalisation, device: torch.device) -> None:
         mean, scale = normalisation.tensors()
@@ -31,17 +31,17 @@ class Normaliser:
         self.scale = scale.to(device, non_blocking=True)
 
     def __call__(self, pixels: Tensor, out: Tensor | None = None) -> Tensor:
-        """Normalise float32 [N,C,H,W] into `out`, or in place; `pixels` are changed."""
+        """Normalise float32 [N,C,H,W] into `out`, or in place; overwrites `pixels`."""
         return torch.mul(pixels.sub_(self.mean), self.scale, out=pixels if out is None else out)
 
 
 class Photometric(PretextTransform):
-    """A transform whose views are random resized crops with colours of their own.
+    """A transform whose views are random resized crops with colour augmentation.
 
-    `cuts` has one Cut for each view, in the order in which boxes are drawn. `channels` is the
-    number of channels of the images. A subclass changes `__call__` where a view is more than its
-    crops, and `shapes`, `size` and `num_targets` with it. Raises RecipeError for colours that do
-    not fit the crops or the channels.
+    `cuts` has one Cut per view, in the order in which boxes are drawn. `channels` is the number of
+    channels of the images. Subclasses with other views override `__call__`, and set `shapes`,
+    `size` and `num_targets`. Raises RecipeError if the colours do not fit the number of crops or
+    channels.
     """
 
     def __init__(self, cuts: dict[str, Cut], channels: int = 3, /) -> None:
@@ -54,13 +54,16 @@ class Photometric(PretextTransform):
             self.shapes[name] = cut.shape(channels)
         self.size = next(iter(cuts.values())).size
         self.num_targets = {}
-        if channels != 3:  # The encoder's replaces it.
+        if channels != 3:  # The encoder's normalisation replaces it.
             self.normalisation = Normalisation(mean=(0.0,) * channels, std=(1.0,) * channels)
 
     @property
     def crops(self) -> list[Cut]:
         """The cut of every crop, in the order of `boxes`."""
-        return [cut for cut in self.cuts.values() for _ in range(cut.count or 1)]
+        crops = []
+        for cut in self.cuts.values():
+            crops += [cut] * (cut.count or 1)
+        return crops
 
     def boxes(self, width: int, height: int, rng: np.random.Generator) -> list[Box]:
         """Return the box of every crop of an image of `width` × `height`, in order."""
@@ -69,7 +72,7 @@ class Photometric(PretextTransform):
     def fetch(
         self, source: ImageSource, index: int, rng: np.random.Generator
     ) -> Image.Image | Pixels:
-        """Return the pixels of image `index`, reduced where no crop has to be enlarged for it."""
+        """Return the pixels of image `index`, reduced as far as no crop has to be enlarged."""
 
         def reduction(width: int, height: int) -> float:
             boxes = self.boxes(width, height, rng)
@@ -86,7 +89,7 @@ class Photometric(PretextTransform):
         return (crop(pixels, box, cut.size, cut.interpolation) for box, cut in pairs)
 
     def __call__(self, image: Image.Image | Pixels, rng: np.random.Generator) -> Sample:
-        """Cut the views: integer [C,size,size] or [K,C,size,size]."""
+        """Return the views, integer [C,size,size] or [K,C,size,size]."""
         crops = self.cut(image, rng)
         views = {}
         for name, cut in self.cuts.items():
@@ -97,11 +100,11 @@ class Photometric(PretextTransform):
         return Sample(views, {})
 
     def encoding(self, device: torch.device) -> Encoding:
-        """Return what turns pixels in 0 … 255 into what the encoder is shown."""
+        """Return the conversion of pixels in 0 … 255 to the encoder's input."""
         return Normaliser(self.normalisation, device)
 
     def on_device(self, batch: Batch, draws: Draws) -> Batch:
-        """Colour, flip and normalise: integer views → float32 views of the same shapes."""
+        """Augment, flip and normalise: integer views → float32 views of the same shapes."""
         views = {}
         for name, view in batch.views.items():
             cut, lists, encode = self.cuts[name], self.colours[name], self.encoding(view.device)

@@ -1,6 +1,6 @@
-"""What happens to the rows of a batch: drawn on the host, done on the device.
+"""Draws augmentations of a batch on the host and applies them on the device.
 
-Letters: B images, K crops of one image, N = B·K rows. All random numbers come from the host, so
+Letters: B images, K crops per image, N = B·K rows. All random numbers are drawn on the host, so
 grouping rows does not synchronise with the device.
 """
 
@@ -18,8 +18,10 @@ from sslkit_plugins.views import operations
 from sslkit_plugins.views.colours import Colours
 
 PARCEL = 5 * 224 * 224
-"""Values that pass through all operations together on a CPU: one image, or twenty patches. Fewer
-cost more calls, more leave the cache."""
+"""Values per group of rows on a CPU: one image, or twenty patches.
+
+Smaller groups need more calls; larger groups exceed the cache.
+"""
 
 JITTER = (
     operations.adjust_brightness,
@@ -29,19 +31,19 @@ JITTER = (
 )
 ORDERS = torch.tensor(list(itertools.permutations(range(4))))
 NUMBERS = 13
-"""Random numbers of a row."""
+"""Random numbers per row."""
 MORE = 5
-"""Further random numbers of a row, where a list needs them (`Colours.needs_more`)."""
+"""Additional random numbers per row, if `Colours.needs_more`."""
 
 Shared = Literal["none", "flip", "all"]
-"""What the crops of one image share."""
+"""Draws that the crops of one image share."""
 
 Encoding = Callable[[Tensor, Tensor | None], Tensor]
-"""float32 [N,C,H,W] in 0 … 255 → what the encoder is shown, in the second tensor or in place."""
+"""float32 [N,C,H,W] in 0 … 255 → the encoder's input, in the second tensor or in place."""
 
 
 class Step(NamedTuple):
-    """An operation, the rows that it changes, bool [N], its parameter, float32 [N]; on the host."""
+    """An operation with its rows, bool [N], and parameters, float32 [N], on the host."""
 
     operation: Callable[[Tensor, Tensor], None]
     chosen: Tensor
@@ -49,9 +51,9 @@ class Step(NamedTuple):
 
 
 def merged(lists: Sequence[Colours], batch: int) -> Colours:
-    """Return one list for the rows of `batch` images with K crops each, given one list or K.
+    """Merge one or K colour augmentations into one for all rows of `batch` images.
 
-    A number in which the lists differ becomes float32 [B·K].
+    A number that differs between crops becomes a tensor, float32 [B·K].
     """
 
     def number(values: Sequence[float]) -> Any:
@@ -72,10 +74,10 @@ def merged(lists: Sequence[Colours], batch: int) -> Colours:
 def draw_steps(
     uniform: Tensor, colours: Colours, flip: float = 0.5, more: Tensor | None = None
 ) -> list[Step]:
-    """Turn random numbers in 0 … 1 into what happens to N rows, in this order.
+    """Return the operations on N rows, in order, for random numbers in 0 … 1.
 
-    `uniform` is float32 [N,NUMBERS], `more` float32 [N,MORE] or None, `flip` the chance of a flip.
-    An operation of the jitter stands there once for each place in the row's order.
+    `uniform` is float32 [N,NUMBERS], `more` float32 [N,MORE] or None, `flip` the probability of a
+    flip. Each jitter operation appears once for each of the four positions in a row's order.
     """
     numbers, zeros = uniform.unbind(1), torch.zeros(len(uniform))
     listed = numbers[6] < colours.photometric
@@ -100,7 +102,7 @@ def draw_steps(
 
 
 def _jitter(numbers: Sequence[Tensor], colours: Colours) -> list[Step]:
-    """Return brightness, contrast, saturation and hue for each of the four places."""
+    """Return brightness, contrast, saturation and hue at each of the four positions."""
     jittered = numbers[0] < colours.jitter_chance
     order = ORDERS[(numbers[1] * 24).long()]
     steps = []
@@ -115,7 +117,7 @@ def _jitter(numbers: Sequence[Tensor], colours: Colours) -> list[Step]:
 
 
 def _integer(number: Tensor, ends: tuple[int, int]) -> Tensor:
-    """Turn numbers in 0 … 1 into integers from the first to the second of `ends`."""
+    """Scale numbers in 0 … 1 to integers between both `ends`, inclusive."""
     low, high = ends
     return low + (number * (high - low + 1)).floor()
 
@@ -129,10 +131,10 @@ def finish(
     flip: float = 0.5,
     shared: Shared = "none",
 ) -> Tensor:
-    """Colour, flip and encode: integer [B,C,H,W] or [B,K,C,H,W] → float32 of the same shape.
+    """Augment, flip and encode: integer [B,C,H,W] or [B,K,C,H,W] → float32 of the same shape.
 
-    `lists` are one list of colours for all crops, or K. Every row has its own draws; `shared` says
-    what the crops of one image have in common.
+    `lists` has one colour augmentation for all crops, or K. Every row has separate draws, except
+    for those that `shared` names.
     """
     batch, crops = len(view), view.shape[1] if view.dim() == 5 else 1
     own = 1 if shared == "all" else crops
@@ -147,10 +149,10 @@ def finish(
 
 
 def apply(steps: list[Step], images: Tensor, encode: Encoding) -> Tensor:
-    """Do the steps of each row and encode: integer [N,C,H,W] → float32 [N,C,H,W].
+    """Apply the steps to each row and encode: integer [N,C,H,W] → float32 [N,C,H,W].
 
-    Rows with the same steps stand together, so a step finds them side by side. On a CPU a few rows
-    at a time pass through all steps, and stay in its cache meanwhile.
+    Sorts the rows by their steps, so that a step changes adjacent rows. On a CPU, small groups of
+    rows go through all steps while they are in the cache.
     """
     device = images.device
     chosen = torch.stack([step.chosen for step in steps], 1).numpy()
@@ -167,7 +169,7 @@ def apply(steps: list[Step], images: Tensor, encode: Encoding) -> Tensor:
         for number in np.flatnonzero(here.any(0)).tolist():
             parameter = given[:, number].view(-1, 1, 1, 1)
             _change(pixels, np.flatnonzero(here[:, number]), steps[number].operation, parameter)
-        if len(rows) == 1:  # Saves a pass over memory.
+        if len(rows) == 1:  # Saves a copy.
             encode(pixels, done[rows[0] : rows[0] + 1])
         else:
             _put(done, rows, encode(pixels, None))
@@ -184,24 +186,24 @@ def to_floats(images: Tensor) -> Tensor:
 def _change(
     pixels: Tensor, rows: np.ndarray, operation: Callable[[Tensor, Tensor], None], parameter: Tensor
 ) -> None:
-    """Do `operation` to `rows`, which rise, of `pixels`: in place where they lie side by side."""
+    """Apply `operation` to the ascending `rows` of `pixels`, in place if they are adjacent."""
     first, last = int(rows[0]), int(rows[-1]) + 1
     if last - first == len(rows):
         operation(pixels[first:last], parameter[first:last])
         return
     here = _at(rows, pixels.device)
-    part = pixels.index_select(0, here)
-    operation(part, parameter.index_select(0, here))
-    _put(pixels, rows, part)
+    selected = pixels.index_select(0, here)
+    operation(selected, parameter.index_select(0, here))
+    _put(pixels, rows, selected)
 
 
 def _at(rows: np.ndarray, device: torch.device) -> Tensor:
     return torch.from_numpy(rows).to(device, non_blocking=True)
 
 
-def _put(whole: Tensor, rows: np.ndarray, part: Tensor) -> None:
-    """whole[rows] = part. On a CPU NumPy takes a fifth of `index_copy_`'s time."""
-    if whole.device.type == "cpu":
-        whole.numpy()[rows] = part.numpy()
+def _put(target: Tensor, rows: np.ndarray, values: Tensor) -> None:
+    """Set target[rows] to values; on a CPU, NumPy is five times as fast as `index_copy_`."""
+    if target.device.type == "cpu":
+        target.numpy()[rows] = values.numpy()
     else:
-        whole.index_copy_(0, _at(rows, whole.device), part)
+        target.index_copy_(0, _at(rows, target.device), values)
