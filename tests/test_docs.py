@@ -90,3 +90,12 @@ def test_commands_and_files_named_in_the_docs_exist():
         prose = re.sub(r"^```python\n.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
         for link in re.findall(r"\]\((?!http)([^)#]+)\)", prose):
             assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def test_pages_agree_on_where_things_go():
+    table = re.compile(r"^\| you add \|.*?\n\n", re.MULTILINE | re.DOTALL)
+    pages = (ROOT / "CONTRIBUTING.md", ROOT / "docs" / "architecture.md")
+    first, second = (table.search(page.read_text(encoding="utf-8"))[0] for page in pages)
+    assert first == second
+    for name in re.findall(r"`(sslkit/[\w/]+(?:\.py)?)`", first):
+        assert (ROOT / name).exists(), name
