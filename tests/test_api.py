@@ -149,7 +149,7 @@ def test_mypy_sees_the_types_of_a_users_snippet(tmp_path):
     for revealed in (
         "sslkit.runs.trained.TrainedRun",
         "numpy.str_",
-        "numpy.float32",
+        "numpy.dtype[numpy.float",
         '"float"',
         "sslkit.recipe.contents.Recipe",
         "sslkit.interfaces.networks.Encoder",
