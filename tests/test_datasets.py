@@ -98,7 +98,7 @@ def test_nothing_there(tmp_path):
         ImageFolder("train", root=str(tmp_path / "a.png"))
     with pytest.raises(
         DataError,
-        match=r"no image below .*full: \.txt × 2, without extension × 1; files that end in \.apng, ",
+        match=r"no image below .*full: \.txt × 2, without extension × 1; files that end in \.apng",
     ):
         ImageFolder("train", root=str(tmp_path / "full"))
     (tmp_path / "empty").mkdir()

@@ -154,7 +154,8 @@ def test_the_trial_leaves_the_weights_as_timm_draws_them():
         ({"model": "resnt18"}, "encoder.model  timm has no model 'resnt18'; near: resnet18"),
         (
             {"model": "vit_tiny_patch16_224", "sizes": (64, 18)},
-            "encoder.model  'vit_tiny_patch16_224' does not accept images of 64 px and 18 px (Input "
+            "encoder.model  'vit_tiny_patch16_224' does not accept images of 64 px and 18 px "
+            "(Input "
             "height (18) should be divisible by patch size (16)",
         ),
         (
@@ -171,7 +172,10 @@ def test_the_trial_leaves_the_weights_as_timm_draws_them():
         ),
         ({"img_size": 64}, "encoder.img_size  'test_resnet' has no option 'img_size'"),
         ({"options": {"num_classes": 3}}, "encoder.options  'num_classes' is set by the encoder"),
-        ({"global_pool": ""}, "encoder.global_pool  'test_resnet' with these options returns [2, 96"),
+        (
+            {"global_pool": ""},
+            "encoder.global_pool  'test_resnet' with these options returns [2, 96",
+        ),
         ({"channels": 5}, "encoder.mean  the images have 5 channels; set encoder.mean and"),
         ({"mean": (0.5,)}, "encoder.mean  the images have 3 channels"),
         ({"std": (0.0, 1.0, 1.0)}, "encoder.std  0.0 is not greater than 0"),

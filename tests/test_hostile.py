@@ -369,7 +369,9 @@ def test_names_in_an_archive_are_printed_harmlessly() -> None:
 @pytest.mark.parametrize("label", [2**40, 2**62, 1_000_000])
 def test_labels_that_would_fill_the_memory(label: int) -> None:
     np.savez("trap.npz", images=np.zeros((2, 4, 4, 3), np.uint8), labels=np.array([0, label]))
-    with pytest.raises(DataError, match=rf"has the label {label}; labels number the classes from 0"):
+    with pytest.raises(
+        DataError, match=rf"has the label {label}; labels number the classes from 0"
+    ):
         Npz("train", file="trap.npz")
 
 

@@ -325,15 +325,15 @@ def test_no_image_can_be_read(tmp_path):
 def test_places_that_cannot_be_written(folder, tmp_path):
     with pytest.raises(
         DataError,
-        match=r"^cannot create the folder .*set\.writing \(No such file or directory\); name a DEST "
-        r"in ",
+        match=r"^cannot create the folder .*set\.writing \(No such file or directory\); name a "
+        r"DEST in ",
     ):
         write(str(folder), str(tmp_path / "nowhere" / "set"))
     (tmp_path / "set.writing").mkdir()
     with pytest.raises(
         DataError,
-        match=r"set\.writing already exists: another `sslkit pack` is writing it, or was killed; .* remove "
-        r"it$",
+        match=r"set\.writing already exists: another `sslkit pack` is writing it, or was killed; "
+        r".* remove it$",
     ):
         write(str(folder), str(tmp_path / "set"))
     assert (tmp_path / "set.writing").is_dir(), "it may be another's"

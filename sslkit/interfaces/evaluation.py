@@ -200,7 +200,7 @@ class Probe(ABC):
 
     @abstractmethod
     def protocol(self) -> dict[str, Any]:
-        """Return the conditions: data, fingerprint, splits, classes, size, view, checkpoint, step."""
+        """Return the conditions: data, splits, classes, size, view, checkpoint and step."""
 
 
 class Evaluation(ABC):
