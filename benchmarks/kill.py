@@ -47,7 +47,7 @@ train:
    unreadable: 100}}
 """
 SAVE_MINUTES = 0.01
-SETTINGS = {"0 workers": (0, 1), "2 workers": (2, 1), "2 processes": (0, 2)}
+SETTINGS = {"0 workers": (0, 1), "2 workers": (2, 1), "2 ranks": (0, 2)}
 """What is run: loader workers of each process, processes."""
 MOMENTS = ("a step", "a save", "first batch", "last batch", "start")
 AHEAD = 8

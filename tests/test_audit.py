@@ -9,6 +9,7 @@ closed list of types. It reads no file.
 import hashlib
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -253,6 +254,8 @@ def test_a_checkpoint_of_pickles_is_refused(place: Path, run) -> None:
     work = place / "work"
     run(0, "train", "tiny.yaml")
     folder = (work / "runs" / "tiny" / "latest").resolve()
+    kept = folder / "recipe.yaml"
+    kept.write_text(re.sub(r"epochs: \d+", "epochs: 50", kept.read_text()))  # not complete
     for path in (folder / "checkpoints").iterdir():
         torch.save({"method.x": Trap()}, path / "method.safetensors")
         (path / "optimizer.safetensors").write_bytes(pickle.dumps(Trap()))

@@ -103,6 +103,20 @@ def test_checkpoints_are_safetensors_with_checksums_of_sha256sum(saved):
     assert json.loads((newest / "state.json").read_text())["step"] == 2
 
 
+def test_a_newer_format_is_refused_not_passed_over(make, folder):
+    run = make()
+    for _ in zip(range(2), train(run), strict=False):
+        newest = checkpoint.save(run, folder)
+    state = json.loads((newest / "state.json").read_text())
+    assert state["format"] == checkpoint.FORMAT
+    text = json.dumps({"format": checkpoint.FORMAT + 1, "something": "else"})
+    (newest / "state.json").write_text(text)
+    sums = [f"{files.checksum(newest / name)}  {name}\n" for name in checkpoint.FILES]
+    (newest / "SHA256SUMS").write_text("".join(sums))
+    with pytest.raises(CheckpointError, match=r"has format 2, and this sslkit reads format 1"):
+        checkpoint.newest(folder)
+
+
 def test_unreadable_images_are_remembered(make, folder):
     run = advance(make(), 1)
     run.unreadable = {"ä.png": "broken"}

@@ -71,14 +71,31 @@ def test_reference_is_current():
     assert ran.returncode == 0, "run: python scripts/reference.py"
 
 
+def code_of(page):
+    """Return the blocks of code of a page of markdown; other files in full."""
+    text = page.read_text(encoding="utf-8")
+    if page.suffix != ".md":
+        return text
+    return "".join(re.findall(r"^```\w*\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))
+
+
 def test_commands_and_files_named_in_the_docs_exist():
     commands = set(get_command(app).commands)
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
-        for command in re.findall(r"^(?:# )?sslkit ([a-z]+)", text, re.MULTILINE):
+        for command in re.findall(r"^(?:# )?sslkit ([a-z]+)", code_of(page), re.MULTILINE):
             assert command in commands, f"{page.name}: sslkit {command}"
         for name in re.findall(r"recipes/[\w/]+\.yaml", text):
             assert (ROOT / name).exists() or "mine" in name, f"{page.name}: {name}"
         prose = re.sub(r"^```python\n.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
         for link in re.findall(r"\]\((?!http)([^)#]+)\)", prose):
             assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def test_pages_agree_on_where_things_go():
+    table = re.compile(r"^\| you add \|.*?\n\n", re.MULTILINE | re.DOTALL)
+    pages = (ROOT / "CONTRIBUTING.md", ROOT / "docs" / "architecture.md")
+    first, second = (table.search(page.read_text(encoding="utf-8"))[0] for page in pages)
+    assert first == second
+    for name in re.findall(r"`(sslkit/[\w/]+(?:\.py)?)`", first):
+        assert (ROOT / name.removesuffix("NAME.py")).exists(), name

@@ -31,6 +31,8 @@ from sslkit.runs.files import checksum, replacing, save_tensors, write_text
 from sslkit.runs.run import Run
 
 STEP = "step-{:08d}"
+FORMAT = 1
+"""The format of checkpoints, a number in state.json. A newer one is refused."""
 FILES = ("method.safetensors", "optimizer.safetensors", "state.json")
 
 
@@ -79,6 +81,7 @@ def save(run: Run, folder: Path) -> Path:
         transform = {f"transform.{name}": value for name, value in run.transform.state().items()}
         moments, numbers = optimizer_state.flatten(run.optimizer)
         state = {
+            "format": FORMAT,
             "step": run.step,
             "skipped": run.skipped,
             "images": run.data.images,
@@ -130,7 +133,13 @@ class OptimizerState(TypedDict):
     state: dict[str, dict[str, Number | list[Number]]]
 
 
-class State(TypedDict):
+class Format(TypedDict):
+    """The part of state.json that every version of sslkit reads."""
+
+    format: NotRequired[pydantic.PositiveInt]
+
+
+class State(Format):
     """What state.json holds."""
 
     step: pydantic.NonNegativeInt
@@ -155,14 +164,29 @@ def data_format(state: State) -> DataFormat:
     )
 
 
+class NewerFormatError(CheckpointError):
+    """A checkpoint that a newer sslkit wrote."""
+
+
 STATE_BYTES = 2**26
 """Largest state.json that is read."""
+
+
+def _check_format(checkpoint: Path, text: bytes) -> None:
+    """Raise NewerFormatError for a format that this version does not know."""
+    found = pydantic.TypeAdapter(Format).validate_json(text).get("format", FORMAT)
+    if found > FORMAT:
+        raise NewerFormatError(
+            f"{checkpoint} has format {found}, and this sslkit reads format {FORMAT}; upgrade: "
+            "pip install -U sslkit"
+        )
 
 
 def _checked_state(checkpoint: Path) -> State:
     with (checkpoint / "state.json").open("rb") as file:
         text = file.read(STATE_BYTES)
     try:
+        _check_format(checkpoint, text)
         state = pydantic.TypeAdapter(State).validate_json(text, strict=True)
     except pydantic.ValidationError as error:
         first = error.errors(include_url=False)[0]
@@ -207,6 +231,8 @@ def newest(folder: Path) -> tuple[Path, State, list[str]]:
     for checkpoint in sorted((folder / "checkpoints").glob("step-*"), reverse=True):
         try:
             return checkpoint, read_state(checkpoint), passed_over
+        except NewerFormatError:
+            raise
         except CheckpointError as error:
             passed_over.append(f"{error}; taking the one before it")
     raise CheckpointError(
