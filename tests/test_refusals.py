@@ -104,7 +104,7 @@ def test_a_disk_that_fills_up_names_the_way_on(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr("sslkit.runs.files.save_file", refusing(errno.ENOSPC))
     code, _, err = sslkit("train", tiny, *SHORT, "--runs", tmp_path)
     folder = (tmp_path / "tiny" / "latest").resolve()
-    assert code == 2 and "free space on the disk; then go on: sslkit train --resume" in err
+    assert code == 2 and "free space on the disk; then resume: sslkit train --resume" in err
     assert str(folder) in err and "untouched" not in err
     monkeypatch.undo()
     assert sslkit("train", "--resume", folder)[0] == 0

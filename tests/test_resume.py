@@ -213,7 +213,7 @@ def test_settings_of_the_machine_may_change(source, tmp_path):
     code, _, err = sslkit("train", "--resume", folder, "--set", "train.keep=1")
     assert (code, err) == (0, "") and len(list((folder / "checkpoints").iterdir())) == 1
     said = refused("train", "--resume", folder, "--set", "train.epochs=9")
-    assert said.startswith("--set  train.epochs  a resumed run goes on with its own recipe")
+    assert said.startswith("--set  train.epochs  a resumed run keeps its recipe")
     assert said.endswith(f"to train on: sslkit train --resume {folder} --epochs N\n")
     said = refused("train", "--resume", folder, "--set", "optimizer.lr=9")
     words = said.split("sslkit train ")[1].split()

@@ -104,8 +104,8 @@ def test_another_recipe_is_refused_with_every_difference(shared, complete):
     assert found["heads.image.out_dim"] == "16 there, 8 here"
     assert found["optimizer.nesterov"] == "absent there, true here"
     assert last == (
-        f"{complete} holds a run of another recipe; start a new one with another --run DIR, or go "
-        f"on with the run as it is: sslkit train --resume {complete}"
+        f"{complete} holds a run of another recipe; start a new one with another --run DIR, or "
+        f"resume the run without changes: sslkit train --resume {complete}"
     )
     assert contents(complete) == before
 
@@ -129,7 +129,7 @@ def test_fewer_epochs_name_those_of_the_run(shared, complete):
     code, _, err = sslkit(*words)
     first, last = err.splitlines()
     assert code == 2 and first.endswith("train.epochs  3 there, 2 here")
-    remedy = shlex.split(last.split("go on with this one: ")[1])
+    remedy = shlex.split(last.split("resume this one: ")[1])
     assert sslkit(*words, *remedy)[0] == 0
 
 

@@ -85,7 +85,7 @@ def test_epochs_that_are_done_already_are_refused(run, number):
     code, out, err = sslkit("train", "--resume", run, "--epochs", number)
     assert (code, out, len(err.splitlines())) == (2, "", 1)
     assert err.startswith(f"{run} has done 6 steps, and {number} epoch")
-    assert err.endswith("take more: --epochs 3\n")
+    assert err.endswith("use more: --epochs 3\n")
     assert contents(run) == before
 
 
@@ -117,7 +117,7 @@ def test_killed_while_it_trains_on_it_ends_as_if_never_killed(home, longer, run,
     assert code == 0 and "learning rate: " not in out, err
     assert_as(run, longer)
     code, _, err = sslkit("train", home / "tiny.yaml", *SAVING, "--run", run)
-    assert code == 2 and err.endswith("or go on with this one: --set train.epochs=4\n")
+    assert code == 2 and err.endswith("or resume this one: --set train.epochs=4\n")
 
 
 def test_an_interrupted_run_is_made_longer(home, tmp_path):

@@ -1,4 +1,4 @@
-"""The model card of an exported encoder: what it is, how it was trained and measured."""
+"""Writes the model card of an exported encoder."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ tags:
 
 An image encoder trained with `{method}` by sslkit {version}.
 {summary}
-It turns an image into a vector of {dim} numbers.
+It maps an image to a vector of {dim} numbers.
 
 ## Use
 
@@ -34,8 +34,8 @@ It turns an image into a vector of {dim} numbers.
 features = model(images)  # float32 [N, {dim}]
 ```
 
-`folder` is the folder of this file; `load.py` holds the same lines. `images` are float32
-[N, {channels}, {size}, {size}], with pixels in 0 … 1, less {mean}, divided by {std}.
+`folder` is the folder of this file; `load.py` has the same code. `images` are float32
+[N, {channels}, {size}, {size}], with pixels in 0 … 1, minus {mean}, divided by {std}.
 
 ## Training
 
@@ -51,8 +51,8 @@ features = model(images)  # float32 [N, {dim}]
 
 ## Licence
 
-None is stated yet. Choose one, and write `license: …` into the head of this file; the terms of the
-training images may restrict it.
+There is no licence yet. Choose one, and add `license: …` to the header of this file; the terms of
+the training images may restrict it.
 """
 
 
@@ -66,7 +66,7 @@ def write(
     library: str,
     lines: str,
 ) -> str:
-    """Return the text of README.md. Names no folder of this machine."""
+    """Return the text of README.md, without folders of this machine."""
     mean, std = encoder.normalisation.mean, encoder.normalisation.std
     return TEMPLATE.format(
         library=library,
@@ -96,7 +96,7 @@ def _recipe(recipe: Recipe) -> str:
 
 
 def _without_folders(value: Any) -> Any:
-    """Return a recipe's value with only the last part of every path."""
+    """Return a recipe's value with only the last component of every path."""
     if isinstance(value, dict):
         return {name: _without_folders(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
@@ -107,7 +107,7 @@ def _without_folders(value: Any) -> Any:
 
 
 def _results(folder: Path) -> str:
-    """Return a table of the results beside the run; results that cannot be read are left out."""
+    """Return a table of the run's results, without unreadable ones."""
     rows = []
     for path in sorted((folder / "eval").glob("*.json")):
         try:
@@ -121,7 +121,7 @@ def _results(folder: Path) -> str:
 
 
 def _rows(result: dict[str, Any]) -> list[str]:
-    """Return a line for each score of a result."""
+    """Return a table row for each score of a result."""
     units = {metric["name"]: metric.get("unit", "") for metric in result["metrics"]}
     rows = []
     for entry in result["entries"]:

@@ -1,4 +1,4 @@
-"""What may change in the recipe of a run that goes on, and what is another recipe."""
+"""Checks changes of the recipe of a resumed run."""
 
 import shlex
 from collections.abc import Iterator, Sequence
@@ -15,13 +15,13 @@ FREE = tuple(
     f"train.{name}"
     for name in ("workers", "device", "save_minutes", "keep", "log_every", "unreadable", "on_nan")
 )
-"""Settings that a run may change when it goes on: where and how it runs, not what it learns."""
+"""Settings that a resumed run may change, because they do not affect the result."""
 EPOCHS = "train.epochs"
 ABSENT = object()
 
 
 def check_settings(folder: Path, overrides: Sequence[str]) -> None:
-    """Raise RecipeError for a `--set` that would make a resumed run another one."""
+    """Raise RecipeError for a `--set` that a resumed run does not allow."""
     keys = [setting.partition("=")[0].strip() for setting in overrides]
     faults = []
     for key in keys:
@@ -34,8 +34,8 @@ def check_settings(folder: Path, overrides: Sequence[str]) -> None:
         if key == EPOCHS:
             remedy = f"to train on: sslkit train --resume {shlex.quote(str(folder))} --epochs N"
         message = (
-            f"a resumed run goes on with its own recipe; --set may change data.* and "
-            f"{', '.join(FREE)}; {remedy}"
+            f"a resumed run keeps its recipe; --set may change data.* and {', '.join(FREE)}; "
+            f"{remedy}"
         )
         faults.append(Fault(key, _misspelt(key) or message, "--set"))
     if faults:
@@ -43,7 +43,7 @@ def check_settings(folder: Path, overrides: Sequence[str]) -> None:
 
 
 def _misspelt(key: str) -> str:
-    """Return the advice for a key whose section or setting does not exist; "" for others."""
+    """Return advice for a key whose section or setting does not exist, else ""."""
     section, _, name = key.partition(".")
     sections = [field.name for field in fields(Recipe)]
     if section not in sections:
@@ -88,12 +88,12 @@ def _shown(value: Any) -> str:
 
 
 def _remedy(folder: Path, there: Recipe, here: Recipe, faults: list[Fault]) -> str:
-    """Return how to start another run, and how to go on with this one."""
+    """Return how to start another run, and how to resume this one."""
     run = shlex.quote(str(folder))
     other = f"{folder} holds a run of another recipe; start a new one with another --run DIR"
     if [fault.key for fault in faults] != [EPOCHS]:
-        return f"{other}, or go on with the run as it is: sslkit train --resume {run}"
+        return f"{other}, or resume the run without changes: sslkit train --resume {run}"
     then, now = there.train.epochs, here.train.epochs
     if now > then:
-        return f"{other}, or train this one on: sslkit train --resume {run} --epochs {now}"
-    return f"{other}, or go on with this one: --set {EPOCHS}={then}"
+        return f"{other}, or train for more epochs: sslkit train --resume {run} --epochs {now}"
+    return f"{other}, or resume this one: --set {EPOCHS}={then}"

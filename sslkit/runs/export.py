@@ -1,4 +1,4 @@
-"""Writes the encoder of a run for another library, and checks what was written."""
+"""Exports the encoder of a run to another library, and verifies the result."""
 
 import re
 import shutil
@@ -20,9 +20,9 @@ from sslkit.recipe.signature import written
 from sslkit.runs import card, checkpoint, files, folders, hub, onnx
 
 TOLERANCE = 1e-6
-"""Largest difference of features, relative to the largest feature, that counts as equal."""
+"""Largest difference of equal features, relative to the largest feature."""
 ONNX_TOLERANCE = 1e-4
-"""The same for ONNX, whose runtime computes with other kernels."""
+"""Tolerance for ONNX, whose runtime has other kernels."""
 
 CHECK = """
 from safetensors.torch import load_file as _load, save_file as _save
@@ -34,7 +34,7 @@ with _torch.inference_mode():
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written: `place` is a folder or an address, `lines` load it."""
+    """An export: `place` is a folder or an address, `lines` is the code that loads it."""
 
     place: str
     lines: str
@@ -86,7 +86,7 @@ def export(folder: Path, target: str | None = None, *, public: bool = False) -> 
 
 
 def _target(made: Recipe, target: str | None) -> tuple[str, str | None]:
-    """Return the library to write for, and the repository to upload to."""
+    """Return the library, and the repository for uploads."""
     libraries = made.encoder.part.signature().attributes.get("libraries", ())
     known = (*libraries, "onnx")
     if target is None:
@@ -130,13 +130,13 @@ def _check(encoder: Encoder, images: Tensor, home: Path, library: str, lines: st
 
 
 def _write_lines(home: Path, lines: str) -> None:
-    """Write load.py, which finds its own folder and can be run or imported from anywhere."""
+    """Write load.py, which locates its folder and works from any directory."""
     head = "from pathlib import Path\n\nfolder = Path(__file__).resolve().parent\n"
     (home / "load.py").write_text(f"{head}{lines}\n", encoding="utf-8")
 
 
 def _move(home: Path, place: Path) -> None:
-    """Copy every file of `home` into `place`, each completely or not at all."""
+    """Copy every file of `home` to `place` atomically."""
     with files.writing(place):
         place.mkdir(parents=True, exist_ok=True)
     for path in sorted(home.iterdir()):

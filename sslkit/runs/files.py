@@ -1,4 +1,4 @@
-"""Files that are written completely or not at all."""
+"""Writes files atomically."""
 
 import errno
 import hashlib
@@ -19,11 +19,11 @@ FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class WriteError(CheckpointError):
-    """A file that the system refuses to write."""
+    """A file cannot be written."""
 
 
 def reason(error: OSError | safetensors.SafetensorError) -> str:
-    """Return why the system refuses, and what helps against a full disk or a lack of rights."""
+    """Return the reason of an error, with a remedy for a full disk or missing permissions."""
     text = getattr(error, "strerror", None) or str(error)
     number = getattr(error, "errno", None)
     if found := re.search(r"os error (\d+)", text):
@@ -37,9 +37,9 @@ def reason(error: OSError | safetensors.SafetensorError) -> str:
 
 @contextmanager
 def writing(path: Path, option: str = "") -> Iterator[None]:
-    """Turn a refusal of the system into a WriteError that names `path`.
+    """Convert an error of the operating system to a WriteError that names `path`.
 
-    `option` chooses another place, such as "--out DIR".
+    `option` selects another path, such as "--out DIR".
     """
     try:
         yield
@@ -50,9 +50,9 @@ def writing(path: Path, option: str = "") -> Iterator[None]:
 
 @contextmanager
 def replacing(path: Path, option: str = "") -> Iterator[Path]:
-    """Yield a path to write to. It replaces `path` at the end; after an error nothing is left.
+    """Yield a temporary path that replaces `path` at the end, and is removed after an error.
 
-    Raises WriteError, which names `option` as the way to another place.
+    Raises WriteError; the message names `option`, which selects another path.
     """
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     with writing(path, option):
@@ -60,13 +60,13 @@ def replacing(path: Path, option: str = "") -> Iterator[Path]:
             yield beside
             beside.replace(path)
         finally:
-            # A disk that refuses the file refuses this too, and the first refusal is told.
+            # The unlink may fail for the same reason; the first error is the one to report.
             with suppress(OSError):
                 beside.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str, option: str = "") -> None:
-    """Write a text completely or not at all. WriteError names `option`, as `replacing` does."""
+    """Write a text file atomically; see `replacing`."""
     with replacing(path, option) as beside, beside.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
@@ -76,7 +76,7 @@ def write_text(path: Path, text: str, option: str = "") -> None:
 def save_tensors(
     tensors: dict[str, Tensor], path: Path, notes: dict[str, str] | None = None
 ) -> None:
-    """Write tensors and flush them to the disk. Who may read the folder may read the file."""
+    """Write tensors and flush them to disk, with the permissions of the folder."""
     save_file(unshared(tensors), path, notes)
     path.chmod(path.parent.stat().st_mode & 0o666)
     with path.open("rb") as file:

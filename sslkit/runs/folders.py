@@ -1,4 +1,4 @@
-"""Run folders: made, found, read."""
+"""Creates, finds and reads run folders."""
 
 import itertools
 import os
@@ -18,9 +18,9 @@ from sslkit.runs.files import reason, write_text
 
 
 def check_place(root: Path, what: str = "the run folder", option: str = "--runs") -> None:
-    """Raise CheckpointError where no folder can be made below `root`. Makes nothing.
+    """Raise CheckpointError if no folder can be created below `root`. Creates nothing.
 
-    The sentence names `what` is to be made, and the `option` that chooses another place.
+    The message names `what` cannot be created, and the `option` that selects another path.
     """
     place = Path(os.path.abspath(root))
     while not os.path.lexists(place):
@@ -38,9 +38,9 @@ def check_place(root: Path, what: str = "the run folder", option: str = "--runs"
 
 
 def begun(folder: Path) -> bool:
-    """Return whether `folder` holds a run; False where it is absent or empty.
+    """Tell whether `folder` has a run; False if it does not exist or is empty.
 
-    Raises CheckpointError where it is a file, or holds something else.
+    Raises CheckpointError if it is a file or has other content.
     """
     if not os.path.lexists(folder):
         return False
@@ -50,10 +50,10 @@ def begun(folder: Path) -> bool:
         raise CheckpointError(
             f"cannot train in {folder}: {reason(error)}; name another folder with --run"
         ) from error
-    # What a run holds from its beginning. A recipe alone may be the user's own file.
+    # Files of every run. A recipe alone may be the user's file.
     if "recipe.yaml" in names and names & {lock.FILE, "metrics.jsonl", "checkpoints"}:
         return True
-    # A process that was killed may leave these two before there is a run.
+    # A killed process may leave these two files before the run exists.
     others = [name for name in names if not name.startswith((lock.FILE, ".recipe.yaml."))]
     if others:
         raise CheckpointError(
@@ -64,7 +64,7 @@ def begun(folder: Path) -> bool:
 
 
 def unused(root: Path, recipe: Recipe) -> Path:
-    """Return runs/<recipe>/<time>, with a number behind it where that exists. Makes nothing."""
+    """Return runs/<recipe>/<time>, with a number if that exists. Creates nothing."""
     stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     folder = root / recipe.name / stamp
     for attempt in itertools.count(1):
@@ -75,10 +75,10 @@ def unused(root: Path, recipe: Recipe) -> Path:
 
 
 class NewFolder:
-    """The folder of a new run, which is made when the first step is done.
+    """The folder of a new run, which is created after the first step.
 
-    It is `path`, or runs/<recipe>/<time> below `runs`. `latest` says whether the link of that name
-    beside it shall point to it.
+    It is `path`, or <recipe>/<time> in `runs`. If `latest`, a link of that name next to the folder
+    points to it.
     """
 
     def __init__(
@@ -91,23 +91,23 @@ class NewFolder:
     ) -> None:
         self.recipe, self.runs, self.path, self.latest = recipe, runs, path, latest
         self.option = "--runs" if latest else "--run"
-        """The option that chooses another place."""
+        """Option that selects another path."""
         self._made: list[Path] = []
-        """Folders that did not exist before, the innermost first."""
+        """Folders that were created, innermost first."""
 
     def check(self) -> None:
-        """Raise CheckpointError where the folder cannot be made. Makes nothing."""
+        """Raise CheckpointError if the folder cannot be created. Creates nothing."""
         check_place(self.path or self.runs, option=self.option)
 
     def make(self) -> Path:
-        """Make the folder, with those above it. CheckpointError where the system refuses."""
+        """Create the folder and its parents. Raises CheckpointError if this fails."""
         folder = self.path or unused(self.runs, self.recipe)
         self._made = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
         try:
             folder.mkdir(parents=True, exist_ok=self.path is not None)
         except (OSError, ValueError) as error:
             if self.path is None and folder.is_dir():
-                return self.make()  # Another run has taken the name.
+                return self.make()  # Another run uses the name.
             self._remove_made()
             why = reason(error) if isinstance(error, OSError) else error
             raise CheckpointError(
@@ -118,9 +118,9 @@ class NewFolder:
         return folder
 
     def fill(self) -> None:
-        """Write the recipe into the folder, which this process holds, and set `latest`.
+        """Write the recipe to the locked folder, and set `latest`.
 
-        Raises CheckpointError where another process has begun a run in it.
+        Raises CheckpointError if another process has started a run in it.
         """
         assert self.path is not None
         if begun(self.path):
@@ -133,7 +133,7 @@ class NewFolder:
             point_latest(self.path)
 
     def remove(self) -> None:
-        """Remove what was made: the content, and the folders that did not exist before."""
+        """Remove the content, and the folders that were created."""
         assert self.path is not None
         with suppress(OSError):
             for path in self.path.iterdir():
@@ -153,7 +153,7 @@ class NewFolder:
 
 
 def keep_recipe(folder: Path, recipe: Recipe) -> None:
-    """Write recipe.yaml, with absolute paths, where it does not hold this recipe already."""
+    """Write recipe.yaml with absolute paths, unless it already has this recipe."""
     path, text = folder / "recipe.yaml", absolute(recipe).as_yaml()
     if not path.exists() or path.read_bytes() != text.encode():
         write_text(path, text)
@@ -168,8 +168,8 @@ def read_recipe(
 ) -> Recipe:
     """Read the recipe of a run folder, with absolute paths.
 
-    Relative paths, which sslkit 0.1 wrote, stand below the folder that holds the folder of runs,
-    else below the working directory. RecipeError also says which plugins are not as they were.
+    Relative paths, which sslkit 0.1 wrote, are relative to the parent of the folder of runs, else
+    to the working directory. A RecipeError also lists changed plugins.
     """
     try:
         found = recipes.read(folder / "recipe.yaml", overrides=overrides, data=data, opened=opened)
@@ -180,7 +180,7 @@ def read_recipe(
 
 
 def point_latest(folder: Path) -> None:
-    """Make `latest` beside `folder` point to it, where the file system has links."""
+    """Point the link `latest` next to `folder` to it, if the file system supports links."""
     link = folder.parent / f".latest-{os.getpid()}"
     try:
         link.symlink_to(folder.name)
@@ -191,9 +191,9 @@ def point_latest(folder: Path) -> None:
 
 
 def find_folder(where: Path | None, root: Path = Path("runs")) -> Path:
-    """Return the run folder named, or that of the newest checkpoint below `root`.
+    """Return the run folder `where`, or that of the newest checkpoint below `root`.
 
-    Raises CheckpointError where there is none.
+    Raises CheckpointError if there is none.
     """
     if where is not None:
         folder = Path(os.path.expanduser(where))

@@ -9,7 +9,7 @@ from sslkit.errors import SslkitError
 
 
 def check() -> None:
-    """Raise SslkitError where the user is not logged in."""
+    """Raise SslkitError if the user is not logged in."""
     if huggingface_hub.get_token() is None:
         raise SslkitError(
             f"you are not logged in to {constants.ENDPOINT}: run `hf auth login`, or set HF_TOKEN"
@@ -17,7 +17,7 @@ def check() -> None:
 
 
 def lines(repository: str) -> str:
-    """Return lines of Python that download a repository into `folder`."""
+    """Return Python code that downloads a repository and sets `folder`."""
     return (
         f"from huggingface_hub import snapshot_download\nfolder = snapshot_download({repository!r})"
     )
@@ -26,8 +26,8 @@ def lines(repository: str) -> str:
 def upload(folder: Path, repository: str, *, public: bool) -> str:
     """Upload every file of a folder, and return the address of the repository.
 
-    A new repository is private unless `public`; one that exists stays as it is. Raises SslkitError
-    where the hub refuses or does not answer.
+    A new repository is private unless `public`; the visibility of an existing one does not change.
+    Raises SslkitError if the upload fails.
     """
     api = huggingface_hub.HfApi(library_name="sslkit")
     try:

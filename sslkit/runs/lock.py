@@ -1,4 +1,4 @@
-"""The lock of a run folder, held while a process trains in it."""
+"""Locks a run folder while a process trains in it."""
 
 import os
 import platform
@@ -13,25 +13,25 @@ from sslkit.runs.files import WriteError, writing
 FILE = ".lock"
 
 _held: set[tuple[int, int]] = set()
-"""Locks of this process, by device and inode: the system lets a process take its own again."""
+"""Locks of this process by device and inode, because the system lets a process lock twice."""
 
 
 @dataclass(frozen=True)
 class Lock:
-    """A run folder that this process holds."""
+    """A locked run folder of this process."""
 
     folder: Path
     descriptor: int
 
     def holds(self) -> bool:
-        """Return whether the folder is still the one that was locked."""
+        """Tell whether the folder is still the one that was locked."""
         try:
             return os.path.samestat(os.fstat(self.descriptor), os.stat(self.folder / FILE))
         except OSError:
             return False
 
     def check(self) -> None:
-        """Raise WriteError where the folder was removed or replaced."""
+        """Raise WriteError if the folder was removed or replaced."""
         if not self.holds():
             raise WriteError(
                 f"cannot write into {self.folder}: No such file or directory; it was removed or "
@@ -43,10 +43,10 @@ class Lock:
 def held(folder: Path) -> Iterator[Lock]:
     """Lock the run folder for this process, until it ends or is killed.
 
-    Raises CheckpointError where another session trains in it.
+    Raises CheckpointError if another session trains in it.
     """
     path = folder / FILE
-    # Before it is opened: to close a file releases all locks of this process on it.
+    # Must precede open(), because closing a file releases all locks of this process on it.
     if path.exists() and _key(path.stat()) in _held:
         raise _in_use(folder, "this process")
     with writing(path):
@@ -66,11 +66,11 @@ def _key(found: os.stat_result) -> tuple[int, int]:
 
 
 def _take(descriptor: int, folder: Path) -> None:
-    """Lock an open file; a system without such locks goes without."""
+    """Lock an open file, if the system supports it."""
     try:
         import fcntl
 
-        # A record lock: loader workers do not inherit it, and may outlive a killed process.
+        # Loader workers, which may outlive a killed process, do not inherit a record lock.
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.ftruncate(descriptor, 0)
         os.write(descriptor, f"process {os.getpid()} on {platform.node()}".encode())

@@ -1,4 +1,4 @@
-"""The numbers of a run: a row for every step, metrics.jsonl, and bins of rows for curves."""
+"""Metrics of a run: rows of steps, metrics.jsonl, and bins for curves."""
 
 import json
 import math
@@ -11,14 +11,14 @@ import numpy as np
 from sslkit.runs import files
 
 BINS = 2000
-"""Bins of a curve at most."""
+"""Largest number of bins of a curve."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One step in plain numbers, averaged over ranks: what metrics.jsonl holds.
+    """The metrics of one step, averaged over ranks, as in metrics.jsonl.
 
-    Steps and epochs count from 1.
+    Steps and epochs are counted from 1.
     """
 
     step: int
@@ -28,17 +28,17 @@ class Row:
     metrics: dict[str, float]
 
     def numbers(self) -> dict[str, float]:
-        """Return all numbers by name, as a line of metrics.jsonl holds them."""
-        known = {"step": self.step, "epoch": self.epoch, "lr": self.lr, "loss": self.loss}
-        return known | self.metrics
+        """Return all numbers by name, as in a line of metrics.jsonl."""
+        fixed = {"step": self.step, "epoch": self.epoch, "lr": self.lr, "loss": self.loss}
+        return fixed | self.metrics
 
     def line(self) -> str:
-        """Return the line of metrics.jsonl, without its end."""
+        """Return the line of metrics.jsonl without line end."""
         return json.dumps(self.numbers())
 
     @classmethod
     def of(cls, line: str) -> "Row | None":
-        """Read a line of metrics.jsonl; None where it is none."""
+        """Parse a line of metrics.jsonl; None if it is malformed."""
         try:
             numbers = {name: value + 0.0 for name, value in json.loads(line).items()}
             step, epoch = int(numbers.pop("step")), int(numbers.pop("epoch", 1))
@@ -55,7 +55,7 @@ class Row:
 
 
 def last_step(path: Path) -> int:
-    """Return the last step in metrics.jsonl; 0 where there is none."""
+    """Return the last step in metrics.jsonl, or 0."""
     last = 0
     if path.exists():
         with path.open(encoding="utf-8", errors="replace") as lines:
@@ -67,7 +67,7 @@ def last_step(path: Path) -> int:
 def columns(path: Path) -> dict[str, np.ndarray]:
     """Return the columns of metrics.jsonl: `step` and `epoch` int64, the others float64, [steps].
 
-    NaN where a step lacks a number; empty where there is no file.
+    Missing numbers are NaN. Returns {} if there is no file.
     """
     rows: list[Row] = []
     if path.exists():
@@ -84,9 +84,9 @@ def columns(path: Path) -> dict[str, np.ndarray]:
 
 
 class Bins:
-    """Means of every number over bins of equally many steps, in constant memory.
+    """Means of every number over bins of equal numbers of steps, in constant memory.
 
-    A bin holds one step until there are BINS of them; then bins are joined in pairs.
+    A bin has one step until there are BINS steps; then pairs of bins are merged.
     """
 
     def __init__(self) -> None:
@@ -95,7 +95,7 @@ class Bins:
         self.counts: dict[str, np.ndarray] = {}
 
     def add(self, row: Row) -> None:
-        """Add a step. Numbers that are not finite are left out."""
+        """Add a step, without non-finite numbers."""
         while (row.step - 1) // self.width >= BINS:
             self._join()
         place = (row.step - 1) // self.width
@@ -115,17 +115,17 @@ class Bins:
                 bins[name] = np.concatenate([joined, np.zeros_like(joined)])
 
     def mean(self, name: str) -> np.ndarray:
-        """Return the mean of each bin that has steps, NaN where none was finite: float64 [bins]."""
+        """Return the means of non-empty bins, float64 [bins]; NaN without finite numbers."""
         filled = self.counts["step"] > 0
         with np.errstate(invalid="ignore"):
             return (self.totals[name] / self.counts[name])[filled]
 
 
 class Metrics:
-    """metrics.jsonl: one line a step.
+    """Writes metrics.jsonl, one line per step.
 
-    On resume, drops later steps and malformed lines, and calls `seen` with each row that stays.
-    `bins` hold all rows.
+    On resume, drops later steps and malformed lines, and calls `seen` with each remaining row.
+    `bins` includes all rows.
     """
 
     def __init__(
@@ -138,7 +138,7 @@ class Metrics:
                     kept.writelines(self._kept(before, step))
 
     def _kept(self, lines: Iterable[str], step: int) -> Iterator[str]:
-        """Yield the lines of steps up to `step`. Epochs were once counted from 0."""
+        """Yield the lines of steps up to `step`; old files counted epochs from 0."""
         shift = 0
         for line in lines:
             row = Row.of(line)

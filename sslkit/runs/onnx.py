@@ -11,7 +11,7 @@ from sslkit.interfaces import Encoder
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 LARGEST = 2**30
-"""Bytes of weights up to which everything lies in one file; ONNX files end at 2 GiB."""
+"""Largest size of weights for a single file, bytes; the limit of ONNX files is 2 GiB."""
 
 LINES = """\
 import onnxruntime
@@ -22,10 +22,10 @@ def model(images):
 
 
 def write(encoder: Encoder, images: Tensor, folder: Path) -> str:
-    """Write encoder.onnx for batches of any length of images of that shape.
+    """Write encoder.onnx for batches of any length with images of that shape.
 
-    Returns lines of Python that load it with onnxruntime. Raises SslkitError where the packages of
-    the extra are missing, or where the encoder cannot be traced.
+    Returns Python code that loads it with onnxruntime. Raises SslkitError if the packages of the
+    extra are missing, or if the encoder cannot be traced.
     """
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:

@@ -1,4 +1,4 @@
-"""The state of an optimizer as tensors and numbers, which files can hold, and back."""
+"""Converts the state of an optimizer to tensors and numbers for files, and back."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 GROUP = "group "
-"""Begins the key of what an optimizer added to a group of parameters: LAMB counts steps there."""
+"""Prefix of keys of values in a parameter group, such as LAMB's step count."""
 
 
 def flatten(
@@ -35,7 +35,7 @@ def flatten(
 def restore(
     optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], numbers: dict[str, dict[str, Any]]
 ) -> None:
-    """Bring an optimizer to a flattened state.
+    """Restore a flattened state of an optimizer.
 
     Raises ValueError for keys and names that `flatten` does not write.
     """
@@ -52,14 +52,11 @@ def restore(
         key, _, entry = name.partition(".")
         entries.append((key, entry, value))
     for key, entry, value in entries:
-        number, known = key.removeprefix(GROUP), groups if key.startswith(GROUP) else parameters
-        if (
-            not number.isdecimal()
-            or int(number) >= len(known)
-            or (known is groups and entry in given)
-        ):
-            raise ValueError(f"the optimizer has no place for {key}.{entry}")
-        if known is groups:
+        number, is_group = key.removeprefix(GROUP), key.startswith(GROUP)
+        count = len(groups) if is_group else len(parameters)
+        if not number.isdecimal() or int(number) >= count or (is_group and entry in given):
+            raise ValueError(f"the optimizer has no entry for {key}.{entry}")
+        if is_group:
             groups[int(number)][entry] = value
             continue
         owner = parameters[int(number)]

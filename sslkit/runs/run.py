@@ -16,7 +16,7 @@ from sslkit.runs.samples import Sample
 
 @dataclass
 class Run:
-    """Everything that training needs, and where it stands. `step` counts the steps taken."""
+    """The objects and the state of a training run; `step` is the number of completed steps."""
 
     recipe: Recipe
     source: ImageSource
@@ -25,7 +25,7 @@ class Run:
     transform: PretextTransform
     method: Method
     model: nn.Module
-    """`method`, wrapped for several ranks or compiled: what training calls."""
+    """The module that training calls: `method`, wrapped for several ranks."""
     loader: Loader
     optimizer: torch.optim.Optimizer
     set_rate: Callable[[int], float]
@@ -33,10 +33,10 @@ class Run:
     precision: torch.dtype
     step: int = 0
     skipped: int = 0
-    """Steps that `train.on_nan: skip` undid."""
+    """Number of steps that `train.on_nan: skip` discarded."""
     unreadable: dict[str, str] = field(default_factory=dict)
     samples: list[Sample] | None = None
-    """Images by which a resumed run knows its data set; taken at the first save."""
+    """Images that identify the data set of a resumed run, taken at the first save."""
 
     @property
     def steps(self) -> int:
@@ -45,24 +45,23 @@ class Run:
 
     @property
     def mostly_skipped(self) -> bool:
-        """True where `train.on_nan: skip` undid more than half of the steps."""
+        """True if `train.on_nan: skip` discarded more than half of the steps."""
         return 2 * self.skipped > self.step
 
     @property
     def weights(self) -> list[nn.Parameter]:
-        """The parameters that are trained."""
+        """The trained parameters."""
         return [value for value in self.method.parameters() if value.requires_grad]
 
     def autocast(self) -> torch.autocast:
-        """Compute in bfloat16 where the recipe says so."""
+        """Return an autocast context, which is enabled for bfloat16."""
         enabled = self.precision == torch.bfloat16
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
 
     def statistics(self) -> list[Tensor]:
-        """Return what a forward pass changes: running means of batch norm and the like.
+        """Return the buffers that a forward pass changes, such as running means of batch norms.
 
-        Memories of samplers and the method's own buffers are not among them: `forward` never
-        writes these.
+        Excludes buffers of samplers and of the method itself, which `forward` does not change.
         """
         found = []
         for module in self.method.modules():
@@ -71,12 +70,12 @@ class Run:
         return found
 
     def restore_statistics(self, before: list[Tensor]) -> None:
-        """Put back copies of `statistics`."""
+        """Restore copies of `statistics`."""
         for value, earlier in zip(self.statistics(), before, strict=True):
             value.copy_(earlier)
 
     def note_unreadable(self, batch: Batch) -> None:
-        """Remember images that could not be read. DataError where they are too many."""
+        """Record unreadable images. Raises DataError if there are too many."""
         self.unreadable.update(batch.unreadable)
         limit = self.recipe.train.unreadable
         if len(self.unreadable) > limit:

@@ -1,4 +1,4 @@
-"""A few images of a run's data set: by their names and mean values it is known again."""
+"""Identifies the data set of a run by names and mean values of a few images."""
 
 from typing import Annotated
 
@@ -12,7 +12,7 @@ from sslkit.errors import printable
 from sslkit.interfaces import ImageSource, Pixels
 
 COUNT = 16
-"""Images that a checkpoint keeps, at equal distances."""
+"""Number of evenly spaced images in a checkpoint."""
 TOLERANCE = 3 / 255
 """Largest difference of a channel's mean, as a fraction of the range: decoders round."""
 
@@ -20,7 +20,7 @@ TOLERANCE = 3 / 255
 class Sample(TypedDict):
     """One image: place in the data set, name, mean of each channel in 0 … 1.
 
-    `mean` is None where the image cannot be read.
+    `mean` is None if the image cannot be read.
     """
 
     index: pydantic.NonNegativeInt
@@ -29,7 +29,7 @@ class Sample(TypedDict):
 
 
 def take(source: ImageSource) -> list[Sample]:
-    """Decode a few images of a data set."""
+    """Return a few images of a data set as samples."""
     places = np.unique(np.linspace(0, len(source) - 1, COUNT).round().astype(int)).tolist()
     return [
         Sample(index=index, name=_name(source, index), mean=_mean(source, index))
@@ -51,7 +51,7 @@ def _mean(source: ImageSource, index: int) -> list[float] | None:
 
 
 def other_names(kept: list[Sample], images: int, source: ImageSource) -> str:
-    """Say how the names of `source` differ from those that a run of `images` images began with."""
+    """Describe how the names of `source` differ from those of a run on `images` images."""
     words = [f"{images:,} then, {len(source):,} now"]
     for sample in kept:
         index, name = sample["index"], sample["name"]
@@ -64,7 +64,7 @@ def other_names(kept: list[Sample], images: int, source: ImageSource) -> str:
 
 
 def other_content(kept: list[Sample], source: ImageSource) -> str | None:
-    """Name an image of `source` that has the name of an image of the run, but other pixels."""
+    """Describe an image of `source` with other pixels than at the start of the run, or None."""
     for sample in kept:
         now = _mean(source, sample["index"]) if sample["index"] < len(source) else None
         if sample["mean"] is None or now is None:

@@ -1,4 +1,4 @@
-"""A run folder as it was read: recipe, newest checkpoint, metrics, encoder."""
+"""Reads a run folder: recipe, newest checkpoint, metrics, encoder."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,7 +21,7 @@ from sslkit.runs import folders, metrics
 
 @dataclass(frozen=True, repr=False)
 class TrainedRun:
-    """A run folder, read at its newest checkpoint. `sslkit.load` makes one.
+    """A run folder at its newest checkpoint; see `sslkit.load`.
 
     `notes` has a sentence for each damaged checkpoint that was skipped.
     """
@@ -34,9 +34,9 @@ class TrainedRun:
 
     @classmethod
     def read(cls, folder: Path, recipe: Recipe | None = None) -> "TrainedRun":
-        """Read the newest whole checkpoint. The recipe is that of the folder if left out.
+        """Read the newest intact checkpoint. By default, the recipe is that of the folder.
 
-        Raises CheckpointError where there is none, RecipeError where a part is not installed.
+        Raises CheckpointError if there is none, RecipeError if a part is not installed.
         """
         if recipe is None:
             recipe = folders.read_recipe(folder, opened=False)
@@ -45,7 +45,7 @@ class TrainedRun:
 
     @property
     def step(self) -> int:
-        """Steps done at the checkpoint."""
+        """Completed steps at the checkpoint."""
         return self.state["step"]
 
     @property
@@ -56,7 +56,7 @@ class TrainedRun:
 
     @property
     def data(self) -> DataFormat:
-        """Number of images, channels, bits and classes of the images that the run trained on."""
+        """Number of images, channels, bits and classes of the training data."""
         return checkpoints.data_format(self.state)
 
     @property
@@ -69,11 +69,11 @@ class TrainedRun:
 
     @cached_property
     def size(self) -> int:
-        """Side of the images that evaluations show the encoder, px."""
+        """Side of the images in evaluations, px."""
         return make_transform(self.recipe, self.data).size
 
     def parts(self, *, trained: bool = True) -> tuple[Method, PretextTransform]:
-        """Make method and transform, with the checkpoint's weights or as they began."""
+        """Create method and transform, with the checkpoint's weights or with initial weights."""
         transform = make_transform(self.recipe, self.data)
         method = make_method(self.recipe, transform, self.data, restored=trained)
         if trained:
@@ -81,20 +81,20 @@ class TrainedRun:
         return method, transform
 
     def encoder(self) -> Encoder:
-        """Make the trained encoder: float32 [N,C,S,S] of `transform` → [N,dim].
+        """Create the trained encoder: float32 [N,C,S,S] of `transform` → [N,dim].
 
-        A `torch.nn.Module` on the CPU, in evaluation mode; each call makes another one.
+        Returns a new `torch.nn.Module` on the CPU, in evaluation mode.
         """
         method, _ = self.parts()
         return method.exported.eval()
 
     @torch.no_grad()
     def transform(self, image: Image.Image | np.ndarray) -> Tensor:
-        """Turn an image into what the encoder reads: float32 [C,size,size], normalised.
+        """Convert an image to the encoder's input: float32 [C,size,size], normalised.
 
-        The view is the one that evaluations show: short side to 256/224 of `size`, then the
-        central square. Takes a PIL image; a run on other than RGB images of 8 bits takes an array,
-        uint8 or uint16 [H,W,C]. DataError for an array of another kind.
+        Resizes the short side to 256/224 of `size` and crops the central square, as evaluations do.
+        Accepts a PIL image, or an array uint8 or uint16 [H,W,C] for runs on other than 8-bit RGB.
+        Raises DataError for an array of another format.
         """
         pixels = torch.tensor(plain_pixels(self._decoded(image), self.size))
         normalised = self._plain.plain(pixels.permute(2, 0, 1)[None])
@@ -107,7 +107,7 @@ class TrainedRun:
         kind = np.uint8 if self.data.bits == 8 else np.uint16
         if values.ndim != 3 or values.shape[2] != self.data.channels or values.dtype != kind:
             raise DataError(
-                f"the run reads images {np.dtype(kind).name} [H,W,{self.data.channels}], and this "
+                f"the run reads images {np.dtype(kind).name} [H,W,{self.data.channels}], but this "
                 f"one is {values.dtype} {list(values.shape)}"
             )
         if kind is np.uint8 and self.data.channels == 3:
@@ -117,12 +117,12 @@ class TrainedRun:
 
     @cached_property
     def _plain(self) -> PretextTransform:
-        """The transform, with the normalisation of the encoder."""
+        """The transform with the encoder's normalisation."""
         _, transform = self.parts()
         return transform
 
     def facts(self) -> dict[str, Any]:
-        """Return what the protocol of an evaluation says of the run."""
+        """Return the run's entries in the protocol of an evaluation."""
         return {
             "run": str(self.folder),
             "method": self.recipe.method.use,

@@ -1,4 +1,4 @@
-"""What a session writes into its run folder, which is made when the first step is done."""
+"""Writes the files of a session to its run folder, which exists from the first step on."""
 
 import json
 import shlex
@@ -16,11 +16,11 @@ from sslkit.runs.run import Run
 
 
 class Record:
-    """Metrics, checkpoints and pictures of one session.
+    """Metrics, checkpoints and figures of one session.
 
-    `place` is the folder of a run that goes on, or a new one, which `open` makes: a run that fails
-    before its first step leaves nothing. Every rank calls the same methods; rank 0 writes, and each
-    rank its own rows of a sharded bank.
+    `place` is the folder of a resumed run, or a new one, which `open` creates. So a run that fails
+    before its first step leaves no files. All ranks call the same methods; rank 0 writes, and each
+    rank writes its rows of a sharded bank.
     """
 
     def __init__(self, run: Run, place: Path | NewFolder) -> None:
@@ -29,22 +29,22 @@ class Record:
         self.folder = None if isinstance(place, NewFolder) else place
         self.leader = distributed.rank() == 0
         self.began = run.step
-        """The step that the session starts from."""
+        """First step of the session."""
         self.saved: int | None = None
-        """The step of the newest checkpoint of this session."""
+        """Step of the newest checkpoint of this session."""
         self.metrics: Metrics | None = None
         self.board: Any = None
         self._held = ExitStack()
         self._lock: Lock | None = None
 
     def lock(self) -> None:
-        """Take the folder for this process alone. CheckpointError where another one has it."""
+        """Lock the folder. Raises CheckpointError if another process trains in it."""
         assert self.folder is not None
         if self.leader:
             self._lock = self._held.enter_context(held(self.folder))
 
     def resume(self) -> list[str]:
-        """Bring the run to its newest checkpoint. Returns sentences about it."""
+        """Restore the newest checkpoint. Returns sentences for the user."""
         assert self.folder is not None
         versions.check_options(self.folder, self.run.recipe)
         notes = checkpoint.resume(self.run, self.folder)
@@ -52,9 +52,9 @@ class Record:
         return notes + versions.changes(self.folder, self.run.recipe)
 
     def open(self, seen: Callable[[Row], None]) -> bool:
-        """Make a new folder, and write into it what each session writes.
+        """Create a new folder, and open the files of the session.
 
-        Calls `seen` with each row of earlier sessions. Returns whether a folder was made.
+        Calls `seen` with each row of earlier sessions. Returns whether a folder was created.
         """
         if self.new is not None:
             name = self._make(self.new) if self.leader else ""
@@ -65,8 +65,8 @@ class Record:
                 self._lock.check()
             folders.keep_recipe(self.folder, self.run.recipe)
             if self.began == 0:
-                known = json.dumps(versions.environment(self.run), indent=1)
-                files.write_text(self.folder / "environment.json", known)
+                environment = json.dumps(versions.environment(self.run), indent=1)
+                files.write_text(self.folder / "environment.json", environment)
             self.metrics = Metrics(self.folder / "metrics.jsonl", self.began, seen)
             self.board = _tensorboard(self.folder)
         return self.new is not None
@@ -78,7 +78,7 @@ class Record:
         return str(self.folder)
 
     def add(self, rows: list[Row]) -> None:
-        """Append steps to the metrics. WriteError where the folder was removed or replaced."""
+        """Append steps to the metrics. Raises WriteError if the folder was removed or replaced."""
         if self._lock is not None:
             self._lock.check()
         if self.metrics is not None:
@@ -89,9 +89,9 @@ class Record:
                     self.board.add_scalar(name, value, row.step)
 
     def save(self) -> None:
-        """Write the encoder alone, the checkpoint, and the curves so far.
+        """Write the encoder, the checkpoint and the curves.
 
-        The checkpoint comes after the encoder, so that a run with its last checkpoint is complete.
+        The checkpoint follows the encoder, so a run with its last checkpoint is complete.
         """
         assert self.folder is not None
         if self._lock is not None:
@@ -120,13 +120,13 @@ class Record:
         return f"{recipe.name} / {self.folder.name}   method {recipe.method.use}"
 
     def _title(self) -> str:
-        """Return the names of the run and its method, and where it stands."""
+        """Return the names of the run and its method, and the step."""
         run = self.run
-        where = f"step {run.step:,} of {run.steps:,}, {run.loader.steps_per_epoch:,} an epoch"
-        return f"{self._name()}   {where}"
+        step = f"step {run.step:,} of {run.steps:,}, {run.loader.steps_per_epoch:,} per epoch"
+        return f"{self._name()}   {step}"
 
     def draw_views(self) -> None:
-        """Write views.png. The import of matplotlib takes a second, so the first step is first."""
+        """Write views.png, after the first step because the import of matplotlib takes a second."""
         from sslkit.report.views_figure import draw_views
 
         assert self.folder is not None
@@ -136,7 +136,7 @@ class Record:
             draw_views(self.run.source, self.run.transform, path, seed=seed, title=title)
 
     def refused(self, error: files.WriteError) -> files.WriteError:
-        """Return `error` with what to do about it. Removes a new folder that holds no step."""
+        """Return `error` with a remedy. Removes a new folder without steps."""
         folder = self.folder
         if folder is None or (self._lock is not None and not self._lock.holds()):
             return error
@@ -145,16 +145,16 @@ class Record:
             self.new.remove()
             return files.WriteError(f"{error}; another place: {self.new.option} DIR")
         return files.WriteError(
-            f"{error}; then go on: sslkit train --resume {shlex.quote(str(folder))}"
+            f"{error}; then resume: sslkit train --resume {shlex.quote(str(folder))}"
         )
 
     def close(self) -> None:
-        """Let the folder go."""
+        """Release the lock of the folder."""
         self._held.close()
 
 
 def _tensorboard(folder: Path) -> Any:
-    """Return a TensorBoard writer, None without the extra (`pip install 'sslkit[tensorboard]'`)."""
+    """Return a TensorBoard writer; None without `pip install 'sslkit[tensorboard]'`."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:

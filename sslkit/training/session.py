@@ -1,4 +1,4 @@
-"""One training session: trains a run, checks and records its steps, stops at signals."""
+"""Runs training in a run folder: logging, checkpoints, signals."""
 
 import gc
 import signal
@@ -31,31 +31,44 @@ from sslkit.training.signals import Stopped, signals
 
 
 class Screen(Protocol):
-    """What shows a session. The command line passes one; a session without shows nothing."""
+    """The output of a session, such as `console.Training`."""
 
-    def begin(self, notes: list[str], folder: Path | None) -> None: ...
-    def made(self, folder: Path) -> None: ...
-    def passing(self, done: int) -> None: ...
-    def show(self, rows: list[Row], told: list[str], health: Health) -> None: ...
-    def stopped(self, signal: str, saved: bool) -> None: ...
-    def done(self, health: Health) -> None: ...
-    def close(self) -> None: ...
+    def begin(self, notes: list[str], folder: Path | None) -> None:
+        """Show the settings of the run; `folder` is the folder of a resumed run."""
+
+    def made(self, folder: Path) -> None:
+        """Show the folder of a new run."""
+
+    def passing(self, done: int) -> None:
+        """Show the progress of a pass over the images."""
+
+    def show(self, rows: list[Row], skipped: list[str], health: Health) -> None:
+        """Show new steps and messages about skipped steps."""
+
+    def stopped(self, signal: str, saved: bool) -> None:
+        """Show that a signal stopped the session."""
+
+    def done(self, health: Health) -> None:
+        """Show the end of the training."""
+
+    def close(self) -> None:
+        """Release the terminal."""
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How a session ended."""
+    """The outcome of a session."""
 
     folder: Path | None
-    """The run folder; None where a signal came before the first step of a new run was done."""
+    """The run folder; None if a signal stopped a new run before its first step was completed."""
     stopped: str | None = None
     """The signal that stopped the session, such as SIGINT; None at the end of the training."""
     mostly_skipped: bool = False
-    """True where `train.on_nan: skip` undid more than half of the steps."""
+    """True if `train.on_nan: skip` discarded more than half of the steps."""
 
     @property
     def exit_code(self) -> int:
-        """The exit code of a command: that of the signal, 1 where most steps were skipped, or 0."""
+        """The exit code of a command: that of the signal, 1 if most steps were skipped, or 0."""
         if self.stopped is not None:
             return 128 + signal.Signals[self.stopped]
         return int(self.mostly_skipped)
@@ -63,31 +76,31 @@ class Ended:
 
 @dataclass(frozen=True)
 class Viewer:
-    """What shows a session, called on rank 0 alone. Without arguments, nothing is shown."""
+    """Callbacks that show a session, called on rank 0. The defaults show nothing."""
 
     look: Callable[[ImageSource, Recipe], None] = lambda source, recipe: None
-    """Called with the data set before anything is made."""
+    """Called with the data set before parts are created."""
     say: Callable[[str], None] = lambda text: None
-    """Called with sentences about the run as a whole."""
+    """Called with sentences about the run."""
     screen: Callable[[Run], Screen | None] = lambda run: None
-    """Makes what shows the steps."""
+    """Creates the output of the steps."""
 
 
 SILENT = Viewer()
 FORGETS = "a restart by the launcher would begin a new run; name the folder: --run-dir DIR"
-"""What ranks of a launcher are told that does not know the folder of their run."""
+"""Note for ranks of a launcher that does not know the run folder."""
 
 
 def train(
     recipe: Recipe, *, run: Path | None = None, runs: Path = Path("runs"), viewer: Viewer = SILENT
 ) -> Ended:
-    """Train `recipe` in the folder `run`: start there, or go on from its newest checkpoint.
+    """Train `recipe` in the folder `run`: start there, or resume from the newest checkpoint.
 
-    Without `run`, start in a new folder runs/<recipe>/<time>. A new run is rehearsed first, and its
-    folder is made when its first step is done. A complete run stays as it is.
+    Without `run`, starts in a new folder runs/<recipe>/<time>. A new run is rehearsed first, and
+    its folder is created after the first step. Does nothing for a complete run.
 
-    Raises SslkitError, also for any exception of a part: RecipeError where `run` holds a run of
-    another recipe, CheckpointError where it holds something else or another process trains in it.
+    Raises SslkitError, also for any exception of a part: RecipeError if `run` has another recipe,
+    CheckpointError if it is not a run folder or another process trains in it.
     """
     with distributed.joined(pick_device(recipe.train.device)), faults.telling():
         path = distributed.launched_folder() if run is None else run.expanduser()
@@ -105,10 +118,10 @@ def train(
 def resume(
     recipe: Recipe, folder: Path, *, epochs: int | None = None, viewer: Viewer = SILENT
 ) -> Ended:
-    """Go on with the run in `folder`, whose recipe is `recipe`, from its newest checkpoint.
+    """Resume the run in `folder`, whose recipe is `recipe`, from its newest checkpoint.
 
-    With `epochs`, train on to that many: the schedule is the one of a run of that length. Raises
-    SslkitError, as `train` does.
+    With `epochs`, trains until that number, with the schedule of a run of that length. Raises the
+    errors of `train`.
     """
     with distributed.joined(pick_device(recipe.train.device)), faults.telling():
         if epochs is None:
@@ -121,10 +134,9 @@ def resume(
 
 
 def _begun(path: Path, recipe: Recipe) -> Path | None:
-    """Return the folder of the run in `path`, as rank 0 sees it; None where none has begun.
+    """Return the folder of the run in `path`, as rank 0 sees it; None if there is no run.
 
-    Raises CheckpointError where `path` holds something else, RecipeError where it holds a run of
-    another recipe.
+    Raises CheckpointError if `path` is not a run folder, RecipeError if the recipe differs.
     """
     name = ""
     if distributed.rank() == 0 and folders.begun(path):
@@ -136,18 +148,18 @@ def _begun(path: Path, recipe: Recipe) -> Path | None:
 
 
 def _check_epochs(recipe: Recipe, folder: Path, epochs: int) -> None:
-    """Raise CheckpointError where a run has done as many epochs already."""
+    """Raise CheckpointError if a run has already completed that many epochs."""
     step, per_epoch = checkpoint.progress(folder, recipe)
     if step and epochs * per_epoch <= step:
         least = step // per_epoch + 1
         raise CheckpointError(
-            f"{folder} has done {counted(step, 'step')}, and {counted(epochs, 'epoch')} are "
-            f"{epochs * per_epoch:,}; take more: --epochs {least}"
+            f"{folder} has completed {counted(step, 'step')}, but {counted(epochs, 'epoch')} are "
+            f"{epochs * per_epoch:,}; use more: --epochs {least}"
         )
 
 
 def _go_on(recipe: Recipe, folder: Path, viewer: Viewer, before: int | None = None) -> Ended:
-    """Go on in `folder`; `before` are the epochs of the recipe there, where they are others."""
+    """Resume the run in `folder`; `before` is its former number of epochs, if it changes."""
     leader = distributed.rank() == 0
     complete = leader and checkpoint.complete(folder, recipe)
     if distributed.broadcast_text("complete" if complete else ""):
@@ -162,14 +174,14 @@ def _go_on(recipe: Recipe, folder: Path, viewer: Viewer, before: int | None = No
 def _prepare(
     recipe: Recipe, viewer: Viewer, *, rehearsed: bool = False, restored: bool = False
 ) -> Run:
-    """Make the run; rehearse it first where it is new."""
+    """Build the run, after a rehearsal if it is new."""
     source = make_source(recipe, "pretrain")
     if distributed.rank() == 0:
         viewer.look(source, recipe)
     if rehearsed:
         rehearse_recipe(recipe, DataFormat.of(source), source)
         if torch.cuda.is_initialized():
-            gc.collect()  # The rehearsed run has reference cycles, and its memory is needed.
+            gc.collect()  # Frees the memory of the rehearsal, which has reference cycles.
             torch.cuda.empty_cache()
     return build(recipe, source, restored=restored)
 
@@ -181,7 +193,7 @@ def _session(
     notes: list[str],
     before: int | None = None,
 ) -> Ended:
-    """Train to the end, or until a signal comes."""
+    """Train to the end, or until a signal."""
     record = Record(made, place)
     try:
         if record.folder is not None:
@@ -198,7 +210,7 @@ def _session(
 
 
 def _change_of_rate(run: Run, before: int) -> str:
-    """Say how the learning rate changes where a run of `before` epochs gets another length."""
+    """Describe the change of the learning rate of a run that had `before` epochs."""
     chosen, per_epoch = run.recipe, run.loader.steps_per_epoch
     peak = chosen.optimizer.lr
     last = learning_rate(run.step - 1, peak, chosen.schedule, before, per_epoch)
@@ -217,19 +229,19 @@ def _train(made: Run, record: Record, notes: list[str], screen: Screen | None) -
     chances = made.method.at_chance(made.recipe.train.batch_size)
     epoch = made.loader.steps_per_epoch
     health = Health(expected, made.steps, chances=chances, filled=filled, epoch=epoch)
-    undrawn = distributed.rank() == 0 and made.step == 0
+    draws_views = distributed.rank() == 0 and made.step == 0
     try:
-        for rows, told in follow(made, record, health, screen):
+        for rows, skipped in follow(made, record, health, screen):
             if screen is not None:
-                screen.show(rows, told, health)
-            if undrawn:
+                screen.show(rows, skipped, health)
+            if draws_views:
                 record.draw_views()
-                undrawn = False
+                draws_views = False
     except Stopped as stopped:
         if screen is not None:
             screen.stopped(str(stopped), saved=made.step == record.saved)
         if made.step == record.began and distributed.world() > 1:
-            # Other ranks may wait in a collective that this one would not meet.
+            # Other ranks may wait in a collective that this rank does not join.
             raise SystemExit(stopped.exit_code) from stopped
         return Ended(record.folder, str(stopped))
     finally:
@@ -243,14 +255,14 @@ def _train(made: Run, record: Record, notes: list[str], screen: Screen | None) -
 def follow(
     run: Run, record: Record, health: Health, screen: Screen | None = None
 ) -> Iterator[tuple[list[Row], list[str]]]:
-    """Train to the end; yield rows as they are read, and sentences about skipped steps.
+    """Train to the end; yield the rows of new steps, and sentences about skipped steps.
 
-    Reads every step on a CPU, every `train.log_every` elsewhere. Raises Stopped after a signal,
-    TrainingError where a number is not finite, DataError and CheckpointError as they come.
+    Reads metrics after every step on a CPU, else after every `train.log_every` steps. Raises
+    Stopped after a signal, TrainingError for non-finite numbers, DataError and CheckpointError.
 
-    A signal is heard after the step. One process hears it at once while it waits for data; several
-    ranks must stop together. A pass over the images before a later epoch is left without saving,
-    for the method may have changed.
+    Signals take effect after the step, so that all ranks stop together. A single process also stops
+    while it waits for data. It does not save during a pass over the images before a later epoch,
+    because the method may have changed.
     """
     chosen = run.recipe.train
     every = 1 if run.device.type == "cpu" else chosen.log_every
@@ -289,14 +301,14 @@ def follow(
 
 
 def _open(record: Record, health: Health, screen: Screen | None) -> None:
-    """Open the folder, once the first step is done; a resumed run has its early steps there."""
+    """Open the folder after the first step; `health` gets the early steps of a resumed run."""
     if record.open(health.remember) and screen is not None:
         assert record.folder is not None
         screen.made(record.folder)
 
 
 class _Section:
-    """Knows the section of a step that training is in, or was in when an exception was raised."""
+    """Tracks the current section of a step; keeps the section that raised an exception."""
 
     name = ""
 
@@ -321,7 +333,7 @@ def _flush(
     assert record.folder is not None
     rows = read(pending)
     skipped = check_finite(rows, pending, run, record.folder)
-    told = thinned(skipped, run.skipped)
+    sentences = thinned(skipped, run.skipped)
     taken = [row for row, step in zip(rows, pending, strict=True) if not step.skipped]
     run.skipped += len(skipped)
     pending.clear()
@@ -329,11 +341,11 @@ def _flush(
     for row in taken:
         health.add(row)
     health.reached = run.step
-    return taken, told
+    return taken, sentences
 
 
 def read(steps: list[trainer.Step]) -> list[Row]:
-    """Return the numbers of several steps, in one transfer from the device."""
+    """Return the metrics of several steps with one transfer from the device."""
     numbers = []
     for step in steps:
         values = [step.loss.float(), *(value.float() for value in step.metrics.values())]
@@ -341,6 +353,6 @@ def read(steps: list[trainer.Step]) -> list[Row]:
     rows = []
     means = distributed.mean(torch.stack(numbers)).tolist()
     for step, (loss, *metrics) in zip(steps, means, strict=True):
-        known = dict(zip(step.metrics, metrics, strict=True))
-        rows.append(Row(step.number, step.epoch + 1, step.lr, loss, known))
+        named = dict(zip(step.metrics, metrics, strict=True))
+        rows.append(Row(step.number, step.epoch + 1, step.lr, loss, named))
     return rows

@@ -1,4 +1,4 @@
-"""Signals during training: the first asks to save and stop, a second ends the process."""
+"""Handles signals during training: the first stops training, a second ends the process."""
 
 import os
 import signal
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 AGAIN = 1.0
-"""Seconds after which a second signal is meant: a terminal and a launcher may both pass on one."""
+"""Time in which further signals are duplicates, from a terminal and a launcher, s."""
 
 
 class Stopped(BaseException):
@@ -21,9 +21,9 @@ class Stopped(BaseException):
 
 @contextmanager
 def signals(at_once: Callable[[], bool]) -> Iterator[list[int]]:
-    """Collect the first SIGINT or SIGTERM; raise Stopped wherever the process is if `at_once()`.
+    """Collect the first SIGINT or SIGTERM; raise Stopped immediately if `at_once()`.
 
-    Another one, more than AGAIN seconds later, ends the process as the system would.
+    Another signal more than AGAIN seconds later has its default effect.
     """
     caught: list[int] = []
     if threading.current_thread() is not threading.main_thread():
