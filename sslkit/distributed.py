@@ -1,7 +1,7 @@
-"""Ranks: the only file that knows torch.distributed.
+"""Communication between ranks; the only module that uses torch.distributed.
 
-One process is a world of one; every function then returns its argument. With several ranks,
-DistributedDataParallel keeps parameters equal, and `gather` keeps memory banks equal: every rank
+Without a launcher the world size is 1, and collectives return their argument. With several ranks,
+DistributedDataParallel keeps parameters equal. `gather` keeps memory banks equal, since every rank
 writes the same rows in the same order.
 """
 
@@ -30,20 +30,19 @@ from sslkit.errors import LostProcess, SslkitError, printable
 from sslkit.launcher import launched
 
 RESTARTS = 3
-"""How often `launch` starts all ranks again where one was lost."""
+"""Largest number of restarts by `launch` after the loss of a rank."""
 
 PATIENCE = timedelta(minutes=30)
-"""How long ranks wait for each other."""
+"""Timeout of collectives."""
 
 ENDED = "SSLKIT_ENDED"
-"""The environment variable that names a file. `launch` finds in it the exit code of an error that
-no restart can mend."""
+"""Environment variable with the path of a file for the exit code of errors without restart."""
 
 FOLDER = "SSLKIT_FOLDER"
-"""The environment variable in which `launch` passes on the folder of a new run."""
+"""Environment variable with the folder of a new run, set by `launch`."""
 
 GRACE = 10
-"""Seconds that a rank with the same fault waits to be ended by the launcher."""
+"""Time that a rank with the same error waits for the launcher to end it, s."""
 
 _parent = os.getppid()
 
@@ -54,23 +53,23 @@ def rank() -> int:
 
 
 def world() -> int:
-    """Return how many ranks train together."""
+    """Return the number of ranks."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def launch(devices: int, arguments: list[str], folder: Path | None = None) -> int:
-    """Run `sslkit` with these arguments in `devices` ranks on this machine, as `torchrun` would.
+    """Run `sslkit` with these arguments in `devices` ranks on this machine, like `torchrun`.
 
-    Passes signals on to all ranks. Where one is lost, starts all again from the last checkpoint,
-    RESTARTS times at most. `folder` is where a new run goes on after a restart; None where the
-    arguments name it. An SslkitError ends all ranks at once. Returns the exit code of the first
-    rank that failed, else 0.
+    Forwards signals to all ranks. After the loss of a rank, restarts all ranks from the last
+    checkpoint, at most RESTARTS times. `folder` is the folder in which a new run resumes after a
+    restart; None if the arguments name it. An SslkitError ends all ranks. Returns the exit code of
+    the first failed rank, or 0.
     """
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    # Its reports on a rank that failed would bury the sentence that the rank has printed.
+    # The launcher's reports would hide the error message of the failed rank.
     logging.disable(logging.CRITICAL)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // devices)))
     config = LaunchConfig(
@@ -89,7 +88,7 @@ def launch(devices: int, arguments: list[str], folder: Path | None = None) -> in
         if folder is not None:
             os.environ[FOLDER] = str(folder)
         try:
-            # `python -m` would also import from the current folder, which may hold foreign code.
+            # `python -m` also imports from the current folder, which may contain other code.
             safe = [] if {"", os.getcwd()} & set(sys.path) else ["-P"]
             elastic_launch(config, sys.executable)(*safe, "-m", "sslkit", *arguments)
         except SignalException as stopped:
@@ -101,14 +100,14 @@ def launch(devices: int, arguments: list[str], folder: Path | None = None) -> in
 
 
 def launched_folder() -> Path | None:
-    """Return the folder that `launch` has chosen for a new run; None without it."""
+    """Return the folder of a new run that `launch` set, or None."""
     if launched() and ENDED in os.environ and FOLDER in os.environ:
         return Path(os.environ[FOLDER])
     return None
 
 
 def _end_launcher(code: int) -> None:
-    """End the launcher when this process exits, after printing the error: no restart mends it."""
+    """End the launcher at the exit of this process, because a restart would fail again."""
 
     def end() -> None:
         Path(os.environ[ENDED]).write_text(str(code))
@@ -119,30 +118,30 @@ def _end_launcher(code: int) -> None:
 
 
 def abandoned() -> bool:
-    """Return whether the launcher of this process is gone, and nothing would end it any more."""
+    """Tell whether the launcher of this process has died."""
     return launched() and os.getppid() != _parent
 
 
 def local_rank() -> int:
-    """Return the number of this rank on its machine: the index of its GPU.
+    """Return the number of this rank on its machine, the index of its GPU.
 
-    Raises SslkitError where several GPUs are there and the launcher does not say which to take.
+    Raises SslkitError if there are several GPUs and the launcher does not set LOCAL_RANK.
     """
     number, gpus = launcher.number("LOCAL_RANK"), torch.cuda.device_count()
     if number is None and launched() and gpus > 1:
         raise SslkitError(
-            f"LOCAL_RANK does not say which of {gpus} GPUs this rank takes; start ranks with "
-            "torchrun or `sslkit train --devices N`"
+            f"LOCAL_RANK is not set, so this rank cannot select one of {gpus} GPUs; start ranks "
+            "with torchrun or `sslkit train --devices N`"
         )
     return number or 0
 
 
 def _own_part(store: dist.Store, number: int, count: int) -> dist.Store:
-    """Return a part of the launcher's store that only the ranks of this start use.
+    """Return a section of the launcher's store for the ranks of this start only.
 
-    The store outlives a restart and still holds the addresses of dead ranks, and launchers on
-    several machines do not count restarts alike. So every rank stores a unique name, and rank 0
-    replies to these names until all of its ranks have joined.
+    After a restart, the store still has the addresses of dead ranks, and launchers on several
+    machines count restarts differently. So every rank stores a unique name, and rank 0 replies to
+    these names until all of its ranks have joined.
     """
     name = uuid.uuid4().hex
     if number > 0:
@@ -168,15 +167,15 @@ def _wait_until(done: Callable[[], bool]) -> None:
     while not done():
         if time.monotonic() > until:
             raise LostProcess(
-                "the other ranks of this run did not come; look at what they printed, and start "
-                "all of them again"
+                "the other ranks of this run did not join; check their output, and start all of "
+                "them again"
             )
         time.sleep(0.02)
 
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[None]:
-    """Join the ranks that were launched together, by NCCL on GPUs and gloo elsewhere.
+    """Join the process group of this launch, with NCCL on GPUs, else with gloo.
 
     The first rank that fails reports its error. The others, which lost a partner or had the same
     error, exit without a message. Does nothing for a single process.
@@ -192,7 +191,7 @@ def joined(device: torch.device) -> Iterator[None]:
     except (RuntimeError, ValueError, OSError) as error:
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise SslkitError(
-            f"cannot meet the other ranks at {printable(where)} ({faults.describe(error)}); "
+            f"cannot reach the other ranks at {printable(where)} ({faults.describe(error)}); "
             "MASTER_ADDR and MASTER_PORT must name the machine of rank 0 and a free port of it"
         ) from error
     backend = "nccl" if device.type == "cuda" else "gloo"
@@ -212,14 +211,14 @@ def joined(device: torch.device) -> Iterator[None]:
         lost = faults.lost(error)
         if _first_to_fail(store, number) != number:
             if isinstance(error, SslkitError) and ENDED in os.environ:
-                # The first one ends the launcher, which must not see this exit before that.
+                # The first failed rank ends the launcher, which must not see this exit before.
                 time.sleep(GRACE)
             raise SystemExit(2) from error
         if lost:
             reason = re.sub(r"^\[\S+\] ", "", str(error).splitlines()[0]).partition(". ")[0]
             raise LostProcess(
-                f"another process of this run was lost ({reason}); where the launcher does not "
-                "start all of them again by itself, go on with: sslkit train --resume RUN"
+                f"another rank of this run was lost ({reason}); if the launcher does not restart "
+                "all ranks, resume with: sslkit train --resume RUN"
             ) from error
         if isinstance(error, SslkitError):
             _end_launcher(2)
@@ -228,7 +227,7 @@ def joined(device: torch.device) -> Iterator[None]:
 
 
 def _first_to_fail(store: dist.Store, number: int) -> int:
-    """Return the rank that failed first; rank 0 where the store is gone, since it held it."""
+    """Return the rank that failed first; rank 0, which owns the store, if the store is gone."""
     try:
         return int(store.compare_set("failed", "", str(number)))
     except RuntimeError:
@@ -239,13 +238,13 @@ def gather(rows: Tensor) -> Tensor:
     """[B,…] of every rank → [world·B,…], in the order of ranks, without gradient."""
     if world() == 1:
         return rows
-    parts = [torch.empty_like(rows) for _ in range(world())]
-    dist.all_gather(parts, rows.contiguous())
-    return torch.cat(parts)
+    gathered = [torch.empty_like(rows) for _ in range(world())]
+    dist.all_gather(gathered, rows.contiguous())
+    return torch.cat(gathered)
 
 
 def gather_with_gradient(rows: Tensor) -> Tensor:
-    """[B,…] of every rank → [world·B,…]; sums the gradient of a row over the ranks that used it."""
+    """[B,…] of every rank → [world·B,…]; sums the gradients of a row over all ranks."""
     return rows if world() == 1 else _Gather.apply(rows)
 
 
@@ -262,7 +261,7 @@ class _Gather(torch.autograd.Function):
 
 
 def barrier() -> None:
-    """Wait until every rank is here."""
+    """Wait for all ranks."""
     if world() > 1:
         dist.barrier()
 
@@ -277,7 +276,7 @@ def mean(value: Tensor) -> Tensor:
 
 
 def broadcast(tensors: Iterable[Tensor]) -> None:
-    """Give every rank rank 0's values. A mean of memory banks would lose their unit norms."""
+    """Copy the values of rank 0 to all ranks; a mean of banks would not have unit norm."""
     if world() > 1:
         for tensor in tensors:
             dist.broadcast(tensor.data, src=0)
@@ -305,15 +304,13 @@ def broadcast_text(text: str) -> str:
 
 
 def summing(model: torch.nn.Module, last: bool) -> AbstractContextManager:
-    """Average gradients over ranks at the last micro-batch only.
+    """Return a context for a micro-batch, which averages gradients over ranks after the last one.
 
-    Use it around the forward and backward pass of a micro-batch.
+    It encloses the forward and the backward pass.
     """
-    return (
-        model.no_sync()
-        if isinstance(model, torch.nn.parallel.DistributedDataParallel) and not last
-        else nullcontext()
-    )
+    if isinstance(model, torch.nn.parallel.DistributedDataParallel) and not last:
+        return model.no_sync()
+    return nullcontext()
 
 
 def any_rank(flag: bool, device: torch.device) -> bool:
@@ -332,21 +329,21 @@ def parallel(
     device: torch.device,
     uses_every_parameter: bool = True,
 ) -> torch.nn.Module:
-    """Return `method`, wrapped with several ranks so that gradients are the mean over ranks.
+    """Return `method`, wrapped to average gradients if there are several ranks.
 
-    Buffers are not broadcast at each forward pass: memory banks are equal on all ranks already, and
-    rank 0's batch-norm statistics are the ones that are saved.
+    Does not broadcast buffers in forward passes: memory banks are equal on all ranks, and
+    checkpoints have the batch-norm statistics of rank 0.
     """
     if world() == 1:
         return method
     if sync_batchnorm:
-        # PyTorch's own function would drop the activations that timm's batch norms hold.
+        # PyTorch's function would drop the activations of timm's batch norms.
         from timm.layers import convert_sync_batchnorm
 
         method = convert_sync_batchnorm(method)
     method.to(device)
     with warnings.catch_warnings():
-        # The option's new name is not in the oldest PyTorch that we support.
+        # The oldest supported PyTorch lacks the new name of the option.
         warnings.simplefilter("ignore", FutureWarning)
         return torch.nn.parallel.DistributedDataParallel(
             method,
@@ -356,7 +353,7 @@ def parallel(
 
 
 def largest(number: Tensor) -> int:
-    """Return the largest of the ranks' numbers."""
+    """Return the maximum over ranks of a scalar."""
     if world() == 1:
         return int(number.item())
     found = number.clone()

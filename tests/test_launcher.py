@@ -95,7 +95,9 @@ def test_without_a_local_rank_a_gpu_is_chosen_only_where_there_is_one(monkeypatc
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     assert distributed.local_rank() == 0
     monkeypatch.setattr("torch.cuda.device_count", lambda: 8)
-    with pytest.raises(SslkitError, match="LOCAL_RANK does not say which of 8 GPUs"):
+    with pytest.raises(
+        SslkitError, match="LOCAL_RANK is not set, so this rank cannot select one of 8 GPUs"
+    ):
         distributed.local_rank()
 
 
@@ -111,4 +113,4 @@ def test_a_machine_that_is_not_there_is_a_sentence(tiny, tmp_path, monkeypatch):
     setting(monkeypatch, "RANK=1 WORLD_SIZE=2 MASTER_ADDR=localhost MASTER_PORT=99999")
     result = CliRunner().invoke(app, ["train", str(tiny), "--runs", str(tmp_path / "runs")])
     assert result.exit_code == 2
-    assert result.stderr.startswith("cannot meet the other ranks at localhost:99999 (ValueError:")
+    assert result.stderr.startswith("cannot reach the other ranks at localhost:99999 (ValueError:")

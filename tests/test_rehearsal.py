@@ -199,7 +199,7 @@ BROKEN = {
     ),
     "its remedy in a head": (
         ("train.batch_size=1", "heads.image.batch_norm=true", "encoder.norm=group"),
-        "less accumulate), or heads.image.batch_norm=false; ",
+        "fewer micro-batches), or heads.image.batch_norm=false; ",
     ),
     "patch larger than its cell": (
         ("transform={use: jigsaw, size: 32, grid: 2, resize: 32, patch: 20}",),

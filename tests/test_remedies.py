@@ -39,7 +39,7 @@ def test_the_remedy_for_few_images_trains(tiny, tmp_path, count):
     words += ["train.epochs=1", "--runs", tmp_path / "runs"]
     code, _, err = sslkit(*words)
     assert code == 2 and f"{count} images do not fill a batch of 8; use smaller" in err
-    remedy = shlex.split(err.split("take smaller batches: ")[1])
+    remedy = shlex.split(err.split("use smaller batches: ")[1])
     code, _, err = sslkit(*words, *remedy)
     assert code == 0, err
 
@@ -63,7 +63,7 @@ def test_one_image_is_told_what_it_needs(tiny, tmp_path, batch):
         (5, 8, 1, "train.batch_size=2"),
         (30, 64, 4, "train.batch_size=12"),
         (5, 8, 2, "train.batch_size=4"),
-        (7, 16, 4, "8 are needed at least; name a data set with more"),
+        (7, 16, 4, "at least 8 are needed; name a larger data set"),
     ],
 )
 def test_smaller_batches_are_shared_by_all_ranks(images, batch, shares, remedy):

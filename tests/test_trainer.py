@@ -295,7 +295,7 @@ def test_after_step_follows_every_step_that_was_taken(make, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("match", "reports the metrics .* at step 2 and .* before"),
+        ("match", "reports the metrics .* at step 2, but .* before"),
         ("loss", "reports a metric 'loss', a reserved name"),
     ],
     ids=["missing at the second step", "taken"],

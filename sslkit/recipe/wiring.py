@@ -201,7 +201,7 @@ def _lengths(
     known = {name: dims[name] for name in compared if name in dims}
     if len(set(known.values())) > 1:
         lengths = ", ".join(f"{name} {length}" for name, length in known.items())
-        yield ("heads",), f"these heads are compared and must share one out_dim: {lengths}"
+        yield ("heads",), f"these heads are compared and must have the same out_dim: {lengths}"
 
 
 def _sampler(
