@@ -193,7 +193,7 @@ def evaluate(
     progress: bool = True,
     **options: Any,
 ) -> "EvaluationResult":
-    """Measure an encoder beside its baselines: untrained, raw pixels, chance.
+    """Evaluate an encoder and its baselines: untrained, raw pixels, chance.
 
     Args:
         run: A run, its folder, or another encoder: "timm:resnet18", or a folder of `sslkit export`.
@@ -305,7 +305,7 @@ def _request(
 
 
 def _folder(run: "TrainedRun | PathLike") -> Path:
-    """Return the folder of a run. CheckpointError where it is none."""
+    """Return the folder of a run. Raises CheckpointError if it is none."""
     from sslkit.runs import folders
     from sslkit.runs.trained import TrainedRun
 

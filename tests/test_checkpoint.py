@@ -152,7 +152,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_said_so(saved, damage, name):
     found, state, notes = checkpoint.newest(saved)
     assert found.name == "step-00000001" and state["step"] == 1
     assert len(notes) == 1
-    assert "step-00000002" in notes[0] and notes[0].endswith("taking the one before it")
+    assert "step-00000002" in notes[0] and notes[0].endswith("using the previous one")
 
 
 def test_no_whole_checkpoint_is_a_sentence(saved, folder):
@@ -210,7 +210,7 @@ def test_a_full_or_read_only_disk_is_a_sentence_and_harms_nothing(
         patch.setattr(place, failing)
         with pytest.raises(
             CheckpointError,
-            match=r"cannot write the checkpoint of step 3.*No space left.*before it are untouched",
+            match=r"cannot write the checkpoint of step 3.*No space left.*earlier checkpoints have not changed",
         ):
             checkpoint.save(run, saved)
     assert {path: path.read_bytes() for path in saved.rglob("*") if path.is_file()} == before

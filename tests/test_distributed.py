@@ -316,7 +316,7 @@ def test_two_devices_resumed_under_torchrun_equal_one_process(images, tmp_path, 
         assert (
             before.name == "step-00000005"
             and "rows-00002.safetensors" in note
-            and note.endswith("taking the one before it")
+            and note.endswith("using the previous one")
         )
 
 

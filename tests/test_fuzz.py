@@ -359,7 +359,7 @@ def test_checkpoints(trained: Path, tmp_path: Path, signed: bool, count: int) ->
                 assert (
                     run.step == 1
                     and len(notes) == 1
-                    and notes[0].endswith("taking the one before it")
+                    and notes[0].endswith("using the previous one")
                 ), (case, name)
             assert all("\n" not in note for note in notes)
         except CheckpointError as error:
@@ -380,5 +380,5 @@ def test_damaged_checkpoints_on_the_command_line(trained: Path, tmp_path: Path, 
     assert (
         result.exit_code == 0
         and "step-00000002" in result.stderr
-        and "taking the one before it" in result.stderr
+        and "using the previous one" in result.stderr
     )

@@ -709,7 +709,7 @@ def test_a_state_that_lies(run_folder: Path, change: Any) -> None:
     sign(path)
     try:
         (note,) = checkpoint.resume(build(recipe.read(run_folder / "recipe.yaml")), run_folder)
-        assert "step-00000003 is damaged" in note and note.endswith("taking the one before it")
+        assert "step-00000003 is damaged" in note and note.endswith("using the previous one")
     except CheckpointError as error:
         assert "does not fit the recipe beside it" in str(error)
 

@@ -151,7 +151,7 @@ app.add_typer(evaluations, name="eval")
 
 
 def command(part: Part) -> Any:
-    """Make the command of an evaluation. PluginError where an option has a common name."""
+    """Make the command of an evaluation. Raises PluginError if an option has a common name."""
     signature = part.signature()
     taken = [name for name in signature.options if name in COMMON]
     if taken:
@@ -213,7 +213,7 @@ def _parameter(option: Option) -> inspect.Parameter:
 
 
 def _keyword(name: str, kind: Any, declared: Any) -> inspect.Parameter:
-    """Make a keyword that is None where it is not given."""
+    """Make a keyword that is None if it is not given."""
     keyword = inspect.Parameter.KEYWORD_ONLY
     return inspect.Parameter(name, keyword, default=None, annotation=Annotated[kind, declared])
 

@@ -16,7 +16,7 @@ RunFolder = Annotated[
         "--run",
         "--run-dir",
         metavar="DIR",
-        help="The run folder: start in it, or go on where it holds a run of this recipe. Behind "
+        help="The run folder: start in it, or resume the run of this recipe in it. With "
         "torchrun write --run-dir, because torchrun has an option --run.",
         show_default=False,
         parser=filled("--run", Path),

@@ -16,7 +16,7 @@ SET = "--set"
 def read_evaluation(name: str, given: Mapping[str, str | bool]) -> Choice:
     """Return an evaluation with its options, whose values are read as those of `--set`.
 
-    `given` are texts by option; a flag is true or false. RecipeError with every fault.
+    `given` are texts by option; a flag is true or false. Raises RecipeError with every fault.
     """
     part = registry.find("evaluations", name)
     values: dict[str, Any] = {}
@@ -38,7 +38,7 @@ def read_evaluation(name: str, given: Mapping[str, str | bool]) -> Choice:
 def choose_evaluation(name: str, given: Mapping[str, Any], common: Sequence[str] = ()) -> Choice:
     """Return an evaluation with its options, given as Python values by their name in Python.
 
-    `common` are names that are near to a misspelt one as well. RecipeError with every fault.
+    `common` are names that are near to a misspelt one as well. Raises RecipeError with every fault.
     """
     part = registry.find("evaluations", name)
     signature = part.signature()
@@ -61,7 +61,7 @@ def _flag(option: str) -> str:
 
 
 def read_data(data: str, overrides: Sequence[str] = (), *, place: str = "--data") -> Choice:
-    """Return the data set of a path. RecipeError where there is none, or for a wrong option.
+    """Return the data set of a path. Raises RecipeError if there is none, or for a wrong option.
 
     `overrides` are `data.key=value`; `place` is the argument that names the path.
     """

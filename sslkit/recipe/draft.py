@@ -81,7 +81,7 @@ class Draft:
         self.name = run_name(str(use))
 
     def _load(self, path: Path) -> None:
-        """Read the file. Raises RecipeError where nothing can be read from it."""
+        """Read the file. Raises RecipeError if nothing can be read from it."""
         self.name = run_name(path.stem)
         content = self._bytes(path)
         try:
@@ -188,7 +188,7 @@ class Draft:
     def _place(self, target: Any, key: Key, length: int) -> Any:
         """Return the last of the first `length` names of a key, for a list as a number.
 
-        None where the list has no such item.
+        None if the list has no such item.
         """
         name = key[length - 1]
         if isinstance(target, dict):
@@ -200,7 +200,7 @@ class Draft:
         return None
 
     def _default(self, key: Key, target: Mapping[str, Any]) -> Any:
-        """Return what an option that `target` leaves out stands for; {} where nothing says."""
+        """Return what an option that `target` leaves out stands for; {} if nothing says."""
         above = self._option(key[:-1])
         if above is not None:
             presets = groups.presets(groups.group_of(above.annotation))
@@ -213,7 +213,7 @@ class Draft:
         return plain(option.default)
 
     def _option(self, key: Key) -> Option | None:
-        """Return the option at a key, also within groups; None where there is none."""
+        """Return the option at a key, also within groups; None if there is none."""
         names = key[2:] if key[:1] == ("heads",) else key[1:]
         if not names:
             return None

@@ -37,7 +37,7 @@ def members(annotation: Any) -> tuple[Any, ...]:
 
 
 def group_of(annotation: Any) -> type | None:
-    """Return the group that a mapping stands for, None where there is none."""
+    """Return the group that a mapping stands for, None if there is none."""
     return next((bare(member) for member in members(annotation) if is_group(bare(member))), None)
 
 
@@ -51,7 +51,7 @@ def list_of(annotation: Any) -> Any:
 
 
 def items_of(listed: Any, count: int) -> list[Any] | None:
-    """Return the annotation of each item of a list of `count`, None where it cannot be so long."""
+    """Return the annotation of each item of a list of `count`, None if it cannot be so long."""
     arguments = typing.get_args(bare(listed))
     if typing.get_origin(bare(listed)) is list or Ellipsis in arguments:
         return [arguments[0]] * count

@@ -1,6 +1,6 @@
 """Optimizers by timm's name, and their options, read from the source of timm and torch.
 
-Nothing is imported. `names` is empty and `signature` is None where the source says too little; the
+Nothing is imported. `names` is empty and `signature` is None if the source says too little; the
 optimizer's class then checks its options when it is made.
 """
 

@@ -89,7 +89,7 @@ class _Reading:
         return str(name)
 
     def _heads(self) -> dict[str, Choice | None] | None:
-        """Return the heads by name, None where the section is no mapping."""
+        """Return the heads by name, None if the section is no mapping."""
         heads = self.content.get("heads", {})
         if not isinstance(heads, dict):
             example = "{image: {use: linear}}"
@@ -103,7 +103,7 @@ class _Reading:
         return {name: self._choice(("heads", name), "heads", heads[name]) for name in heads}
 
     def _choice(self, key: Key, kind: str, content: Any) -> Choice | None:
-        """Return the part that a section names, with its options; None where there is none."""
+        """Return the part that a section names, with its options; None if there is none."""
         if not isinstance(content, dict) or not isinstance(content.get("use"), str):
             names = ", ".join(dict.fromkeys(part.name for part in registry.parts(kind)))
             held = "needs 'use', a name"
@@ -136,7 +136,7 @@ class _Reading:
         return Choice("datasets", use, options, registry.Part("datasets", use, "", "", "", ""))
 
     def _settings(self, section: str) -> Any:
-        """Return the settings of a section, None where something is wrong with them."""
+        """Return the settings of a section, None if something is wrong with them."""
         content = self.content[section]
         if not isinstance(content, dict):
             known = settings.signature(section)

@@ -43,13 +43,13 @@ class Part:
 
     @property
     def shown(self) -> str:
-        """What messages call the part; without its distribution where that is sslkit itself."""
+        """What messages call the part; without its distribution if that is sslkit itself."""
         if self.distribution == "sslkit":
             return f"{KINDS[self.kind]} '{self.name}'"
         return str(self)
 
     def load(self) -> type:
-        """Import the class. Raises PluginError where that fails."""
+        """Import the class. Raises PluginError if that fails."""
         try:
             found: Any = importlib.import_module(self.module)
             for name in self.object.split("."):
@@ -66,9 +66,9 @@ class Part:
         return found
 
     def signature(self) -> Signature:
-        """Return the signature, from the source where that is plain, else from the class.
+        """Return the signature, from the source if that is plain, else from the class.
 
-        Raises PluginError where neither can be read.
+        Raises PluginError if neither can be read.
         """
         return _signature(self)
 
@@ -86,7 +86,7 @@ def parts(kind: str | None = None) -> list[Part]:
 def find(kind: str, name: str) -> Part:
     """Return the part of that name.
 
-    Raises PluginError where there is none, or where two distributions claim the name.
+    Raises PluginError if there is none, or if two distributions claim the name.
     """
     installed = parts(kind)
     found = [part for part in installed if part.name == name]

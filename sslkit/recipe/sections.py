@@ -17,12 +17,12 @@ WRITTEN = {"final_lr", "milestones", "factor", "step_epochs"}
 
 
 def names(section: str) -> tuple[str, ...]:
-    """Return what `use` may be in a section; empty where the installed packages do not say."""
+    """Return what `use` may be in a section; empty if the installed packages do not say."""
     return optimizers.names() if section == "optimizer" else tuple(SCHEDULES)
 
 
 def signature(section: str, use: str | None = None) -> Signature | None:
-    """Return the options of a section besides `use`; None where they cannot be told."""
+    """Return the options of a section besides `use`; None if they cannot be told."""
     if section == "train":
         return read_class(Train, section)
     use = DEFAULTS[section] if use is None else use
@@ -32,7 +32,7 @@ def signature(section: str, use: str | None = None) -> Signature | None:
 
 
 def read(section: str, content: Mapping[str, Any]) -> tuple[Any, Faults]:
-    """Return the settings, None where something is wrong, and the faults."""
+    """Return the settings, None if something is wrong, and the faults."""
     if section == "train":
         options, faults = read_class(Train, section).validate(section, content)
         return (None if faults else Train(**options)), faults

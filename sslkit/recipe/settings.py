@@ -214,7 +214,7 @@ class Train:
     def per_rank_batch(self, ranks: int) -> int:
         """Return the images of one micro-batch on one rank.
 
-        Raises RecipeError where the batch does not divide.
+        Raises RecipeError if the batch does not divide.
         """
         shares = ranks * self.accumulate
         if self.batch_size % shares:

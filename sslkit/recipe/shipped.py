@@ -70,7 +70,7 @@ def similar(text: str) -> list[str]:
 
 
 def text(name: str) -> str:
-    """Return the text of a shipped recipe. Raises RecipeError where there is none of that name."""
+    """Return the text of a shipped recipe. Raises RecipeError if there is none of that name."""
     short = short_name(name)
     if short not in names():
         meant = similar(name)
@@ -95,7 +95,7 @@ def copy(name: str, to: str | None = None) -> Path:
     """Write a shipped recipe to a new file, named after that file, and return the file's path.
 
     `to` is the recipe's own file name in the working directory if left out. Raises RecipeError
-    where the file exists, or where it cannot be written.
+    where the file exists, or if it cannot be written.
     """
     content, short = text(name), short_name(name)
     path = Path(os.path.expanduser(to or f"{short.rpartition('/')[2]}{ENDING}"))

@@ -94,7 +94,7 @@ class Signature:
     def validate(self, owner: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], Faults]:
         """Return the options with every default filled in, and what is wrong.
 
-        The options are valid only where nothing is wrong. Keys of faults are dotted below a group.
+        The options are valid only if nothing is wrong. Keys of faults are dotted below a group.
         Raises PluginError for types that cannot be checked.
         """
         faults = []
@@ -208,14 +208,14 @@ def _settle_list(option: Option, listed: Any, value: list[Any], key: str) -> tup
 
 @functools.cache
 def read_group(group: type) -> Signature:
-    """Return the options of a group. Raises PluginError where they cannot be read."""
+    """Return the options of a group. Raises PluginError if they cannot be read."""
     return read_class(group, group.__name__)
 
 
 def read_class(part: type, owner: str) -> Signature:
     """Return the signature of a class.
 
-    Raises PluginError where a parameter is neither positional-only nor keyword-only.
+    Raises PluginError if a parameter is neither positional-only nor keyword-only.
     """
     try:
         signature = inspect.signature(part.__init__, eval_str=True)  # type: ignore[misc]

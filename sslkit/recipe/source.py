@@ -60,7 +60,7 @@ def may_call(called: Any) -> bool:
 
 @functools.cache
 def find(module: str) -> "Source":
-    """Find and parse the source of a module. Raises UnreadableError where there is none.
+    """Find and parse the source of a module. Raises UnreadableError if there is none.
 
     Unlike importlib.util.find_spec it imports no parent package.
     """
@@ -128,7 +128,7 @@ class Source:
     def place(self, node: ast.expr) -> tuple[str, str]:
         """Return module and name of a class that is written `Name` or `module.Name`.
 
-        Raises UnreadableError where it is neither.
+        Raises UnreadableError if it is neither.
         """
         first, *rest = ast.unparse(node).split(".")
         if not rest and first in self.bound:

@@ -170,7 +170,7 @@ def _heads(
 
 
 def _view(reads: Mapping[str, str], name: str) -> str | None:
-    """Return the view that a head reads itself; None where it reads another head."""
+    """Return the view that a head reads itself; None if it reads another head."""
     source = reads[name]
     if source in reads and source != name:
         return None

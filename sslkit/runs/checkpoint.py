@@ -37,7 +37,7 @@ FILES = ("method.safetensors", "optimizer.safetensors", "state.json")
 
 
 def _parts(run: Run) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, str]]:
-    """Return the method's tensors: equal on all ranks, this rank's rows of others, which rows."""
+    """Return the method's replicated tensors, this rank's rows of sharded ones, and their rows."""
     sharded = sharded_rows(run.method)
     tensors = {f"method.{name}": value for name, value in run.method.state_dict().items()}
     own = {f"method.{name}": tensors.pop(f"method.{name}") for name in sharded}
@@ -46,7 +46,7 @@ def _parts(run: Run) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, st
 
 
 def tensors(run: Run) -> dict[str, Tensor]:
-    """Return every tensor that a checkpoint of `run` holds on this rank."""
+    """Return all tensors of a checkpoint of `run` on this rank."""
     method, own, _ = _parts(run)
     transform = {f"transform.{name}": value for name, value in run.transform.state().items()}
     moments, _ = optimizer_state.flatten(run.optimizer)
@@ -55,10 +55,10 @@ def tensors(run: Run) -> dict[str, Tensor]:
 
 
 def save(run: Run, folder: Path) -> Path:
-    """Write the checkpoint of `run.step`, completely or not at all; keep the newest `train.keep`.
+    """Write the checkpoint of `run.step` atomically, and keep the newest `train.keep`.
 
-    Every rank calls it: rank 0 writes what all ranks share, and each its rows of a sharded memory.
-    Raises CheckpointError where the disk refuses.
+    A collective: rank 0 writes the replicated tensors, and each rank its rows of sharded ones.
+    Raises CheckpointError if the checkpoint cannot be written.
     """
     home = folder / "checkpoints"
     final, beside = home / STEP.format(run.step), home / f".writing-{run.step}"
@@ -66,7 +66,7 @@ def save(run: Run, folder: Path) -> Path:
     method, own, rows = _parts(run)
     try:
         if leader:
-            home.mkdir(exist_ok=True)  # Never the run folder, which may have been removed.
+            home.mkdir(exist_ok=True)  # Does not create a run folder that was removed.
             for left in home.glob(".writing-*"):
                 shutil.rmtree(left, ignore_errors=True)
             beside.mkdir()
@@ -106,16 +106,16 @@ def save(run: Run, folder: Path) -> Path:
     except (OSError, CheckpointError, safetensors.SafetensorError) as error:
         shutil.rmtree(beside, ignore_errors=True)
         why = str(error) if isinstance(error, CheckpointError) else files.reason(error)
-        kept = "; the checkpoints before it are untouched" if exists(folder) else ""
+        kept = "; earlier checkpoints have not changed" if exists(folder) else ""
         raise files.WriteError(
-            f"cannot write the checkpoint of step {run.step} into {home}: {why}{kept}"
+            f"cannot write the checkpoint of step {run.step} to {home}: {why}{kept}"
         ) from error
     _prune(home, final.name, run.recipe.train.keep)
     return final
 
 
 def _prune(home: Path, newest: str, keep: int) -> None:
-    """Leave the `keep` newest up to `newest`. Later ones are damaged and were skipped."""
+    """Keep the `keep` newest checkpoints up to `newest`; later ones are damaged."""
     steps = sorted(home.glob("step-*"))
     later = [path for path in steps if path.name > newest]
     earlier = [path for path in steps if path.name <= newest]
@@ -127,7 +127,7 @@ Number = bool | int | pydantic.FiniteFloat | str | None
 
 
 class OptimizerState(TypedDict):
-    """Of an optimizer what is no tensor: its class's name, and numbers by parameter or group."""
+    """The class name of an optimizer, and the numbers in its state by parameter or group."""
 
     name: str
     state: dict[str, dict[str, Number | list[Number]]]
@@ -155,7 +155,7 @@ class State(Format):
 
 
 def data_format(state: State) -> DataFormat:
-    """Return the format of the images that a run was trained on."""
+    """Return the format of the training data of a run."""
     return DataFormat(
         state["images"],
         state.get("channels", 3),
@@ -199,7 +199,7 @@ def _checked_state(checkpoint: Path) -> State:
 
 
 def read_state(checkpoint: Path) -> State:
-    """Return the state of a checkpoint. CheckpointError where a file is not what was written."""
+    """Return the state of a checkpoint. Raises CheckpointError if a file is damaged."""
     try:
         sums = (checkpoint / "SHA256SUMS").read_text(encoding="utf-8").split()
         present = {path.name for path in checkpoint.glob("rows-*.safetensors")}
@@ -221,24 +221,24 @@ def read_state(checkpoint: Path) -> State:
 
 
 def exists(folder: Path) -> bool:
-    """Tell whether a run folder holds a checkpoint, whole or damaged."""
+    """Tell whether a run folder has a checkpoint, intact or damaged."""
     return any((folder / "checkpoints").glob("step-*"))
 
 
 def newest(folder: Path) -> tuple[Path, State, list[str]]:
-    """Return the newest whole checkpoint, its state, and a sentence for each damaged later one."""
-    passed_over: list[str] = []
+    """Return the newest intact checkpoint, its state, and a sentence for each damaged later one."""
+    damaged: list[str] = []
     for checkpoint in sorted((folder / "checkpoints").glob("step-*"), reverse=True):
         try:
-            return checkpoint, read_state(checkpoint), passed_over
+            return checkpoint, read_state(checkpoint), damaged
         except NewerFormatError:
             raise
         except CheckpointError as error:
-            passed_over.append(f"{error}; taking the one before it")
+            damaged.append(f"{error}; using the previous one")
     raise CheckpointError(
         "\n".join(
             [
-                *passed_over,
+                *damaged,
                 f"{folder} holds no checkpoint to resume from; start a new run: sslkit train "
                 f"{shlex.quote(f'{folder}/recipe.yaml')}",
             ]
@@ -249,7 +249,7 @@ def newest(folder: Path) -> tuple[Path, State, list[str]]:
 def progress(folder: Path, recipe: Recipe) -> tuple[int, int]:
     """Return the step of the newest checkpoint, and the steps of an epoch.
 
-    (0, 0) where there is none, or it cannot be read. Reads state.json alone, and no checksums.
+    Returns (0, 0) if there is none, or if it cannot be read. Does not verify checksums.
     """
     for checkpoint in sorted((folder / "checkpoints").glob("step-*"))[-1:]:
         with suppress(OSError, ValueError):
@@ -259,7 +259,7 @@ def progress(folder: Path, recipe: Recipe) -> tuple[int, int]:
 
 
 def complete(folder: Path, recipe: Recipe) -> bool:
-    """Return whether the newest checkpoint is that of the last step, and whole."""
+    """Tell whether the newest checkpoint is intact and that of the last step."""
     step, per_epoch = progress(folder, recipe)
     if step == 0 or step < recipe.train.epochs * per_epoch:
         return False
@@ -267,7 +267,7 @@ def complete(folder: Path, recipe: Recipe) -> bool:
 
 
 def load_method(method: Method, checkpoint: Path) -> dict[str, Tensor]:
-    """Put a checkpoint's weights into `method`; returns the transform's part of it."""
+    """Load a checkpoint's weights into `method`; return the transform's tensors."""
     try:
         tensors = load_file(checkpoint / "method.safetensors") | _rows(method, checkpoint)
         given = {
@@ -303,7 +303,7 @@ def _misfit(checkpoint: Path, error: Exception) -> CheckpointError:
 
 
 def _rows(method: Method, checkpoint: Path) -> dict[str, Tensor]:
-    """Return this rank's rows of sharded tensors, however many ranks wrote them."""
+    """Return this rank's rows of sharded tensors, written by any number of ranks."""
     wanted = sharded_rows(method)
     found: dict[str, list[Tensor]] = {}
     for path in sorted(checkpoint.glob("rows-*.safetensors")):
@@ -322,10 +322,10 @@ def _rows(method: Method, checkpoint: Path) -> dict[str, Tensor]:
 
 
 def resume(run: Run, folder: Path) -> list[str]:
-    """Bring `run` to the newest whole checkpoint of `folder`. Returns sentences about it.
+    """Restore `run` from the newest intact checkpoint of `folder`. Returns sentences for the user.
 
-    A run that ended before its first checkpoint starts again. Raises CheckpointError where all are
-    damaged or gone, or where the images are not those that the run began with.
+    A run without checkpoint starts again. Raises CheckpointError if all checkpoints are damaged or
+    were removed, or if the images have changed since the start of the run.
     """
     home, notes = folder / "checkpoints", [f"{folder} holds no checkpoint yet: it starts again"]
     chosen = ""
@@ -335,7 +335,7 @@ def resume(run: Run, folder: Path) -> list[str]:
             chosen = found.name
         else:
             _refuse_lost(run, folder)
-    # One process looks whether all is whole, for the memory of many processes may be large.
+    # Only rank 0 verifies the checkpoint, which may be large.
     chosen = distributed.broadcast_text(chosen)
     if not chosen:
         return notes
@@ -373,8 +373,8 @@ def resume(run: Run, folder: Path) -> list[str]:
 
 
 def _refuse_lost(run: Run, folder: Path) -> None:
-    """Raise CheckpointError where a run without checkpoints had some: they were removed."""
-    # Curves are first drawn after the first checkpoint.
+    """Raise CheckpointError if the checkpoints of a run were removed."""
+    # curves.png exists only after the first checkpoint.
     if not (folder / "curves.png").exists():
         return
     complete = metrics.last_step(folder / "metrics.jsonl") >= run.steps
@@ -402,7 +402,7 @@ def _check_images(run: Run, folder: Path, state: State) -> None:
 
 
 def save_encoder(run: Run, folder: Path) -> Path:
-    """encoder.safetensors: the encoder alone, under its library's own names."""
+    """Write encoder.safetensors: the encoder alone, by its library's names."""
     path = folder / "encoder.safetensors"
     with replacing(path) as beside:
         save_tensors(run.method.exported.weights(), beside)

@@ -1,4 +1,4 @@
-"""What a run was made with: recorded at its beginning, compared when it goes on."""
+"""Records the versions of plugins and packages of a run, and compares them on resume."""
 
 import json
 import platform
@@ -25,7 +25,7 @@ OWN = "sslkit"
 
 
 def environment(run: Run) -> dict[str, Any]:
-    """Return what a run runs on: versions of everything that made it, device, ranks."""
+    """Return the environment of a run: versions, device, ranks."""
     packages = ["torch", "torchvision", "timm", "numpy", "pillow", "safetensors", "pydantic"]
     device = f"{run.device.type} ({platform.machine()})"
     if run.device.type == "cuda":
@@ -46,7 +46,7 @@ def environment(run: Run) -> dict[str, Any]:
 
 
 def installed() -> dict[str, str]:
-    """Return the version of every distribution that brings parts."""
+    """Return the version of every distribution with parts."""
     return {part.distribution: part.version for part in registry.parts()}
 
 
@@ -62,7 +62,7 @@ def _choices(recipe: Recipe) -> Iterator[tuple[str, Choice]]:
 
 
 def recorded(folder: Path) -> dict[str, dict[str, str]]:
-    """Return `plugins` and `parts` of a run folder; empty where the file does not say."""
+    """Return `plugins` and `parts` of a run folder; empty if the file does not say."""
     found: dict[str, dict[str, str]] = {"plugins": {}, "parts": {}}
     try:
         with (folder / FILE).open("rb") as file:
