@@ -66,8 +66,8 @@ def test_the_loaders_memory_is_told():
     """1024 images of 64² px and 9 patches of 16², of 3 bytes a pixel: 18.75 MiB a batch."""
     code, out, err = sslkit("plan", IMAGENET, *settings("train.workers=4"))
     assert code == 0, err
-    assert "75.0 MiB: 4 workers, each with 1 batch of 18.8 MiB ready" in out or (
-        "300.0 MiB: 4 workers, each with 4 batches of 18.8 MiB ready" in out
+    assert "75.0 MiB: 4 workers, each with 1 prefetched batch of 18.8 MiB" in out or (
+        "300.0 MiB: 4 workers, each with 4 prefetched batches of 18.8 MiB" in out
     )
     assert (
         "none, without loader workers" in sslkit("plan", IMAGENET, *settings("train.workers=0"))[1]
@@ -111,7 +111,7 @@ def test_images_at_hand_are_counted():
         "plan", IMAGENET, *settings("data.use=shapes", "data.images=130", "train.batch_size=64")
     )
     assert code == 0, err
-    assert "130 (counted)" in out and "2 an epoch" in out
+    assert "130 (counted)" in out and "2 per epoch" in out
 
 
 def test_warm_up_shows_in_the_rates():

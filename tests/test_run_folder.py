@@ -93,7 +93,7 @@ def test_another_recipe_is_refused_with_every_difference(shared, complete):
     before = contents(complete)
     words = ["train", shared / "tiny.yaml", *LONG, "--run", complete]
     words += ["--set", "optimizer.lr=0.1", "--set", "heads.image.out_dim=8"]
-    words += ["--set", "optimizer.nesterov=true"]
+    words += ["--set", "heads.patches.out_dim=8", "--set", "optimizer.nesterov=true"]
     code, out, err = sslkit(*words)
     assert (code, out) == (2, "")
     *lines, last = err.splitlines()
