@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
@@ -36,9 +36,31 @@ def read_recipe(
     Raises:
         RecipeError: It holds every fault of the recipe, each with its place and remedy.
     """
+    _check_overrides(overrides)
+    _check_paths(data=data)
+    if not isinstance(source, str | os.PathLike | Mapping | Recipe):
+        raise RecipeError(
+            Fault("source", f"{written(source)} is neither a name, a path, a dict nor a Recipe")
+        )
     if isinstance(source, Recipe):
         source = source.as_dict()
     return recipe.read(source, overrides=overrides, data=None if data is None else os.fspath(data))
+
+
+def _check_paths(**given: object) -> None:
+    """Raise RecipeError for an argument that is no path."""
+    for name, value in given.items():
+        if value is not None and not isinstance(value, str | os.PathLike):
+            raise RecipeError(Fault(name, f"{written(value)} is not a path"))
+
+
+def _check_overrides(overrides: object) -> None:
+    """Raise RecipeError if `overrides` is not a list of texts."""
+    if isinstance(overrides, list | tuple) and all(isinstance(one, str) for one in overrides):
+        return
+    raise RecipeError(
+        Fault("overrides", f'{written(overrides)} is not a list such as ["train.epochs=20"]')
+    )
 
 
 @faults.telling()
@@ -48,7 +70,7 @@ def train(
     data: PathLike | None = None,
     overrides: Sequence[str] = (),
     run: PathLike | None = None,
-    runs: PathLike = "runs",
+    runs: PathLike | None = None,
     progress: bool = True,
 ) -> "TrainedRun":
     """Train a recipe in a run folder, and return the run.
@@ -60,7 +82,7 @@ def train(
         overrides: Values to replace, such as "train.epochs=20".
         run: The run folder. Training starts there, or goes on from its newest checkpoint; a
             complete run stays as it is.
-        runs: Where a folder <recipe>/<time> is made if `run` is left out.
+        runs: Where a folder <recipe>/<time> is made without `run`; "runs" by default.
         progress: Print what `sslkit train` prints.
 
     Raises:
@@ -69,6 +91,11 @@ def train(
         KeyboardInterrupt: After Ctrl-C, once a checkpoint is saved. With `run`, the same call goes
             on.
     """
+    _check_paths(run=run, runs=runs)
+    if run is not None and runs is not None:
+        raise RecipeError(
+            Fault("runs", "'run' names the run folder itself; leave out one of 'run' and 'runs'")
+        )
     made = read_recipe(source, overrides=overrides, data=data)
     from sslkit.training import session
 
@@ -77,7 +104,9 @@ def train(
         viewer = session.Viewer(console.show_data, console.print_text, console.Training)
     folder = None if run is None else Path(run).expanduser()
     try:
-        ended = session.train(made, run=folder, runs=Path(runs).expanduser(), viewer=viewer)
+        ended = session.train(
+            made, run=folder, runs=Path(runs or "runs").expanduser(), viewer=viewer
+        )
     except SystemExit as stopped:
         raise KeyboardInterrupt from stopped
     if ended.stopped is not None:
@@ -115,6 +144,7 @@ def load(run: "PathLike | TrainedRun | None" = None) -> "TrainedRun":
 
     if isinstance(run, TrainedRun):
         run = run.folder
+    _check_paths(run=run)
     return TrainedRun.read(folders.find_folder(None if run is None else Path(run)))
 
 
@@ -218,6 +248,8 @@ def evaluate(
     Raises:
         SslkitError: RecipeError, DataError, CheckpointError or PluginError.
     """
+    if not isinstance(evaluation, str):
+        raise RecipeError(Fault("evaluation", f"{written(evaluation)} is not a name"))
     choice = recipe.choose_evaluation(evaluation, options, COMMON)
     from sslkit.evaluation import build, store
 
@@ -286,10 +318,10 @@ def _request(
         is_int = isinstance(value, int) and not isinstance(value, bool)
         if value is not None and not (is_int and value >= fewest):
             wrong.append(Fault(name, f"expected int ≥ {fewest}, got {written(value)}"))
-    if isinstance(overrides, str):
-        wrong.append(Fault("overrides", f"expected a list of text: [{written(overrides)}]"))
     if wrong:
         raise RecipeError(*wrong)
+    _check_overrides(overrides)
+    _check_paths(data=data, encoder=encoder)
     folder, other = _subject(run)
     if other is not None and encoder is not None:
         raise RecipeError(Fault("encoder", f"{other} is measured already; name a run beside it"))
@@ -319,6 +351,8 @@ def _subject(run: "TrainedRun | PathLike") -> tuple[Path | None, str | None]:
 
     if isinstance(run, TrainedRun):
         return _folder(run), None
+    if not isinstance(run, str | os.PathLike):
+        raise RecipeError(Fault("run", f"{written(run)} is neither a run nor a path"))
     text = os.fspath(run)
     place = Path(os.path.expanduser(text))
     if os.path.isfile(place / "recipe.yaml"):

@@ -285,9 +285,10 @@ class Training:
         }
         self.bar.update(self.task, completed=row.step, **shown)
         if self.bar.disable and due:
+            speed = "" if left == "-" else f"  {rate} images/s  {left} s left"
             self._say(
                 f"step {row.step}/{self.run.steps}  epoch {shown['epoch']}  loss {shown['loss']}  "
-                f"lr {shown['lr']}  {rate} images/s  {left} s left"
+                f"lr {shown['lr']}{speed}"
             )
 
     def _show_health(self, health: Health) -> None:

@@ -217,8 +217,8 @@ def joined(device: torch.device) -> Iterator[None]:
         if lost:
             reason = re.sub(r"^\[\S+\] ", "", str(error).splitlines()[0]).partition(". ")[0]
             raise LostProcess(
-                f"another rank of this run was lost ({reason}); if the launcher does not restart "
-                "all ranks, resume with: sslkit train --resume RUN"
+                f"another rank of this run was lost ({reason}); unless the launcher restarts all "
+                "ranks now, start the same command again, with --run DIR"
             ) from error
         if isinstance(error, SslkitError):
             _end_launcher(2)

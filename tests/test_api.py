@@ -306,7 +306,7 @@ def test_train_works_twice_and_in_a_thread(tiny, tmp_path):
         (("RUN", "knn"), {"size": 0}, "size  expected int ≥ 1, got 0"),
         (("RUN", "knn"), {"workers": -1}, "workers  expected int ≥ 0"),
         (("RUN", "knn"), {"device": "gpu"}, "device  expected auto, cpu, cuda or mps"),
-        (("RUN", "knn"), {"overrides": "data.x=1"}, "overrides  expected a list"),
+        (("RUN", "knn"), {"overrides": "data.x=1"}, "is not a list such as"),
         (("RUN", "knn"), {"k": "many"}, "k  expected"),
         (("IMAGES", "knn"), {}, "is no run folder .it holds no recipe.yaml."),
         (("timm:no_such", "knn"), {"data": "IMAGES"}, "no_such"),
@@ -328,9 +328,21 @@ def test_evaluate_refuses_with_one_sentence(words, options, message, trained, pa
         (lambda run: sslkit.train({"method": {"use": "pirl"}}), "a recipe needs this section"),
         (lambda run: sslkit.embed(run, "nowhere"), "there is no such folder or file"),
         (lambda run: sslkit.embed(run, split="test"), "expected all, train or val"),
-        (lambda run: sslkit.embed(run, split="val"), "no validation images of its own"),
+        (lambda run: sslkit.embed(run, split="val"), "no separate validation images"),
+        (lambda run: sslkit.read_recipe(3), "source  3 is neither a name, a path, a dict nor"),
+        (lambda run: sslkit.train("npid", overrides="a.b=1"), "overrides  .* is not a list"),
+        (lambda run: sslkit.train("npid", overrides=[3]), "overrides  .* is not a list"),
+        (lambda run: sslkit.train("npid", data=3), "data  3 is not a path"),
+        (lambda run: sslkit.train("npid", run="a", runs="b"), "leave out one of 'run' and 'runs'"),
+        (lambda run: sslkit.load(3), "run  3 is not a path"),
+        (lambda run: sslkit.embed(3, "photos"), "run  3 is neither a run nor a path"),
+        (lambda run: sslkit.embed(run, 3), "data  3 is not a path"),
+        (lambda run: sslkit.evaluate(run, None), "evaluation  null is not a name"),
     ],
-    ids=["load", "name", "dict", "data", "split", "no val"],
+    ids=[
+        *("load", "name", "dict", "data", "split", "no val", "source", "text", "number", "place"),
+        *("both", "load type", "run type", "data type", "evaluation"),
+    ],
 )
 def test_errors_are_exceptions_of_one_family(call, message, trained):
     with pytest.raises(sslkit.SslkitError, match=message):

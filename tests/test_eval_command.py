@@ -108,7 +108,7 @@ def test_eval_alone_lists_the_evaluations_with_their_summaries():
     code, out, _ = sslkit("eval")
     assert code == 0
     assert "linear Linear classifier on frozen features" in one_line(out)
-    assert "knn Weighted vote of the k nearest training images" in one_line(out)
+    assert "knn Vote of the k nearest training images" in one_line(out)
 
 
 @pytest.mark.parametrize("words", [["eval"], ["eval", "linear", "--help"], ["eval", "knn", "--x"]])

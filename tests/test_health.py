@@ -155,12 +155,23 @@ def test_a_memory_that_settles_is_no_progress():
     assert "by step 80)" in health.now()
 
 
+def test_a_resumed_run_is_judged_as_an_unbroken_one():
+    losses = [12.0 - 0.05 * step for step in range(120)]
+    unbroken, resumed = watched(*losses, steps=120), watched(steps=120)
+    for step, loss in enumerate(losses, start=1):
+        row = Row(step, 1, 0.1, loss, {})
+        (resumed.remember if step <= 115 else resumed.add)(row)
+    assert resumed.now() == unbroken.now() and "healthy" in resumed.now()
+
+
 def test_a_resumed_run_has_the_first_steps_of_the_run():
-    run = watched(*[8.0] * 60, first=241, steps=300)
-    assert "by step" not in run.now()
+    run = watched(steps=300)
     for step in range(1, 241):
         run.remember(Row(step, 1, 0.1, 9.0, {}))
+    for step in range(241, 301):
+        run.add(Row(step, 1, 0.1, 8.0, {}))
     assert run.now() == "healthy: loss 8.00 (10.00 at chance, 9.00 by step 20)"
+    assert "by step" not in watched(*[8.0] * 60, first=241, steps=300).now()
 
 
 def test_the_expected_loss_of_pirl(make):

@@ -740,8 +740,8 @@ def test_folders_that_are_no_checkpoints_are_passed_over(run_folder: Path) -> No
     code, out, errors = sslkit("train", "--resume", run_folder)
     assert code == 0 and "resumed at step 3" in out
     assert (
-        "step-99999999 is damaged (ValueError: state.json is that of step 3); taking the one "
-        "before it" in errors
+        "step-99999999 is damaged (ValueError: state.json is that of step 3); using the "
+        "previous one" in errors
     )
 
 

@@ -84,8 +84,8 @@ def test_epochs_that_are_done_already_are_refused(run, number):
     before = contents(run)
     code, out, err = sslkit("train", "--resume", run, "--epochs", number)
     assert (code, out, len(err.splitlines())) == (2, "", 1)
-    assert err.startswith(f"{run} has completed 6 steps, but {number} epoch")
-    assert err.endswith("use more: --epochs 3\n")
+    assert err.startswith(f"{run} has completed 6 steps, and --epochs {number} ends at")
+    assert err.endswith("train for more: --epochs 3\n")
     assert contents(run) == before
 
 

@@ -35,6 +35,7 @@ Epochs = Annotated[
     int | None,
     typer.Option(
         min=1,
+        max=1_000_000,
         help="With --resume: train on to this many epochs, with the schedule of such a run.",
         show_default=False,
     ),
@@ -130,8 +131,10 @@ def _check_usage(
     profile: bool,
 ) -> None:
     """Raise BadParameter for options that contradict each other."""
-    if (path is None) == (resume is None):
-        raise typer.BadParameter("name a recipe to start, or --resume RUN to go on; not both")
+    if path is None and resume is None:
+        raise typer.BadParameter("name a RECIPE to start, or --resume RUN to go on")
+    if path is not None and resume is not None:
+        raise typer.BadParameter("leave out RECIPE: --resume goes on with the recipe of RUN")
     if resume is not None and profile:
         raise typer.BadParameter("--profile measures a recipe; it resumes no run")
     if run is not None and resume is not None:

@@ -53,7 +53,7 @@ class Choice:
         return {"use": self.use, **plain(self.options)}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Recipe:
     """A complete method: its parts, their options, how it is trained."""
 
@@ -68,6 +68,14 @@ class Recipe:
     optimizer: Optimizer
     schedule: Schedule
     train: Train
+
+    def __repr__(self) -> str:
+        """Name the recipe, its method, data, encoder and length. `as_yaml` shows everything."""
+        model = self.encoder.options.get("model", self.encoder.use)
+        return (
+            f"<Recipe {self.name}: method {self.method.use}, data {self.data.use}, encoder "
+            f"{model}, {self.train.epochs} epochs in batches of {self.train.batch_size}>"
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Return the recipe as plain data with all defaults."""

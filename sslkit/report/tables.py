@@ -52,7 +52,8 @@ class Legend:
 
     def __init__(self) -> None:
         self.kinds: list[str] = []
-        self.paired = False
+        self.subject: str | None = None
+        """The candidate whose paired differences the tables show."""
 
     def mark(self, of: str) -> str:
         """Return the mark of intervals over `of`."""
@@ -66,8 +67,9 @@ class Legend:
         if self.kinds:
             kinds = [f"{self.mark(of)} over {of}".strip() for of in self.kinds]
             lines.append(f"[low, high]: 95 % CI {'; '.join(kinds)}")
-        if self.paired:
-            lines.append("trained − other: 95 % CI of the paired difference on the same images")
+        if self.subject is not None:
+            difference = "95 % CI of the paired difference on the same images"
+            lines.append(f"{self.subject} − other: {difference}")
         return lines
 
 
@@ -90,7 +92,7 @@ def _difference(pivot: Pivot, row: str | None, other: str, metric: Metric, legen
     theirs = pivot.score(row, other, metric) or pivot.score(None, other, metric)
     if ours is None or theirs is None or None in (ours["value"], theirs["value"]):
         return ""
-    legend.paired = True
+    legend.subject = name
     paired = differences[other][metric.name]
     change = ours["value"] - theirs["value"]
     same = f", {paired['of']}" if paired["of"].startswith("no ") else ""

@@ -17,6 +17,7 @@ FREE = tuple(
 )
 """Settings that a resumed run may change, because they do not affect the result."""
 EPOCHS = "train.epochs"
+PLACES = ("data.root", "data.file")
 ABSENT = object()
 
 
@@ -60,9 +61,14 @@ def check_same(folder: Path, there: Recipe, here: Recipe) -> None:
     The settings in FREE may differ.
     """
     one, other = (dict(_leaves(absolute(made).as_dict())) for made in (there, here))
+    replaced = [key for key in one if key.endswith(".use") and one[key] != other.get(key)]
     faults = []
     for key in dict.fromkeys([*one, *other]):
         then, now = one.get(key, ABSENT), other.get(key, ABSENT)
+        # The options of another part differ anyway; --data replaces the part and its path.
+        section = key.rpartition(".")[0] + ".use"
+        if section in replaced and key != section and key not in PLACES:
+            continue
         if then != now and key not in FREE:
             message = f"{_shown(then)} there, {_shown(now)} here"
             faults.append(Fault(key, message, str(folder / "recipe.yaml")))

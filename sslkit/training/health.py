@@ -57,18 +57,18 @@ class Health:
         self.last: deque[Row] = deque(maxlen=WINDOW)
 
     def remember(self, row: Row) -> None:
-        """Add a step of an earlier session, for comparison."""
+        """Add a step of an earlier session."""
         if row.step == 1:
             self.first = row
         if self.settled - EARLY < row.step <= self.settled:
             self.early.append(row)
+        self.last.append(row)
 
     def add(self, row: Row) -> None:
         """Add the next step."""
         self.remember(row)
         if self.first is None:
             self.first = row
-        self.last.append(row)
         self.reached = max(self.reached, row.step)
 
     def start(self) -> str:

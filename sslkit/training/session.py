@@ -153,8 +153,8 @@ def _check_epochs(recipe: Recipe, folder: Path, epochs: int) -> None:
     if step and epochs * per_epoch <= step:
         least = step // per_epoch + 1
         raise CheckpointError(
-            f"{folder} has completed {counted(step, 'step')}, but {counted(epochs, 'epoch')} are "
-            f"{epochs * per_epoch:,}; use more: --epochs {least}"
+            f"{folder} has completed {counted(step, 'step')}, and --epochs {epochs} ends at step "
+            f"{epochs * per_epoch:,}; train for more: --epochs {least}"
         )
 
 

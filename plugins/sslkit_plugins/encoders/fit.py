@@ -106,8 +106,10 @@ def _check_names(model: str, options: dict[str, Any]) -> None:
             raise RecipeError(Fault("encoder.options", message))
     if not timm.is_model(model):
         names = difflib.get_close_matches(model, timm.list_models(), n=3)
-        near = ", ".join(names) or "see timm.list_models()"
-        raise RecipeError(Fault("encoder.model", f"timm has no model '{model}'; near: {near}"))
+        near = "timm.list_models() lists them"
+        if names:
+            near = f"did you mean {' or '.join(names)}?"
+        raise RecipeError(Fault("encoder.model", f"timm has no model '{model}'; {near}"))
 
 
 def _unknown_option(error: Exception) -> str | None:
