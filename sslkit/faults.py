@@ -106,7 +106,7 @@ def telling(otherwise: str | None = None, *, about: str = "") -> Iterator[None]:
     """Convert an exception of a part to PluginError; other exceptions propagate.
 
     `otherwise` is the subject of the message if the traceback has no part, such as "loss 'hinge'
-    fails in backward"; without it such an exception propagates. `about` names the input of the
+    fails in backward". Without it, such an exception propagates. `about` names the input of the
     part. KeyboardInterrupt, signals and SslkitError always propagate.
     """
     try:

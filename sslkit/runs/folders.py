@@ -106,7 +106,7 @@ class NewFolder:
         try:
             folder.mkdir(parents=True, exist_ok=self.path is not None)
         except (OSError, ValueError) as error:
-            if self.path is None and folder.is_dir():
+            if self.path is None and os.path.isdir(folder):
                 return self.make()  # Another run uses the name.
             self._remove_made()
             why = reason(error) if isinstance(error, OSError) else error
