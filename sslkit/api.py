@@ -25,16 +25,16 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 def read_recipe(
     source: Source | Recipe, *, overrides: Sequence[str] = (), data: PathLike | None = None
 ) -> Recipe:
-    """Read and check a recipe, without making its parts or reading images.
+    """Read and check a recipe, without building its parts or reading images.
 
     Args:
         source: The name of a shipped recipe ("pirl_jigsaw"), a path, a dict of its sections, or a
-            recipe that was read before.
-        overrides: Values to replace, such as "train.epochs=20".
+            Recipe object.
+        overrides: Values to set, such as "train.epochs=20".
         data: A folder of images, a packed set or a .npz file to use instead.
 
     Raises:
-        RecipeError: It holds every fault of the recipe, each with its place and remedy.
+        RecipeError: The recipe has faults; the error lists each with its place and remedy.
     """
     _check_overrides(overrides)
     _check_paths(data=data)
@@ -77,19 +77,18 @@ def train(
 
     Args:
         source: The name of a shipped recipe ("pirl_jigsaw"), a path, a dict of its sections, or a
-            recipe that was read before.
+            Recipe object.
         data: A folder of images, a packed set or a .npz file to use instead of the recipe's.
-        overrides: Values to replace, such as "train.epochs=20".
-        run: The run folder. Training starts there, or goes on from its newest checkpoint; a
-            complete run stays as it is.
-        runs: Where a folder <recipe>/<time> is made without `run`; "runs" by default.
+        overrides: Values to set, such as "train.epochs=20".
+        run: The run folder. Training starts there, or resumes from its newest checkpoint. A
+            complete run is not changed.
+        runs: Parent folder of the new run folder <recipe>/<time> without `run`; by default "runs".
         progress: Print what `sslkit train` prints.
 
     Raises:
-        SslkitError: RecipeError, DataError and others; nothing is written by a recipe that cannot
-            train.
-        KeyboardInterrupt: After Ctrl-C, once a checkpoint is saved. With `run`, the same call goes
-            on.
+        SslkitError: RecipeError, DataError and others. Writes nothing if the recipe cannot train.
+        KeyboardInterrupt: After Ctrl-C, when a checkpoint is saved. The same call with `run`
+            resumes training.
     """
     _check_paths(run=run, runs=runs)
     if run is not None and runs is not None:
@@ -121,7 +120,7 @@ def train(
 
 
 def _deliver(name: str, folder: Path | None) -> NoReturn:
-    """Raise KeyboardInterrupt for a signal that stopped training; pass on another one."""
+    """Raise KeyboardInterrupt if Ctrl-C stopped training; deliver other signals again."""
     remedy = "" if folder is None else f"; go on with sslkit.train(…, run={str(folder)!r})"
     if name != "SIGINT":
         signal.raise_signal(signal.Signals[name])
@@ -134,10 +133,10 @@ def load(run: "PathLike | TrainedRun | None" = None) -> "TrainedRun":
     """Read a run folder: recipe, newest checkpoint, metrics.
 
     Args:
-        run: The folder, such as "runs/pirl_jigsaw/latest". The newest run below runs/ if left out.
+        run: The folder, such as "runs/pirl_jigsaw/latest". By default, the newest run below runs/.
 
     Raises:
-        CheckpointError: The folder is no run, or has no checkpoint.
+        CheckpointError: The folder is not a run, or has no checkpoint.
     """
     from sslkit.runs import folders
     from sslkit.runs.trained import TrainedRun
@@ -162,25 +161,25 @@ def embed(
     workers: int | None = None,
     progress: bool = True,
 ) -> "Embeddings":
-    """Embed images, un-augmented, one vector each: names, labels and vectors, three arrays.
+    """Compute one vector per image, without augmentation.
 
     The vectors do not depend on the number of workers.
 
     Args:
         run: A run, its folder, or another encoder: "timm:resnet18", or a folder of `sslkit export`.
-        data: A folder of images, a packed set or a .npz file; the run's own if left out.
-        split: "train" or "val" of a set that has both; "all" is one after the other.
-        weights: What "timm:…" starts from: "none", a file or a run; its own weights if left out.
-        size: Side of the images, px; if left out, the recipe's, or the model's own.
+        data: A folder of images, a packed set or a .npz file; by default the run's data.
+        split: "train" or "val" if the data set has both; "all" concatenates them.
+        weights: Weights of "timm:…": "none", a file or a run; by default timm's pretrained weights.
+        size: Side of the images, px; by default from the recipe or the model.
         overrides: Options of the data set, such as "data.follow_links=true".
-        skip_unreadable: Leave out images that cannot be read, instead of raising an error.
-        device: Where the encoder runs.
-        workers: Processes that decode images; chosen by the machine if left out.
+        skip_unreadable: Skip images that cannot be read, instead of raising an error.
+        device: Device of the encoder.
+        workers: Number of processes that decode images; by default from the CPU count.
         progress: Print which images are embedded; show a bar on a terminal.
 
     Returns:
-        `names` str [N]: paths below the folder. `labels`: class names, str [N], or numbers, int64
-        [N], where the data set names no classes; None without classes. `vectors` float32 [N,D].
+        `names` str [N]: paths below the folder. `labels` str [N]: class names, or int64 [N]
+        if the data set has no class names; None without classes. `vectors` float32 [N,D].
 
     Raises:
         SslkitError: RecipeError, DataError or CheckpointError.
@@ -227,23 +226,23 @@ def evaluate(
 
     Args:
         run: A run, its folder, or another encoder: "timm:resnet18", or a folder of `sslkit export`.
-        evaluation: Its name: "linear", "knn" or another that is installed.
-        data: Labelled images: a folder, a packed set or a .npz file; the run's own if left out.
-        encoder: Another encoder to measure beside the run, such as "timm:resnet18".
-        weights: What "timm:…" starts from: "none", a file or a run; its own weights if left out.
-        size: Side of the images, px; if left out, the recipe's, or the model's own.
+        evaluation: "linear", "knn" or another installed evaluation.
+        data: Labelled images: a folder, a packed set or a .npz file; by default the run's data.
+        encoder: Another encoder to evaluate beside the run, such as "timm:resnet18".
+        weights: Weights of "timm:…": "none", a file or a run; by default timm's pretrained weights.
+        size: Side of the images, px; by default from the recipe or the model.
         against: Other runs to compare with.
-        split_seed: Seed of the split of data without validation images, by default 0.
+        split_seed: Seed of the split, for data without validation images; by default 0.
         overrides: Options of the data set, such as "data.follow_links=true".
-        skip_unreadable: Leave out images that cannot be read, instead of raising an error.
-        device: Where the encoder runs.
-        workers: Processes that decode images; chosen by the machine if left out.
-        out: A folder for the result, as `sslkit eval` writes it. Nothing is written if left out.
+        skip_unreadable: Skip images that cannot be read, instead of raising an error.
+        device: Device of the encoder.
+        workers: Number of processes that decode images; by default from the CPU count.
+        out: Folder for the result files of `sslkit eval`. By default, writes nothing.
         progress: Print which images are used; show a bar on a terminal.
         options: Options of the evaluation, such as `k=20`; `sslkit eval knn --help` lists them.
 
     Returns:
-        The result. `print` shows its tables; `result.score().value` is the headline.
+        The result. `print` shows its tables; `result.score().value` is the main score.
 
     Raises:
         SslkitError: RecipeError, DataError, CheckpointError or PluginError.
@@ -293,7 +292,7 @@ COMMON = (
     "out",
     "progress",
 )
-"""Keywords of `evaluate` beside the options of an evaluation."""
+"""Keywords of `evaluate` that are not options of an evaluation."""
 
 
 def _request(
@@ -337,7 +336,7 @@ def _request(
 
 
 def _folder(run: "TrainedRun | PathLike") -> Path:
-    """Return the folder of a run. Raises CheckpointError if it is none."""
+    """Return the folder of a run. Raises CheckpointError if it is not a run."""
     from sslkit.runs import folders
     from sslkit.runs.trained import TrainedRun
 
@@ -345,7 +344,7 @@ def _folder(run: "TrainedRun | PathLike") -> Path:
 
 
 def _subject(run: "TrainedRun | PathLike") -> tuple[Path | None, str | None]:
-    """Return the folder of a run, or the name of an encoder that no run trained."""
+    """Return the folder of a run, or the name of another encoder."""
     from sslkit.evaluation.foreign import read_encoder
     from sslkit.runs.trained import TrainedRun
 

@@ -2,7 +2,7 @@
 
 The traceback identifies the part: the innermost labelled object with a method call. So the message
 is the same in a rehearsal, in a loader worker and at step 1000, and there is no cost without an
-error. Exceptions outside of parts are bugs of sslkit and propagate.
+error. Exceptions outside parts are bugs in sslkit and propagate.
 """
 
 import inspect
@@ -91,7 +91,7 @@ REMEDIES = [
 
 
 def label(part: object, name: str) -> None:
-    """Set the name of an instance in messages, such as "head 'linear' (heads.image)"."""
+    """Set the name of a part in messages, such as "head 'linear' (heads.image)"."""
     with suppress(AttributeError, TypeError):
         object.__setattr__(part, LABEL, name)
 
@@ -106,7 +106,7 @@ def telling(otherwise: str | None = None, *, about: str = "") -> Iterator[None]:
     """Convert an exception of a part to PluginError; other exceptions propagate.
 
     `otherwise` is the subject of the message if the traceback has no part, such as "loss 'hinge'
-    fails in backward"; without it such an exception propagates. `about` names the input of the
+    fails in backward". Without it, such an exception propagates. `about` names the input of the
     part. KeyboardInterrupt, signals and SslkitError always propagate.
     """
     try:
@@ -148,7 +148,7 @@ def describe(error: BaseException) -> str:
 
 
 def lost(error: BaseException) -> bool:
-    """Tell whether a collective failed because another rank died."""
+    """Return whether a collective failed because another rank died."""
     pattern = r"(?i)connection|broken pipe|by peer|nccl|socket"
     return isinstance(error, RuntimeError) and re.search(pattern, str(error)) is not None
 
@@ -169,7 +169,7 @@ class _Call:
         return f"{self.name} fails in {function}{f' on {self.shapes}' if self.shapes else ''}"
 
     def without_batch_norm(self) -> str:
-        """Return the option by which a head or an encoder avoids batch norm, as a remedy."""
+        """Return the option that removes batch norm from a head or an encoder, as a remedy."""
         options = inspect.signature(type(self.owner)).parameters
         if self.name.startswith("encoder "):
             return ", larger views" + (", or encoder.norm=group" if "norm" in options else "")

@@ -312,6 +312,20 @@ def test_train_works_twice_and_in_a_thread(tiny, tmp_path):
         (("timm:no_such", "knn"), {"data": "IMAGES"}, "no_such"),
         (("timm:test_resnet", "knn"), {}, "needs images"),
     ],
+    ids=[
+        "no_run",
+        "misspelt_evaluation",
+        "misspelt_option",
+        "misspelt_size",
+        "size_0",
+        "negative_workers",
+        "unknown_device",
+        "text_as_overrides",
+        "text_as_k",
+        "images_as_run",
+        "unknown_model",
+        "no_images",
+    ],
 )
 def test_evaluate_refuses_with_one_sentence(words, options, message, trained, painted):
     places = {"RUN": trained, "IMAGES": painted}

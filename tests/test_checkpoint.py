@@ -58,6 +58,7 @@ def saved(make, folder: Path) -> Path:
         ("optimizer.use=adan", "optimizer.momentum=null"),
         ("optimizer.momentum=null", "heads.image.batch_norm=true"),
     ],
+    ids=["default", "info_nce", "adamw", "lamb", "adan", "batch_norm"],
 )
 def test_a_saved_and_resumed_run_equals_an_uninterrupted_one(make, folder, overrides):
     through = advance(make(*overrides), 6)

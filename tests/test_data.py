@@ -284,7 +284,7 @@ def test_how_much_of_an_image_is_shown():
         assert (bottom - top) / short == pytest.approx(share, abs=0.002)
 
 
-@pytest.mark.parametrize("size", [(1, 1), (3, 500), (500, 3)])
+@pytest.mark.parametrize("size", [(1, 1), (3, 500), (500, 3)], ids=["1x1", "3x500", "500x3"])
 def test_odd_shapes_are_shown(size):
     assert plain_view(Image.new("RGB", size, "red"), 8).size == (8, 8)
 

@@ -77,7 +77,9 @@ def test_class_folders_as_in_torchvision(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "names", [("a.png", "b.png"), ("one/a.png", "one/b.png"), ("a.png", "x/b.png", "y/c.png")]
+    "names",
+    [("a.png", "b.png"), ("one/a.png", "one/b.png"), ("a.png", "x/b.png", "y/c.png")],
+    ids=["no_folder", "one_class", "image_beside_folders"],
 )
 def test_no_labels_where_none_are_known(tmp_path, names):
     made = ImageFolder("pretrain", root=str(lay(tmp_path, *names)))
@@ -374,7 +376,9 @@ def test_pixels_of_broken_exif():
 
 
 @pytest.mark.parametrize(
-    "transform", [Jigsaw(size=48, resize=51, patch=12), Augment(size=32), Rotation(size=32)]
+    "transform",
+    [Jigsaw(size=48, resize=51, patch=12), Augment(size=32), Rotation(size=32)],
+    ids=["jigsaw", "augment", "rotation"],
 )
 def test_views_of_reduced_images_are_the_same_and_none_is_enlarged(tmp_path, transform):
     """A large photo: where its crops are large, it is decoded smaller, and the views show the
@@ -517,6 +521,19 @@ def test_npz_of_files(tmp_path):
             {"images": np.array([{}, {}], object)},
             r"is not a NumPy archive \(\.npz\) of plain arrays",
         ),
+    ],
+    ids=[
+        "no_images",
+        "float64",
+        "channels_first",
+        "empty",
+        "short_labels",
+        "float_labels",
+        "negative_label",
+        "label_without_class",
+        "short_offset",
+        "falling_offset",
+        "objects",
     ],
 )
 def test_npz_of_the_wrong_form(tmp_path, arrays, message):

@@ -205,6 +205,20 @@ def test_a_split_without_classes_leaves_the_labels_out(trained, painted, tmp_pat
         (("RUN", "DIR", "OUT/v.npz", "--weights", "none"), "requires an encoder"),
         (("RUN", "", "OUT/v.npz"), "the path is empty"),
     ],
+    ids=[
+        "no_out",
+        "run_and_encoder",
+        "ending",
+        "folder_as_out",
+        "file_as_folder",
+        "unwritable",
+        "no_images",
+        "no_data",
+        "no_run",
+        "train_option",
+        "weights_without_encoder",
+        "empty_path",
+    ],
 )
 def test_bad_input_is_refused_before_anything_is_computed(
     words, message, trained, painted, tmp_path

@@ -111,7 +111,11 @@ def test_eval_alone_lists_the_evaluations_with_their_summaries():
     assert "knn Vote of the k nearest training images" in one_line(out)
 
 
-@pytest.mark.parametrize("words", [["eval"], ["eval", "linear", "--help"], ["eval", "knn", "--x"]])
+@pytest.mark.parametrize(
+    "words",
+    [["eval"], ["eval", "linear", "--help"], ["eval", "knn", "--x"]],
+    ids=["list", "help", "unknown_option"],
+)
 def test_help_and_wrong_options_import_no_torch(words):
     """Of sslkit and its plugins, nothing heavy is imported."""
     program = (

@@ -130,7 +130,9 @@ def test_more_neighbours_than_images_are_told_of(trained, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "words", [["--k", "3", "{run}"], ["--k=3", "{run}"], ["{run}", "--k=3", "--layers", "all"]]
+    "words",
+    [["--k", "3", "{run}"], ["--k=3", "{run}"], ["{run}", "--k=3", "--layers", "all"]],
+    ids=["option_first", "equals_sign", "run_first"],
 )
 def test_options_and_run_may_come_in_any_order(trained, words):
     result = evaluated("knn", *(word.format(run=trained) for word in words))

@@ -408,6 +408,20 @@ def test_a_view_without_transform_and_a_sampler_without_reader() -> None:
         ),
         (["plugins", "heads", "linear"], "say `sslkit plugins KIND` or `sslkit plugins show NAME"),
     ],
+    ids=[
+        "misspelt_file",
+        "absent_folder",
+        "folder",
+        "no_argument",
+        "unknown_option",
+        "unknown_command",
+        "unknown_kind",
+        "no_part",
+        "unknown_part",
+        "unknown_kind_option",
+        "part_of_other_kind",
+        "too_many_arguments",
+    ],
 )
 def test_a_broken_command_line(arguments: list[str], sentence: str) -> None:
     Path("mine.yaml").write_text(VALID)

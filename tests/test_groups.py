@@ -159,6 +159,7 @@ def test_defaults_are_filled_in(write) -> None:
         ("[]", ()),
         ("[weak, {preset: weak, solarize: 0.2}]", ("weak", WEAK | {"solarize": 0.2})),
     ],
+    ids=["name", "empty", "preset", "preset_and_option", "empty_list", "list"],
 )
 def test_a_preset_a_mapping_or_a_list(write, given: str, read: object) -> None:
     assert options(write(f"colours: {given}"))["colours"] == read

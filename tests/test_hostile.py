@@ -120,7 +120,22 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
         (VALID + f"{'a' * 900}: {'9' * 40_000}", "is too large a number"),
         (VALID + "more: [" + "x, " * 20_000 + "]", "more  no such section"),
     ],
-    ids=range(14),
+    ids=[
+        "anchors",
+        "tag_object_apply",
+        "tag_name",
+        "alias",
+        "merge_key",
+        "deep_mappings",
+        "deep_lists",
+        "large_file",
+        "nul_byte",
+        "surrogate",
+        "no_code_point",
+        "escape_sequence",
+        "long_number",
+        "long_list",
+    ],
 )
 def test_a_recipe_that_is_a_trap(text: str, sentence: str) -> None:
     Path("trap.yaml").write_text(text)
@@ -146,6 +161,23 @@ def test_a_recipe_that_is_a_trap(text: str, sentence: str) -> None:
         "ａ",
         "",
     ],
+    ids=[
+        "parent",
+        "absolute",
+        "two_dots",
+        "dot",
+        "hidden",
+        "home",
+        "slash",
+        "backslash",
+        "nul_byte",
+        "line_break",
+        "final_line_break",
+        "escape_sequence",
+        "long",
+        "fullwidth",
+        "empty",
+    ],
 )
 def test_a_name_cannot_climb_out_of_the_folder_of_runs(name: str) -> None:
     Path("trap.yaml").write_text(VALID.replace("name: tiny", f'name: "{name}"'))
@@ -153,7 +185,11 @@ def test_a_name_cannot_climb_out_of_the_folder_of_runs(name: str) -> None:
     assert [path.name for path in Path().iterdir()] == ["trap.yaml"]
 
 
-@pytest.mark.parametrize("name", ["../x", "a.b", "", "image\\n", "\\e[31m", "0"])
+@pytest.mark.parametrize(
+    "name",
+    ["../x", "a.b", "", "image\\n", "\\e[31m", "0"],
+    ids=["parent", "dot", "empty", "line_break", "escape_sequence", "digit"],
+)
 def test_a_head_cannot_have_any_name(name: str) -> None:
     Path("trap.yaml").write_text(VALID.replace("  image: ", f'  "{name}": '))
     assert "cannot name a head" in refused("check", "trap.yaml")
@@ -194,6 +230,7 @@ def test_a_part_is_found_by_entry_point_alone(use: str, monkeypatch: pytest.Monk
         "*[",
         "",
     ],
+    ids=["code", "code_in_tag", "hub", "local_dir", "parent", "pattern", "empty"],
 )
 def test_a_model_is_one_that_timm_knows(model: str, images: Path) -> None:
     Path("trap.yaml").write_text(
@@ -215,7 +252,9 @@ def test_lines_that_load_an_encoder_quote_its_name() -> None:
 
 
 @pytest.mark.parametrize(
-    "place", ["a\0b", "x" * 5000, "~nosuchuser/x", "\ud800", "no\nsuch", "no\x1b[31msuch"]
+    "place",
+    ["a\0b", "x" * 5000, "~nosuchuser/x", "\ud800", "no\nsuch", "no\x1b[31msuch"],
+    ids=["nul_byte", "long", "no_user", "surrogate", "line_break", "escape_sequence"],
 )
 def test_places_that_are_none(place: str) -> None:
     Path("good.yaml").write_text(VALID)
@@ -231,7 +270,9 @@ def test_places_that_are_none(place: str) -> None:
     refused("train", "good.yaml", "--set", f"data.file={place}")
 
 
-@pytest.mark.parametrize("runs", ["a\0b", "x" * 5000, "good.yaml"])
+@pytest.mark.parametrize(
+    "runs", ["a\0b", "x" * 5000, "good.yaml"], ids=["nul_byte", "long", "file"]
+)
 def test_places_for_runs_that_are_none(runs: str, images: Path) -> None:
     Path("good.yaml").write_text(TINY.format(root=images))
     said = refused("train", "good.yaml", "--runs", runs)
@@ -300,7 +341,27 @@ PIXELS = bytes(96)
         header()[:20],
         b"",
     ],
-    ids=range(19),
+    ids=[
+        "pickle",
+        "objects",
+        "objects_in_fields",
+        "huge_shape",
+        "overflowing_shape",
+        "negative_shape",
+        "four_channels",
+        "short",
+        "trailing_byte",
+        "huge_void",
+        "float64",
+        "huge_text",
+        "code_in_header",
+        "deep_header",
+        "long_number_in_header",
+        "empty_header",
+        "unknown_version",
+        "header_cut",
+        "empty",
+    ],
 )
 def test_an_array_that_lies(content: bytes) -> None:
     with pytest.raises(
@@ -337,7 +398,7 @@ def test_archives_that_explode(monkeypatch: pytest.MonkeyPatch) -> None:
         Npz("train", file="trap.npz")
 
 
-@pytest.mark.parametrize("size", [10, 2**40, 2**32 - 2])
+@pytest.mark.parametrize("size", [10, 2**40, 2**32 - 2], ids=["10", "2^40", "2^32-2"])
 def test_a_directory_that_lies_about_sizes(size: int) -> None:
     """The size in the zip directory is not the one in the array's head."""
     content = bytearray(archive(images=header() + PIXELS).read_bytes())
@@ -366,7 +427,7 @@ def test_names_in_an_archive_are_printed_harmlessly() -> None:
     assert "\\x1b[31mred\\n../../outside/x" in refused("views", "good.yaml", "--data", "trap.npz")
 
 
-@pytest.mark.parametrize("label", [2**40, 2**62, 1_000_000])
+@pytest.mark.parametrize("label", [2**40, 2**62, 1_000_000], ids=["2^40", "2^62", "10^6"])
 def test_labels_that_would_fill_the_memory(label: int) -> None:
     np.savez("trap.npz", images=np.zeros((2, 4, 4, 3), np.uint8), labels=np.array([0, label]))
     with pytest.raises(
@@ -700,7 +761,7 @@ STATES: list[Any] = [
 ]
 
 
-@pytest.mark.parametrize("change", STATES, ids=range(len(STATES)))
+@pytest.mark.parametrize("change", STATES, ids=lambda change: repr(change)[:60])
 def test_a_state_that_lies(run_folder: Path, change: Any) -> None:
     path = newest(run_folder)
     state = json.loads((path / "state.json").read_text())
@@ -715,7 +776,9 @@ def test_a_state_that_lies(run_folder: Path, change: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["[" * 100_000, "{" * 3, '{"step": 3', "\xff", "NaN", '{"step":' + "9" * 10_000 + "}"]
+    "text",
+    ["[" * 100_000, "{" * 3, '{"step": 3', "\xff", "NaN", '{"step":' + "9" * 10_000 + "}"],
+    ids=["deep", "open", "cut", "latin_1", "nan", "long_number"],
 )
 def test_a_state_that_is_no_json(run_folder: Path, text: str) -> None:
     path = newest(run_folder)
@@ -773,7 +836,9 @@ def test_metrics_that_are_none_are_dropped(run_folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"[]", b"[" * 100_000, b"\xff", b'{"protocol": 1}', b"null", b'"' * 3]
+    "content",
+    [b"[]", b"[" * 100_000, b"\xff", b'{"protocol": 1}', b"null", b'"' * 3],
+    ids=["list", "deep", "binary", "number", "null", "quotes"],
 )
 def test_an_old_result_that_is_none_is_kept_aside(run_folder: Path, content: bytes) -> None:
     (run_folder / "eval").mkdir()
@@ -791,6 +856,7 @@ def test_an_old_result_that_is_none_is_kept_aside(run_folder: Path, content: byt
         "\0",
         VALID.replace("out_dim: 16", "out_dim: 8"),
     ],
+    ids=["anchors", "name", "empty", "nul_byte", "out_dim"],
 )
 def test_a_run_folder_with_another_recipe(run_folder: Path, text: str) -> None:
     root = recipe.read(run_folder / "recipe.yaml").data.options["root"]

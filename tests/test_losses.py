@@ -139,7 +139,11 @@ def test_an_image_that_finds_only_itself_among_shared_candidates(problem, form):
     assert (prediction.grad[:, 0] == 0).all() == (form != "official")
 
 
-@pytest.mark.parametrize("loss", [LambdaNCE(lambda_=0.3), LambdaNCE(form="info_nce"), InfoNCE()])
+@pytest.mark.parametrize(
+    "loss",
+    [LambdaNCE(lambda_=0.3), LambdaNCE(form="info_nce"), InfoNCE()],
+    ids=["lambda_0.3", "lambda_info_nce", "info_nce"],
+)
 def test_the_terms_are_left_by_themselves(problem, loss):
     bank, index, prediction, picks = problem
     value = loss(prediction.requires_grad_(), bank[index], BankNegatives(bank, picks, index))
@@ -195,7 +199,9 @@ def test_gradients_of_the_paper_form_by_finite_differences(problem):
 
 
 @pytest.mark.parametrize(
-    ("negatives", "info", "nce"), [(32_000, 11.17, 12.17), (4_096, 9.11, 10.11)]
+    ("negatives", "info", "nce"),
+    [(32_000, 11.17, 12.17), (4_096, 9.11, 10.11)],
+    ids=["32000", "4096"],
 )
 def test_first_loss_of_random_vectors(negatives, info, nce):
     """log N + 1/(2·128·0.07²), and 1 more for NCE."""
@@ -244,6 +250,7 @@ def test_first_loss_is_right_at_every_temperature(temperature):
         ("info_nce", (0.05, 0.3, 1.0, 5.0)),
         ("paper", (1.0, 5.0)),
     ],
+    ids=["official", "info_nce", "paper"],
 )
 def test_a_perfect_solution_has_the_smallest_loss(form, sizes):
     """Every image at its own memory, all memories orthogonal: no perturbation does better, and

@@ -51,6 +51,7 @@ def test_ten_images_of_the_papers_sizes():
         JigsawRotation(size=24, resize=48, patch=12),
         Rotation(size=24),
     ],
+    ids=["jigsaw", "jigsaw_rotation", "rotation"],
 )
 def test_a_sample_is_a_function_of_image_and_generator(transform):
     first, again, other = (transform(photo(), np.random.default_rng(seed)) for seed in (0, 0, 1))

@@ -153,6 +153,7 @@ def test_data_replaces_the_data_section(
         ("<<", "<<"),
         ("{a: [1, x]}", {"a": [1, "x"]}),
     ],
+    ids=str,
 )
 def test_plain_scalars(text: str, value: Any) -> None:
     read = Document(text)
@@ -264,6 +265,16 @@ def test_an_optimizer_has_options_of_its_own(path: Path, tmp_path: Path) -> None
         ("use: 3", "use", "3 is not a name; there are: sgd, momentum"),
         ("options: {momentum: 1}", "options", "no such option of sgd"),
     ],
+    ids=[
+        "misspelt",
+        "zero_trust_coeff",
+        "one_beta",
+        "two_betas_of_three",
+        "momentum_of_adamw",
+        "negative_weight_decay",
+        "number_as_name",
+        "options_as_key",
+    ],
 )
 def test_an_option_that_an_optimizer_does_not_take(
     path: Path, optimizer: str, key: str, message: str
@@ -355,6 +366,15 @@ def test_a_schedule_has_options_of_its_own(path: Path) -> None:
             "final_weight_decay",
             "changes optimizer.weight_decay, which is 0, so nothing decays; set",
         ),
+    ],
+    ids=[
+        "step_epochs_of_cosine",
+        "final_lr_of_step",
+        "factor_of_constant",
+        "multistep_without_milestones",
+        "misspelt",
+        "unknown_schedule",
+        "no_weight_decay",
     ],
 )
 def test_an_option_that_a_schedule_would_ignore(

@@ -276,6 +276,20 @@ def test_validation_fills_defaults_and_takes_lists_for_tuples() -> None:
         ({"count": 1, "lambda": 1}, ("lambda", "expected true or false, got 1")),
         ({"count": 1, "lambda_": True}, ("lambda_", "no such option of t; did you mean 'lambda'?")),
     ],
+    ids=[
+        "required",
+        "misspelt",
+        "unknown",
+        "bool_as_int",
+        "float_as_int",
+        "text_as_int",
+        "text_as_float",
+        "bool_as_float",
+        "short_list",
+        "number_as_path",
+        "int_as_bool",
+        "name_in_python",
+    ],
 )
 def test_validation_says_what_is_wrong_once(given: dict[str, Any], fault: tuple[str, str]) -> None:
     assert read_class(Tunable, "t").validate("t", given)[1] == [fault]

@@ -40,7 +40,11 @@ def test_an_image_is_never_its_own_negative(draws):
         assert kept.min() > 0.22 and kept.max() < 0.28, "uniform over the other four"
 
 
-@pytest.mark.parametrize("options", [{"negatives": "all"}, {"negatives": 300, "draws": "batch"}])
+@pytest.mark.parametrize(
+    "options",
+    [{"negatives": "all"}, {"negatives": 300, "draws": "batch"}],
+    ids=["all", "batch"],
+)
 def test_own_rows_among_shared_candidates_count_as_minus_infinity(options):
     memory = bank(5, **options)
     index = torch.tensor([2, 0])
@@ -112,11 +116,11 @@ CHEAPEST = {"gathered": 0.0, "products": 1e9}
 """What gathering a row costs where the other way is never taken."""
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize(
     "shape", [(2, 7, 3), (1, 7, 3), (3,), None], ids=["term", "image", "batch", "all"]
 )
-@pytest.mark.parametrize("chunk", [1, 100, 2**24])
+@pytest.mark.parametrize("chunk", [1, 100, 2**24], ids=["chunk_1", "chunk_100", "one_chunk"])
 @pytest.mark.parametrize("way", CHEAPEST)
 def test_both_ways_in_chunks_equal_the_naive_gather_with_its_gradient(
     way, chunk, shape, dtype, monkeypatch
@@ -143,7 +147,9 @@ def test_both_ways_in_chunks_equal_the_naive_gather_with_its_gradient(
     torch.testing.assert_close(BankNegatives(rows, picks, None).similarity(query[0]), scores[0])
 
 
-@pytest.mark.parametrize(("dtype", "step"), [("float16", 2**-11), ("bfloat16", 2**-8)])
+@pytest.mark.parametrize(
+    ("dtype", "step"), [("float16", 2**-11), ("bfloat16", 2**-8)], ids=["float16", "bfloat16"]
+)
 def test_what_a_bank_in_half_precision_costs(dtype, step):
     """Rows are rounded to 11 or 8 bits where they are written, cosines and means are float32.
     `step` is the distance of neighbouring
@@ -199,6 +205,7 @@ def test_rows_follow_at_every_momentum_that_a_type_allows(dtype, momentum):
         ("bfloat16", 0.9995, "use at most 0.992, or set dtype: float32"),
         ("float16", 0.9995, "use at most 0.999, or set dtype: float32"),
     ],
+    ids=["bfloat16-0.999", "bfloat16-0.9995", "float16-0.9995"],
 )
 def test_a_momentum_that_is_rounded_away_is_refused(dtype, momentum, remedy):
     with pytest.raises(RecipeError) as raised:

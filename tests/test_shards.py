@@ -98,7 +98,9 @@ def test_a_spread_bank_gives_what_one_bank_gives(ranks, tmp_path, world, options
             torch.testing.assert_close(value, one[name], rtol=1e-4, atol=1e-6, msg=name)
 
 
-@pytest.mark.parametrize("costs", [samplers.Costs(1, 1, 0), samplers.Costs(1, 1, 1e9)])
+@pytest.mark.parametrize(
+    "costs", [samplers.Costs(1, 1, 0), samplers.Costs(1, 1, 1e9)], ids=["gathered", "products"]
+)
 def test_gathered_rows_and_whole_products_agree_across_processes(
     ranks, tmp_path, costs, monkeypatch
 ):

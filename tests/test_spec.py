@@ -319,6 +319,7 @@ def drawn(rows, colours):
         ("npid", {"jitter": 1, "photometric": 0, "gray": 0.2, "gaussian_blur": 0, "flip": 0.5}),
         ("gray", {"jitter": 0, "photometric": 0, "gray": 0.66, "gaussian_blur": 0, "flip": 0.5}),
     ],
+    ids=["official", "blur", "npid", "gray"],
 )
 def test_colours_come_in_their_order_as_often_as_they_should(colours, chances):
     steps = drawn(9000, colours)
@@ -358,7 +359,9 @@ def test_colours_come_in_their_order_as_often_as_they_should(colours, chances):
 
 
 @pytest.mark.parametrize(
-    ("colours", "strengths"), [("blur", (0.8, 0.8, 0.8, 0.2)), ("npid", (0.4, 0.4, 0.4, 0.4))]
+    ("colours", "strengths"),
+    [("blur", (0.8, 0.8, 0.8, 0.2)), ("npid", (0.4, 0.4, 0.4, 0.4))],
+    ids=["blur", "npid"],
 )
 def test_jitter_is_as_strong_as_it_should_be(colours, strengths):
     middle = (1, 1, 1, 0)

@@ -352,6 +352,7 @@ class NothingRead(TorchDispatchMode):
         ("sampler.negatives=all",),
         ("train.accumulate=2", "loss.form=info_nce"),
     ],
+    ids=["default", "clip_grad", "all_negatives", "accumulate"],
 )
 def test_a_step_reads_no_number_from_the_device(make, monkeypatch, settings):
     """Views are left out: they draw on the host, by design."""

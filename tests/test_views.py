@@ -261,7 +261,7 @@ def test_the_same_draws_give_the_same_pixels():
 
 
 @pytest.mark.parametrize("colours", Colours.presets)
-@pytest.mark.parametrize("shape", [(4, 3, 10, 10), (4, 5, 3, 10, 10)])
+@pytest.mark.parametrize("shape", [(4, 3, 10, 10), (4, 5, 3, 10, 10)], ids=["images", "patches"])
 def test_two_processes_draw_what_one_draws(colours, shape):
     view = bytes_like(*shape)
     whole = finish(view, Draws(7), preset(colours))
@@ -402,7 +402,7 @@ def test_half_of_all_views_are_flipped():
     assert 70 < sum(not torch.equal(one, view) for one in flipped) < 130
 
 
-@pytest.mark.parametrize("size", [(1, 1), (2, 700), (700, 2)])
+@pytest.mark.parametrize("size", [(1, 1), (2, 700), (700, 2)], ids=["1x1", "2x700", "700x2"])
 def test_odd_pictures_can_be_cut(size):
     assert Augment(size=24)(photo(*size), np.random.default_rng(0)).views["image"].shape == (
         3,

@@ -1,4 +1,4 @@
-"""The command line. Commands are thin: what they do lies in modules that they import when run."""
+"""The command line. Commands import the modules that do the work only when they run."""
 
 from sslkit.cli import data, embed, evaluate, export, inspect, recipes, train
 from sslkit.cli.app import app

@@ -1,4 +1,4 @@
-"""The application: its errors, its version."""
+"""Defines the application, its error handling and its version option."""
 
 import os
 import traceback
@@ -24,17 +24,17 @@ ORDER = (
     "plugins",
     "schema",
 )
-"""The commands as `sslkit --help` lists them."""
+"""Commands in the order of `sslkit --help`."""
 
 
 class _Commands(TyperGroup):
-    """Prints an error that the user can mend, without a traceback, and exits with code 2.
+    """Prints user errors without a traceback and exits with code 2.
 
-    An exception of a part is such an error. SSLKIT_DEBUG=1 shows its traceback as well.
+    Exceptions of parts are user errors too. SSLKIT_DEBUG=1 shows their tracebacks.
     """
 
     def list_commands(self, context: Any) -> list[str]:
-        """Return the commands in the order of use; those of other packages last."""
+        """Return the commands in the usual order of use; commands of other packages come last."""
         names = super().list_commands(context)
         return sorted(names, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
 

@@ -91,14 +91,14 @@ def _common(
         ),
     ] = None,
 ) -> None:
-    """Take the options that every evaluation has."""
+    """Declare the options that all evaluations share."""
 
 
 COMMON = inspect.signature(_common).parameters
 
 
 class _Evaluations(TyperGroup):
-    """Finds evaluations by entry point; imports none of them."""
+    """Finds evaluations by entry point, without importing them."""
 
     def list_commands(self, context: Any) -> list[str]:
         return sorted({part.name for part in registry.parts("evaluations")})
@@ -113,7 +113,7 @@ class _Evaluations(TyperGroup):
 
 
 class _Command(TyperCommand):
-    """Answers an unknown option with the nearest one."""
+    """Suggests a similar option for an unknown one."""
 
     def parse_args(self, context: Any, words: list[str]) -> list[str]:
         known: list[str] = []
@@ -151,7 +151,9 @@ app.add_typer(evaluations, name="eval")
 
 
 def command(part: Part) -> Any:
-    """Make the command of an evaluation. Raises PluginError if an option has a common name."""
+    """Make the command of an evaluation.
+
+    Raises PluginError if an option has the name of a common option."""
     signature = part.signature()
     taken = [name for name in signature.options if name in COMMON]
     if taken:
@@ -171,7 +173,7 @@ def command(part: Part) -> Any:
 
 
 def _broken(name: str, error: PluginError) -> Any:
-    """Make the command of an evaluation that cannot be read: it says why."""
+    """Make a command that reports why an evaluation cannot be read."""
 
     def run() -> None:
         raise error
@@ -195,7 +197,7 @@ def _made(
 
 
 def _parameter(option: Option) -> inspect.Parameter:
-    """Make the parameter of an option: a flag for true or false, else text."""
+    """Make the parameter of an option: a flag for a bool, otherwise text."""
     flag = f"--{option.name.replace('_', '-')}"
     if option.words == "true or false":
         shown = {True: "  [default: yes]", False: "  [default: no]"}.get(option.default, "")
@@ -213,7 +215,7 @@ def _parameter(option: Option) -> inspect.Parameter:
 
 
 def _keyword(name: str, kind: Any, declared: Any) -> inspect.Parameter:
-    """Make a keyword that is None if it is not given."""
+    """Make a keyword parameter that defaults to None."""
     keyword = inspect.Parameter.KEYWORD_ONLY
     return inspect.Parameter(name, keyword, default=None, annotation=Annotated[kind, declared])
 

@@ -1,4 +1,4 @@
-"""`sslkit check`, `plugins`, `schema`, `plan`, `views`: everything that trains nothing."""
+"""`sslkit check`, `plugins`, `schema`, `plan`, `views`: commands that do not train."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from sslkit.recipe.tables import group_tables, option_rows
 from sslkit.recipe.words import advice, written
 
 CHOICES = {"optimizers": "optimizer", "schedules": "schedule"}
-"""What is no part and has options by its name: the kind, and the section of a recipe."""
+"""Kinds with options that are not parts, and their section of a recipe."""
 
 
 @app.command()
@@ -100,7 +100,7 @@ def _summary(part: registry.Part) -> str:
 
 
 def _show(name: str, kind: str | None) -> None:
-    """Print docstring, runtime arguments and options of every part of that name."""
+    """Print the docstring, runtime arguments and options of all parts with a name."""
     installed = [] if kind in CHOICES else registry.parts(kind)
     parts = [part for part in installed if part.name == name]
     others = []
@@ -231,7 +231,7 @@ def views(
 
 
 def _free(stem: str, ending: str) -> Path:
-    """Return a file of that name in the working directory, numbered where it is there already."""
+    """Return an unused file name in the working directory, numbered if necessary."""
     path, number = Path(f"{stem}{ending}"), 1
     while os.path.lexists(path):
         number += 1

@@ -10,9 +10,10 @@ from sslkit.errors import Fault, RecipeError
 
 
 def filled(name: str, kind: type = str) -> Callable[[Any], Any]:
-    """Return a parser of `kind` that refuses an empty path, which would mean the working directory.
+    """Return a parser of `kind` that refuses an empty text.
 
-    A shell variable that is not set gives one. Every option and argument with a path has this.
+    An unset shell variable gives an empty path, which would mean the working directory. All options
+    and arguments with paths use this parser.
     """
 
     def parse(given: Any) -> Any:

@@ -1,4 +1,4 @@
-"""`sslkit recipes`: the shipped recipes listed, shown, copied."""
+"""`sslkit recipes`: list, show and copy shipped recipes."""
 
 import shlex
 from typing import Annotated

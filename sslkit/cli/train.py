@@ -156,7 +156,7 @@ def _check_usage(
 
 
 def _profile(made: Any, runs: Path) -> None:
-    """Measure a recipe and show the table."""
+    """Profile a recipe and show the table."""
     from sslkit import distributed
     from sslkit.device import pick_device
     from sslkit.training.profile import profile

@@ -1,5 +1,6 @@
 """Encoders without a run: `--encoder PART:MODEL`, or a folder written by `sslkit export`."""
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,7 @@ def _of_command(fault: Fault) -> Fault:
 
 def read_encoder(text: str, weights: str | None) -> Foreign:
     """Read `--encoder`: PART:MODEL, or a folder. Raises RecipeError if it is neither."""
-    if Path(text).is_dir():
+    if os.path.isdir(text):
         if weights is not None:
             raise RecipeError(Fault("--weights", f"{text} has its own weights; remove the option"))
         return _of_folder(Path(text))

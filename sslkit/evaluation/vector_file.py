@@ -26,7 +26,7 @@ def check(path: Path, *, overwrite: bool) -> None:
     `overwrite`; SslkitError if .parquet lacks its package; CheckpointError if the folder is not
     writable.
     """
-    if path.is_dir():
+    if os.path.isdir(path):
         raise RecipeError(Fault(OUT, f"{path} is a folder; name a file in it: {path}/vectors.npz"))
     if path.suffix not in SUFFIXES:
         message = (
@@ -41,7 +41,7 @@ def check(path: Path, *, overwrite: bool) -> None:
     if os.path.lexists(path) and not overwrite:
         raise RecipeError(Fault(OUT, f"{path} exists; name another file, or add --overwrite"))
     folders.check_place(path.parent, f"the file {path.name}", PLACE)
-    if path.parent.is_dir():  # Rights alone do not tell whether a file can be made.
+    if os.path.isdir(path.parent):  # Rights alone do not tell whether a file can be made.
         with files.writing(path, PLACE), tempfile.TemporaryFile(dir=path.parent):
             pass
 

@@ -1,4 +1,4 @@
-"""YAML → Recipe: what is installed, what it takes, what is wrong. Imports no torch."""
+"""Finds installed parts, reads recipes and checks them. Does not import torch."""
 
 from sslkit.recipe.arguments import choose_evaluation, read_data, read_evaluation
 from sslkit.recipe.contents import PARTS, SECTIONS, Choice, Recipe

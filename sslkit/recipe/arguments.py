@@ -1,4 +1,4 @@
-"""Evaluations and data sets as the command line names them."""
+"""Reads evaluations and data sets from command-line arguments."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,9 +14,10 @@ SET = "--set"
 
 
 def read_evaluation(name: str, given: Mapping[str, str | bool]) -> Choice:
-    """Return an evaluation with its options, whose values are read as those of `--set`.
+    """Return an evaluation with options from the command line, parsed like values of `--set`.
 
-    `given` are texts by option; a flag is true or false. Raises RecipeError with every fault.
+    `given` maps an option to its text, or to true or false for a flag. Raises RecipeError with
+    every fault.
     """
     part = registry.find("evaluations", name)
     values: dict[str, Any] = {}
@@ -36,9 +37,9 @@ def read_evaluation(name: str, given: Mapping[str, str | bool]) -> Choice:
 
 
 def choose_evaluation(name: str, given: Mapping[str, Any], common: Sequence[str] = ()) -> Choice:
-    """Return an evaluation with its options, given as Python values by their name in Python.
+    """Return an evaluation with options from Python values, by parameter name.
 
-    `common` are names that are near to a misspelt one as well. Raises RecipeError with every fault.
+    `common` holds more names to suggest for a misspelt option. Raises RecipeError with every fault.
     """
     part = registry.find("evaluations", name)
     signature = part.signature()
@@ -61,9 +62,10 @@ def _flag(option: str) -> str:
 
 
 def read_data(data: str, overrides: Sequence[str] = (), *, place: str = "--data") -> Choice:
-    """Return the data set of a path. Raises RecipeError if there is none, or for a wrong option.
+    """Return the data set that opens a path.
 
-    `overrides` are `data.key=value`; `place` is the argument that names the path.
+    `overrides` have the form `data.key=value`; `place` is the argument with the path. Raises
+    RecipeError if no data set opens the path, or if an option is wrong.
     """
     section = opened_by(data)
     if isinstance(section, str):

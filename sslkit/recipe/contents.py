@@ -1,4 +1,4 @@
-"""A recipe that has been read: the parts it names, with every option filled in."""
+"""A validated recipe: its parts, with every option filled in."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +21,7 @@ PARTS = {
     "sampler": "samplers",
     "loss": "losses",
 }
-"""Each section that names parts, and their kind."""
+"""Kind of part of each section that names parts."""
 SECTIONS = ("name", *PARTS, *SETTINGS)
 OPTIONAL = ("name", "heads", "sampler", "schedule")
 NAME = "[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}"
@@ -30,7 +30,7 @@ HEAD = "[A-Za-z_][A-Za-z0-9_]{0,99}"
 
 @dataclass(frozen=True)
 class Choice:
-    """A part that a recipe names, with every option filled in, by its name in recipes."""
+    """A part of a recipe, with every option filled in. Options have their names in recipes."""
 
     kind: str
     use: str
@@ -39,9 +39,9 @@ class Choice:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """The options as keyword arguments of the part's constructor, groups as dataclasses.
+        """Return keyword arguments for the part's constructor, with groups as dataclasses.
 
-        Imports the part where it has groups.
+        Imports the part if it has groups.
         """
         signature = self.part.signature()
         if any(has_group(option.annotation) for option in signature.options.values()):
@@ -55,7 +55,7 @@ class Choice:
 
 @dataclass(frozen=True, repr=False)
 class Recipe:
-    """A complete method: its parts, their options, how it is trained."""
+    """A complete method: parts, options and training settings."""
 
     name: str
     method: Choice
@@ -91,7 +91,7 @@ class Recipe:
         return sections
 
     def as_yaml(self) -> str:
-        """A recipe file, every default filled in; `read` makes an equal recipe of it."""
+        """Return a recipe file with all defaults; `read` returns an equal recipe."""
         return yaml.dump(
             self.as_dict(),
             Dumper=Dumper,

@@ -1,6 +1,6 @@
-"""One YAML text ↔ plain data, with the line of every key and every item of a list.
+"""Parses and writes YAML as plain data, with the line of every key and list item.
 
-Tags, anchors, aliases and values that no option can hold are faults.
+Tags, anchors, aliases and values that no option can have are faults.
 """
 
 import math
@@ -12,12 +12,12 @@ import yaml
 from sslkit.recipe.words import written
 
 MAX_BYTES = 1 << 16
-"""Largest text that is read: PyYAML takes a second for 100 KiB."""
+"""Maximum size of a file, bytes. PyYAML takes a second for 100 KiB."""
 MAX_DEPTH = 20
 BREAKS = {"\x85", "\u2028", "\u2029"}
-"""Line breaks of YAML, which survive only as escapes."""
+"""Line breaks of YAML that editors do not show. They must be written as escapes."""
 MARK = "\ufeff"
-"""A byte-order mark, which YAML drops at the beginning."""
+"""Byte-order mark. YAML drops it at the start of a text."""
 
 _INT = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 _FLOAT = re.compile(r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?")
@@ -27,7 +27,7 @@ Key = tuple[str, ...]
 
 
 def whole(text: str) -> str:
-    """Return the same text. Raises ValueError for half a surrogate pair, which no file can hold."""
+    """Return the text unchanged. Raises ValueError for a lone surrogate."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -36,9 +36,9 @@ def whole(text: str) -> str:
 
 
 def resolve(text: str) -> Any:
-    """Return what a plain scalar stands for: null, true, false, a decimal number, or text.
+    """Parse a plain scalar: null, true, false, a decimal number, or text.
 
-    Raises ValueError for numbers that no option can hold.
+    Raises ValueError for infinite, NaN and very long numbers.
     """
     if text in ("", "~", "null"):
         return None
@@ -54,7 +54,7 @@ def resolve(text: str) -> Any:
 
 
 class Dumper(yaml.SafeDumper):
-    """Quotes text that `resolve` would read as something else."""
+    """Dumps YAML and quotes text that `resolve` would parse as another type."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -74,7 +74,7 @@ Dumper.add_representer(str, _represent_text)
 
 
 def broken(text: str) -> str | None:
-    """Say which line break of YAML, which editors do not show, a text holds; None for none."""
+    """Return a message about an invisible YAML line break in a text; None without one."""
     found = sorted(set(text) & BREAKS)
     if not found:
         return None
@@ -86,11 +86,11 @@ def broken(text: str) -> str | None:
 
 
 class TooDeepError(Exception):
-    """Stops the reading: PyYAML's time grows with the square of the depth."""
+    """Nesting exceeds MAX_DEPTH. PyYAML's time grows with the square of the depth."""
 
 
 class Document:
-    """Plain data of one YAML text, the line of every key, and the faults in it."""
+    """Parses one YAML text: plain data, the line of every key, and faults."""
 
     def __init__(self, text: str, when_empty: str = "is empty") -> None:
         self.lines: dict[Key, int] = {}

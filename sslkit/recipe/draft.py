@@ -1,4 +1,4 @@
-"""Unchecked recipes: a file or mapping with `--set` and `--data`, and the origin of each key."""
+"""Applies `--set` and `--data` to a recipe, unchecked, and records the origin of each key."""
 
 import math
 import os
@@ -18,16 +18,16 @@ from sslkit.recipe.signature import REQUIRED, Option, Signature, read_group
 from sslkit.recipe.words import plain, written, written_path
 
 Source = str | os.PathLike[str] | Mapping[str, Any]
-"""A recipe's path, the name of a shipped one, or a mapping of its sections."""
+"""Path of a recipe, name of a shipped recipe, or mapping of sections."""
 NEEDED = ", ".join(section for section in SECTIONS if section not in OPTIONAL)
 EMPTY = f"is empty; a recipe needs the sections {NEEDED}"
 
 
 class Draft:
-    """The mapping of sections that a recipe holds after `--set` and `--data`.
+    """The sections of a recipe after `--set` and `--data`, before validation.
 
-    `places` has the file and line of every key, `faults` what is wrong so far, `name` is that of
-    a recipe that states none.
+    `places` maps a key to its file and line. `faults` holds the faults found so far. `name` is the
+    default name of the recipe.
     """
 
     def __init__(self, source: Source, overrides: Sequence[str], data: str | None) -> None:
@@ -40,7 +40,7 @@ class Draft:
         else:
             self._load(shipped.find(self.place))
         settings = [setting for setting in map(self._parse, overrides) if setting is not None]
-        # The options of a part that is replaced are dropped first.
+        # Set `use` first: it drops the options of the replaced part.
         for key, value in settings:
             if key[-1] == "use":
                 self._set(key, value)
@@ -51,7 +51,7 @@ class Draft:
                 self._set(key, value)
 
     def refuse(self, key: Key, message: str) -> None:
-        """Add a fault, at the line of the key or of the nearest key above it."""
+        """Add a fault at the line of the key, or of its nearest known parent."""
         known = key
         while known not in self.places:
             known = known[:-1]
@@ -59,7 +59,7 @@ class Draft:
         self.faults.append(Fault(".".join(key), message, file, line))
 
     def ordered_faults(self) -> list[Fault]:
-        """Return the faults of the file by line, then the others."""
+        """Return the file's faults in order of line, then the others."""
 
         def order(fault: Fault) -> tuple[bool, float]:
             return fault.file != self.place, math.inf if fault.line is None else fault.line
@@ -69,7 +69,7 @@ class Draft:
     # --------------------------------------------------------------------- the file or the mapping
 
     def _copy(self, source: Mapping[str, Any]) -> None:
-        """Take a mapping that was given in Python. Raises RecipeError for an empty one."""
+        """Copy a mapping from Python. Raises RecipeError if it is empty."""
         given = mapping.GivenMapping(source)
         self.content = given.value
         for key, message in given.faults:
@@ -81,7 +81,7 @@ class Draft:
         self.name = run_name(str(use))
 
     def _load(self, path: Path) -> None:
-        """Read the file. Raises RecipeError if nothing can be read from it."""
+        """Read a recipe file. Raises RecipeError if it has no readable content."""
         self.name = run_name(path.stem)
         content = self._bytes(path)
         try:
@@ -141,10 +141,10 @@ class Draft:
         return None if document.faults else (key, document.value)
 
     def _set(self, key: Key, value: Any) -> None:
-        """Put a value at a key, as `--set` does.
+        """Set the value of a key, as `--set` does.
 
-        A preset's name on the way becomes a mapping that starts from it, an option that is left
-        out its default. In optimizer and schedule, null removes the key.
+        A preset's name in the path becomes a mapping with that preset. A missing option in the
+        path gets its default. In optimizer and schedule, null removes the key.
         """
         target: Any = self.content
         for length in range(1, len(key)):
@@ -166,7 +166,7 @@ class Draft:
         self.places[key] = ("--set", None)
 
     def _enter(self, target: Any, key: Key, length: int) -> Any:
-        """Return the mapping or list at the first `length` names of a key, made where needed."""
+        """Return the mapping or list at `key[:length]`; create it if it is missing."""
         here = key[:length]
         place = self._place(target, key, length)
         if place is None:
@@ -186,9 +186,9 @@ class Draft:
         return None
 
     def _place(self, target: Any, key: Key, length: int) -> Any:
-        """Return the last of the first `length` names of a key, for a list as a number.
+        """Return `key[length - 1]` as a key of `target`: a name, or an index into a list.
 
-        None if the list has no such item.
+        Returns None if the list has no such item.
         """
         name = key[length - 1]
         if isinstance(target, dict):
@@ -200,7 +200,7 @@ class Draft:
         return None
 
     def _default(self, key: Key, target: Mapping[str, Any]) -> Any:
-        """Return what an option that `target` leaves out stands for; {} if nothing says."""
+        """Return the default of an option that `target` does not set; {} if there is none."""
         above = self._option(key[:-1])
         if above is not None:
             presets = groups.presets(groups.group_of(above.annotation))
@@ -213,7 +213,7 @@ class Draft:
         return plain(option.default)
 
     def _option(self, key: Key) -> Option | None:
-        """Return the option at a key, also within groups; None if there is none."""
+        """Return the option at a key, including options of groups; None if there is none."""
         names = key[2:] if key[:1] == ("heads",) else key[1:]
         if not names:
             return None
@@ -228,7 +228,7 @@ class Draft:
         return option
 
     def _signature(self, key: Key) -> Signature | None:
-        """Return the signature of the part or the settings at a key."""
+        """Return the signature of the part or settings at a key; None if it is unknown."""
         content: Any = self.content
         for name in key:
             content = content.get(name) if isinstance(content, dict) else None
@@ -261,19 +261,19 @@ class Draft:
 
 
 def run_name(text: str) -> str:
-    """Return a text as a name of run folders: other characters than ASCII's become `_`."""
+    """Make a run folder's name from a text: characters outside A-Z a-z 0-9 . _ - become `_`."""
     name = re.sub(r"[^A-Za-z0-9_.-]+", "_", text).lstrip(".-")[:100]
     return name if re.search("[A-Za-z0-9]", name) else "recipe"
 
 
 def _names_part(key: Key) -> bool:
-    """Tell whether a key is the `use` of a part."""
+    """Return whether a key is the `use` of a part."""
     length = 3 if key[0] == "heads" else 2
     return key[0] in PARTS and key[-1] == "use" and len(key) == length
 
 
 def _below(option: Option, name: str) -> Option | None:
-    """Return the option of that name in the group, or the item of that number in the list."""
+    """Return the option `name` of a group, or item `name` of a list; None if there is none."""
     group, listed = groups.group_of(option.annotation), groups.list_of(option.annotation)
     if name.isdecimal() and listed is not None:
         items = groups.items_of(listed, int(name) + 1) or []

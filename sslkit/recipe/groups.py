@@ -1,9 +1,9 @@
 """Groups: options within an option, declared as frozen keyword-only dataclasses.
 
-A group stands in the annotation of an option, alone, in a union, or in a list:
-`Literal["strong", "weak"] | Colours | tuple[Colours, ...]`. A recipe holds a mapping for it. A
-class attribute `presets: ClassVar[dict[str, dict[str, Any]]]` names values that a mapping may start
-from: `{preset: strong, blur: 0.5}`.
+An option's annotation contains a group alone, in a union, or in a list:
+`Literal["strong", "weak"] | Colours | tuple[Colours, ...]`. A recipe writes a group as a mapping.
+The class attribute `presets: ClassVar[dict[str, dict[str, Any]]]` names sets of values. A mapping
+may start from a preset: `{preset: strong, blur: 0.5}`.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from typing import Any
 
 
 def is_group(annotation: Any) -> bool:
-    """Tell whether an annotation is a frozen dataclass whose fields are all keyword-only."""
+    """Return whether an annotation is a frozen dataclass whose fields are all keyword-only."""
     if not isinstance(annotation, type) or not dataclasses.is_dataclass(annotation):
         return False
     frozen = annotation.__dataclass_params__.frozen  # type: ignore[attr-defined]
@@ -29,7 +29,7 @@ def bare(annotation: Any) -> Any:
 
 
 def members(annotation: Any) -> tuple[Any, ...]:
-    """Return the members of a union; an annotation that is no union is its only member."""
+    """Return the members of a union, or the annotation itself if it is not a union."""
     annotation = bare(annotation)
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         return typing.get_args(annotation)
@@ -37,12 +37,12 @@ def members(annotation: Any) -> tuple[Any, ...]:
 
 
 def group_of(annotation: Any) -> type | None:
-    """Return the group that a mapping stands for, None if there is none."""
+    """Return the group of an annotation; None if it has no group."""
     return next((bare(member) for member in members(annotation) if is_group(bare(member))), None)
 
 
 def list_of(annotation: Any) -> Any:
-    """Return the member of a union that is a list or tuple with groups in it, None without one."""
+    """Return the member of a union that is a list or tuple of groups; None if there is none."""
     for member in members(annotation):
         is_list = typing.get_origin(bare(member)) in (list, tuple)
         if is_list and any(map(has_group, typing.get_args(bare(member)))):
@@ -51,7 +51,7 @@ def list_of(annotation: Any) -> Any:
 
 
 def items_of(listed: Any, count: int) -> list[Any] | None:
-    """Return the annotation of each item of a list of `count`, None if it cannot be so long."""
+    """Return the annotations of `count` list items; None if the list cannot have that length."""
     arguments = typing.get_args(bare(listed))
     if typing.get_origin(bare(listed)) is list or Ellipsis in arguments:
         return [arguments[0]] * count
@@ -59,12 +59,12 @@ def items_of(listed: Any, count: int) -> list[Any] | None:
 
 
 def has_group(annotation: Any) -> bool:
-    """Tell whether an annotation holds a group, at any depth of unions and lists."""
+    """Return whether an annotation contains a group, at any depth of unions and lists."""
     return group_of(annotation) is not None or list_of(annotation) is not None
 
 
 def groups_in(annotation: Any) -> Iterator[type]:
-    """Yield the groups of an annotation, without those in their own options."""
+    """Yield the groups of an annotation, without nested groups."""
     for member in members(annotation):
         if is_group(bare(member)):
             yield bare(member)
@@ -79,21 +79,21 @@ def presets(group: type | None) -> Mapping[str, Mapping[str, Any]]:
 
 
 def is_preset(member: Any, group: type | None) -> bool:
-    """Tell whether a member of a union is a Literal of names of presets."""
+    """Return whether a member of a union is a Literal of preset names."""
     if typing.get_origin(bare(member)) is not typing.Literal:
         return False
     return set(typing.get_args(bare(member))) <= set(presets(group))
 
 
 def option_name(parameter: str) -> str:
-    """Return the name that a parameter has in recipes: `lambda_` is `lambda`."""
+    """Return the name of a parameter in recipes: `lambda_` becomes `lambda`."""
     return parameter.removesuffix("_")
 
 
 def realise(annotation: Any, value: Any) -> Any:
-    """Make dataclass instances of the mappings that stand for groups.
+    """Convert the mappings of groups to dataclass instances.
 
-    `annotation` must hold the classes themselves, not their stand-ins.
+    `annotation` must contain the imported classes, not their stand-ins.
     """
     group = group_of(annotation)
     if isinstance(value, Mapping) and group is not None:

@@ -11,7 +11,7 @@ _ARXIV = re.compile(r"arXiv:[\w.]+")
 
 @dataclass(frozen=True)
 class Header:
-    """What a recipe says of itself; "" for a field that it leaves out."""
+    """Fields of a recipe's header; "" for a missing field."""
 
     title: str
     paper: str = ""
@@ -22,14 +22,14 @@ class Header:
 
     @property
     def citation(self) -> str:
-        """Authors, year and arXiv number, without the paper's title."""
+        """Return authors, year and arXiv number, without the paper's title."""
         authors = self.paper.partition(', "')[0]
         number = _ARXIV.search(self.paper)
         return f"{authors}, {number[0]}" if number and number[0] not in authors else authors
 
 
 def lines(text: str) -> list[str]:
-    """Return the comment lines at the top of a recipe, without their `#`."""
+    """Return the comment lines at the top of a recipe, without the `#`."""
     found = []
     for line in text.splitlines():
         if not line.startswith("#"):
@@ -41,8 +41,8 @@ def lines(text: str) -> list[str]:
 def read(text: str) -> Header:
     """Read the header of a recipe's text.
 
-    The first paragraph is the title. A field is `name: value`, and its further lines are indented.
-    Other lines are notes, which are left out.
+    The first paragraph is the title. A field is `name: value`; continuation lines are indented.
+    Other lines are notes and are ignored.
     """
     title, *rest = "\n".join(lines(text)).split("\n\n", 1)
     values: dict[str, str] = {}

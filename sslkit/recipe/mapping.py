@@ -1,4 +1,4 @@
-"""A recipe given in Python: a mapping, held to what a YAML file can hold."""
+"""Checks that a mapping from Python contains only data that YAML can represent."""
 
 import numbers
 import os
@@ -9,11 +9,11 @@ from sslkit.recipe.document import MAX_DEPTH, Key, whole
 from sslkit.recipe.words import written
 
 PLACE = "the given mapping"
-"""What messages call it in place of a file."""
+"""Place of the mapping in messages, instead of a file name."""
 
 
 class GivenMapping:
-    """A copy of a mapping as plain data, and the faults in it, as `Document` has them of a file."""
+    """A copy of a mapping as plain data, with its faults, like `Document` for a file."""
 
     def __init__(self, given: Mapping[Any, Any]) -> None:
         self.faults: list[tuple[Key, str]] = []

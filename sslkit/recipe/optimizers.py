@@ -1,7 +1,7 @@
-"""Optimizers by timm's name, and their options, read from the source of timm and torch.
+"""Reads names and options of optimizers from the source of timm and torch.
 
-Nothing is imported. `names` is empty and `signature` is None if the source says too little; the
-optimizer's class then checks its options when it is made.
+Imports neither package. If the source cannot be parsed, `names` returns () and `signature` None.
+The optimizer's constructor then checks the options.
 """
 
 import ast
@@ -33,7 +33,7 @@ KNOWN = {
         float, Field(gt=0, description="Trust coefficient of LARS, usually 0.001.")
     ],
 }
-"""What the source does not say: bounds and descriptions."""
+"""Bounds and descriptions that the source lacks."""
 COMMON = {
     "alpha": "Decay rate of the moving average of squared gradients, usually 0.99 or 0.9.",
     "amsgrad": "Use the maximum of past squared gradients (AMSGrad).",
@@ -54,14 +54,14 @@ COMMON = {
     "momentum_decay": "Decay of the momentum per step.",
     "rho": "Decay rate of the moving average of squared gradients, usually 0.9.",
 }
-"""Descriptions of options that several optimizers have; others come from docstrings."""
+"""Descriptions of options that several optimizers share; others come from docstrings."""
 DESCRIPTIONS = {"sgd": "Stochastic gradient descent, without Nesterov's momentum by default"}
 BETAS = "Decay rates of the moving averages; the last one is that of the squared gradient."
 
 
 @dataclass(frozen=True)
 class Entry:
-    """An optimizer in timm's registry: the module and the name of its class, and its defaults."""
+    """An entry of timm's registry: the class of an optimizer, by module and name, and defaults."""
 
     module: str
     name: str
@@ -69,18 +69,18 @@ class Entry:
     description: str
 
     def definition(self) -> tuple[Source, ast.ClassDef]:
-        """Return the class in its source. Raises UnreadableError."""
+        """Return the class definition. Raises UnreadableError if the source cannot be parsed."""
         return source.find(self.module).definition(self.name)
 
 
 def names() -> tuple[str, ...]:
-    """Return the names that timm has for torch's and its own optimizers."""
+    """Return timm's names of all optimizers; () if its source cannot be parsed."""
     return tuple(_registry())
 
 
 @functools.cache
 def signature(name: str) -> Signature | None:
-    """Return the options of an optimizer with those that all have in common."""
+    """Return all options of an optimizer, common ones first; None if they cannot be read."""
     try:
         entry = _registry()[name]
         options = dict(_options(*entry.definition()))
@@ -96,9 +96,9 @@ def signature(name: str) -> Signature | None:
 
 
 def defaults(name: str, timms: dict[str, Any] | None) -> dict[str, Any]:
-    """Return the defaults by which a name differs from its class: `larc` is lars with trust_clip.
+    """Return the defaults of a name that differ from its class, such as trust_clip of `larc`.
 
-    `sgd` is torch's: without Nesterov's momentum.
+    `sgd` has torch's default: no Nesterov momentum.
     """
     found = dict(timms or {})
     if name == "sgd":
@@ -108,7 +108,7 @@ def defaults(name: str, timms: dict[str, Any] | None) -> dict[str, Any]:
 
 @functools.cache
 def common_signature() -> Signature:
-    """Return the settings that all optimizers have in common."""
+    """Return the settings that all optimizers share."""
     read = read_class(Optimizer, "optimizer")
     own = ("use", "options")
     common = {name: option for name, option in read.options.items() if name not in own}
@@ -116,7 +116,7 @@ def common_signature() -> Signature:
 
 
 def having(option: str) -> Iterator[str]:
-    """Yield the optimizers that have an option of that name."""
+    """Yield the names of optimizers with this option."""
     for name in names():
         found = signature(name)
         if found is not None and option in found.options:
@@ -125,7 +125,7 @@ def having(option: str) -> Iterator[str]:
 
 @functools.cache
 def _registry() -> dict[str, Entry]:
-    """Read the calls of `OptimInfo(…)` and `register_alias(…)` in timm's factory."""
+    """Parse the calls of `OptimInfo(…)` and `register_alias(…)` in timm's factory module."""
     try:
         factory = source.find(FACTORY)
     except UnreadableError:
@@ -148,7 +148,7 @@ def _registry() -> dict[str, Entry]:
 
 
 def _add(entries: dict[str, Entry], factory: Source, words: dict[str | None, ast.expr]) -> None:
-    """Add what one call of `OptimInfo` says; nothing where it is not written out."""
+    """Add the entry of one `OptimInfo` call; skip calls whose arguments are not literals."""
     try:
         name = str(ast.literal_eval(words["name"])).lower()
         given = words.get("defaults")
@@ -162,7 +162,7 @@ def _add(entries: dict[str, Entry], factory: Source, words: dict[str | None, ast
 
 
 def _class(factory: Source, node: ast.expr) -> tuple[str, str]:
-    """Return module and name of a class that is written as a name, an attribute or a string."""
+    """Return the module and name of a class from a name, an attribute or a string."""
     if isinstance(node, ast.Constant):
         module, _, name = str(node.value).rpartition(".")
         return module, name
@@ -170,7 +170,7 @@ def _class(factory: Source, node: ast.expr) -> tuple[str, str]:
 
 
 def _options(module: Source, node: ast.ClassDef) -> Iterator[tuple[str, Option]]:
-    """Yield the options of a class by name: all parameters but those that every optimizer has."""
+    """Yield name and option for each constructor parameter that is not in GIVEN."""
     constructor = _constructor(module, node)
     if constructor is None:
         return
@@ -191,7 +191,7 @@ def _options(module: Source, node: ast.ClassDef) -> Iterator[tuple[str, Option]]
 
 
 def _arguments(node: ast.ClassDef | ast.FunctionDef) -> dict[str, str]:
-    """Return the descriptions of arguments in a docstring of Google's style."""
+    """Return the descriptions of arguments in a Google-style docstring."""
     found: dict[str, str] = {}
     name = None
     doc = ast.get_docstring(node) or ""
@@ -207,13 +207,13 @@ def _arguments(node: ast.ClassDef | ast.FunctionDef) -> dict[str, str]:
 
 
 def _sentence(text: str) -> str:
-    """Return a description with a capital and a full stop, without the default."""
+    """Capitalise a description, end it with a full stop and remove the default."""
     text = re.sub(r"\s*\(default[^()]*(\([^()]*\))?[^()]*\)", "", text).strip()
     return f"{text[:1].upper()}{text[1:].rstrip('.')}." if text else ""
 
 
 def _constructor(module: Source, node: ast.ClassDef) -> tuple[Source, ast.FunctionDef] | None:
-    """Return the constructor of a class or of its nearest base, with the module that it is in."""
+    """Return the constructor of a class or its nearest base, and the source module."""
     for statement in node.body:
         if isinstance(statement, ast.FunctionDef) and statement.name == "__init__":
             return module, statement
@@ -237,7 +237,7 @@ def _option(module: Source, argument: ast.arg, node: ast.expr | None) -> Option:
 
 
 def _annotation(module: Source, argument: ast.arg, default: Any) -> Any:
-    """Return the type of an option: known, as annotated, or that of its default."""
+    """Return the type of an option: from KNOWN, from its annotation, or from its default."""
     if argument.arg in KNOWN:
         return KNOWN[argument.arg]
     if argument.arg == "betas" and isinstance(default, tuple):

@@ -1,4 +1,4 @@
-"""Paths in recipes: which installed data set opens a folder or a file, and absolute paths."""
+"""Resolves paths in recipes and finds the data set that opens a path."""
 
 import fnmatch
 import os
@@ -14,10 +14,10 @@ from sslkit.recipe.words import near_files
 
 
 def opened_by(data: str, preferred: str | None = None) -> dict[str, Any] | str:
-    """Return the section of a recipe that opens a path, or what is wrong with the path.
+    """Return the `data` section that opens a path, or a message if no data set does.
 
-    Data sets claim paths with their class attribute `opens`. The `preferred` one is asked first,
-    then the most specific claim wins: a file by its ending, a folder by a file in it, any folder.
+    Data sets claim paths with their class attribute `opens`. The most specific claim wins: a file
+    pattern or a folder with a marker file, then any folder. `preferred` wins a tie.
     """
     path = Path(os.path.abspath(os.path.expanduser(data)))
     if not os.path.exists(path):
@@ -40,7 +40,7 @@ def opened_by(data: str, preferred: str | None = None) -> dict[str, Any] | str:
 
 
 def _patterns(part: registry.Part) -> dict[str, str]:
-    """Return what a data set opens: pattern → the option that gets the path."""
+    """Return the patterns that a data set opens, each with the option for the path."""
     try:
         return part.signature().attributes.get("opens") or {}
     except PluginError:
@@ -48,7 +48,7 @@ def _patterns(part: registry.Part) -> dict[str, str]:
 
 
 def _rank(pattern: str, path: Path) -> int:
-    """Return how specific a claim is: 0: none, 1: any folder, 2: a file or a marked folder."""
+    """Rank a claim: 0 no match, 1 any folder, 2 a file or a folder with a marker file."""
     if pattern == "/":
         return int(os.path.isdir(path))
     if pattern.startswith("/"):
@@ -57,10 +57,10 @@ def _rank(pattern: str, path: Path) -> int:
 
 
 def absolute(recipe: Recipe, bases: Iterable[Path] = (Path(),)) -> Recipe:
-    """Return a recipe with absolute paths, which holds from any working directory.
+    """Return a recipe with absolute paths, valid from any working directory.
 
-    A relative path stands below the first of `bases` that holds it; one that none holds stays as it
-    is. Paths are the options that `opens` and `paths` of a part name, and those of type Path.
+    A relative path resolves below the first of `bases` that contains it; otherwise it stays
+    unchanged. Paths are the options in a part's `opens` and `paths`, and options of type Path.
     """
     bases = tuple(bases)
     sections: dict[str, Any] = {"heads": dict(recipe.heads)}
@@ -76,7 +76,7 @@ def absolute(recipe: Recipe, bases: Iterable[Path] = (Path(),)) -> Recipe:
 
 
 def missing(recipe: Recipe) -> list[tuple[str, str]]:
-    """Return the paths of a recipe that are not on this machine, with their dotted keys."""
+    """Return the paths of a recipe that do not exist, with their dotted keys."""
     found = []
     for section, name, choice in _choices(recipe):
         for option, value in _paths(choice):
@@ -86,7 +86,7 @@ def missing(recipe: Recipe) -> list[tuple[str, str]]:
 
 
 def _choices(recipe: Recipe) -> Iterator[tuple[str, str, Choice]]:
-    """Yield section, name of the head, and part."""
+    """Yield section, name of the head ("" for other parts), and part."""
     for section in PARTS:
         chosen = getattr(recipe, section)
         named = chosen if isinstance(chosen, dict) else {"": chosen}
@@ -96,7 +96,7 @@ def _choices(recipe: Recipe) -> Iterator[tuple[str, str, Choice]]:
 
 
 def _paths(choice: Choice) -> Iterator[tuple[str, str | Path]]:
-    """Yield the options of a part that hold paths, with their values."""
+    """Yield the options of a part that are paths, with their values."""
     try:
         signature = choice.part.signature()
     except PluginError:

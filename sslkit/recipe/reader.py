@@ -1,4 +1,4 @@
-"""YAML → Recipe. Finds every fault at once, with file, line, dotted key and remedy."""
+"""Reads recipes and reports all faults together, with file, line, dotted key and remedy."""
 
 import re
 from collections.abc import Sequence
@@ -25,17 +25,18 @@ def read(
     """Read a recipe. Raises RecipeError with every fault; imports no torch.
 
     `source` is a path, the name of a shipped recipe (`pirl_jigsaw`), or a mapping of its sections.
-    An existing file goes before a shipped recipe of that name. A recipe that states no `name` is
-    named after its file, a mapping after its method.
-    `overrides` are `section.key=value`; `data` is a folder, packed set or .npz file to use instead.
-    `wired=False` leaves out whether the parts fit each other, for commands that use only some.
-    `opened=False` takes a data set that is not installed as it stands: no image is read.
+    An existing file takes precedence over a shipped recipe. A recipe without `name` is named after
+    its file, a mapping after its method.
+    `overrides` have the form `section.key=value`. `data` is a folder, packed set or .npz file that
+    replaces the recipe's data.
+    `wired=False` skips checks between parts, for commands that use only some parts.
+    `opened=False` accepts a data set that is not installed, for commands that read no images.
     """
     return _Reading(Draft(source, overrides, data)).recipe(wired, opened)
 
 
 class _Reading:
-    """Checks a draft section by section and collects the faults in it."""
+    """Validates a draft section by section and collects its faults."""
 
     def __init__(self, draft: Draft) -> None:
         self.draft = draft
@@ -89,7 +90,7 @@ class _Reading:
         return str(name)
 
     def _heads(self) -> dict[str, Choice | None] | None:
-        """Return the heads by name, None if the section is no mapping."""
+        """Return the heads by name; None if the section is not a mapping."""
         heads = self.content.get("heads", {})
         if not isinstance(heads, dict):
             example = "{image: {use: linear}}"
@@ -103,7 +104,7 @@ class _Reading:
         return {name: self._choice(("heads", name), "heads", heads[name]) for name in heads}
 
     def _choice(self, key: Key, kind: str, content: Any) -> Choice | None:
-        """Return the part that a section names, with its options; None if there is none."""
+        """Return the part of a section with its options; None if it is missing or invalid."""
         if not isinstance(content, dict) or not isinstance(content.get("use"), str):
             names = ", ".join(dict.fromkeys(part.name for part in registry.parts(kind)))
             held = "needs 'use', a name"
@@ -124,7 +125,7 @@ class _Reading:
         return Choice(kind, part.name, options, part)
 
     def _absent(self, chosen: Choice | None) -> Choice | None:
-        """Return the data set that the recipe names, also where it is not installed."""
+        """Return the recipe's data set, even if it is not installed."""
         content = self.content.get("data")
         if chosen is not None or not isinstance(content, dict):
             return chosen
@@ -136,7 +137,7 @@ class _Reading:
         return Choice("datasets", use, options, registry.Part("datasets", use, "", "", "", ""))
 
     def _settings(self, section: str) -> Any:
-        """Return the settings of a section, None if something is wrong with them."""
+        """Return the settings of a section; None if they are invalid."""
         content = self.content[section]
         if not isinstance(content, dict):
             known = settings.signature(section)
@@ -150,7 +151,7 @@ class _Reading:
         return made
 
     def _check_weight_decay(self, optimizer: Any, schedule: Any) -> None:
-        """Refuse a schedule of a weight decay that is 0."""
+        """Refuse a schedule for a weight decay of 0."""
         if optimizer is None or schedule is None or schedule.final_weight_decay is None:
             return
         if optimizer.weight_decay == 0:

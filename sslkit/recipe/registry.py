@@ -1,4 +1,4 @@
-"""Parts by kind and name, found by entry point; their options, read from the source."""
+"""Finds parts by entry point and reads their options from source code."""
 
 import functools
 import importlib
@@ -21,7 +21,7 @@ KINDS = {
     "datasets": "data set",
     "evaluations": "evaluation",
 }
-"""Every kind of part, and what one of them is called.
+"""Every kind of part, and its singular.
 
 The entry-point group of a kind is `sslkit.<kind>`.
 """
@@ -29,7 +29,7 @@ The entry-point group of a kind is `sslkit.<kind>`.
 
 @dataclass(frozen=True)
 class Part:
-    """One entry point of a distribution: the class `object` of `module`."""
+    """An entry point of a distribution: the class `object` of `module`."""
 
     kind: str
     name: str
@@ -43,7 +43,7 @@ class Part:
 
     @property
     def shown(self) -> str:
-        """What messages call the part; without its distribution if that is sslkit itself."""
+        """Name of the part in messages, with its distribution unless that is sslkit."""
         if self.distribution == "sslkit":
             return f"{KINDS[self.kind]} '{self.name}'"
         return str(self)
@@ -66,7 +66,7 @@ class Part:
         return found
 
     def signature(self) -> Signature:
-        """Return the signature, from the source if that is plain, else from the class.
+        """Return the signature from the source, or from the imported class if parsing fails.
 
         Raises PluginError if neither can be read.
         """
@@ -84,7 +84,7 @@ def parts(kind: str | None = None) -> list[Part]:
 
 
 def find(kind: str, name: str) -> Part:
-    """Return the part of that name.
+    """Return the part of that kind and name.
 
     Raises PluginError if there is none, or if two distributions claim the name.
     """

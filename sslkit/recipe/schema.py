@@ -1,4 +1,4 @@
-"""The JSON schema of recipes with the parts that are installed."""
+"""Builds the JSON schema of recipes from the installed parts."""
 
 import typing
 from collections.abc import Mapping, Sequence
@@ -40,7 +40,7 @@ def json_schema() -> dict[str, Any]:
 
 
 def _part_schema(part: Part) -> dict[str, Any] | None:
-    """Return the schema of a part, None for one that cannot be read."""
+    """Return the schema of a part; None if its signature cannot be read."""
     try:
         use = {"use": {"const": part.name}}
         return {"title": part.name, **_object_schema(part.signature(), use, required=["use"])}
@@ -65,7 +65,7 @@ def _settings_schema(section: str) -> dict[str, Any]:
 def _object_schema(
     signature: Signature, first: Mapping[str, Any] | None = None, *, required: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Return the schema of a mapping: the properties `first`, and the options of a signature."""
+    """Return the schema of a mapping with the properties `first` and the signature's options."""
     options = signature.options.values()
     properties = {option.name: _option_schema(option) for option in options}
     needed = [option.name for option in options if option.default is REQUIRED]
@@ -87,7 +87,7 @@ def _option_schema(option: Option) -> dict[str, Any]:
 
 
 def _type_schema(annotation: Any) -> dict[str, Any]:
-    """Return the schema of a type, groups written out in full."""
+    """Return the schema of a type, with groups expanded."""
     if not groups.has_group(annotation):
         return pydantic.TypeAdapter(annotation).json_schema()
     members = groups.members(annotation)

@@ -9,20 +9,20 @@ from sslkit.recipe.signature import REQUIRED, Faults, Signature, read_class
 from sslkit.recipe.words import advice, written
 
 DEFAULTS = {"optimizer": "sgd", "schedule": "cosine"}
-"""What a section uses that does not say."""
+"""Default of `use` in each section."""
 
 
 WRITTEN = {"final_lr", "milestones", "factor", "step_epochs"}
-"""Options of all schedules, which sslkit 0.1 wrote into every recipe.yaml, used or not."""
+"""Schedule options that sslkit 0.1 wrote into every recipe.yaml, even if unused."""
 
 
 def names(section: str) -> tuple[str, ...]:
-    """Return what `use` may be in a section; empty if the installed packages do not say."""
+    """Return the valid values of `use` in a section; () if they are unknown."""
     return optimizers.names() if section == "optimizer" else tuple(SCHEDULES)
 
 
 def signature(section: str, use: str | None = None) -> Signature | None:
-    """Return the options of a section besides `use`; None if they cannot be told."""
+    """Return the options of a section without `use`; None if they are unknown."""
     if section == "train":
         return read_class(Train, section)
     use = DEFAULTS[section] if use is None else use
@@ -32,7 +32,7 @@ def signature(section: str, use: str | None = None) -> Signature | None:
 
 
 def read(section: str, content: Mapping[str, Any]) -> tuple[Any, Faults]:
-    """Return the settings, None if something is wrong, and the faults."""
+    """Return the settings and the faults; the settings are None if there are faults."""
     if section == "train":
         options, faults = read_class(Train, section).validate(section, content)
         return (None if faults else Train(**options)), faults
@@ -45,7 +45,7 @@ def read(section: str, content: Mapping[str, Any]) -> tuple[Any, Faults]:
 
 
 def _wrong_use(section: str, use: Any) -> str:
-    """Say what is wrong with the name of an optimizer or a schedule, "" if nothing."""
+    """Return a message for an invalid `use`; "" if it is valid."""
     known = names(section)
     if not isinstance(use, str):
         return f"{written(use)} is not a name; there are: {', '.join(known)}"
@@ -76,7 +76,7 @@ def _optimizer(use: str, given: Mapping[str, Any]) -> tuple[Any, Faults]:
         faults += wrong
     if faults:
         return None, faults
-    # The optimizer's own defaults are left to it, for they differ between versions of torch.
+    # Pass only options that the recipe sets: other defaults differ between versions of torch.
     extra = {name: options[name] for name in given if name not in common.options}
     return Optimizer(use=use, **_of(common, options), options=extra), []
 
@@ -84,9 +84,9 @@ def _optimizer(use: str, given: Mapping[str, Any]) -> tuple[Any, Faults]:
 def _without_others(
     section: str, use: str, own: Signature, given: Mapping[str, Any]
 ) -> tuple[dict[str, Any], Faults]:
-    """Drop the options that say nothing, and refuse those of other optimizers or schedules.
+    """Drop null options, and refuse options of other optimizers or schedules.
 
-    Null stands for the default; null or false of another optimizer's option is as good as nothing.
+    Null means the default. Null or false is accepted for another optimizer's option.
     """
     kept: dict[str, Any] = {}
     faults = []
@@ -102,11 +102,11 @@ def _without_others(
 
 
 def _of(signature: Signature, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those of the options that the signature has."""
+    """Return the options that the signature contains."""
     return {name: value for name, value in options.items() if name in signature.options}
 
 
 def _elsewhere(section: str, option: str) -> bool:
-    """Tell whether another optimizer or schedule has an option of that name."""
+    """Return whether any optimizer or schedule has this option."""
     signatures = (signature(section, use) for use in names(section))
     return any(option in found.options for found in signatures if found is not None)

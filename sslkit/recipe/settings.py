@@ -42,7 +42,7 @@ class Optimizer:
     options: dict[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain data as a recipe holds it: only the options that were set."""
+        """Return plain data for a recipe, with only the options that were set."""
         common = asdict(self)
         options = common.pop("options")
         return common | options
@@ -114,7 +114,7 @@ class Step(Schedule):
     factor: Annotated[PositiveFloat, Field(description="Factor of a drop, usually 0.1.")] = 0.1
 
     def drops(self, epochs: int) -> list[int]:
-        """Return the epochs at whose start the rate drops."""
+        """Return the epochs at which the learning rate drops."""
         return list(range(self.step_epochs, epochs, self.step_epochs))
 
 
@@ -130,7 +130,7 @@ class Multistep(Schedule):
     factor: Annotated[PositiveFloat, Field(description="Factor of a drop, usually 0.1.")] = 0.1
 
     def drops(self, epochs: int) -> list[int]:
-        """Return the epochs at whose start the rate drops."""
+        """Return the epochs at which the learning rate drops."""
         return list(self.milestones)
 
 
@@ -212,9 +212,9 @@ class Train:
         return asdict(self)
 
     def per_rank_batch(self, ranks: int) -> int:
-        """Return the images of one micro-batch on one rank.
+        """Return the number of images in one micro-batch of one rank.
 
-        Raises RecipeError if the batch does not divide.
+        Raises RecipeError if the batch is not divisible.
         """
         shares = ranks * self.accumulate
         if self.batch_size % shares:
@@ -228,4 +228,4 @@ class Train:
 
 
 SETTINGS: dict[str, type] = {"optimizer": Optimizer, "schedule": Schedule, "train": Train}
-"""Each section of settings, and what it is read into."""
+"""Class of each section of settings."""

@@ -1,4 +1,4 @@
-"""The recipes that come with sslkit, by name: `pirl_jigsaw`, `imagenet/pirl_jigsaw`."""
+"""Finds, shows and copies shipped recipes by name, such as `imagenet/pirl_jigsaw`."""
 
 import os
 import re
@@ -16,28 +16,28 @@ LISTED = "`sslkit recipes` lists the shipped ones"
 
 
 def folder() -> Path:
-    """Return the folder of the shipped recipes: the wheel's, or the repository's in a clone."""
+    """Return the folder of shipped recipes, in the wheel or in a clone of the repository."""
     package = Path(__file__).parents[1]
     packaged = package / "shipped_recipes"
     return packaged if packaged.is_dir() else package.parent / "recipes"
 
 
 def names() -> list[str]:
-    """Return the names of the shipped recipes, those in subfolders last."""
+    """Return the names of the shipped recipes; subfolders come last."""
     root = folder()
     found = [path.relative_to(root).with_suffix("").as_posix() for path in root.rglob(f"*{ENDING}")]
     return sorted(found, key=lambda name: (name.count("/"), name))
 
 
 def short_name(text: str) -> str:
-    """Return a name without `.yaml` and without a leading `recipes/`."""
+    """Remove `.yaml` and a leading `recipes/` from a name."""
     return text.replace(os.sep, "/").removeprefix(PREFIX).removesuffix(ENDING)
 
 
 def find(text: str) -> Path:
-    """Return the file that a user means: an existing file, else the shipped recipe of that name.
+    """Return an existing file, else the shipped recipe of that name.
 
-    Returns the path as it was given where there is neither.
+    Returns the path unchanged if neither exists.
     """
     given = Path(os.path.expanduser(text))
     name = short_name(text)
@@ -47,7 +47,7 @@ def find(text: str) -> Path:
 
 
 def unknown(text: str) -> str:
-    """Say that a text names neither a file nor a shipped recipe, and what may have been meant."""
+    """Return a message for a recipe that does not exist, with similar names."""
     message = "there is no such file or shipped recipe"
     near = near_files(Path(text))
     meant = similar(text)
@@ -61,7 +61,7 @@ def unknown(text: str) -> str:
 
 
 def similar(text: str) -> list[str]:
-    """Return the shipped recipes whose name is near a text, or begins or ends with it."""
+    """Return shipped recipes with a similar name, or with the text as prefix or suffix."""
     name, known = short_name(text), names()
     if near := nearest(name, known):
         return near
@@ -81,21 +81,21 @@ def text(name: str) -> str:
 
 
 def header(name: str) -> Header:
-    """Return what a shipped recipe says of itself."""
+    """Return the header of a shipped recipe."""
     return read(text(name))
 
 
 def method(name: str) -> str:
-    """Return the name of a shipped recipe's method."""
+    """Return the method name of a shipped recipe."""
     sections = Document(text(name)).value
     return str(sections["method"]["use"])
 
 
 def copy(name: str, to: str | None = None) -> Path:
-    """Write a shipped recipe to a new file, named after that file, and return the file's path.
+    """Copy a shipped recipe to a new file, name the recipe after it, and return its path.
 
-    `to` is the recipe's own file name in the working directory if left out. Raises RecipeError
-    where the file exists, or if it cannot be written.
+    By default, `to` is the recipe's file name in the working directory. Raises RecipeError if the
+    file exists or cannot be written.
     """
     content, short = text(name), short_name(name)
     path = Path(os.path.expanduser(to or f"{short.rpartition('/')[2]}{ENDING}"))
@@ -119,7 +119,7 @@ def copy(name: str, to: str | None = None) -> Path:
 
 
 def _renamed(content: str, name: str, path: str) -> str:
-    """Return a recipe whose commands name another file, without the line that names its runs."""
+    """Replace the file name in a recipe's commands, and remove the `name` line."""
     command = re.compile(rf"(sslkit \w+ ){re.escape(name)}(?= |$)")
     given = printable(shlex.quote(path))
     lines = []

@@ -17,18 +17,18 @@ from sslkit.recipe.source import is_foreign, is_literal
 from sslkit.recipe.words import advice, bounds, describe, description, plain, sentence, written
 
 REQUIRED = inspect.Parameter.empty
-"""The default of an option that has none."""
+"""Default of a required option."""
 
 Faults = list[tuple[str, str]]
-"""The dotted key of an option, and what is wrong with its value."""
+"""Pairs of an option's dotted key and a message."""
 
 
 @dataclass(frozen=True)
 class Option:
-    """What a recipe may set.
+    """An option of a part.
 
-    `name` is its name in recipes, `parameter` that in Python; `words` are its type in words,
-    `description` what its annotation says of it.
+    `name` is the option's name in recipes, `parameter` its name in Python. `words` describes the
+    type, and `description` comes from the annotation.
     """
 
     name: str
@@ -38,26 +38,26 @@ class Option:
 
     @functools.cached_property
     def words(self) -> str:
-        """The type in words."""
+        """Description of the type, such as "int ≥ 1"."""
         return describe(self.annotation)
 
     @functools.cached_property
     def description(self) -> str:
-        """The description in the annotation."""
+        """Description from the annotation."""
         return description(self.annotation)
 
     @property
     def more(self) -> str:
-        """The description as the second sentence of a fault."""
+        """Description as the second sentence of a message."""
         return f". {self.description}" if self.description else ""
 
     def refuse(self, value: Any) -> str:
-        """Say that `value` is of the wrong type."""
+        """Return a message for a value of the wrong type."""
         return f"expected {self.words}, got {written(value)}{self._choices}{self.more}"
 
     @property
     def _choices(self) -> str:
-        """The presets and the options of a group."""
+        """List of a group's presets and options, for messages."""
         group = groups.group_of(self.annotation)
         if group is None:
             return ""
@@ -68,7 +68,7 @@ class Option:
 
 @dataclass(frozen=True)
 class Signature:
-    """Runtime arguments of a class, options by their name in recipes, docstring, attributes."""
+    """Runtime arguments, options by name in recipes, docstring and attributes of a class."""
 
     runtime: tuple[str, ...]
     options: dict[str, Option]
@@ -77,13 +77,13 @@ class Signature:
 
     @property
     def summary(self) -> str:
-        """The first paragraph of the docstring, in one line."""
+        """First paragraph of the docstring, as one line."""
         return " ".join(self.doc.partition("\n\n")[0].split())
 
     def arguments(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Return options by their name in recipes as keyword arguments of the constructor.
+        """Convert options by name in recipes to keyword arguments of the constructor.
 
-        Makes instances of groups, so the signature must be that of the imported class.
+        Instantiates groups, so the signature must come from the imported class.
         """
         arguments = {}
         for name, value in options.items():
@@ -92,9 +92,9 @@ class Signature:
         return arguments
 
     def validate(self, owner: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], Faults]:
-        """Return the options with every default filled in, and what is wrong.
+        """Return the options with all defaults, and the faults.
 
-        The options are valid only if nothing is wrong. Keys of faults are dotted below a group.
+        The options are valid only without faults. Keys of faults in groups are dotted.
         Raises PluginError for types that cannot be checked.
         """
         faults = []
@@ -138,9 +138,9 @@ class Signature:
 
 
 def _settle(option: Option, value: Any, key: str) -> tuple[Any, Faults]:
-    """Validate a value that may hold mappings of a group, and fill in presets and defaults.
+    """Validate a value of an option with groups, and fill in presets and defaults.
 
-    Mappings and lists stay mappings and lists; the name of a preset stays a name.
+    Mappings and lists keep their type; the name of a preset stays a name.
     """
     annotation, value = option.annotation, plain(value)
     group, listed = groups.group_of(annotation), groups.list_of(annotation)
@@ -165,12 +165,12 @@ def _settle(option: Option, value: Any, key: str) -> tuple[Any, Faults]:
 
 
 def _with(advised: str, option: Option) -> str:
-    """Return advice and the description of an option; a question needs no full stop."""
+    """Append an option's description to advice, without a full stop after a question."""
     return f"{advised}{option.more.removeprefix('.') if advised.endswith('?') else option.more}"
 
 
 def _names(annotation: Any) -> tuple[Any, ...]:
-    """Return the values of a Literal."""
+    """Return the values of a Literal; () for other annotations."""
     is_literal = typing.get_origin(groups.bare(annotation)) is typing.Literal
     return typing.get_args(groups.bare(annotation)) if is_literal else ()
 
@@ -263,7 +263,7 @@ def _attributes(lineage: Iterable[type]) -> dict[str, Any]:
 
 
 def _doc(lineage: Iterable[type]) -> str:
-    """Return the first docstring; that which `dataclass` makes of the fields is none."""
+    """Return the first docstring, ignoring those that `dataclass` generates."""
     for ancestor in lineage:
         doc = vars(ancestor).get("__doc__")
         if doc and not doc.startswith(f"{ancestor.__name__}("):

@@ -1,6 +1,6 @@
 """Reads class signatures with `ast`, without importing the module.
 
-Neither torch nor a stranger's code runs.
+Runs no code of torch or of other packages' parts.
 """
 
 import ast
@@ -34,16 +34,16 @@ BUILTINS = {
 
 
 class UnreadableError(Exception):
-    """The source does not say it plainly enough."""
+    """The source is missing, or too complex to evaluate without importing it."""
 
 
 def is_foreign(module: str) -> bool:
-    """Tell whether a module is torch's or the standard library's."""
+    """Return whether a module belongs to torch or the standard library."""
     return module.partition(".")[0] in {"torch", *sys.stdlib_module_names}
 
 
 def is_literal(value: Any) -> bool:
-    """Tell whether a value is a constant, or a container of constants."""
+    """Return whether a value is a constant or a container of constants."""
     if isinstance(value, list | tuple | set | frozenset):
         return all(map(is_literal, value))
     if isinstance(value, dict):
@@ -52,7 +52,7 @@ def is_literal(value: Any) -> bool:
 
 
 def may_call(called: Any) -> bool:
-    """Tell whether a call may be evaluated: pydantic's Field, bounds, stand-ins of dataclasses."""
+    """Return whether a call is allowed: pydantic's Field, bounds and stand-ins of dataclasses."""
     if called is pydantic.Field or getattr(called, "__module__", "") == "annotated_types":
         return True
     return isinstance(called, type) and is_dataclass(called)
@@ -62,7 +62,7 @@ def may_call(called: Any) -> bool:
 def find(module: str) -> "Source":
     """Find and parse the source of a module. Raises UnreadableError if there is none.
 
-    Unlike importlib.util.find_spec it imports no parent package.
+    Unlike importlib.util.find_spec, it does not import parent packages.
     """
     try:
         spec = _spec(module)
@@ -88,7 +88,7 @@ def _spec(module: str) -> Any:
 
 
 class Source:
-    """The names that a module binds at its top level, and what they stand for."""
+    """Parsed source of a module: evaluates the names that it binds at the top level."""
 
     def __init__(self, name: str, is_package: bool, tree: ast.Module) -> None:
         self.name = name
@@ -121,14 +121,14 @@ class Source:
             self.imported[top] = (top, None)
 
     def _absolute(self, module: str | None, level: int) -> str:
-        """Return the full name of the module in `from module import …`."""
+        """Return the absolute name of the module in `from module import …`."""
         start = self._package[: len(self._package) - level + 1] if level else []
         return ".".join([*start, *([module] if module else [])])
 
     def place(self, node: ast.expr) -> tuple[str, str]:
-        """Return module and name of a class that is written `Name` or `module.Name`.
+        """Return the module and name of a class from `Name` or `module.Name`.
 
-        Raises UnreadableError if it is neither.
+        Raises UnreadableError for other expressions and unknown names.
         """
         first, *rest = ast.unparse(node).split(".")
         if not rest and first in self.bound:
@@ -140,7 +140,7 @@ class Source:
         return ".".join(path), name
 
     def definition(self, name: str) -> tuple["Source", ast.ClassDef]:
-        """Return the class of that name and the module that defines it."""
+        """Return a class definition and the source of the module that contains it."""
         if name in self.imported:
             module, attribute = self.imported[name]
             if attribute is not None:
@@ -151,7 +151,7 @@ class Source:
         return self, node
 
     def value(self, name: str) -> Any:
-        """Return what a name stands for: a type, an alias of one, or a constant."""
+        """Return the value of a name: a type, a type alias, or a constant."""
         if name in self.imported:
             module, attribute = self.imported[name]
             if module in READABLE:
@@ -167,13 +167,13 @@ class Source:
         raise UnreadableError(name)
 
     def annotation(self, node: ast.expr) -> Any:
-        """Evaluate an annotation, also one in quotes."""
+        """Evaluate an annotation, which may be quoted."""
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             node = ast.parse(node.value, mode="eval").body
         return self.evaluate(node)
 
     def evaluate(self, node: ast.AST) -> Any:
-        """Evaluate a literal or a type expression. Calls nothing but what `may_call` allows."""
+        """Evaluate a literal or a type expression. Makes only calls that `may_call` allows."""
         match node:
             case ast.Constant(value):
                 return value
@@ -206,9 +206,9 @@ class Source:
         raise UnreadableError(ast.unparse(node))
 
     def stand_in(self, name: str) -> type:
-        """Return a class with the bases, docstring, literals and signature of one in the source.
+        """Build a class without code, with the bases, docstring, literals and signature of a class.
 
-        It has no code. A class may have one decorator, `@dataclass(frozen=True, kw_only=True)`.
+        The only decorator allowed is `@dataclass(frozen=True, kw_only=True)`.
         """
         if name not in self.stand_ins:
             self.stand_ins[name] = self._stand_in(name)
@@ -230,7 +230,7 @@ class Source:
             raise UnreadableError(name) from error
 
     def _is_group(self, node: ast.ClassDef) -> bool:
-        """Tell whether the only decorator of a class is `@dataclass(frozen=True, kw_only=True)`."""
+        """Return whether `@dataclass(frozen=True, kw_only=True)` is the only decorator."""
         decorators = [ast.unparse(decorator) for decorator in node.decorator_list]
         imported = self.imported.get("dataclass") == ("dataclasses", "dataclass")
         return imported and decorators == ["dataclass(frozen=True, kw_only=True)"]
@@ -265,7 +265,7 @@ class Source:
         return dataclass(frozen=True, kw_only=True)(built) if is_group else built
 
     def _fields(self, node: ast.ClassDef) -> dict[str, Any]:
-        """Return the annotations of a dataclass."""
+        """Return the evaluated annotations of a dataclass's fields."""
         fields = {}
         for statement in node.body:
             match statement:
@@ -274,9 +274,9 @@ class Source:
         return fields
 
     def _ancestor(self, node: ast.expr) -> type | None:
-        """Return the stand-in of a base, None for classes of torch and the standard library.
+        """Return the stand-in of a base; None for bases from torch and the standard library.
 
-        These have neither options nor attributes.
+        Those bases have neither options nor attributes.
         """
         if isinstance(node, ast.Subscript):
             node = node.value
@@ -287,7 +287,7 @@ class Source:
         return None if is_foreign(module) else find(module).stand_in(name)
 
     def _constructor(self, node: ast.FunctionDef) -> Any:
-        """Return an empty `__init__` with the signature of the one in the source."""
+        """Return an empty `__init__` with the signature of the original."""
         if node.decorator_list:
             _refuse(node)
         kinds = inspect.Parameter

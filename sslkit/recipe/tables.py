@@ -1,4 +1,4 @@
-"""Options in rows: for `sslkit plugins show` and the reference."""
+"""Tabulates options for `sslkit plugins show` and the reference."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ Row = tuple[str, ...]
 
 @dataclass
 class GroupTable:
-    """A group, the options that hold it (`colours`, `local.colours`), and its own options."""
+    """A group, the options that use it (`colours`, `local.colours`), and its options."""
 
     group: type
     signature: Signature
@@ -21,7 +21,7 @@ class GroupTable:
 
     @property
     def title(self) -> str:
-        """What the group is for."""
+        """Description of the group, as a title."""
         summary = self.signature.summary
         return f"{self.group.__name__}, for {', '.join(self.options)}" + (
             f": {summary}" if summary else ""
@@ -29,13 +29,13 @@ class GroupTable:
 
     @property
     def presets(self) -> list[Row]:
-        """Each preset and the values that it sets."""
+        """Presets, each with the values that it sets."""
         presets = groups.presets(self.group)
         return [(name, _values(preset.items())) for name, preset in presets.items()]
 
 
 def option_rows(signature: Signature) -> tuple[Row, list[Row]]:
-    """Return the columns, and a row for each option; descriptions where an option has one."""
+    """Return column names and one row per option; descriptions only if any option has one."""
     options = list(signature.options.values())
     rows: list[Row] = [(option.name, option.words, _default(option)) for option in options]
     if not any(option.description for option in options):
@@ -47,7 +47,7 @@ def option_rows(signature: Signature) -> tuple[Row, list[Row]]:
 
 
 def group_tables(signature: Signature) -> list[GroupTable]:
-    """Return the groups within the options, each once, outer ones first."""
+    """Return each group in the options once, outer groups first."""
     found: dict[type, GroupTable] = {}
     waiting = [(option.name, option) for option in signature.options.values()]
     while waiting:

@@ -1,4 +1,4 @@
-"""Checks between the parts of a recipe, from their class attributes alone."""
+"""Checks that parts fit together, from their class attributes only."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -9,7 +9,7 @@ from sslkit.recipe.contents import PARTS, Choice
 from sslkit.recipe.settings import Train
 
 Wrong = tuple[tuple[str, ...], str]
-"""The key of a fault, and its sentence."""
+"""Key and message of a fault."""
 
 RUNTIME = {
     "encoders": ("sizes", "channels"),
@@ -25,9 +25,9 @@ RUNTIME = {
 
 
 def faults(chosen: Mapping[str, Any], heads: Mapping[str, Choice | None]) -> Iterator[Wrong]:
-    """Yield what does not fit: `chosen` holds the Choice of each section that could be read.
+    """Yield the faults between parts.
 
-    `sampler` is absent from `chosen` where the recipe has no such section.
+    `chosen` maps each valid section to its Choice. It lacks `sampler` if the recipe does.
     """
     for key, choice in _choices(chosen, heads):
         if (wrong := unknown_runtime(choice)) is not None:
@@ -63,7 +63,7 @@ def attributes(choice: Choice) -> Mapping[str, Any]:
 
 
 def unknown_runtime(choice: Choice) -> str | None:
-    """Return what is wrong with the runtime arguments that a part requires; None for nothing."""
+    """Return a message for an unknown runtime argument of a part; None if all are known."""
     allowed = RUNTIME[choice.kind]
     for name in choice.part.signature().runtime:
         if name not in allowed:
@@ -78,7 +78,7 @@ def unknown_runtime(choice: Choice) -> str | None:
 def _choices(
     chosen: Mapping[str, Any], heads: Mapping[str, Choice | None]
 ) -> Iterator[tuple[tuple[str, ...], Choice]]:
-    """Yield every part that could be read, with its key."""
+    """Yield the key and Choice of every valid part."""
     for section in PARTS:
         choice = chosen.get(section)
         if isinstance(choice, Choice):
@@ -89,7 +89,7 @@ def _choices(
 
 
 def _names(method: Choice, wiring: Mapping[str, Any]) -> Iterator[Wrong]:
-    """Class attributes of a method name heads that it reads, and no name means two things."""
+    """Check that class attributes name heads in `reads`, and that names are unambiguous."""
     reads = wiring.get("reads")
     if reads is None:
         return
@@ -114,7 +114,7 @@ def _names(method: Choice, wiring: Mapping[str, Any]) -> Iterator[Wrong]:
 
 
 def _circle(reads: Mapping[str, str]) -> list[str]:
-    """Return heads that read each other, directly or not."""
+    """Return a cycle of heads that read each other; [] without one."""
     for name in reads:
         chain = [name]
         while (source := reads[chain[-1]]) in reads and source != chain[-1]:
@@ -130,7 +130,7 @@ def _heads(
     transform: Choice | None,
     heads: Mapping[str, Choice | None],
 ) -> Iterator[Wrong]:
-    """Every head that the method needs, no other, and each reads something that exists."""
+    """Check that the recipe has exactly the heads of the method, and that their views exist."""
     reads = wiring.get("reads")
     views = None
     if transform is not None:
@@ -170,7 +170,7 @@ def _heads(
 
 
 def _view(reads: Mapping[str, str], name: str) -> str | None:
-    """Return the view that a head reads itself; None if it reads another head."""
+    """Return the view that a head reads; None if it reads another head."""
     source = reads[name]
     if source in reads and source != name:
         return None
@@ -180,7 +180,7 @@ def _view(reads: Mapping[str, str], name: str) -> str | None:
 def _lengths(
     method: Choice, wiring: Mapping[str, Any], heads: Mapping[str, Choice | None]
 ) -> Iterator[Wrong]:
-    """`out_dim: auto` needs a target; heads that are compared share one `out_dim`."""
+    """Check that `out_dim: auto` has a target, and that compared heads have equal `out_dim`."""
     predicts = wiring.get("predicts") or {}
     dims = {}
     for name, head in heads.items():

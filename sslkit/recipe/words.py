@@ -1,4 +1,4 @@
-"""Types, values and advice in words, for sentences that a user reads."""
+"""Describes types, values and suggestions in messages."""
 
 import dataclasses
 import difflib
@@ -108,7 +108,7 @@ def _limits(limits: dict[str, Any], *, whole: bool) -> str:
 
 
 def description(annotation: Any) -> str:
-    """Return the description in an annotation's `Field(description=…)`, "" without one."""
+    """Return the description of an annotation's `Field(description=…)`; "" without one."""
     from pydantic.fields import FieldInfo
 
     found = ""
@@ -124,13 +124,13 @@ def description(annotation: Any) -> str:
 
 
 def written(value: Any, most: int = 80) -> str:
-    """Write a value as a recipe would hold it, in `most` characters at most."""
+    """Format a value as in a recipe, in at most `most` characters."""
     text = _written(value)
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def written_path(path: str) -> str:
-    """Write a path, whole unless it is longer than paths are."""
+    """Format a path, in at most 500 characters."""
     return written(path, 500)
 
 
@@ -147,7 +147,7 @@ def _written(value: Any) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Return the value of an option as YAML and JSON can hold it."""
+    """Convert the value of an option to data that YAML and JSON can represent."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = dataclasses.fields(value)
         return {groups.option_name(f.name): plain(getattr(value, f.name)) for f in fields}
@@ -159,13 +159,13 @@ def plain(value: Any) -> Any:
 
 
 def nearest(name: str, names: Iterable[str]) -> list[str]:
-    """Return those of `names` that `name` may have been meant to be, best first."""
+    """Return up to three of `names` that are similar to `name`, best first."""
     lower = {other.lower(): other for other in names}
     return [lower[match] for match in difflib.get_close_matches(name.lower(), lower, n=3)]
 
 
 def advice(name: str, names: Iterable[str]) -> str:
-    """Say which of `names` were meant, or list them where none is near."""
+    """Suggest similar names, or list all names if none is similar."""
     names = list(dict.fromkeys(names))
     if near := nearest(name, names):
         return f"did you mean {' or '.join(repr(other) for other in near)}?"
@@ -173,19 +173,19 @@ def advice(name: str, names: Iterable[str]) -> str:
 
 
 def joined(first: str, second: str) -> str:
-    """Join two clauses by a semicolon; a question ends, and the second begins a sentence."""
+    """Join two clauses with a semicolon; after a question, start a new sentence."""
     if first.endswith("?"):
         return f"{first} {second[:1].upper()}{second[1:]}"
     return f"{first}; {second}"
 
 
 def sentence(error: BaseException) -> str:
-    """Return the class and the message of an error in one line."""
+    """Return the class and message of an error as one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split()) or 'no reason given'}"
 
 
 def near_files(path: pathlib.Path) -> str:
-    """Return the files that may have been meant by a path that does not exist, as advice."""
+    """Suggest existing files similar to a missing path."""
     try:
         names = sorted(os.listdir(path.parent))
     except OSError:
