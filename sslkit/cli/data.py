@@ -8,7 +8,7 @@ import typer
 
 from sslkit import console
 from sslkit.cli.app import app
-from sslkit.cli.options import DataOptions, filled
+from sslkit.cli.options import DataOptions, SkipUnreadable, Workers, filled
 from sslkit.errors import PluginError, counted
 from sslkit.recipe import registry
 
@@ -41,13 +41,8 @@ def pack(
         int, typer.Option(min=1, max=100, help="JPEG quality of images that are re-encoded.")
     ] = 95,
     overrides: DataOptions = None,
-    skip_unreadable: Annotated[
-        bool, typer.Option("--skip-unreadable", help="Leave out images that cannot be read.")
-    ] = False,
-    workers: Annotated[
-        int | None,
-        typer.Option(min=0, help="Worker processes, by default one per core.", show_default=False),
-    ] = None,
+    skip_unreadable: SkipUnreadable = False,
+    workers: Workers = None,
 ) -> None:
     """Pack a data set into a few large files.
 

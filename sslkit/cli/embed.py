@@ -7,7 +7,16 @@ import typer
 
 from sslkit import console
 from sslkit.cli.app import app
-from sslkit.cli.options import DataOptions, Device, filled
+from sslkit.cli.options import (
+    DataOptions,
+    Device,
+    Encoder,
+    Size,
+    SkipUnreadable,
+    Weights,
+    Workers,
+    filled,
+)
 from sslkit.errors import counted
 
 Run = Annotated[
@@ -44,53 +53,20 @@ def embed(
     run: Run,
     data: Images,
     out: Out = None,
-    encoder: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PART:MODEL | FOLDER",
-            help="Embed with this encoder instead of a run's, such as timm:resnet18 or a folder of "
-            "`sslkit export`.",
-            show_default=False,
-            parser=filled("--encoder"),
-        ),
-    ] = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(
-            metavar="none | FILE | RUN",
-            help="Initial weights of PART:MODEL, by default its pretrained ones.",
-            show_default=False,
-            parser=filled("--weights"),
-        ),
-    ] = None,
-    size: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Side of the images, px, by default the recipe's, or the model's own.",
-            show_default=False,
-        ),
-    ] = None,
+    encoder: Encoder = None,
+    weights: Weights = None,
+    size: Size = None,
     split: Annotated[
         Literal["all", "train", "val"],
-        typer.Option(help="Images to embed where DIR has training and validation images."),
+        typer.Option(help="Images to embed if DIR has training and validation images."),
     ] = "all",
     overrides: DataOptions = None,
-    skip_unreadable: Annotated[
-        bool, typer.Option("--skip-unreadable", help="Leave out images that cannot be read.")
-    ] = False,
+    skip_unreadable: SkipUnreadable = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace OUT where it exists.")
+        bool, typer.Option("--overwrite", help="Replace OUT if it exists.")
     ] = False,
     device: Device = "auto",
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            help="Processes that decode images, by default chosen for the machine.",
-            show_default=False,
-        ),
-    ] = None,
+    workers: Workers = None,
 ) -> None:
     """Write names, labels and vectors of images.
 

@@ -10,7 +10,18 @@ from typer.core import TyperCommand, TyperGroup
 
 from sslkit import console
 from sslkit.cli.app import app
-from sslkit.cli.options import Data, DataOptions, Device, RunFolder, filled
+from sslkit.cli.options import (
+    Data,
+    DataOptions,
+    Device,
+    Encoder,
+    RunFolder,
+    Size,
+    SkipUnreadable,
+    Weights,
+    Workers,
+    filled,
+)
 from sslkit.errors import Fault, PluginError, RecipeError
 from sslkit.recipe import registry
 from sslkit.recipe.registry import Part
@@ -21,33 +32,9 @@ def _common(
     run: RunFolder = None,
     data: Data = None,
     set: DataOptions = None,
-    encoder: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PART:MODEL | FOLDER",
-            help="Encoder to evaluate, such as timm:resnet18 or an exported folder; "
-            "beside RUN, or alone with --data.",
-            show_default=False,
-            parser=filled("--encoder"),
-        ),
-    ] = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(
-            metavar="none | FILE | RUN",
-            help="Initial weights of PART:MODEL, by default its pretrained ones.",
-            show_default=False,
-            parser=filled("--weights"),
-        ),
-    ] = None,
-    size: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Side of the images, px, by default the recipe's, or the model's own.",
-            show_default=False,
-        ),
-    ] = None,
+    encoder: Encoder = None,
+    weights: Weights = None,
+    size: Size = None,
     against: Annotated[
         list[Path] | None,
         typer.Option(
@@ -65,22 +52,9 @@ def _common(
             show_default=False,
         ),
     ] = None,
-    skip_unreadable: Annotated[
-        bool,
-        typer.Option(
-            "--skip-unreadable",
-            help="Leave out images that cannot be read, and list them in the result.",
-        ),
-    ] = False,
+    skip_unreadable: SkipUnreadable = False,
     device: Device = "auto",
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            help="Processes that decode images, by default chosen for the machine.",
-            show_default=False,
-        ),
-    ] = None,
+    workers: Workers = None,
     out: Annotated[
         Path | None,
         typer.Option(

@@ -74,3 +74,44 @@ RunFolder = Annotated[
 Device = Annotated[
     Literal["auto", "cpu", "cuda", "mps"], typer.Option(help="Device that runs the encoder.")
 ]
+Encoder = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PART:MODEL | FOLDER",
+        help="Encoder to use, such as timm:resnet18 or an exported folder. `eval` also measures it "
+        "beside RUN.",
+        show_default=False,
+        parser=filled("--encoder"),
+    ),
+]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        metavar="none | FILE | RUN",
+        help="Initial weights of PART:MODEL, by default its pretrained ones.",
+        show_default=False,
+        parser=filled("--weights"),
+    ),
+]
+Size = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Side of the images, px, by default the recipe's, or the model's own.",
+        show_default=False,
+    ),
+]
+SkipUnreadable = Annotated[
+    bool,
+    typer.Option(
+        "--skip-unreadable", help="Leave out images that cannot be read, and report their names."
+    ),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        help="Processes that decode images, by default chosen for the machine.",
+        show_default=False,
+    ),
+]
