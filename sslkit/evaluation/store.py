@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ def write(home: Path, result: dict[str, Any]) -> Path:
     An existing result with another protocol is renamed to the next free number.
     """
     path = home / f"{result['evaluation']}.json"
-    made = [folder for folder in (home, *home.parents) if not folder.exists()]
+    made = [folder for folder in (home, *home.parents) if not os.path.exists(folder)]
     try:
         with files.writing(path, OPTION):
             home.mkdir(parents=True, exist_ok=True)

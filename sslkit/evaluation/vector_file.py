@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,8 @@ def check(path: Path, *, overwrite: bool) -> None:
     if os.path.lexists(path) and not overwrite:
         raise RecipeError(Fault(OUT, f"{path} exists; name another file, or add --overwrite"))
     folders.check_place(path.parent, f"the file {path.name}", PLACE)
+    with files.writing(path, PLACE), suppress(FileNotFoundError):
+        os.lstat(path)  # Fails for a name that is too long.
     if os.path.isdir(path.parent):  # Rights alone do not tell whether a file can be made.
         with files.writing(path, PLACE), tempfile.TemporaryFile(dir=path.parent):
             pass
