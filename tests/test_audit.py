@@ -250,6 +250,7 @@ def test_workers_send_a_closed_list_of_types_and_nothing_else(run, place: Path) 
     assert from_pipes(told) == set()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_pickles_is_refused(place: Path, run) -> None:
     work = place / "work"
     run(0, "train", "tiny.yaml")

@@ -154,6 +154,7 @@ def words(photos, *settings):
     return given
 
 
+@pytest.mark.slow
 def test_it_trains_evaluates_and_exports(site, photos, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(site))
     monkeypatch.chdir(tmp_path)
@@ -180,6 +181,7 @@ def test_it_trains_evaluates_and_exports(site, photos, tmp_path, monkeypatch):
     assert weights.keys() and not any("target" in name for name in weights)
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_it_ends_as_if_unbroken(site, photos, tmp_path, monkeypatch):
     """SIGKILL after the third of eight steps."""
     monkeypatch.setenv("PYTHONPATH", str(site))

@@ -66,7 +66,7 @@ def test_the_clock_starts_after_the_first_step(capsys):
     first, second = (
         line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")
     )
-    assert first.endswith("- images/s  - s left") and "- images/s" not in second
+    assert first.endswith("lr 0.1") and second.endswith("s left")
 
 
 def test_a_run_that_only_warms_up_is_told(capsys):

@@ -266,7 +266,9 @@ def whole(folder: Path) -> dict[str, torch.Tensor]:
     return made.method.state_dict()
 
 
-@pytest.mark.parametrize(("shards", "resumed"), [("none", 2), ("auto", 4)])
+@pytest.mark.parametrize(
+    ("shards", "resumed"), [("none", 2), pytest.param("auto", 4, marks=pytest.mark.slow)]
+)
 def test_two_devices_resumed_under_torchrun_equal_one_process(images, tmp_path, shards, resumed):
     """A memory that is spread over two processes goes on spread over four, and is then read by
     one.

@@ -151,7 +151,10 @@ def test_the_trial_leaves_the_weights_as_timm_draws_them():
 @pytest.mark.parametrize(
     "options, sentence",
     [
-        ({"model": "resnt18"}, "encoder.model  timm has no model 'resnt18'; near: resnet18"),
+        (
+            {"model": "resnt18"},
+            "encoder.model  timm has no model 'resnt18'; did you mean resnet18 or ",
+        ),
         (
             {"model": "vit_tiny_patch16_224", "sizes": (64, 18)},
             "encoder.model  'vit_tiny_patch16_224' does not accept images of 64 px and 18 px "

@@ -19,6 +19,7 @@ def test_the_notebook_holds_no_outputs():
         assert cell.get("outputs", []) == [] and cell.get("execution_count") is None
 
 
+@pytest.mark.slow
 def test_the_cells_run_in_order(tmp_path):
     ran = subprocess.run(
         [sys.executable, "-c", "\n\n".join(CODE)],

@@ -469,6 +469,6 @@ def test_weights_are_looked_at_in_chunks(make, monkeypatch, tmp_path, place):
     finite.check_weights(run, tmp_path)
     run.method.sampler.bank[place, 3] = float("inf")
     with pytest.raises(
-        TrainingError, match=r"1 tensor not finite, samplers\.image\.bank the first"
+        TrainingError, match=r"1 tensor not finite after step 0, such as samplers\.image\.bank"
     ):
         finite.check_weights(run, tmp_path)

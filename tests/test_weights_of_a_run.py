@@ -43,6 +43,7 @@ def encoder(folder, name):
     return load_file(folder / "runs" / name / "latest" / "encoder.safetensors")
 
 
+@pytest.mark.slow
 def test_training_starts_from_the_encoder_of_a_run(tmp_path):
     assert train(tmp_path, "npid") == (0, "")
     first = "encoder.weights=runs/npid/latest"
