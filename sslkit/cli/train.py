@@ -26,7 +26,7 @@ Resume = Annotated[
     Path | None,
     typer.Option(
         metavar="RUN",
-        help="Go on with this run, exactly where it stopped; --data where its images lie now.",
+        help="Resume this run exactly; --data names the new place of its images, if they moved.",
         show_default=False,
         parser=filled("--resume", Path),
     ),
@@ -65,7 +65,8 @@ def train(
         str | None,
         typer.Argument(
             metavar="RECIPE",
-            help="Recipe file, or the name of a shipped recipe (`sslkit recipes`).",
+            help="Recipe file, or the name of a shipped recipe (`sslkit recipes`); omitted with "
+            "--resume.",
             show_default=False,
             parser=filled("RECIPE"),
         ),
