@@ -340,13 +340,12 @@ def test_a_killed_rank_restarts_from_the_checkpoint(images, tmp_path, launcher):
         "train.save_minutes=0",
         "--set",
         "train.epochs=4",
-        "--runs",
     )
-    process = (
-        start(*arguments, runs, "--devices", 2)
-        if launcher == "devices"
-        else start(*arguments, runs, torchrun=2, restarts=1)
-    )
+    if launcher == "devices":
+        process = start(*arguments, "--runs", runs, "--devices", 2)
+    else:
+        folder = runs / "tiny" / "latest"
+        process = start(*arguments, "--run-dir", folder, torchrun=2, restarts=1)
     metrics = runs / "tiny" / "latest" / "metrics.jsonl"
     while process.poll() is None and not (
         metrics.exists() and len(metrics.read_text().splitlines()) >= 4
@@ -360,7 +359,7 @@ def test_a_killed_rank_restarts_from_the_checkpoint(images, tmp_path, launcher):
     assert out.count("resumed at step ") == 1 and "Traceback" not in err
     (folder,) = {path.resolve() for path in (runs / "tiny").iterdir()}
 
-    unbroken = start(*arguments, tmp_path / "unbroken", "--devices", 2)
+    unbroken = start(*arguments, "--runs", tmp_path / "unbroken", "--devices", 2)
     assert finish(unbroken, 120)[0] == 0
     expected = (tmp_path / "unbroken" / "tiny" / "latest").resolve()
     for file in ("metrics.jsonl", "encoder.safetensors"):
@@ -392,8 +391,8 @@ def test_launchers_on_two_machines_restart_after_a_lost_rank(images, tmp_path):
         "sslkit",
         "train",
         path,
-        "--runs",
-        runs,
+        "--run-dir",
+        runs / "tiny" / "latest",
     ]
     words += ["--set", "train.save_minutes=0", "--set", "train.epochs=5"]
     pipes = {
