@@ -808,6 +808,24 @@ def test_folders_that_are_no_checkpoints_are_passed_over(run_folder: Path) -> No
     )
 
 
+@pytest.mark.parametrize("target", ["../../../outside", "/dev/zero"])
+@pytest.mark.parametrize("name", ["checkpoints", "eval", "export", ".curves.png", "metrics.jsonl"])
+def test_links_that_lead_out_of_a_run_folder(run_folder: Path, name: str, target: str) -> None:
+    path = run_folder / name
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
+    path.symlink_to(target)
+    for command in (
+        ("train", "--resume", run_folder),
+        ("train", run_folder / "recipe.yaml", "--run", run_folder),
+        ("eval", "knn", run_folder),
+        ("embed", run_folder, "data", "vectors.npz"),
+        ("export", run_folder),
+    ):
+        assert f"{name} is a link that leads out of the run folder" in refused(*command)
+
+
 LINES = [
     b"[" * 100_000,
     b"\xff\xfe",

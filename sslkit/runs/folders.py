@@ -40,7 +40,7 @@ def check_place(root: Path, what: str = "the run folder", option: str = "--runs"
 def begun(folder: Path) -> bool:
     """Tell whether `folder` has a run; False if it does not exist or is empty.
 
-    Raises CheckpointError if it is a file or has other content.
+    Raises CheckpointError if it is a file, has other content, or links that lead out of it.
     """
     if not os.path.lexists(folder):
         return False
@@ -52,6 +52,7 @@ def begun(folder: Path) -> bool:
         ) from error
     # Files of every run. A recipe alone may be the user's file.
     if "recipe.yaml" in names and names & {lock.FILE, "metrics.jsonl", "checkpoints"}:
+        check_links(folder)
         return True
     # A killed process may leave these two files before the run exists.
     others = [name for name in names if not name.startswith((lock.FILE, ".recipe.yaml."))]
@@ -203,6 +204,7 @@ def find_folder(where: Path | None, root: Path = Path("runs")) -> Path:
                 f"{where} is not a run folder: {fault}; name a folder such as "
                 "runs/pirl_jigsaw/latest"
             )
+        check_links(folder)
         return folder.resolve()
     found = [*root.glob("*/checkpoints/step-*"), *root.glob("*/*/checkpoints/step-*")]
     states = [path / "state.json" for path in found if not path.parents[1].is_symlink()]
@@ -212,4 +214,19 @@ def find_folder(where: Path | None, root: Path = Path("runs")) -> Path:
             f"there is no trained run below {root}/; name the folder of one, or train one first: "
             "sslkit train RECIPE"
         )
-    return max(states, key=lambda path: path.stat().st_mtime).parents[2].resolve()
+    newest = max(states, key=lambda path: path.stat().st_mtime).parents[2]
+    check_links(newest)
+    return newest.resolve()
+
+
+def check_links(folder: Path) -> None:
+    """Raise CheckpointError for a link that leads out of a run folder: writing would follow it."""
+    home = folder.resolve()
+    for base, folders, files in os.walk(home):
+        for name in (*folders, *files):
+            path = Path(base, name)
+            if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(home):
+                raise CheckpointError(
+                    f"{path} is a link that leads out of the run folder; replace it with a copy: "
+                    "cp -rL"
+                )
