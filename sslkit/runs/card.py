@@ -9,7 +9,7 @@ import yaml
 from sslkit.interfaces import Encoder
 from sslkit.recipe import Recipe
 from sslkit.recipe.signature import plain
-from sslkit.runs.checkpoint import State
+from sslkit.runs.state import State
 from sslkit.version import __version__
 
 TEMPLATE = """\

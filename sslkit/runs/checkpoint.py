@@ -12,27 +12,22 @@ import shlex
 import shutil
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Literal, NotRequired
 
-import pydantic
 import safetensors
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from typing_extensions import TypedDict
 
 from sslkit import distributed
 from sslkit.errors import CheckpointError
 from sslkit.interfaces import Method
-from sslkit.parts import DataFormat, sharded_rows
+from sslkit.parts import sharded_rows
 from sslkit.recipe import Recipe
 from sslkit.runs import files, metrics, optimizer_state, samples
 from sslkit.runs.files import checksum, replacing, save_tensors, write_text
 from sslkit.runs.run import Run
+from sslkit.runs.state import FORMAT, STEP, NewerFormatError, State, check_format, read
 
-STEP = "step-{:08d}"
-FORMAT = 1
-"""The format of checkpoints, a number in state.json. A newer one is refused."""
 FILES = ("method.safetensors", "optimizer.safetensors", "state.json")
 
 
@@ -123,83 +118,10 @@ def _prune(home: Path, newest: str, keep: int) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-Number = bool | int | pydantic.FiniteFloat | str | None
-
-
-class OptimizerState(TypedDict):
-    """The class name of an optimizer, and the numbers in its state by parameter or group."""
-
-    name: str
-    state: dict[str, dict[str, Number | list[Number]]]
-
-
-class Format(TypedDict):
-    """The part of state.json that every version of sslkit reads."""
-
-    format: NotRequired[pydantic.PositiveInt]
-
-
-class State(Format):
-    """What state.json holds."""
-
-    step: pydantic.NonNegativeInt
-    skipped: NotRequired[pydantic.NonNegativeInt]
-    images: Annotated[int, pydantic.Field(ge=1, lt=2**40)]
-    channels: NotRequired[Annotated[int, pydantic.Field(ge=1, le=4096)]]
-    bits: NotRequired[Literal[8, 16]]
-    classes: NotRequired[Annotated[int, pydantic.Field(ge=1, lt=2**31)] | None]
-    fingerprint: str
-    samples: NotRequired[list[samples.Sample]]
-    unreadable: dict[str, str]
-    optimizer: OptimizerState
-
-
-def data_format(state: State) -> DataFormat:
-    """Return the format of the training data of a run."""
-    return DataFormat(
-        state["images"],
-        state.get("channels", 3),
-        state.get("bits", 8),
-        state.get("classes"),
-    )
-
-
-class NewerFormatError(CheckpointError):
-    """A checkpoint that a newer sslkit wrote."""
-
-
-STATE_BYTES = 2**26
-"""Largest state.json that is read."""
-
-
-def _check_format(checkpoint: Path, text: bytes) -> None:
-    """Raise NewerFormatError for a format that this version does not know."""
-    found = pydantic.TypeAdapter(Format).validate_json(text).get("format", FORMAT)
-    if found > FORMAT:
-        raise NewerFormatError(
-            f"{checkpoint} has format {found}, and this sslkit reads format {FORMAT}; upgrade: "
-            "pip install -U sslkit"
-        )
-
-
-def _checked_state(checkpoint: Path) -> State:
-    with (checkpoint / "state.json").open("rb") as file:
-        text = file.read(STATE_BYTES)
-    try:
-        _check_format(checkpoint, text)
-        state = pydantic.TypeAdapter(State).validate_json(text, strict=True)
-    except pydantic.ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise ValueError(
-            f"state.json: {'.'.join(map(str, first['loc']))} {first['msg']}"
-        ) from error
-    if checkpoint.name != STEP.format(state["step"]):
-        raise ValueError(f"state.json is that of step {state['step']}")
-    return state
-
-
 def read_state(checkpoint: Path) -> State:
     """Return the state of a checkpoint. Raises CheckpointError if a file is damaged."""
+    with suppress(OSError, ValueError):
+        check_format(checkpoint)  # A newer format may have other files.
     try:
         sums = (checkpoint / "SHA256SUMS").read_text(encoding="utf-8").split()
         present = {path.name for path in checkpoint.glob("rows-*.safetensors")}
@@ -213,7 +135,7 @@ def read_state(checkpoint: Path) -> State:
                 raise CheckpointError(
                     f"{checkpoint / name} is not what was written (its checksum differs)"
                 )
-        return _checked_state(checkpoint)
+        return read(checkpoint)
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{checkpoint} is damaged ({type(error).__name__}: {error})"
@@ -253,7 +175,7 @@ def progress(folder: Path, recipe: Recipe) -> tuple[int, int]:
     """
     for checkpoint in sorted((folder / "checkpoints").glob("step-*"))[-1:]:
         with suppress(OSError, ValueError):
-            state = _checked_state(checkpoint)
+            state = read(checkpoint)
             return state["step"], state["images"] // recipe.train.batch_size
     return 0, 0
 
@@ -341,7 +263,7 @@ def resume(run: Run, folder: Path) -> list[str]:
         return notes
     checkpoint = home / chosen
     try:
-        state = _checked_state(checkpoint)
+        state = read(checkpoint)
     except (OSError, ValueError) as error:
         raise _misfit(checkpoint, error) from error
     _check_images(run, folder, state)

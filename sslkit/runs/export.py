@@ -18,6 +18,7 @@ from sslkit.parts import make_method, make_transform
 from sslkit.recipe import Recipe
 from sslkit.recipe.signature import written
 from sslkit.runs import card, checkpoint, files, folders, hub, onnx
+from sslkit.runs.state import data_format
 
 TOLERANCE = 1e-6
 """Largest difference of equal features, relative to the largest feature."""
@@ -54,7 +55,7 @@ def export(folder: Path, target: str | None = None, *, public: bool = False) -> 
     if repository is not None:
         hub.check()
     newest, state, _ = checkpoint.newest(folder)
-    data = checkpoint.data_format(state)
+    data = data_format(state)
     transform = make_transform(made, data)
     method = make_method(made, transform, data, restored=True)
     checkpoint.load_method(method, newest)

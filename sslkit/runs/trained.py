@@ -17,6 +17,7 @@ from sslkit.parts import DataFormat, make_method, make_transform
 from sslkit.recipe import Recipe
 from sslkit.runs import checkpoint as checkpoints
 from sslkit.runs import folders, metrics
+from sslkit.runs.state import State, data_format
 
 
 @dataclass(frozen=True, repr=False)
@@ -29,7 +30,7 @@ class TrainedRun:
     folder: Path
     recipe: Recipe
     checkpoint: Path
-    state: checkpoints.State
+    state: State
     notes: tuple[str, ...] = ()
 
     @classmethod
@@ -57,7 +58,7 @@ class TrainedRun:
     @property
     def data(self) -> DataFormat:
         """Number of images, channels, bits and classes of the training data."""
-        return checkpoints.data_format(self.state)
+        return data_format(self.state)
 
     @property
     def metrics(self) -> dict[str, np.ndarray]:
