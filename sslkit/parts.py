@@ -222,7 +222,14 @@ def _make_head(
         if choice.options.get("out_dim") == "auto":
             choice = replace(choice, options={**choice.options, "out_dim": classes})
     place = f"heads.{name}"
-    head: Head = make(choice, place=place, in_dim=in_dim, crops=crops, shape=shape[-3:])
+    head: Head = make(
+        choice,
+        place=place,
+        in_dim=in_dim,
+        crops=crops,
+        shape=shape[-3:],
+        num_images=data.images,
+    )
     if classes is not None and head.out_dim != classes:
         raise RecipeError(
             Fault(

@@ -3,13 +3,16 @@
 Letter: K crops or patches.
 """
 
+import math
 from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from sslkit.interfaces import Head
+from sslkit_plugins.precision import at_least_float32
 
 OutDim = Annotated[
     PositiveInt | Literal["auto"],
@@ -71,10 +74,11 @@ class Linear(Head):
 
 
 class Mlp(Head):
-    """Two linear layers with a ReLU between them.
+    """Linear layers with an activation between them.
 
-    The image head of PIRL's MLP models (VISSL, `resnet50_mlphead.yaml`), and SimCLR's projection
-    (Chen et al. 2020, arXiv:2002.05709, section 4.2).
+    The image head of PIRL's MLP models (VISSL, `resnet50_mlphead.yaml`), MoCo v2 (Chen et al. 2020,
+    arXiv:2003.04297); with `hidden_norm`, SimCLR (Chen et al. 2020, arXiv:2002.05709, section 4.2),
+    BYOL, SimSiam, SwAV, Barlow Twins and VICReg.
     """
 
     def __init__(
@@ -84,20 +88,108 @@ class Mlp(Head):
         *,
         hidden_dim: HiddenDim = 2048,
         out_dim: OutDim = 128,
+        layers: Annotated[
+            int,
+            Field(
+                ge=2,
+                description="Number of linear layers. MoCo v2, BYOL, SwAV: 2; SimCLR, SimSiam, "
+                "Barlow Twins, VICReg, DINO: 3.",
+            ),
+        ] = 2,
+        hidden_norm: Annotated[
+            bool,
+            Field(
+                description="Apply batch norm before each activation. SimCLR, BYOL, SimSiam, "
+                "SwAV, Barlow Twins: true; MoCo v2, DINO: false."
+            ),
+        ] = False,
+        activation: Annotated[
+            Literal["relu", "gelu"],
+            Field(description="Activation between the layers. DINO: gelu; the others: relu."),
+        ] = "relu",
+        bias: Annotated[
+            bool,
+            Field(
+                description="Add a bias in the last layer. SimCLR, BYOL, Barlow Twins, VICReg: "
+                "false. Hidden layers have one unless hidden_norm is true."
+            ),
+        ] = True,
         batch_norm: BatchNorm = False,
     ) -> None:
         super().__init__()
         self.out_dim = resolved(out_dim)
-        self.project = nn.Sequential(
-            nn.Linear(in_dim, hidden_dim),
-            nn.ReLU(inplace=True),
-            Projection(hidden_dim, self.out_dim),
-        )
+        self.hidden_norm = hidden_norm
+        hidden: list[nn.Module] = []
+        for _ in range(layers - 1):
+            hidden.append(nn.Linear(in_dim, hidden_dim, bias=not hidden_norm))
+            if hidden_norm:
+                hidden.append(nn.BatchNorm1d(hidden_dim))
+            hidden.append(nn.ReLU(inplace=True) if activation == "relu" else nn.GELU())
+            in_dim = hidden_dim
+        self.project = nn.Sequential(*hidden, Projection(hidden_dim, self.out_dim, bias=bias))
         self.norm = nn.BatchNorm1d(self.out_dim, affine=False) if batch_norm else None
 
     def forward(self, features: Tensor) -> Tensor:
         """[…,in_dim] → […,out_dim]."""
-        return flat_batch_norm(self.norm, self.project(features))
+        if not self.hidden_norm:
+            return flat_batch_norm(self.norm, self.project(features))
+        rows = self.project(features.flatten(0, -2))
+        return flat_batch_norm(self.norm, rows).unflatten(0, features.shape[:-1])
+
+
+class Prototypes(Head):
+    """Cosines of features with K unit-norm prototypes, in float32.
+
+    SwAV (Caron et al. 2020, arXiv:2006.09882, section 3.1), DINO's last layer (Caron et al. 2021,
+    arXiv:2104.14294). There are at most as many prototypes as images.
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        num_images: int,
+        /,
+        *,
+        out_dim: Annotated[
+            int,
+            Field(
+                ge=1,
+                description="Number of prototypes K. SwAV: 3,000; DINO: 65,536. For small data "
+                "sets a few per expected class.",
+            ),
+        ] = 3000,
+        weight_norm: Annotated[
+            bool,
+            Field(
+                description="Divide prototypes by their norm in every forward pass, so gradients "
+                "are orthogonal to them (DINO). false: the method normalises after each step "
+                "(SwAV)."
+            ),
+        ] = False,
+    ) -> None:
+        super().__init__()
+        self.out_dim = min(out_dim, num_images)
+        if self.out_dim < out_dim:
+            self.notes = (
+                f"{out_dim:,} prototypes are more than the {num_images:,} images, so "
+                f"{self.out_dim:,} are used",
+            )
+        self.weight_norm = weight_norm
+        self.weight = nn.Parameter(torch.empty(self.out_dim, in_dim))
+        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
+        self.normalise()
+
+    @torch.no_grad()
+    def normalise(self) -> None:
+        """Set the norm of every prototype to 1."""
+        self.weight.copy_(F.normalize(self.weight, dim=-1))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[…,in_dim] → […,K] cosines in float32, or in float64 for float64 features."""
+        with torch.autocast(features.device.type, enabled=False):
+            unit = F.normalize(at_least_float32(features), dim=-1)
+            weight = F.normalize(self.weight, dim=-1) if self.weight_norm else self.weight
+            return unit @ weight.to(unit.dtype).T
 
 
 class ConcatPatches(Head):

@@ -11,7 +11,7 @@ reference read them from the source, without importing the module.
 | kind        | runtime arguments that a constructor may require, by name                    |
 |-------------|------------------------------------------------------------------------------|
 | encoders    | `sizes` (sides of all input images, px, largest first), `channels` (C)       |
-| heads       | `in_dim`, `crops` (K of the view at the end of its chain), `shape` (that view's) |
+| heads       | `in_dim`, `crops` (K of its view), `shape` (of its view), `num_images`       |
 | transforms  | `channels` (C)                                                               |
 | samplers    | `dim`, `num_images`                                                          |
 | losses      | none                                                                         |

@@ -166,6 +166,8 @@ class Method(nn.Module, ABC):
     """True: the encoder must provide tokens."""
     uses_every_parameter: ClassVar[bool] = True
     """False: some steps leave weights without gradient."""
+    notes: tuple[str, ...] = ()
+    """Sentences that training prints at the start, such as a number that was limited."""
 
     def __init__(self, parts: Parts, /) -> None:
         super().__init__()

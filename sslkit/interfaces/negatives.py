@@ -31,6 +31,8 @@ class NegativeSampler(nn.Module, ABC):
     """True: methods that store images call `fill` with all images before step 0."""
     candidates: int
     """Negatives per query once the memory is full."""
+    notes: tuple[str, ...] = ()
+    """Sentences that training prints at the start."""
 
     @abstractmethod
     def draw(self, index: Tensor, draws: Draws, terms: int = 1) -> Negatives:

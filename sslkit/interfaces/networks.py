@@ -120,10 +120,13 @@ class Head(nn.Module, ABC):
     """A network […,in_dim] → […,out_dim]; heads over crops read […,K,in_dim].
 
     Networks with other inputs (a generator, a decoder) may take and document more arguments. Heads
-    are discarded after training.
+    are discarded after training. `crops` and `shape` are those of the view at the end of the chain
+    of heads.
     """
 
     out_dim: int
+    notes: tuple[str, ...] = ()
+    """Sentences that training prints at the start, such as a number that was limited."""
 
     @abstractmethod
     def forward(self, features: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ Wrong = tuple[tuple[str, ...], str]
 
 RUNTIME = {
     "encoders": ("sizes", "channels"),
-    "heads": ("in_dim", "crops", "shape"),
+    "heads": ("in_dim", "crops", "shape", "num_images"),
     "transforms": ("channels",),
     "samplers": ("dim", "num_images"),
     "losses": (),

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+from torch import nn
 
 from sslkit import distributed, faults
 from sslkit.device import pick_device
 from sslkit.errors import CheckpointError, counted
-from sslkit.interfaces import ImageSource
+from sslkit.interfaces import ImageSource, Method
 from sslkit.parts import DataFormat, make_source
 from sslkit.recipe import Recipe
 from sslkit.runs import changes, checkpoint, files, folders
@@ -209,6 +210,15 @@ def _session(
         record.close()
 
 
+def part_notes(method: Method) -> list[str]:
+    """Return the notes of a method and of its parts, each with the part's key in recipes."""
+    parts: dict[str, nn.Module] = {"method": method}
+    parts |= {f"heads.{name}": head for name, head in method.heads.items()}
+    if method.samplers:
+        parts["sampler"] = next(iter(method.samplers.values()))
+    return [f"{key}: {note}" for key, part in parts.items() for note in getattr(part, "notes", ())]
+
+
 def _change_of_rate(run: Run, before: int) -> str:
     """Describe the change of the learning rate of a run that had `before` epochs."""
     chosen, per_epoch = run.recipe, run.loader.steps_per_epoch
@@ -223,7 +233,7 @@ def _change_of_rate(run: Run, before: int) -> str:
 
 def _train(made: Run, record: Record, notes: list[str], screen: Screen | None) -> Ended:
     if screen is not None:
-        screen.begin(notes, record.folder)
+        screen.begin([*notes, *part_notes(made.method)], record.folder)
     filled = any(sampler.needs_fill for sampler in made.method.samplers.values())
     expected = made.method.at_start(made.recipe.train.batch_size)
     chances = made.method.at_chance(made.recipe.train.batch_size)

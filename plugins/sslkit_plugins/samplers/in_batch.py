@@ -7,6 +7,7 @@ from torch import Tensor
 
 from sslkit import distributed
 from sslkit.interfaces import Negatives
+from sslkit_plugins.precision import at_least_float32
 
 
 class KeyNegatives(Negatives):
@@ -25,7 +26,7 @@ class KeyNegatives(Negatives):
     def similarity(self, query: Tensor) -> Tensor:
         """[T,N,D] or [N,D] unit-norm queries → float32 [T,N,M] or [N,M]."""
         with torch.autocast(query.device.type, enabled=False):
-            scores = query.float() @ self.vectors.float().T
+            scores = at_least_float32(query) @ at_least_float32(self.vectors).T
         return scores if self.own is None else scores.masked_fill(self.own, -math.inf)
 
 
@@ -36,7 +37,7 @@ def in_batch(rows: Tensor, copies: int = 2) -> KeyNegatives:
     Every row of another image, on any rank, is a negative of each query: 2B-2 for two copies (Chen
     et al. 2020, arXiv:2002.05709, section 2.1). Gradients reach the rows of all ranks.
     """
-    every = distributed.gather_with_gradient(rows.float())
+    every = distributed.gather_with_gradient(at_least_float32(rows))
     images = torch.arange(len(every), device=rows.device) // copies
     first = distributed.rank() * len(rows)
     own = images[first : first + len(rows)].unsqueeze(1) == images

@@ -1,72 +1,23 @@
-"""Losses that papers share. Letters: T terms, N rows, M negatives, D features, C classes."""
+"""The loss of PIRL and NPID. Letters: T terms, N rows, M negatives, D features."""
 
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Literal
 
-import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional as F
 
 from sslkit import distributed
 from sslkit.interfaces import Loss, Negatives
-
-Temperature = Annotated[
-    float,
-    Field(gt=0, description="τ, the divisor of cosines. Usually 0.07 to 0.5; NPID, PIRL: 0.07."),
-]
-
-
-def contrast(
-    prediction: Tensor, target: Tensor, negatives: Negatives, temperature: float
-) -> tuple[Tensor, Tensor]:
-    """Return float32 logits of the positive [T,N] and of the negatives [T,N,M].
-
-    `prediction` is [T,N,D], `target` [N,D] of unit norm. At the usual τ = 0.07, exp(1/τ) overflows
-    float16.
-    """
-    query = F.normalize(prediction.float(), dim=-1)
-    positive = (query * target.float()).sum(-1)
-    return positive / temperature, negatives.similarity(query) / temperature
-
-
-def info_nce_terms(positive: Tensor, others: Tensor) -> Tensor:
-    """Return [T], the mean over N of -log(e₀ / (e₀ + Σⱼ eⱼ)), for logits [T,N] and [T,N,M]."""
-    return (torch.logaddexp(positive, others.logsumexp(-1)) - positive).mean(-1)
-
-
-def nce_terms(positive: Tensor, others: Tensor, constant: Tensor) -> Tensor:
-    """Return [T], the mean over N of -log(e₀/(e₀+K)) - Σⱼ log(K/(eⱼ+K)).
-
-    The logits are [T,N] and [T,N,M]; `constant` is log K, a scalar or [T,N]. Uses softplus, since
-    -log(e/(e+K)) = softplus(log K - s/τ).
-    """
-    push = F.softplus(others - constant.unsqueeze(-1)).sum(-1)
-    return (F.softplus(constant - positive) + push).mean(-1)
-
-
-DRAWN, COLUMNS, ROWS = 2**19, 2**14, 2**9
-"""Limits of the simulated first loss: cosines in total, negatives per row, rows."""
-
-
-def random_logits(dim: int, negatives: int, temperature: float) -> tuple[Tensor, Tensor]:
-    """Draw logits [N] and [N,M] of random unit vectors of length `dim`, with a fixed seed.
-
-    (1 + cos)/2 follows a beta distribution with both parameters (D-1)/2. Each positive cosine is
-    used with both signs. M is `negatives`, at most COLUMNS; beyond that, each drawn negative stands
-    for several.
-    """
-    rng = np.random.default_rng(0)
-    columns = min(negatives, COLUMNS)
-    pairs = min(ROWS, DRAWN // columns) // 2
-    beta = max(dim - 1, 0.01) / 2
-    positive = torch.from_numpy(rng.beta(beta, beta, (1, pairs))) * 2 - 1
-    others = torch.from_numpy(rng.beta(beta, beta, (1, 2 * pairs, columns))) * 2 - 1
-    weight = math.log(negatives / columns)
-    return torch.cat([positive, -positive], 1) / temperature, others / temperature + weight
+from sslkit_plugins.losses.contrast import (
+    Temperature,
+    contrast,
+    info_nce_terms,
+    nce_terms,
+    random_logits,
+)
 
 
 class LambdaNCE(Loss):
@@ -195,69 +146,3 @@ class LambdaNCE(Loss):
         """Return log(1 + M), the loss if the positive is like any negative; 1 more for NCE."""
         value = math.log1p(negatives)
         return value if self.form == "info_nce" else value + 1
-
-
-class InfoNCE(Loss):
-    """-log(e₀ / (e₀ + Σⱼ eⱼ)), eₖ = exp(cos/τ), averaged over rows and terms.
-
-    van den Oord et al. 2018, arXiv:1807.03748, equation 4. With the other images of the batch as
-    negatives (`samplers.in_batch`), this is NT-Xent (Chen et al. 2020, arXiv:2002.05709,
-    equation 1).
-    """
-
-    needs_negatives = True
-
-    def __init__(self, *, temperature: Temperature = 0.07) -> None:
-        super().__init__()
-        self.temperature = temperature
-        self.terms: Tensor | None = None
-
-    def forward(
-        self, prediction: Tensor, target: Tensor, negatives: Negatives | None = None
-    ) -> Tensor:
-        """prediction [N,D] or [T,N,D], target [N,D] → scalar."""
-        assert negatives is not None, "check refuses a method without negatives"
-        prediction = prediction if prediction.dim() == 3 else prediction.unsqueeze(0)
-        target = F.normalize(target.float(), dim=-1)
-        terms = info_nce_terms(*contrast(prediction, target, negatives, self.temperature))
-        self.terms = terms.detach()
-        return terms.mean()
-
-    def at_start(self, *, dim: int, negatives: int) -> float | None:
-        """Simulate the first loss: about log M + 1/(2Dτ²), less at small τ."""
-        positive, others = random_logits(dim, negatives, self.temperature)
-        return info_nce_terms(positive, others).item()
-
-    def at_chance(self, *, dim: int, negatives: int) -> float | None:
-        """Return log(1 + M), the loss if the positive is like any negative."""
-        return math.log1p(negatives)
-
-
-class CrossEntropy(Loss):
-    """Softmax cross-entropy over C classes."""
-
-    def __init__(
-        self,
-        *,
-        label_smoothing: Annotated[
-            float,
-            Field(
-                ge=0,
-                lt=1,
-                description="Probability spread evenly over all classes (Szegedy et al. 2016, "
-                "arXiv:1512.00567, section 7), usually 0 or 0.1.",
-            ),
-        ] = 0.0,
-    ) -> None:
-        super().__init__()
-        self.label_smoothing = label_smoothing
-
-    def forward(
-        self, prediction: Tensor, target: Tensor, negatives: Negatives | None = None
-    ) -> Tensor:
-        """prediction [N,C] logits, target int64 [N] → scalar."""
-        return F.cross_entropy(prediction.float(), target, label_smoothing=self.label_smoothing)
-
-    def at_start(self, *, dim: int, negatives: int) -> float | None:
-        """Return log C, the loss of equally likely classes; `dim` is C."""
-        return math.log(dim)
