@@ -425,14 +425,18 @@ def test_all_its_memory_is_in_its_state(part):
 
 # --- losses
 
-ANSWERS = {"cross_entropy"}
-"""Losses that compare logits with numbers of classes; all others compare vectors with memory."""
+ANSWERS = {"cross_entropy", "soft_cross_entropy"}
+"""Losses that compare logits with classes; all others compare vectors."""
 
 
 def question(part, dtype=torch.float32):
     """prediction, target and negatives that the loss may be asked with."""
     if part.name in ANSWERS:
-        return torch.zeros(8, 10, dtype=dtype, requires_grad=True), torch.arange(8), None
+        classes = torch.arange(8)
+        target = F.one_hot(classes, 10).to(dtype) if part.name.startswith("soft") else classes
+        return torch.zeros(8, 10, dtype=dtype, requires_grad=True), target, None
+    if part.load().needs_negatives is False:
+        return unit(8, 128, seed=3).to(dtype).requires_grad_(), unit(8, 128, seed=4), None
     sampler = registry.find("samplers", "memory_bank").load()(128, 400, negatives=300)
     prediction = unit(2, 8, 128, seed=3).to(dtype).requires_grad_()
     return prediction, unit(8, 128, seed=4), sampler.draw(torch.arange(8), Draws(1), 2)
@@ -521,9 +525,12 @@ def test_every_method_of_ours_has_a_recipe():
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
+    """Eight images of two classes."""
     folder = tmp_path_factory.mktemp("photos")
     for number in range(8):
-        picture(70, 60, number).save(folder / f"{number}.png")
+        place = folder / "ab"[number % 2]
+        place.mkdir(exist_ok=True)
+        picture(70, 60, number).save(place / f"{number}.png")
     return folder
 
 
@@ -564,7 +571,7 @@ def test_every_shipped_recipe_trains_a_step(path, photos):
 def sets(photos, tmp_path_factory):
     """Options that lead the data sets which need one to images: two halves of two classes."""
     root = tmp_path_factory.mktemp("sets")
-    for number, path in enumerate(sorted(photos.iterdir())):
+    for number, path in enumerate(sorted(photos.glob("*/*.png"), key=lambda path: path.name)):
         folder = root / "folder" / ("val" if number > 5 else "train") / "ab"[number % 2]
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, folder)
