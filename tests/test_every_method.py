@@ -1,4 +1,4 @@
-"""What every method promises, asked of every recipe: ours at small sizes, BYOL, and the wirings."""
+"""What every method promises, asked of every recipe: ours at small sizes, bootstrap, and the wirings."""
 
 from itertools import islice
 from pathlib import Path
@@ -20,7 +20,7 @@ from sslkit.training.trainer import train
 TESTS = Path(__file__).parent
 OURS = sorted((TESTS.parent / "recipes").glob("*.yaml"))
 WIRINGS = sorted((TESTS / "wirings" / "recipes").glob("*.yaml"))
-EVERY = [*OURS, TESTS / "byol" / "recipe.yaml", *WIRINGS]
+EVERY = [*OURS, TESTS / "bootstrap" / "recipe.yaml", *WIRINGS]
 EPOCH = 3
 """Steps of an epoch: twelve images, four a step."""
 
@@ -39,11 +39,11 @@ SMALL = {
 
 @pytest.fixture(scope="module", autouse=True)
 def strangers(tmp_path_factory):
-    """BYOL and the wirings are installed."""
+    """The package `bootstrap` and the wirings are installed."""
     folder = tmp_path_factory.mktemp("site")
-    install(TESTS / "byol", folder)
+    install(TESTS / "bootstrap", folder)
     install(TESTS / "wirings", folder)
-    with present(folder, "byol", "wirings"):
+    with present(folder, "bootstrap", "wirings"):
         yield
 
 

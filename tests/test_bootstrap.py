@@ -1,4 +1,4 @@
-"""BYOL as a stranger's package: a slow copy that follows every step, and the real command line."""
+"""BYOL as a stranger's package: a slow copy that follows every step, and the command line."""
 
 import json
 import math
@@ -21,8 +21,8 @@ from sslkit.interfaces import Output
 from sslkit.training.build import build
 from sslkit.training.trainer import train
 
-BYOL = Path(__file__).parent / "byol"
-RECIPE = BYOL / "recipe.yaml"
+BOOTSTRAP = Path(__file__).parent / "bootstrap"
+RECIPE = BOOTSTRAP / "recipe.yaml"
 TINY = [
     "encoder.model=test_resnet",
     "heads.projector.hidden_dim=16",
@@ -33,13 +33,13 @@ TINY += ["train.batch_size=8", "train.workers=0", "train.device=cpu", "train.pre
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    return install(BYOL, tmp_path_factory.mktemp("site"))
+    return install(BOOTSTRAP, tmp_path_factory.mktemp("site"))
 
 
 @pytest.fixture
 def here(site):
-    """BYOL is found in this process."""
-    with present(site, "byol"):
+    """The package is found in this process."""
+    with present(site, "bootstrap"):
         yield
 
 
@@ -162,11 +162,11 @@ def test_it_trains_evaluates_and_exports(site, photos, tmp_path, monkeypatch):
     assert (code, err) == (0, ""), err
     code, out, err = finish(start("plan", RECIPE, *words(photos)))
     assert (code, err) == (0, ""), err
-    assert "head predictor (byol_mlp)" in out
+    assert "head predictor (bootstrap_mlp)" in out
 
     code, out, err = finish(start("train", RECIPE, *words(photos, "train.epochs=3")))
     assert code == 0, err
-    run = tmp_path / "runs" / "byol" / "latest"
+    run = tmp_path / "runs" / "bootstrap" / "latest"
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert len(rows) == 6 and all("feature_std/projector" in row for row in rows)
     method = load_file(next((run / "checkpoints").glob("*/method.safetensors")))
@@ -187,7 +187,7 @@ def test_killed_and_resumed_it_ends_as_if_unbroken(site, photos, tmp_path, monke
     monkeypatch.setenv("PYTHONPATH", str(site))
     given = words(photos, "train.epochs=4", "train.save_minutes=0")
     process = start("train", RECIPE, *given, "--runs", tmp_path / "broken")
-    metrics = tmp_path / "broken" / "byol" / "latest" / "metrics.jsonl"
+    metrics = tmp_path / "broken" / "bootstrap" / "latest" / "metrics.jsonl"
     while process.poll() is None and not three_lines(metrics):
         time.sleep(0.001)
     process.kill()
@@ -195,7 +195,7 @@ def test_killed_and_resumed_it_ends_as_if_unbroken(site, photos, tmp_path, monke
     run = metrics.parent.resolve()
     assert finish(start("train", "--resume", run))[0] == 0
     assert finish(start("train", RECIPE, *given, "--runs", tmp_path / "unbroken"))[0] == 0
-    other = tmp_path / "unbroken" / "byol" / "latest"
+    other = tmp_path / "unbroken" / "bootstrap" / "latest"
     for file in ("encoder.safetensors", "metrics.jsonl", "checkpoints/step-00000008/SHA256SUMS"):
         one, two = (run / file).read_text("latin-1"), (other / file).read_text("latin-1")
         if file.endswith("SHA256SUMS"):
