@@ -36,6 +36,9 @@ SMALL = {
     "batch_norm": False,
 }
 
+ROUNDING = {"barlow_twins": 2e-4}
+"""Absolute tolerance of two ranks. Barlow Twins divides by the deviation of four similar rows."""
+
 
 @pytest.fixture(scope="module", autouse=True)
 def strangers(tmp_path_factory):
@@ -137,8 +140,9 @@ def test_two_ranks_train_as_one(path, photos, ranks, tmp_path):
     one, first, second = (load_file(tmp_path / f"{name}.safetensors") for name in names)
     assert one.keys() == first.keys()
     assert_same(first, second)
+    atol = ROUNDING.get(path.stem, 2e-5)
     for name, value in one.items():
-        torch.testing.assert_close(first[name], value, rtol=1e-3, atol=2e-5, msg=name)
+        torch.testing.assert_close(first[name], value, rtol=1e-3, atol=atol, msg=name)
 
 
 @every()
@@ -169,7 +173,7 @@ def test_the_first_loss_is_about_what_the_method_expects(path, photos):
     (step,) = steps(run, 1)
     if expected is None or any(sampler.needs_fill for sampler in run.method.samplers.values()):
         pytest.skip("nothing is expected")
-    assert 0.6 * expected < step.loss.item() < 1.5 * expected
+    assert abs(step.loss.item() - expected) < max(abs(expected) / 2, 0.5)
 
 
 @every()
