@@ -1,4 +1,4 @@
-"""What every method promises, asked of every recipe: ours at small sizes, bootstrap, and the wirings."""
+"""What every method promises, asked of every recipe: ours at small sizes, and those of tests."""
 
 from itertools import islice
 from pathlib import Path
@@ -36,8 +36,10 @@ SMALL = {
     "batch_norm": False,
 }
 
-ROUNDING = {"barlow_twins": 2e-4}
-"""Absolute tolerance of two ranks. Barlow Twins divides by the deviation of four similar rows."""
+ROUNDING = {"barlow_twins": 2e-3}
+"""Absolute tolerance of two ranks, by recipe. Barlow Twins divides by the deviation of four similar
+rows, which magnifies rounding; tests/test_barlow_twins.py compares in float64.
+"""
 
 
 @pytest.fixture(scope="module", autouse=True)
