@@ -116,7 +116,7 @@ def test_a_step_uses_the_centre_from_before_it(made):
 
 
 def test_scores_are_cosines_and_the_first_loss_is_near_ln_k():
-    """Scores of d = 256 have deviation 1/16, so the loss is ln K + 1/(2·256·0.1²) = ln K + 0.195."""
+    """Scores of d = 256 have deviation 1/16: ln K + 1/(2·256·0.1²) = ln K + 0.195."""
     torch.manual_seed(0)
     head = Prototypes(256, 10_000, out_dim=4096, weight_norm=True).double()
     scores = head(rows(200, 256)).detach()
