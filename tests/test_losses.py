@@ -427,7 +427,9 @@ def test_squared_errors_are_averaged_over_all_elements():
     assert SquaredError().at_start(dim=2, negatives=0) is None
 
 
-@pytest.mark.parametrize("loss", [SoftCrossEntropy(), Cosine(), SquaredError()], ids=lambda loss: type(loss).__name__)
+@pytest.mark.parametrize(
+    "loss", [SoftCrossEntropy(), Cosine(), SquaredError()], ids=lambda loss: type(loss).__name__
+)
 def test_half_precision_widens_to_float32(loss):
     prediction, target = torch.rand(4, 6), torch.rand(4, 6).softmax(1)
     expected = loss(prediction.half().float(), target.half().float())
