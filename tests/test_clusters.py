@@ -1,5 +1,7 @@
 """Sinkhorn codes, k-means and whitening against their definitions, in float64."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -104,7 +106,7 @@ def test_the_objective_never_rises(spherical):
         found = k_means(rows, 12, iterations, Draws(0), spherical=spherical)
         values.append(objective(rows, found))
     assert values[-1] < values[0]
-    for before, after in zip(values, values[1:], strict=False):
+    for before, after in pairwise(values):
         assert after <= before + 1e-9
 
 
