@@ -270,7 +270,10 @@ def patch_box(
     Area and logarithm of the aspect ratio are uniform. Boxes that break a bound after rounding are
     drawn again. Raises DataError if no box is large enough.
     """
-    smallest, largest = options.min_area * width * height, largest_area(width, height, options.aspect)
+    smallest, largest = (
+        options.min_area * width * height,
+        largest_area(width, height, options.aspect),
+    )
     if largest < smallest:
         raise DataError(
             f"an image of {width}×{height} has no crop with an area of {options.min_area:g} of it "
