@@ -26,6 +26,7 @@ EPOCH = 3
 
 SMALL = {
     "size": 32,
+    "crops": 12,
     "resize": 32,
     "grid": 2,
     "patch": 12,
@@ -75,11 +76,13 @@ def small(path, photos, *more):
 
 def shrunk(made):
     """Settings that make the parts of a recipe small, among the options that they have."""
-    places = {"transform": made.transform, "encoder": made.encoder}
+    places = {"data": made.data, "transform": made.transform, "encoder": made.encoder}
     places |= {f"heads.{name}": head for name, head in made.heads.items()}
     settings = []
     for place, choice in places.items():
         known = SMALL.keys() & choice.part.signature().options.keys()
+        if made.method.part.load().needs_tokens:
+            known -= {"model"}
         settings += [f"{place}.{name}={str(SMALL[name]).lower()}" for name in sorted(known)]
     for name in made.method.part.load().predicts:
         settings.append(f"heads.{name}.out_dim=auto")
@@ -117,7 +120,9 @@ def test_a_resumed_run_is_the_same_run(path, photos, tmp_path, step):
 def without_batch_norm(made):
     """Settings without batch norm, which sees half of the batch on each of two ranks."""
     settings = []
-    if made.encoder.use == "timm":
+    if made.encoder.use == "alexnet":
+        settings.append("encoder.batch_norm=false")
+    elif made.encoder.use == "timm" and not made.method.part.load().needs_tokens:
         settings.append("encoder.norm=group")
     for head, choice in made.heads.items():
         if "hidden_norm" in choice.options:

@@ -1,5 +1,6 @@
 """Losses, and the terms that they share."""
 
+from sslkit_plugins.losses.binary import Binary
 from sslkit_plugins.losses.contrast import (
     Temperature,
     contrast,
@@ -13,6 +14,7 @@ from sslkit_plugins.losses.info_nce import InfoNCE
 from sslkit_plugins.losses.lambda_nce import LambdaNCE
 
 __all__ = [
+    "Binary",
     "Cosine",
     "CrossEntropy",
     "InfoNCE",
