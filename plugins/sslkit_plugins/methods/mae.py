@@ -93,7 +93,9 @@ class MaeDecoder(Head):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
 
-    def forward(self, tokens: Tensor, restore: Tensor, prefix: int = 1) -> Tensor:
+    def forward(  # type: ignore[override]
+        self, tokens: Tensor, restore: Tensor, prefix: int = 1
+    ) -> Tensor:
         """Predict all patches, in order.
 
         `tokens` [N,P+k,in_dim] belong to the first k patches of a shuffled order; `prefix` is P.
