@@ -54,7 +54,11 @@ def test_logits_of_zero_lose_log_2(bigan):
         assert math.isclose(loss.item(), math.log(2), rel_tol=1e-12)
     for step in (0, 1):
         output = bigan(batch(), progress(step))
-        found = [output.loss, output.metrics["loss_discriminator"], output.metrics["loss_generator"]]
+        found = [
+            output.loss,
+            output.metrics["loss_discriminator"],
+            output.metrics["loss_generator"],
+        ]
         assert all(math.isclose(loss.item(), math.log(2), rel_tol=1e-6) for loss in found)
     assert math.isclose(bigan.at_start(8), math.log(2))
 

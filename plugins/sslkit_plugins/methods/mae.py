@@ -156,8 +156,8 @@ class Mae(Method):
         channels = decoder.out_dim // decoder.patch_size**2
         image = torch.zeros(1, channels, side, side)
         kept = torch.zeros(1, 1, dtype=torch.int64)
-        self.encoder.tokens(image, kept)
         found = self.encoder.tokens(image).shape[1] - self.encoder.prefix_tokens
+        self.encoder.tokens(image, kept)
         if found != decoder.patches:
             size = side / found**0.5
             message = (
