@@ -129,9 +129,7 @@ def test_the_loss_is_weighted_cross_entropy():
 
 def test_targets_follow_the_image_not_its_place_in_the_batch():
     found = begun()
-    torch.testing.assert_close(
-        found(batch(3, 17, 9), at()).loss, found(batch(9, 3, 17), at()).loss
-    )
+    torch.testing.assert_close(found(batch(3, 17, 9), at()).loss, found(batch(9, 3, 17), at()).loss)
     wrong = Batch(batch(3, 17, 9).views, {}, torch.tensor([9, 3, 17]))
     assert found.assigned[[3, 17, 9]].tolist() != found.assigned[[9, 3, 17]].tolist()
     assert (found(wrong, at()).loss - found(batch(3, 17, 9), at()).loss).abs() > 1e-6
