@@ -74,7 +74,7 @@ def test_restore_undoes_shuffle_and_masks_have_one_sum():
 def test_the_number_of_kept_patches_is_rounded_down(mae, masked, kept):
     parts = Parts(mae.encoder, dict(mae.heads), {}, mae.loss, 10)
     assert Mae(parts, masked=masked).kept == kept
-    with pytest.raises(RecipeError, match="method.masked  keeps 0 of 16 patches"):
+    with pytest.raises(RecipeError, match=r"method\.masked  keeps 0 of 16 patches"):
         Mae(parts, masked=0.95)
 
 
