@@ -112,7 +112,7 @@ def test_a_resumed_run_is_the_same_run(path, photos, tmp_path, step):
 def without_batch_norm(made):
     """Settings without batch norm, which sees half of the batch on each of two ranks."""
     settings = []
-    if made.encoder.use == "timm":
+    if "norm" in made.encoder.options:
         settings.append("encoder.norm=group")
     for head, choice in made.heads.items():
         if "hidden_norm" in choice.options:
