@@ -29,6 +29,7 @@ SMALL = {
     "resize": 32,
     "grid": 2,
     "patch": 12,
+    "stride": 6,
     "permutations": 5,
     "model": "test_resnet",
     "width": 1.0,  # Half of test_resnet has groups of one number, which rounding upsets.
