@@ -34,6 +34,8 @@ SMALL = {
     "model": "test_resnet",
     "width": 1.0,  # Half of test_resnet has groups of one number, which rounding upsets.
     "hidden_dim": 16,
+    "base_width": 8,
+    "depth": 1,
     "out_dim": 16,
     "batch_norm": False,
 }
