@@ -174,7 +174,8 @@ def make_method(
         heads[name] = _make_head(recipe, cls, transform, data, reads, heads, encoder, name)
     _check_compared(cls, heads)
     samplers = _make_samplers(recipe, cls, heads, data.images)
-    parts = Parts(encoder, heads, samplers, make(recipe.loss), data.images)
+    loss = make(recipe.loss)
+    parts = Parts(encoder, heads, samplers, loss, data.images, dict(transform.shapes))
     return make(recipe.method, parts=parts)
 
 

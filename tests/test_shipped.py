@@ -80,7 +80,7 @@ def test_an_existing_file_goes_before_a_shipped_recipe(tmp_path, monkeypatch):
     ("text", "meant"),
     [
         ("pirl_jigsw", "did you mean pirl_jigsaw or "),
-        ("pirl", "did you mean pirl_jigsaw or pirl_rotation?"),
+        ("pirl", "did you mean pirl_jigsaw or pirl_moco or pirl_rotation?"),
         ("imagenet-pirl_jigsaw", "did you mean imagenet/pirl_jigsaw or "),
         ("recipes/rotnt.yaml", "did you mean rotnet?"),
         ("zzzzz", "there is no such file or shipped recipe"),

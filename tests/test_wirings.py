@@ -111,9 +111,9 @@ REFUSED = {
         "section",
     ),
     "a loss that needs negatives": (
-        "supervised",
+        "labels",
         ("use: cross_entropy", "use: info_nce"),
-        ":7  loss.use  loss 'info_nce' needs negatives, and method 'supervised' has none",
+        ":7  loss.use  loss 'info_nce' needs negatives, and method 'labels' has none",
     ),
     "a loss that takes no negatives": (
         "joined",
@@ -198,7 +198,7 @@ MADE = {
         "does not have; it has: none",
     ),
     "a number of classes that is wrong": (
-        "supervised",
+        "labels",
         "heads.label.out_dim=7",
         "heads.label.out_dim  is 7, but target 'label' has 3 classes; set it to auto",
     ),
@@ -237,13 +237,13 @@ def unlabelled(photos, folder):
 def test_labels_that_are_missing_are_missed_in_one_sentence(command, photos, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = unlabelled(photos, tmp_path / "flat")
-    path = WIRINGS / "recipes" / "supervised.yaml"
+    path = WIRINGS / "recipes" / "labels.yaml"
     code, output = sslkit(command, path, "--data", folder)
     assert code == 2
     serves, _, refused = output.strip().partition("\n")
     assert serves.endswith("flat (12 images, no classes)")
     assert refused == (
-        "data  method 'supervised' predicts labels, but the images of 'image_folder' have none; "
+        "data  method 'labels' predicts labels, but the images of 'image_folder' have none; "
         "name a folder with one subfolder per class: --data DIR"
     )
     assert not (tmp_path / "runs").exists()
@@ -251,24 +251,24 @@ def test_labels_that_are_missing_are_missed_in_one_sentence(command, photos, tmp
 
 def test_only_a_method_that_predicts_labels_gets_them(photos):
     found = {}
-    for name in ("supervised", "clusters"):
+    for name in ("labels", "clusters"):
         run = made(name, photos)
         batch = next(run.loader.batches(0, 1))
         found[name] = batch.targets
         labels = torch.from_numpy(run.source.labels)[batch.index]
     assert found["clusters"] == {}
-    assert found["supervised"]["label"].dtype == torch.int64
-    assert torch.equal(found["supervised"]["label"], labels)
+    assert found["labels"]["label"].dtype == torch.int64
+    assert torch.equal(found["labels"]["label"], labels)
 
 
-def test_a_supervised_run_lives_on_without_its_labels(photos, tmp_path, monkeypatch):
+def test_a_run_on_labels_lives_on_without_its_labels(photos, tmp_path, monkeypatch):
     """The number of classes is kept: export needs no images, an evaluation its own."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(photos, "photos")
-    path = WIRINGS / "recipes" / "supervised.yaml"
+    path = WIRINGS / "recipes" / "labels.yaml"
     code, output = sslkit("train", path, "--data", "photos")
     assert code == 0, output
-    run = Path("runs/supervised/latest")
+    run = Path("runs/labels/latest")
     checkpoint = next((run / "checkpoints").glob("step-*"))
     assert json.loads((checkpoint / "state.json").read_text())["classes"] == 3
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -2,11 +2,14 @@
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+
+from sslkit import distributed
+from sslkit.interfaces import Draws
 
 
 class Momentum(nn.ModuleDict):
@@ -29,6 +32,21 @@ class Momentum(nn.ModuleDict):
             copies += list(self[name].parameters())
             originals += list(module.parameters())
         torch._foreach_lerp_(copies, originals, 1 - momentum)
+
+
+def shuffled(rows: Tensor, draws: Draws, encode: Callable[[Tensor], Tensor]) -> Tensor:
+    """Encode rows [N,…] of all ranks in random order, and return the results in the given order.
+
+    Shuffling BN (He et al. 2020, arXiv:1911.05722, section 3.3): query and key of an image do not
+    share the batch-norm statistics of one rank, or of one slice with `encoder.norm: split`. Every
+    rank passes the same permutation, drawn with `draws`, and encodes N of the world·N rows.
+    """
+    every = distributed.gather(rows)
+    order = draws.shared_integers(len(every), high=2**62, device=rows.device).argsort()
+    first = distributed.rank() * len(rows)
+    own = slice(first, first + len(rows))
+    encoded = distributed.gather(encode(every[order[own]]))
+    return encoded[order.argsort()[own]]
 
 
 @contextmanager

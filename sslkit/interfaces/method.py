@@ -126,13 +126,17 @@ class Output:
 
 @dataclass(frozen=True)
 class Parts:
-    """The parts of a method: one sampler per stored head; `images` is the size of the data set."""
+    """The parts of a method: one sampler per stored head; `images` is the size of the data set.
+
+    `shapes` are the shapes of the transform's views without batch dimension.
+    """
 
     encoder: Encoder
     heads: dict[str, Head]
     samplers: dict[str, NegativeSampler]
     loss: Loss
     images: int
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 class Method(nn.Module, ABC):

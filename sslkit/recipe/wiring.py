@@ -71,6 +71,12 @@ def faults(chosen: Mapping[str, Any], heads: Mapping[str, Choice | None]) -> Ite
                 f"method '{method.use}' needs an encoder with tokens, '{encoder.use}' has none"
             )
             yield ("encoder",), message
+    if encoder is not None and not attributes(encoder).get("has_weights", True):
+        message = (
+            f"'{encoder.use}' has no weights to train; evaluate it: sslkit eval linear --encoder "
+            f"{encoder.use}:{encoder.options.get('model')} --data DIR"
+        )
+        yield ("encoder", "use"), message
     train = chosen.get("train")
     if isinstance(train, Train) and train.accumulate > 1 and wiring.get("joins"):
         yield (

@@ -37,7 +37,9 @@ class InfoNCE(Loss):
         return terms.mean()
 
     def at_start(self, *, dim: int, negatives: int) -> float | None:
-        """Simulate the first loss: about log M + 1/(2Dτ²), less at small τ."""
+        """Simulate the first loss: about log M + 1/(2Dτ²), less at small τ; 0 without negatives."""
+        if negatives == 0:
+            return 0.0
         positive, others = random_logits(dim, negatives, self.temperature)
         return info_nce_terms(positive, others).item()
 

@@ -15,7 +15,17 @@ from torch.nn import functional as F
 
 from sslkit import distributed
 from sslkit.errors import Fault, RecipeError
-from sslkit.interfaces import Batch, Epoch, Method, Output, Parts, Pixels, Progress, Sample
+from sslkit.interfaces import (
+    Batch,
+    Epoch,
+    Method,
+    Negatives,
+    Output,
+    Parts,
+    Pixels,
+    Progress,
+    Sample,
+)
 from sslkit_plugins.methods.jigsaw import (
     Cutter,
     Grid,
@@ -177,6 +187,10 @@ class Pirl(Method):
         outputs = {name: self.heads[name](self.encode(batch.views[name])) for name in self.order}
         memory = self.sampler.recall(batch.index)
         negatives = self.sampler.draw(batch.index, progress.draws, terms=len(outputs))
+        return self.compare(outputs, memory, negatives)
+
+    def compare(self, outputs: dict[str, Tensor], memory: Tensor, negatives: Negatives) -> Output:
+        """Compare the outputs [B,D] of every view with unit-norm vectors [B,D] and negatives."""
         loss = self.loss(torch.stack(list(outputs.values())), memory, negatives)
         unit = {name: F.normalize(rows.detach().float(), dim=-1) for name, rows in outputs.items()}
         metrics = {"match": (unit["image"] * memory).sum(-1).mean()}

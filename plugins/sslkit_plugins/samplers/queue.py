@@ -7,6 +7,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from sslkit.errors import Fault, RecipeError
 from sslkit.interfaces import Draws, NegativeSampler
 from sslkit_plugins.samplers.in_batch import KeyNegatives
 
@@ -72,3 +73,11 @@ class Queue(NegativeSampler):
         self.keys.index_copy_(0, places, F.normalize(keys.to(self.keys.dtype), dim=-1))
         self.images.index_copy_(0, places, index)
         self.position.copy_((self.position + len(keys)) % size)
+
+
+def as_queue(sampler: NegativeSampler, method: str) -> Queue:
+    """Return the sampler of a method. Raises RecipeError if it is not a queue."""
+    if not isinstance(sampler, Queue):
+        message = f"method '{method}' stores keys in a queue; use: sampler: {{use: queue}}"
+        raise RecipeError(Fault("sampler", message))
+    return sampler

@@ -5,7 +5,7 @@ from typing import ClassVar
 from sslkit_plugins.methods.predict import Predict
 
 
-class Supervised(Predict):
+class Labels(Predict):
     """Predict the class of an image."""
 
     reads: ClassVar = {"label": "image"}
