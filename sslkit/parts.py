@@ -137,9 +137,7 @@ def encoder_faults(recipe: Recipe, data: DataFormat) -> tuple[Fault, ...]:
     return ()
 
 
-def read_by(
-    cls: type[Method], transform: PretextTransform, heads: Iterable[str]
-) -> dict[str, str]:
+def read_by(cls: type[Method], transform: PretextTransform, heads: Iterable[str]) -> dict[str, str]:
     """Return the input of each head: a view, a `view.segment`, or another head."""
     if cls.reads is None:
         return {view: view for view in transform.views}

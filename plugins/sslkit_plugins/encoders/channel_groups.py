@@ -175,7 +175,9 @@ def _narrow(model: str, width: float) -> dict[str, Any]:
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         full: Any = timm.create_model(model, num_classes=0)
     if not isinstance(full, ResNet):
-        message = f"a fraction requires a ResNet such as resnet50; '{model}' is none, so set it to 1"
+        message = (
+            f"a fraction requires a ResNet such as resnet50; '{model}' is none, so set it to 1"
+        )
         raise RecipeError(Fault("encoder.width", message))
     expansion = full.layer1[0].expansion
     widths = [int(width * stage["num_chs"]) // expansion for stage in full.feature_info[1:]]

@@ -21,7 +21,7 @@ from sslkit_plugins.momentum import feature_std
 from sslkit_plugins.precision import at_least_float32
 
 TURNS = (0, 2, 1, 3)
-"""Quarter turns of the grid after which a direction points down: down, up, right to left, back."""
+"""Quarter turns of the grid after which a direction points down: down, up, left, right."""
 
 
 def turned(cells: Tensor, direction: int) -> Tensor:
@@ -137,8 +137,8 @@ class Predictor(Head):
             Field(
                 ge=1,
                 le=4,
-                description="Directions of prediction: down, up, and both horizontal ones. CPC v1: "
-                "1; CPC v2: 4.",
+                description="Directions of prediction, in this order: down, up, left, right. CPC "
+                "v1: 1; CPC v2: 4.",
             ),
         ] = 4,
     ) -> None:
