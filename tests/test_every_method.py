@@ -124,10 +124,9 @@ def test_a_resumed_run_is_the_same_run(path, photos, tmp_path, step):
 def without_batch_norm(made):
     """Settings without batch norm, which sees half of the batch on each of two ranks."""
     settings = []
-    if "norm" in made.encoder.options:
     if made.encoder.use == "alexnet":
         settings.append("encoder.batch_norm=false")
-    elif made.encoder.use == "timm" and not made.method.part.load().needs_tokens:
+    elif "norm" in made.encoder.options and not made.method.part.load().needs_tokens:
         settings.append("encoder.norm=group")
     for head, choice in made.heads.items():
         if "hidden_norm" in choice.options:

@@ -131,7 +131,7 @@ class ChannelGroups(Encoder):
 
     def weights(self) -> dict[str, Tensor]:
         """Return the tensors by group and timm's names, such as `ab.conv1.weight`."""
-        found = {}
+        found: dict[str, Tensor] = {}
         for name, network in self._named():
             found |= {f"{name}.{key}": value for key, value in network.weights().items()}
         return found
@@ -174,7 +174,7 @@ def _narrow(model: str, width: float) -> dict[str, Any]:
         return {}
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         full: Any = timm.create_model(model, num_classes=0)
-    if not isinstance(full, ResNet):
+    if not issubclass(type(full), ResNet):
         message = (
             f"a fraction requires a ResNet such as resnet50; '{model}' is none, so set it to 1"
         )

@@ -7,7 +7,7 @@ which are groups of its channels; B images, D features.
 import copy
 import itertools
 from contextlib import ExitStack
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -112,11 +112,11 @@ class Cmc(Method):
                 index = distributed.gather(batch.index)
                 for name, rows in self.project(batch.views["image"]).items():
                     self.bank(name).fill(index, distributed.gather(rows.float()))
-        observers = [getattr(loss, "observe", None) for loss in self.losses.values()]
-        if epoch.micro_batches > 1 and all(observers):
+        if epoch.micro_batches > 1 and hasattr(self.loss, "observe"):
+            losses: list[Any] = list(self.losses.values())
             with ExitStack() as stack:
-                for observe in observers:
-                    stack.enter_context(observe())
+                for loss in losses:
+                    stack.enter_context(loss.observe())
                 for batch, progress in epoch.next_step():
                     self(batch, progress)
 
