@@ -157,7 +157,7 @@ def main() -> None:
         "pairs of steps\n"
     )
     print(
-        "| case | precision | images a step | sslkit, ms | by hand, ms | overhead (median of pairs) "
+        "| case | precision | images a step | sslkit, ms | by hand, ms | overhead: median of pairs "
         "|\n|---|---|---|---|---|---|"
     )
     for case in chosen.cases.split(","):
