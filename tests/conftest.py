@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from PIL import Image
 
 from sslkit import distributed, recipe
 from sslkit.recipe import registry, source
+from sslkit.runs import checkpoint
 from sslkit.runs.folders import NewFolder
 from sslkit.runs.run import Run
 from sslkit.training.build import build
@@ -213,3 +215,28 @@ def finish(process: subprocess.Popen, timeout: float = 120) -> tuple[int, str, s
     finally:
         process.kill()
     return process.returncode, out, err
+
+
+def assert_as(folder: Path, expected: Path) -> None:
+    """The same results, byte for byte."""
+    one, other = (checkpoint.newest(path)[0] for path in (folder, expected))
+    assert one.name == other.name
+    for file in checkpoint.FILES:
+        assert (one / file).read_bytes() == (other / file).read_bytes(), file
+    for file in ("metrics.jsonl", "encoder.safetensors", "recipe.yaml"):
+        assert (folder / file).read_bytes() == (expected / file).read_bytes(), file
+
+
+def steps(folder: Path) -> int:
+    """Steps that a run has logged."""
+    file = folder / "metrics.jsonl"
+    return len(file.read_text().splitlines()) if file.exists() else 0
+
+
+def wait_for(what, *processes, seconds: float = 60) -> None:
+    """Wait while the processes run, until `what()`."""
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert all(process.poll() is None for process in processes), processes[0].communicate()
+        assert time.monotonic() < deadline, "nothing happened"
+        time.sleep(0.001)

@@ -411,3 +411,72 @@ def test_info_nce_in_float64_is_a_cross_entropy_to_twelve_digits():
 def test_info_nce_without_negatives_is_zero_from_the_start():
     loss = InfoNCE()
     assert loss.at_start(dim=D, negatives=0) == loss.at_chance(dim=D, negatives=0) == 0
+
+
+def test_soft_cross_entropy_by_hand():
+    """Softmax of (ln 3, 0) is (3/4, 1/4); the target is (1/2, 1/2)."""
+    scores = torch.tensor([[math.log(3) / 2, 0.0]], dtype=torch.float64)
+    target = torch.tensor([[0.5, 0.5]], dtype=torch.float64)
+    expected = -(math.log(3 / 4) + math.log(1 / 4)) / 2
+    found = SoftCrossEntropy(temperature=0.5)(scores, target)
+    assert found.dtype == torch.float64 and found.item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_soft_cross_entropy_of_one_hot_targets_is_cross_entropy():
+    logits, classes = torch.randn(6, 5, dtype=torch.float64), torch.tensor([0, 1, 2, 3, 4, 0])
+    one_hot = F.one_hot(classes, 5).double()
+    expected = CrossEntropy()(logits, classes)
+    torch.testing.assert_close(SoftCrossEntropy(temperature=1.0)(logits, one_hot), expected)
+    weighted = SoftCrossEntropy(temperature=1.0)(logits, 3 * one_hot)
+    torch.testing.assert_close(weighted, 3 * expected)
+
+
+def test_soft_cross_entropy_is_least_where_prediction_equals_target():
+    """Its gradient is (softmax - q)/(N·τ), and the value is the entropy of q."""
+    target = torch.tensor([[0.7, 0.2, 0.1]], dtype=torch.float64)
+    scores = (0.1 * target.log()).requires_grad_()
+    loss = SoftCrossEntropy(temperature=0.1)(scores, target)
+    assert loss.item() == pytest.approx(-(target * target.log()).sum().item(), rel=1e-12)
+    (gradient,) = torch.autograd.grad(loss, scores)
+    torch.testing.assert_close(gradient, torch.zeros(1, 3, dtype=torch.float64))
+
+
+def test_soft_cross_entropy_of_equal_scores_is_log_c():
+    loss = SoftCrossEntropy()
+    target = torch.rand(4, 7).softmax(1)
+    assert loss(torch.zeros(4, 7), target).item() == pytest.approx(math.log(7))
+    assert loss.at_start(dim=7, negatives=0) == loss.at_chance(dim=7, negatives=0) == math.log(7)
+
+
+def test_cosine_distances_by_hand():
+    """Parallel 0, orthogonal 2, opposite 4; lengths do not matter."""
+    target = torch.tensor([[2.0, 0.0]], dtype=torch.float64)
+    for prediction, expected in (([5.0, 0.0], 0), ([0.0, 3.0], 2), ([-1.0, 0.0], 4)):
+        found = Cosine()(torch.tensor([prediction], dtype=torch.float64), target)
+        assert found.dtype == torch.float64 and found.item() == pytest.approx(expected)
+    assert Cosine().at_start(dim=8, negatives=0) == 2
+
+
+def test_the_gradient_of_a_cosine_is_orthogonal_to_the_prediction():
+    rows = torch.randn(6, 8, dtype=torch.float64, requires_grad=True)
+    Cosine()(rows, torch.randn(6, 8, dtype=torch.float64)).backward()
+    assert (rows.grad * rows).sum(1).abs().max() < 1e-12
+
+
+def test_squared_errors_are_averaged_over_all_elements():
+    """(1 + 4 + 9 + 0) / 4."""
+    prediction = torch.tensor([[1.0, 2.0], [3.0, 4.0]], dtype=torch.float64)
+    target = torch.tensor([[0.0, 0.0], [0.0, 4.0]], dtype=torch.float64)
+    assert SquaredError()(prediction, target).item() == 3.5
+    assert SquaredError().at_start(dim=2, negatives=0) is None
+
+
+@pytest.mark.parametrize(
+    "loss", [SoftCrossEntropy(), Cosine(), SquaredError()], ids=lambda loss: type(loss).__name__
+)
+def test_half_precision_widens_to_float32(loss):
+    prediction, target = torch.rand(4, 6), torch.rand(4, 6).softmax(1)
+    expected = loss(prediction.half().float(), target.half().float())
+    found = loss(prediction.half(), target.half())
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

@@ -6,11 +6,10 @@ import shlex
 import shutil
 import signal
 import threading
-import time
 from pathlib import Path
 
 import pytest
-from conftest import TINY, finish, start
+from conftest import TINY, assert_as, finish, start, steps, wait_for
 from typer.testing import CliRunner
 
 from sslkit import recipe
@@ -49,29 +48,6 @@ def complete(shared) -> Path:
     code, out, err = sslkit("train", shared / "tiny.yaml", *LONG, "--run", shared / "a" / "run")
     assert (code, err) == (0, "") and f"\n{shared / 'a' / 'run'}\n" in out
     return shared / "a" / "run"
-
-
-def assert_as(folder: Path, expected: Path) -> None:
-    """The same results, byte for byte."""
-    one, other = (checkpoint.newest(path)[0] for path in (folder, expected))
-    assert one.name == other.name
-    for file in checkpoint.FILES:
-        assert (one / file).read_bytes() == (other / file).read_bytes(), file
-    for file in ("metrics.jsonl", "encoder.safetensors", "recipe.yaml"):
-        assert (folder / file).read_bytes() == (expected / file).read_bytes(), file
-
-
-def steps(folder: Path) -> int:
-    file = folder / "metrics.jsonl"
-    return len(file.read_text().splitlines()) if file.exists() else 0
-
-
-def wait_for(what, *processes, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not what():
-        assert all(process.poll() is None for process in processes), processes[0].communicate()
-        assert time.monotonic() < deadline, "nothing happened"
-        time.sleep(0.001)
 
 
 # ------------------------------------------------------------------------------- one folder

@@ -15,7 +15,10 @@ from sslkit.interfaces import Draws
 from sslkit_plugins.precision import at_least_float32
 
 SLICE = 2**24
-"""Elements of a block of distances."""
+"""Elements of a block of distances, or of rows in float64."""
+
+RESEEDS = 10
+"""Attempts to fill empty clusters with distant rows."""
 
 
 @torch.no_grad()
@@ -34,7 +37,7 @@ def sinkhorn(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
 
 
 class Clusters(NamedTuple):
-    """Centres float32 [K,D], and the cluster of every row, int64 [N]."""
+    """Centres [K,D], and the cluster of every row, int64 [N]."""
 
     centres: Tensor
     assigned: Tensor
@@ -46,52 +49,80 @@ def k_means(
 ) -> Clusters:
     """Cluster rows [N,D] by Lloyd's algorithm; K ≤ N.
 
-    Starts from different rows drawn with `draws`, which have the same numbers on all ranks. An
-    empty cluster takes the row that is farthest from its centre. `spherical` compares unit vectors
-    by cosine and normalises centres. Sums differ in the last bits on GPUs, so all ranks get the
-    result of rank 0.
+    Starts from different rows drawn with `draws`, which have the same numbers on all ranks. The
+    centre of an empty cluster moves to the row that is farthest from its centre. `spherical`
+    compares unit vectors by cosine and normalises centres. Sums differ in the last bits on GPUs, so
+    all ranks get the result of rank 0.
     """
-    rows = rows.float()
-    if spherical:
-        rows = F.normalize(rows, dim=-1)
-    first = draws.uniform(len(rows)).argsort()[:clusters].to(rows.device)
-    centres = rows[first]
-    assigned = _assign(rows, centres)
-    for _ in range(iterations):
-        centres = _means(rows, assigned, clusters)
+    with torch.autocast(rows.device.type, enabled=False):
+        rows = at_least_float32(rows)
         if spherical:
-            centres = F.normalize(centres, dim=-1)
+            rows = F.normalize(rows, dim=-1)
+        first = draws.uniform(len(rows)).argsort()[:clusters].to(rows.device)
+        centres = rows[first]
         assigned = _assign(rows, centres)
+        for _ in range(iterations):
+            centres = _means(rows, assigned, clusters)
+            if spherical:
+                centres = F.normalize(centres, dim=-1)
+            assigned = _assign(rows, centres)
     found = Clusters(centres.contiguous(), assigned)
     distributed.broadcast(found)
     return found
 
 
 def _assign(rows: Tensor, centres: Tensor) -> Tensor:
-    """Return the nearest centre of every row, int64 [N]; no cluster stays empty."""
-    nearest, distances = [], []
-    offsets = centres.square().sum(1)
-    for block in rows.split(max(1, SLICE // len(centres))):
-        distance, cluster = (offsets - 2 * block @ centres.T).min(1)
-        nearest.append(cluster)
-        distances.append(distance + block.square().sum(1))
-    assigned = torch.cat(nearest)
-    counts = torch.bincount(assigned, minlength=len(centres))
-    empty = (counts == 0).nonzero().flatten().tolist()
-    if empty:
-        _fill(empty, assigned, counts, torch.cat(distances))
+    """Return the nearest centre of every row, int64 [N]; no cluster stays empty.
+
+    Moves the centres of empty clusters to the farthest rows, in place.
+    """
+    assigned, distances = _nearest(rows, centres)
+    for _ in range(RESEEDS):
+        empty = _empty(assigned, centres)
+        if not len(empty) or not distances.any():
+            break
+        centres[empty] = rows[distances.topk(len(empty)).indices]
+        assigned, distances = _nearest(rows, centres)
+    _share(_empty(assigned, centres).tolist(), rows, centres, assigned, distances)
     return assigned
 
 
-def _fill(empty: list[int], assigned: Tensor, counts: Tensor, distances: Tensor) -> None:
-    """Move the farthest rows of clusters with several rows to the `empty` clusters."""
-    farthest = iter(distances.argsort(descending=True, stable=True).tolist())
-    sizes = counts.tolist()
-    for cluster in empty:
-        row = next(row for row in farthest if sizes[assigned[row]] > 1)
-        sizes[assigned[row]] -= 1
-        sizes[cluster] = 1
-        assigned[row] = cluster
+def _empty(assigned: Tensor, centres: Tensor) -> Tensor:
+    """Return the clusters without rows, int64."""
+    return (torch.bincount(assigned, minlength=len(centres)) == 0).nonzero().flatten()
+
+
+def _nearest(rows: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the nearest centre of every row, int64 [N], and its squared distance, [N]."""
+    nearest, distances = [], []
+    offsets = centres.square().sum(1)
+    for block in rows.split(max(1, SLICE // len(centres))):
+        cluster = (offsets - 2 * block @ centres.T).argmin(1)
+        nearest.append(cluster)
+        distances.append((block - centres[cluster]).square().sum(1))
+    return torch.cat(nearest), torch.cat(distances)
+
+
+def _share(
+    empty: list[int], rows: Tensor, centres: Tensor, assigned: Tensor, distances: Tensor
+) -> None:
+    """Move one row of a cluster with several rows to each empty cluster, in place.
+
+    These clusters are empty because rows are equal, or nearly so.
+    """
+    if not empty:
+        return
+    farthest = distances.argsort(descending=True, stable=True).tolist()
+    sizes = torch.bincount(assigned, minlength=len(centres)).tolist()
+    clusters = assigned.tolist()
+    for row in farthest:
+        if not empty:
+            break
+        if sizes[clusters[row]] > 1:
+            cluster = empty.pop()
+            sizes[clusters[row]] -= 1
+            assigned[row] = cluster
+            centres[cluster] = rows[row]
 
 
 def _means(rows: Tensor, assigned: Tensor, clusters: int) -> Tensor:
@@ -102,16 +133,22 @@ def _means(rows: Tensor, assigned: Tensor, clusters: int) -> Tensor:
 
 @torch.no_grad()
 def whiten(rows: Tensor, dim: int) -> Tensor:
-    """Project rows [N,D] to their first principal components, whiten and normalise them.
+    """Project rows [N,D] to their first principal components and divide by their deviations.
 
-    DeepCluster (Caron et al. 2018, arXiv:1807.05520, section 4.1) uses 256 components. Returns unit
-    rows [N,M] with M the smallest of `dim`, D and N - 1. Directions without variance stay zero.
+    DeepCluster (Caron et al. 2018, arXiv:1807.05520, section 4.1) uses 256 components. Returns
+    rows [N,M] of mean 0 and covariance 1, with M the smallest of `dim`, D and N - 1. Directions
+    without variance stay zero. Computes in float64, block by block.
     """
-    rows = rows.double()
-    centred = rows - rows.mean(0)
-    variances, directions = torch.linalg.eigh(centred.T @ centred / len(rows))
-    kept = min(dim, rows.shape[1], len(rows) - 1)
-    variances, directions = variances[-kept:], directions[:, -kept:]
-    smallest = variances[-1] * 1e-10
+    kept = max(1, min(dim, rows.shape[1], len(rows) - 1))
+    blocks = rows.split(max(1, SLICE // rows.shape[1]))
+    mean = sum(block.double().sum(0) for block in blocks) / len(rows)
+    covariance = rows.new_zeros(rows.shape[1], rows.shape[1], dtype=torch.float64)
+    for block in blocks:
+        centred = block.double() - mean
+        covariance += centred.T @ centred / len(rows)
+    variances, directions = torch.linalg.eigh(covariance)
+    variances, directions = variances[-kept:].flip(0), directions[:, -kept:].flip(1)
+    smallest = variances[0] * 1e-10
     scale = torch.where(variances > smallest, variances.clamp_min(smallest).rsqrt(), 0.0)
-    return F.normalize(centred @ directions * scale, dim=-1).float()
+    projected = [(block.double() - mean) @ directions * scale for block in blocks]
+    return torch.cat(projected).to(torch.promote_types(rows.dtype, torch.float32))

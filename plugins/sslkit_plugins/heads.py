@@ -54,7 +54,7 @@ class Projection(nn.Linear):
     def forward(self, features: Tensor) -> Tensor:
         """[…,in_features] → float32 […,out_features]."""
         with torch.autocast(features.device.type, enabled=False):
-            return super().forward(features.float())
+            return super().forward(at_least_float32(features))
 
 
 class Linear(Head):

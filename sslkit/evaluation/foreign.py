@@ -105,6 +105,11 @@ def read_encoder(text: str, weights: str | None) -> Foreign:
         raise RecipeError(Fault("--encoder", f"encoder '{name}' has no option 'model'"))
     given: dict[str, Any] = {"model": model}
     own = part.signature().attributes.get("pretrained")
+    if not part.signature().attributes.get("has_weights", True):
+        if weights is not None:
+            message = f"encoder '{name}' has no weights; remove the option"
+            raise RecipeError(Fault("--weights", message))
+        return Foreign(text, _choice(part, given), True)
     if weights != "none":
         if "weights" not in options or (weights is None and own is None):
             raise RecipeError(

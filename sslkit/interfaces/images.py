@@ -81,10 +81,13 @@ class ImageSource(ABC):
 
     "*.npz" is a file with this extension, "/packed.json" a folder with this file, "/" any folder.
     """
+    opens_if_named: ClassVar[dict[str, str]] = {}
+    """More paths, in the same form, that it opens only for a recipe that names this data set."""
     paths: ClassVar[dict[str, tuple[str, ...]]] = {}
     """Additional options with paths: name → values that are not paths.
 
-    Run folders store paths as absolute. Options in `opens` and options of type Path are included.
+    Run folders store paths as absolute. Options in `opens` and `opens_if_named`, and options of
+    type Path, are included.
     """
     packs: ClassVar[bool] = False
     """True if `sslkit pack` writes this kind of data set, with a class method `write`."""

@@ -23,6 +23,8 @@ class Encoder(nn.Module, ABC):
 
     has_tokens: ClassVar[bool] = False
     """True if `tokens` works for some models of this encoder."""
+    has_weights: ClassVar[bool] = True
+    """False if there is nothing to train, so only evaluations use the encoder."""
     initial_options: ClassVar[tuple[str, ...]] = ()
     """Options that only select initial weights.
 

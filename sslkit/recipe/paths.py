@@ -17,14 +17,15 @@ def opened_by(data: str, preferred: str | None = None) -> dict[str, Any] | str:
     """Return the `data` section that opens a path, or a message if no data set does.
 
     Data sets claim paths with their class attribute `opens`. The most specific claim wins: a file
-    pattern or a folder with a marker file, then any folder. `preferred` wins a tie.
+    pattern or a folder with a marker file, then any folder. `preferred`, the recipe's own data set,
+    wins a tie, and may claim more paths with `opens_if_named`.
     """
     path = Path(os.path.abspath(os.path.expanduser(data)))
     if not os.path.exists(path):
         return f"there is no such folder or file{near_files(path)}"
     claims: dict[str, tuple[int, str]] = {}
     for part in registry.parts("datasets"):
-        for pattern, option in _patterns(part).items():
+        for pattern, option in _patterns(part, part.name == preferred).items():
             rank = _rank(pattern, path)
             if rank > claims.get(part.name, (0, ""))[0]:
                 claims[part.name] = rank, option
@@ -39,12 +40,14 @@ def opened_by(data: str, preferred: str | None = None) -> dict[str, Any] | str:
     return {"use": found[0], claims[found[0]][1]: str(path)}
 
 
-def _patterns(part: registry.Part) -> dict[str, str]:
+def _patterns(part: registry.Part, is_named: bool) -> dict[str, str]:
     """Return the patterns that a data set opens, each with the option for the path."""
     try:
-        return part.signature().attributes.get("opens") or {}
+        attributes = part.signature().attributes
     except PluginError:
         return {}
+    patterns = attributes.get("opens_if_named") if is_named else None
+    return {**(attributes.get("opens") or {}), **(patterns or {})}
 
 
 def _rank(pattern: str, path: Path) -> int:
@@ -105,8 +108,9 @@ def _paths(choice: Choice) -> Iterator[tuple[str, str | Path]]:
     for name, option in signature.options.items():
         if Path in map(groups.bare, groups.members(groups.bare(option.annotation))):
             words[name] = ()
-    for name in (signature.attributes.get("opens") or {}).values():
-        words[name] = ()
+    for attribute in ("opens", "opens_if_named"):
+        for name in (signature.attributes.get(attribute) or {}).values():
+            words[name] = ()
     words |= signature.attributes.get("paths") or {}
     for name in words:
         value = choice.options.get(name)

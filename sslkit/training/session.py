@@ -216,7 +216,10 @@ def part_notes(method: Method) -> list[str]:
     parts |= {f"heads.{name}": head for name, head in method.heads.items()}
     if method.samplers:
         parts["sampler"] = next(iter(method.samplers.values()))
-    return [f"{key}: {note}" for key, part in parts.items() for note in getattr(part, "notes", ())]
+    found = []
+    for key, part in parts.items():
+        found += [f"{key}: {note}" for note in getattr(part, "notes", ())]
+    return found
 
 
 def _change_of_rate(run: Run, before: int) -> str:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 import timm
 from pydantic import Field
+from timm.layers import build_sincos2d_pos_embed
 from timm.models import ResNet, VisionTransformer
 from torch import Tensor, cat, nn
 
@@ -108,6 +109,13 @@ class Timm(Encoder):
                 description="Rate of stochastic depth, usually 0 to 0.3. null: the model's default."
             ),
         ] = None,
+        positions: Annotated[
+            Literal["model", "fixed"],
+            Field(
+                description="Position embeddings of a vision transformer. fixed: sines and "
+                "cosines, not trained (MAE, MoCo v3). model: timm's, trained."
+            ),
+        ] = "model",
         global_pool: Annotated[
             str | None,
             Field(
@@ -142,6 +150,8 @@ class Timm(Encoder):
         self.normalisation = self._normalisation(mean, std)
         self.model: Any = self._create("timm" if pretrained else weights, conv_init, norm_splits)
         self.prefix_tokens = getattr(self.model, "num_prefix_tokens", 0)
+        if positions == "fixed":
+            self._fix_positions("timm" if pretrained else weights)
 
     def _create(self, source: str | None, conv_init: str, splits: int) -> nn.Module:
         """Create the model with its initial weights."""
@@ -182,6 +192,19 @@ class Timm(Encoder):
         model.conv1 = nn.Conv2d(self.channels, model.conv1.out_channels, 3, padding=1, bias=False)
         nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
         model.maxpool = nn.Identity()
+
+    def _fix_positions(self, source: str | None) -> None:
+        """Set position embeddings to sines and cosines, 0 for prefix tokens, without training."""
+        model = self.model
+        if not isinstance(model, VisionTransformer) or model.pos_embed is None:
+            message = f"'{self.name}' has no position embeddings of its own; keep 'model'"
+            raise RecipeError(Fault("encoder.positions", message))
+        if source is not None:
+            message = "'fixed' would overwrite the pretrained embeddings; keep 'model'"
+            raise RecipeError(Fault("encoder.positions", message))
+        rows = build_sincos2d_pos_embed(list(model.patch_embed.grid_size), self.dim)
+        embeddings = model.pos_embed.requires_grad_(False).zero_()
+        embeddings[:, -len(rows) :] = rows
 
     def _replace_norms(self, model: nn.Module, splits: int) -> None:
         found = norms.batch_norms(model)

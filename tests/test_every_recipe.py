@@ -1,0 +1,82 @@
+"""Every recipe of a method, run as a user runs it, on a few images of two classes."""
+
+import signal
+
+import numpy as np
+import pytest
+from conftest import assert_as, finish, start, steps, wait_for
+from PIL import Image
+from typer.testing import CliRunner
+
+from sslkit.cli import app
+from sslkit.recipe import shipped
+
+SMALL = [name for name in shipped.names() if "/" not in name]
+KILLED = ("npid",)
+"""Recipes with a queue, with prototypes, and with work at the start of an epoch."""
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """24 images of two classes: rising and falling gradients with noise."""
+    folder, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    for number in range(24):
+        place = folder / "ab"[number % 2]
+        place.mkdir(exist_ok=True)
+        ramp = np.linspace(0, 200, 70)[:: 1 if number % 2 else -1]
+        pixels = ramp[None, :, None] * rng.random(3) + rng.integers(0, 55, (64, 70, 3))
+        Image.fromarray(pixels.astype(np.uint8)).save(place / f"{number:02}.jpg")
+    return folder
+
+
+def sslkit(*words):
+    """Run the command line in this process; return what it printed."""
+    done = CliRunner().invoke(app, list(map(str, words)))
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SMALL)
+def test_it_trains_on_a_small_folder(name, photos, tmp_path):
+    run = tmp_path / "run"
+    few = ("--set", "train.epochs=1", "--set", "train.workers=0", "--set", "train.device=cpu")
+    sslkit("train", name, "--data", photos, "--run", run, *few, "--set", "train.batch_size=8")
+    assert "knn" in sslkit("eval", "knn", run).lower()
+    sslkit("export", run)
+    every = tmp_path / "every"
+    sslkit("train", name, "--data", photos, "--run", every, *few, "--set", "train.batch_size=24")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SMALL)
+def test_it_is_inspected(name, photos, tmp_path):
+    words = (name, "--data", photos, "--set", "train.batch_size=8")
+    sslkit("check", *words)
+    sslkit("views", *words, "--out", tmp_path / "views.png")
+    assert (tmp_path / "views.png").stat().st_size > 0
+    assert "memory" in sslkit("plan", *words).lower()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KILLED)
+def test_a_killed_run_ends_as_if_never_killed(name, photos, tmp_path):
+    settings = [
+        "train.epochs=4",
+        "train.batch_size=8",
+        "train.workers=0",
+        "train.save_minutes=0",
+        "train.device=cpu",
+    ]
+    words = ["train", name, "--data", photos]
+    for setting in settings:
+        words += ["--set", setting]
+    assert finish(start(*words, "--run", tmp_path / "whole"))[0] == 0
+    for done in (1, 7):
+        process = start(*words, "--run", tmp_path / "killed")
+        wait_for(lambda done=done: steps(tmp_path / "killed") >= done, process)
+        process.kill()
+        assert finish(process)[0] == -signal.SIGKILL
+    code, out, err = finish(start(*words, "--run", tmp_path / "killed"))
+    assert code == 0 and "resumed at step" in out, err
+    assert_as(tmp_path / "killed", tmp_path / "whole")
