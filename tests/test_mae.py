@@ -74,7 +74,7 @@ def test_restore_undoes_shuffle_and_masks_have_one_sum():
 def test_the_number_of_kept_patches_is_rounded_down(mae, masked, kept):
     parts = Parts(mae.encoder, dict(mae.heads), {}, mae.loss, 10)
     assert Mae(parts, masked=masked).kept == kept
-    with pytest.raises(RecipeError, match="method.masked  keeps 0 of 16 patches"):
+    with pytest.raises(RecipeError, match=r"method\.masked  keeps 0 of 16 patches"):
         Mae(parts, masked=0.95)
 
 
@@ -142,7 +142,7 @@ def test_the_zero_prediction_loses_one_in_d(patch, expected):
     assert round(loss, 4) == expected
 
 
-def test_flat_patches_have_target_zero_and_chance_is_the_zero_prediction(mae, monkeypatch):
+def test_flat_patches_have_target_0_and_chance_is_prediction_0(mae, monkeypatch):
     assert (normalised(torch.full((1, 2, 12), 3.0)) == 0).all()
     loss = loss_of(mae, torch.zeros(4, 16, 192), images(), monkeypatch).item()
     assert math.isclose(loss, mae.at_chance(4)["loss"], rel_tol=1e-4)
