@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import finish, start
 from PIL import Image
+from test_swav import Means, at
 from torch import nn
 from torch.nn import functional as F
 
@@ -20,7 +21,6 @@ from sslkit_plugins.clusters import k_means, whiten
 from sslkit_plugins.heads import Linear
 from sslkit_plugins.losses import SoftCrossEntropy
 from sslkit_plugins.methods.deepcluster import DeepCluster, cluster_weights
-from test_swav import Means, at
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "deepcluster.yaml"
 TINY = ["transform.size=32", "encoder.model=test_resnet", "heads.classifier.out_dim=5"]

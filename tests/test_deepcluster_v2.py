@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import finish, start
 from PIL import Image
+from test_swav import LOCAL, Means, at, unit_projections
 from torch.nn import functional as F
 
 from sslkit import recipe
@@ -19,7 +20,6 @@ from sslkit_plugins.clusters import k_means
 from sslkit_plugins.heads import Linear
 from sslkit_plugins.losses import SoftCrossEntropy
 from sslkit_plugins.methods.deepcluster_v2 import DeepClusterV2
-from test_swav import LOCAL, Means, at, unit_projections
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "deepcluster_v2.yaml"
 TINY = ["transform.size=32", "encoder.model=test_resnet", "heads.projector.hidden_dim=16"]

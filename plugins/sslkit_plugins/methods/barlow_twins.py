@@ -37,7 +37,7 @@ class BarlowTwins(Method):
 
     def forward(self, batch: Batch, progress: Progress) -> Output:
         """Compare the features of both views over the whole batch (equation 1)."""
-        first, second = pair(batch)
+        first, second = pair(batch).unbind(1)
         first = distributed.gather_with_gradient(self.project(first))
         second = distributed.gather_with_gradient(self.project(second))
         features = torch.cat([first, second]).detach().float()

@@ -58,7 +58,7 @@ class Byol(Method):
 
     def forward(self, batch: Batch, progress: Progress) -> Output:
         """Compare each view's prediction with the target of the other view (equation 2)."""
-        first, second = pair(batch)
+        first, second = pair(batch).unbind(1)
         first_projection, first_prediction = self.online(first)
         first_target = self.target_projection(first)
         second_projection, second_prediction = self.online(second)

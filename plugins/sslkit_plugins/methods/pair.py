@@ -1,4 +1,4 @@
-"""The two views of an image that several methods compare."""
+"""The two crops of an image that several methods compare."""
 
 from torch import Tensor
 
@@ -6,14 +6,13 @@ from sslkit.errors import Fault, RecipeError
 from sslkit.interfaces import Batch
 
 
-def pair(batch: Batch) -> tuple[Tensor, Tensor]:
-    """Return the first and the second crop, [B,C,H,W] each, of the view `global` [B,2,C,H,W].
+def pair(batch: Batch) -> Tensor:
+    """Return the view `global` of two crops, [B,2,C,H,W].
 
     Raises RecipeError if the view has another number of crops.
     """
-    view = batch.views["global"]
-    if view.shape[1] != 2:
-        message = f"the method compares 2 crops of an image, not {view.shape[1]}; set it to 2"
+    crops = batch.views["global"]
+    if crops.shape[1] != 2:
+        message = f"the method compares 2 crops of an image, not {crops.shape[1]}; set it to 2"
         raise RecipeError(Fault("transform.count", message))
-    first, second = view.unbind(1)
-    return first, second
+    return crops

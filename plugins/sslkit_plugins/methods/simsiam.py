@@ -31,7 +31,7 @@ class SimSiam(Method):
 
     def forward(self, batch: Batch, progress: Progress) -> Output:
         """Compare each view's prediction with the other view's projection (equations 3 and 4)."""
-        first, second = pair(batch)
+        first, second = pair(batch).unbind(1)
         first_projection, second_projection = self.project(first), self.project(second)
         first_prediction = self.heads["predictor"](first_projection)
         second_prediction = self.heads["predictor"](second_projection)
