@@ -17,7 +17,7 @@ def made(keys, *heads, **options):
 
 
 def by_hand(first, second, keys, temperature):
-    """Equation 2 for both crops, as double loops in plain floats."""
+    """The loss of section 3.2 for both crops, as double loops in plain floats."""
     first, second = F.normalize(first, dim=1).tolist(), F.normalize(second, dim=1).tolist()
     keys = keys.tolist()
 
@@ -34,7 +34,7 @@ def by_hand(first, second, keys, temperature):
 
 
 @pytest.mark.parametrize("temperature", [0.1, 0.5])
-def test_the_loss_is_equation_2(temperature):
+def test_the_loss_is_a_softmax_over_n_candidates(temperature):
     first, second, keys = random(5, 8), random(5, 8, seed=1), F.normalize(random(20, 8, seed=2))
     found = made(keys, temperature=temperature)(crops(first, second), progress()).loss
     assert found.dtype == torch.float64
@@ -113,3 +113,8 @@ def test_expected_values():
     assert method.at_start(512) == pytest.approx(math.log(511) + 1 / 1.28, abs=0.05)
     assert method.at_chance(512)["loss"] == pytest.approx(math.log(512))
     assert method.at_start(1) == method.at_chance(1)["loss"] == 0, "one image has no negatives"
+
+
+def test_micro_batches_would_lack_candidates():
+    """`check` refuses `train.accumulate` for methods whose loss looks across the batch."""
+    assert Nnclr.joins and Nnclr.contrasts and Nnclr.stores == ("projector",)
