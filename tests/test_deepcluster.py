@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import finish, start
 from PIL import Image
+from test_swav import Means, at
 from torch import nn
 from torch.nn import functional as F
 
@@ -20,7 +21,6 @@ from sslkit_plugins.clusters import k_means, whiten
 from sslkit_plugins.heads import Linear
 from sslkit_plugins.losses import SoftCrossEntropy
 from sslkit_plugins.methods.deepcluster import DeepCluster, cluster_weights
-from test_swav import Means, at
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "deepcluster.yaml"
 TINY = ["transform.size=32", "encoder.model=test_resnet", "heads.classifier.out_dim=5"]
@@ -129,9 +129,7 @@ def test_the_loss_is_weighted_cross_entropy():
 
 def test_targets_follow_the_image_not_its_place_in_the_batch():
     found = begun()
-    torch.testing.assert_close(
-        found(batch(3, 17, 9), at()).loss, found(batch(9, 3, 17), at()).loss
-    )
+    torch.testing.assert_close(found(batch(3, 17, 9), at()).loss, found(batch(9, 3, 17), at()).loss)
     wrong = Batch(batch(3, 17, 9).views, {}, torch.tensor([9, 3, 17]))
     assert found.assigned[[3, 17, 9]].tolist() != found.assigned[[9, 3, 17]].tolist()
     assert (found(wrong, at()).loss - found(batch(3, 17, 9), at()).loss).abs() > 1e-6

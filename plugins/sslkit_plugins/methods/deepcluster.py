@@ -37,7 +37,8 @@ class DeepCluster(Method):
         components: Annotated[
             int,
             Field(
-                ge=1, description="Principal components of the clustered features. DeepCluster: 256."
+                ge=1,
+                description="Principal components of the clustered features. DeepCluster: 256.",
             ),
         ] = 256,
         iterations: Annotated[
@@ -71,7 +72,10 @@ class DeepCluster(Method):
         )
         seen = torch.zeros_like(self.assigned, dtype=torch.bool)
         for images, index in epoch.plain():
-            rows, places = distributed.gather(self.encode(images).float()), distributed.gather(index)
+            rows, places = (
+                distributed.gather(self.encode(images).float()),
+                distributed.gather(index),
+            )
             features[places] = rows
             seen[places] = True
         self.train()
