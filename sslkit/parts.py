@@ -1,5 +1,6 @@
 """Creates the parts of a recipe with their runtime arguments, and checks that they fit."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Literal
@@ -136,9 +137,11 @@ def encoder_faults(recipe: Recipe, data: DataFormat) -> tuple[Fault, ...]:
     return ()
 
 
-def read_by(cls: type[Method], transform: PretextTransform) -> dict[str, str]:
+def read_by(cls: type[Method], transform: PretextTransform, heads: Iterable[str]) -> dict[str, str]:
     """Return the input of each head: a view, a `view.segment`, or another head."""
-    return cls.reads if cls.reads is not None else {view: view for view in transform.views}
+    if cls.reads is None:
+        return {view: view for view in transform.views}
+    return wiring.reads_of(cls.reads, heads)
 
 
 def sides(transform: PretextTransform) -> tuple[int, ...]:
@@ -163,7 +166,7 @@ def make_method(
     choice = _without_initial_weights(recipe.encoder) if restored else recipe.encoder
     encoder = make(choice, sizes=sides(transform), channels=data.channels)
     transform.normalisation = encoder.normalisation
-    reads = read_by(cls, transform)
+    reads = read_by(cls, transform, recipe.heads)
     heads: dict[str, Head] = {}
     for name in _in_order({name: reads[name] for name in recipe.heads}):
         heads[name] = _make_head(recipe, cls, transform, data, reads, heads, encoder, name)
@@ -247,7 +250,7 @@ def _make_samplers(
 ) -> dict[str, NegativeSampler]:
     """Create one sampler per stored head, each with different initial rows."""
     samplers: dict[str, NegativeSampler] = {}
-    for number, name in enumerate(cls.stores):
+    for number, name in enumerate(wiring.stores_of(cls.stores, heads)):
         assert recipe.sampler is not None, "reading the recipe checks this"
         with torch.random.fork_rng(devices=[], enabled=number > 0):
             if number > 0:

@@ -1,126 +1,98 @@
-"""BYOL as a stranger's package: a slow copy that follows every step, and the real command line."""
+"""BYOL: two terms, a target network that follows, and a measure of collapse."""
 
-import json
-import math
-import time
-from itertools import islice
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
-from conftest import finish, start
-from PIL import Image
-from safetensors.torch import load_file
-from strangers import install, present
 from torch.nn import functional as F
 
-from sslkit import parts, recipe
+from sslkit import recipe
 from sslkit.errors import RecipeError
-from sslkit.interfaces import Output
+from sslkit.interfaces import Batch, Draws, Progress
 from sslkit.training.build import build
 from sslkit.training.trainer import train
+from sslkit_plugins.losses import Cosine
 
-BYOL = Path(__file__).parent / "byol"
-RECIPE = BYOL / "recipe.yaml"
-TINY = [
-    "encoder.model=test_resnet",
-    "heads.projector.hidden_dim=16",
-    "heads.predictor.hidden_dim=16",
-]
-TINY += ["train.batch_size=8", "train.workers=0", "train.device=cpu", "train.precision=fp32"]
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    return install(BYOL, tmp_path_factory.mktemp("site"))
+TINY = ["encoder.model=test_resnet", "transform.size=32", "train.epochs=2", "train.batch_size=8"]
+TINY += ["train.workers=0", "train.device=cpu", "train.precision=fp32"]
+TINY += ["heads.projector.hidden_dim=16", "heads.predictor.hidden_dim=16"]
+TINY += ["heads.projector.out_dim=8", "heads.predictor.out_dim=8"]
 
 
 @pytest.fixture
-def here(site):
-    """BYOL is found in this process."""
-    with present(site, "byol"):
-        yield
+def made(images):
+    def make(*more):
+        return build(recipe.read("recipes/byol.yaml", overrides=[*TINY, *more], data=str(images)))
+
+    return make
 
 
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    """Sixteen images of two classes, dark and bright."""
-    folder, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
-    for number in range(16):
-        place = folder / ("dark", "bright")[number % 2]
-        place.mkdir(exist_ok=True)
-        pixels = rng.integers(0, 128, (40, 44, 3)) + 127 * (number % 2)
-        Image.fromarray(pixels.astype(np.uint8)).save(place / f"{number:02}.png")
-    return folder
+def batch(rows=6, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    view = torch.randn(rows, 2, 3, 32, 32, generator=generator, dtype=torch.float64)
+    return Batch({"global": view}, {}, torch.arange(rows))
 
 
-def made(photos, *more):
-    return build(recipe.read(RECIPE, overrides=[*TINY, "train.epochs=2", *more], data=str(photos)))
+def at(step, steps=100):
+    return Progress(step, steps, 0, 1, Draws(0))
 
 
-def test_the_loss_is_the_squared_distance_of_unit_vectors(here):
-    """By hand: parallel 0, orthogonal 2, opposite 4. The gradient is orthogonal to the
-    prediction.
-    """
-    loss = parts.make(recipe.read(RECIPE).loss)
-    target = torch.tensor([[2.0, 0.0]])
-    for prediction, expected in (([5.0, 0.0], 0), ([0.0, 3.0], 2), ([-1.0, 0.0], 4)):
-        assert loss(torch.tensor([prediction]), target).item() == pytest.approx(expected)
-    rows, others = torch.randn(6, 8, requires_grad=True), torch.randn(6, 8)
-    value = loss(rows, others)
-    distance = (F.normalize(rows, dim=1) - F.normalize(others, dim=1)).square().sum(1)
-    torch.testing.assert_close(value, distance.mean())
-    value.backward()
-    torch.testing.assert_close((rows.grad * rows).sum(1), torch.zeros(6), atol=1e-6, rtol=0)
-    assert loss.at_start(dim=8, negatives=0) == 2
+def test_the_loss_is_the_squared_distance_of_unit_vectors():
+    """In float64; its gradient is orthogonal to the prediction."""
+    prediction = torch.randn(6, 8, dtype=torch.float64, requires_grad=True)
+    target = torch.randn(6, 8, dtype=torch.float64)
+    loss = Cosine()(prediction, target)
+    distance = (F.normalize(prediction, dim=1) - F.normalize(target, dim=1)).square().sum(1).mean()
+    assert loss.dtype == torch.float64
+    torch.testing.assert_close(loss, distance, rtol=0, atol=1e-14)
+    loss.backward()
+    assert (prediction.grad * prediction).sum(1).abs().max() < 1e-15
 
 
-def test_the_predictor_reads_the_projector(here, photos):
-    heads = made(photos, "heads.projector.out_dim=12", "heads.predictor.out_dim=12").method.heads
-    assert heads["projector"].hidden.in_features == 96
-    assert heads["predictor"].hidden.in_features == 12
-    with pytest.raises(RecipeError, match="have the same out_dim: projector 128, predictor 12"):
-        made(photos, "heads.predictor.out_dim=12")
+def test_each_view_predicts_the_target_of_the_other(made):
+    """L = |q₁ - t₂|² + |q₂ - t₁|² of unit vectors, whichever view is the first."""
+    method = made().method.double()
+    views = batch().views["global"].unbind(1)
+    predictions = [F.normalize(method.online(view)[1], dim=1) for view in views]
+    targets = [F.normalize(method.target_projection(view), dim=1) for view in views]
+    first = (predictions[0] - targets[1]).square().sum(1).mean()
+    second = (predictions[1] - targets[0]).square().sum(1).mean()
+    found = method(batch(), at(0)).loss
+    torch.testing.assert_close(found, first + second)
+    exchanged = Batch({"global": batch().views["global"].flip(1)}, {}, torch.arange(6))
+    torch.testing.assert_close(method(exchanged, at(0)).loss, found)
 
 
-def copy_of(run):
-    return {name: value.clone() for name, value in run.method.target.named_parameters()}
+def test_batch_norm_sees_one_view_at_a_time(made):
+    """Another second view leaves the first view's projection as it is."""
+    method = made().method.double()
+    projections = []
+    method.heads["projector"].register_forward_hook(
+        lambda module, inputs, output: projections.append(output.detach())
+    )
+    one, other = batch(), batch()
+    other.views["global"][:, 1] = 5.0
+    method(one, at(0))
+    method(other, at(0))
+    assert len(projections) == 4
+    assert torch.equal(projections[0], projections[2])
+    assert not torch.equal(projections[1], projections[3])
 
 
-def originals(run):
-    """The weights that the copy follows, by the copy's names."""
-    followed = {"encoder": run.method.encoder, "projector": run.method.heads["projector"]}
-    found = {}
-    for place, module in followed.items():
-        found |= {f"{place}.{name}": value for name, value in module.named_parameters()}
-    return found
+@pytest.mark.parametrize(("step", "momentum"), [(0, 0.996), (50, 0.998), (100, 1.0)])
+def test_the_target_follows_after_each_step(made, step, momentum):
+    method = made("method.momentum=0.996").method.double()
+    with torch.no_grad():
+        for value in method.encoder.parameters():
+            value.add_(1.0)
+    weight = next(method.encoder.parameters())
+    before = next(method.target["encoder"].parameters()).clone()
+    method.after_step(torch.arange(6), {}, at(step))
+    after = next(method.target["encoder"].parameters())
+    torch.testing.assert_close(after, momentum * before + (1 - momentum) * weight)
 
 
-def test_the_copy_follows_every_step_that_was_taken(here, photos, monkeypatch):
-    """τ = 1 - 0.01·(cos(πk/K) + 1)/2 of K = 4 steps; the second step is skipped."""
-    run = made(photos, "train.on_nan=skip")
-    forward, before = run.method.forward, copy_of(run)
-    assert all(torch.equal(value, before[name]) for name, value in originals(run).items())
-
-    def poisoned(batch, progress):
-        output = forward(batch, progress)
-        loss = output.loss * (float("nan") if progress.step == 1 else 1.0)
-        return Output(loss, output.metrics, output.feature_std)
-
-    monkeypatch.setattr(run.method, "forward", poisoned)
-    for step in train(run):
-        found = copy_of(run)
-        momentum = 1 - 0.01 * (math.cos(math.pi * (step.number - 1) / 4) + 1) / 2
-        for name, value in originals(run).items():
-            expected = momentum * before[name] + (1 - momentum) * value
-            torch.testing.assert_close(found[name], before[name] if step.skipped else expected)
-        before = found
-    assert run.step == 4
-
-
-def test_the_copy_gets_no_gradient_and_is_not_decayed(here, photos):
-    run = made(photos)
+def test_the_target_has_no_predictor_and_no_gradient(made):
+    run = made()
+    assert set(run.method.target) == {"encoder", "projector"}
     trained = {id(value) for group in run.optimizer.param_groups for value in group["params"]}
     assert not trained & {id(value) for value in run.method.target.parameters()}
     next(train(run))
@@ -128,80 +100,38 @@ def test_the_copy_gets_no_gradient_and_is_not_decayed(here, photos):
     assert all(value.grad is not None for value in run.weights)
 
 
-def test_momentum_of_the_recipe_reaches_the_method(here, photos):
-    run = made(photos, "method.momentum=1.0")
-    before = copy_of(run)
-    list(islice(train(run), 2))
-    assert all(torch.equal(value, before[name]) for name, value in copy_of(run).items())
-    with pytest.raises(RecipeError, match=r"method\.momentum"):
-        made(photos, "method.momentum=1.5")
+def test_the_target_has_batch_norm_statistics_of_its_own(made):
+    run = made()
+    next(train(run))
+    online = dict(run.method.encoder.named_buffers())
+    for name, value in run.method.target["encoder"].named_buffers():
+        if name.endswith("num_batches_tracked"):
+            assert value == online[name] == 2
+    assert run.method.target.training
 
 
-def test_collapse_is_measured_on_the_projector(here, photos):
-    """Untrained projections point into all directions; equal ones into one."""
-    run = made(photos)
-    assert 0.3 < next(train(run)).metrics["feature_std/projector"] < 1.1
-    with torch.no_grad():
-        for value in run.method.heads["projector"].project.parameters():
-            value.fill_(0.1)
-    assert next(train(run)).metrics["feature_std/projector"] < 0.05
+def test_feature_std_is_1_for_random_projections_and_0_for_equal(made):
+    method = made("heads.projector.out_dim=64", "heads.predictor.out_dim=64").method
+
+    class Fixed(torch.nn.Module):
+        rows = torch.randn(2000, 64, generator=torch.Generator().manual_seed(0))
+
+        def forward(self, features):
+            return self.rows[: len(features)]
+
+    method.online = lambda view: (Fixed.rows, Fixed.rows)
+    method.target_projection = lambda view: Fixed.rows
+    assert method(batch(), at(0)).feature_std["projector"] == pytest.approx(1, abs=0.01)
+    Fixed.rows = torch.ones(2000, 64)
+    assert method(batch(), at(0)).feature_std["projector"] == pytest.approx(0, abs=1e-4)
 
 
-def words(photos, *settings):
-    given = ["--data", photos]
-    for setting in (*TINY, *settings):
-        given += ["--set", setting]
-    return given
+def test_the_expected_first_loss_is_that_of_orthogonal_vectors(made):
+    assert made().method.at_start(8) == 4.0
 
 
-@pytest.mark.slow
-def test_it_trains_evaluates_and_exports(site, photos, tmp_path, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(site))
-    monkeypatch.chdir(tmp_path)
-    code, out, err = finish(start("check", RECIPE, *words(photos)))
-    assert (code, err) == (0, ""), err
-    code, out, err = finish(start("plan", RECIPE, *words(photos)))
-    assert (code, err) == (0, ""), err
-    assert "head predictor (byol_mlp)" in out
-
-    code, out, err = finish(start("train", RECIPE, *words(photos, "train.epochs=3")))
-    assert code == 0, err
-    run = tmp_path / "runs" / "byol" / "latest"
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert len(rows) == 6 and all("feature_std/projector" in row for row in rows)
-    method = load_file(next((run / "checkpoints").glob("*/method.safetensors")))
-    assert "method.target.encoder.model.conv1.0.weight" in method
-
-    code, out, err = finish(start("eval", "knn", run))
-    assert code == 0, err
-    assert (run / "eval" / "knn.json").is_file()
-    code, out, err = finish(start("export", run, "--to", "timm"))
-    assert code == 0, err
-    weights = load_file(run / "encoder.safetensors")
-    assert weights.keys() and not any("target" in name for name in weights)
-
-
-@pytest.mark.slow
-def test_killed_and_resumed_it_ends_as_if_unbroken(site, photos, tmp_path, monkeypatch):
-    """SIGKILL after the third of eight steps."""
-    monkeypatch.setenv("PYTHONPATH", str(site))
-    given = words(photos, "train.epochs=4", "train.save_minutes=0")
-    process = start("train", RECIPE, *given, "--runs", tmp_path / "broken")
-    metrics = tmp_path / "broken" / "byol" / "latest" / "metrics.jsonl"
-    while process.poll() is None and not three_lines(metrics):
-        time.sleep(0.001)
-    process.kill()
-    finish(process)
-    run = metrics.parent.resolve()
-    assert finish(start("train", "--resume", run))[0] == 0
-    assert finish(start("train", RECIPE, *given, "--runs", tmp_path / "unbroken"))[0] == 0
-    other = tmp_path / "unbroken" / "byol" / "latest"
-    for file in ("encoder.safetensors", "metrics.jsonl", "checkpoints/step-00000008/SHA256SUMS"):
-        one, two = (run / file).read_text("latin-1"), (other / file).read_text("latin-1")
-        if file.endswith("SHA256SUMS"):
-            one, two = (text.splitlines()[:2] for text in (one, two))
-        assert one == two, file
-
-
-def three_lines(path):
-    return path.exists() and len(path.read_text().splitlines()) >= 3
+def test_another_number_of_crops_is_refused(made):
+    run = made("transform.count=3", "transform.colours=byol_first")
+    sentence = r"transform\.count  the method compares 2 crops of an image, not 3; set it to 2"
+    with pytest.raises(RecipeError, match=sentence):
+        next(train(run))

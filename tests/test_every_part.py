@@ -75,6 +75,10 @@ SMALL = {
     "model": "resnet18",
     "hidden_dim": 16,
     "negatives": 8,
+    "steps": 1,
+    "skip": 0,
+    "base_width": 8,
+    "depth": 1,
 }
 
 
@@ -183,13 +187,18 @@ def test_its_options_are_typed_and_survive_yaml(part):
 # --- encoders
 
 
+ONE_SIZE = {"amdim"}
+"""Encoders that take images of one size."""
+
+
 @every("encoders")
 def test_an_encoder_gives_vectors_and_maps_from_shallow_to_deep(part):
-    encoder = small(part, {"sizes": (64, 48)}).eval()
+    sizes = (64,) if part.name in ONE_SIZE else (64, 48)
+    encoder = small(part, {"sizes": sizes}).eval()
     images = torch.randn(3, 3, 64, 64)
     with torch.no_grad():
         features, maps = encoder(images), encoder.maps(images)
-        assert encoder(images[..., :48, :48]).shape == (3, encoder.dim)
+        assert encoder(images[..., : sizes[-1], : sizes[-1]]).shape == (3, encoder.dim)
     assert features.shape == (3, encoder.dim)
     areas = [rows.shape[-1] * rows.shape[-2] for rows in maps.values()]
     assert all(rows.dim() == 4 and len(rows) == 3 for rows in maps.values())
@@ -204,7 +213,8 @@ def test_an_encoder_gives_vectors_and_maps_from_shallow_to_deep(part):
 @every("encoders")
 def test_an_encoder_takes_images_of_any_number_of_channels(part):
     constants = {"mean": [0.5] * 5, "std": [0.25] * 5}
-    encoder = small(part, {"sizes": (64,), "channels": 5}, **constants).eval()
+    known = {"sizes": (64,), "channels": 5}
+    encoder = small(part, known, **constants, groups={"two": 2, "three": 3}).eval()
     with torch.no_grad():
         assert encoder(torch.randn(2, 5, 64, 64)).shape == (2, encoder.dim)
     assert len(encoder.normalisation.mean) == len(encoder.normalisation.std) == 5
@@ -219,12 +229,15 @@ def test_an_encoder_exports_itself_and_opens_its_export(part, tmp_path):
         folder.mkdir()
         scope = {"folder": str(folder)}
         exec(encoder.export(library, folder, 64), scope)
+        with torch.no_grad():
+            torch.testing.assert_close(scope["model"](images), encoder(images))
+        if part.load().opens(folder) is None:
+            continue
         options, faults = part.signature().validate(part.name, part.load().opens(folder))
         assert not faults and part.load().own_size(options) == 64
         runtime = [{"sizes": (64,), "channels": 3}[name] for name in part.signature().runtime]
         other = part.load()(*runtime, **part.signature().arguments(options)).eval()
         with torch.no_grad():
-            torch.testing.assert_close(scope["model"](images), encoder(images))
             torch.testing.assert_close(other(images), encoder(images))
 
 
@@ -238,6 +251,9 @@ def test_options_of_initial_weights_have_defaults(part):
 # --- heads
 
 
+KEEP_CROPS = {"cpc_context", "cpc_predictor"}
+"""Heads that know the number of crops, but have an output for each."""
+
 OTHER_INPUTS = {"mae_decoder", "bigan_generator", "bigan_discriminator"}
 """Heads that read or return something other than vectors; the tests of their methods try them."""
 
@@ -248,6 +264,12 @@ def test_a_head_leaves_leading_dimensions_free(part):
         pytest.skip("reads or returns something other than vectors")
     head = small(part, out_dim=6).eval()
     over_crops = "crops" in part.signature().runtime
+    if part.name in KEEP_CROPS:
+        rows = torch.randn(2, 5, 4, 10)
+        with torch.no_grad():
+            assert head(rows).shape == (2, 5, 4, head.out_dim)
+            torch.testing.assert_close(head(rows[1]), head(rows)[1])
+        return
     rows = torch.randn(2, 5, 4, 10) if over_crops else torch.randn(2, 5, 10)
     with torch.no_grad():
         together = head(rows)
@@ -341,7 +363,7 @@ def test_its_device_phase_normalises_with_draws_of_its_own(part):
         assert -3 < view.min() < 0 < view.max() < 3, "ImageNet's normalisation"
 
 
-OWN_SCALES = {"lab"}
+OWN_SCALES = {"lab", "ycbcr"}
 """Transforms that scale their values themselves, whatever the encoder's normalisation."""
 
 
@@ -458,9 +480,10 @@ def question(part, dtype=torch.float32):
     if part.name in ANSWERS:
         logits = torch.zeros(LOGITS[part.name], dtype=dtype, requires_grad=True)
         return logits, ANSWERS[part.name], None
+    if part.load().needs_negatives is False:
+        return unit(8, 128, seed=3).to(dtype).requires_grad_(), unit(8, 128, seed=4), None
     sampler = registry.find("samplers", "memory_bank").load()(128, 400, negatives=300)
-    shape = (8, 128) if part.name == "squared_error" else (2, 8, 128)
-    prediction = unit(*shape, seed=3).to(dtype).requires_grad_()
+    prediction = unit(2, 8, 128, seed=3).to(dtype).requires_grad_()
     return prediction, unit(8, 128, seed=4), sampler.draw(torch.arange(8), Draws(1), 2)
 
 
@@ -516,6 +539,8 @@ def test_autocast_leaves_the_last_layer_of_a_head_in_float32(part):
     told apart."""
     if not part.load().__module__.startswith("sslkit_plugins") or part.name in OTHER_INPUTS:
         pytest.skip("ours")
+    if part.name == "cpc_context":
+        pytest.skip("a hidden layer; cpc_predictor is the last")
     head = small(part).eval()
     features = unit(6, 4, 10) if part.name == "concat_patches" else unit(6, 10)
     exact = head(features)
@@ -532,9 +557,10 @@ def test_a_loss_is_at_first_what_it_says(part):
     prediction, target, negatives = question(part)
     loss = small(part)
     answers = 10 if part.name in ANSWERS else 128
-    expected = loss.at_start(dim=answers, negatives=300)
+    expected = loss.at_start(dim=answers, negatives=7 if negatives is None else 300)
     if expected is not None:
-        assert math.isclose(loss(prediction, target, negatives).item(), expected, rel_tol=0.15)
+        found = loss(prediction, target, negatives).item()
+        assert math.isclose(found, expected, rel_tol=0.15, abs_tol=0.1)
 
 
 # --- methods
@@ -549,9 +575,12 @@ def test_every_method_of_ours_has_a_recipe():
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
+    """Eight images of two classes."""
     folder = tmp_path_factory.mktemp("photos")
     for number in range(8):
-        picture(70, 60, number).save(folder / f"{number}.png")
+        place = folder / "ab"[number % 2]
+        place.mkdir(exist_ok=True)
+        picture(70, 60, number).save(place / f"{number}.png")
     return folder
 
 
@@ -582,7 +611,7 @@ def test_every_shipped_recipe_trains_a_step(path, photos):
     assert moved, "the encoder learns"
     expected = run.method.at_start(run.recipe.train.batch_size)
     if expected is not None:
-        assert 0.2 * expected < first.loss.item() < 3 * expected + 2
+        assert 0.2 * expected - 0.5 < first.loss.item() < 3 * expected + 2
 
 
 # --- datasets
@@ -592,7 +621,7 @@ def test_every_shipped_recipe_trains_a_step(path, photos):
 def sets(photos, tmp_path_factory):
     """Options that lead the data sets which need one to images: two halves of two classes."""
     root = tmp_path_factory.mktemp("sets")
-    for number, path in enumerate(sorted(photos.iterdir())):
+    for number, path in enumerate(sorted(photos.glob("*/*.png"), key=lambda path: path.name)):
         folder = root / "folder" / ("val" if number > 5 else "train") / "ab"[number % 2]
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, folder)

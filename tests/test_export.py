@@ -178,11 +178,12 @@ def test_the_card_holds_what_a_stranger_needs(tmp_path):
         folder / "recipe.yaml", overrides=["data={use: image_folder, root: /home/ada/birds}"]
     )
     _, state, _ = checkpoint.newest(folder)
-    text = card.write(folder, made, encoder, state, size=32, library="timm", lines="LINES")
+    given = {"size": 32, "library": "timm", "lines": "LINES", "scales": "pixels in 0 … 1"}
+    text = card.write(folder, made, encoder, state, **given)
     assert "| knn |  | trained | top-1 | 45.2 [40, 50] |" in text
     assert text.startswith("---\nlibrary_name: timm\n") and "\nlicense:" not in text
     assert "20 images of `image_folder`, 0 steps of 4 images" in text
-    assert "model: resnet18" in text and "[N, 3, 32, 32]" in text and "LINES" in text
+    assert "model: resnet18" in text and "[N, 3, 32, 32]: pixels" in text and "LINES" in text
     assert "root: birds" in text and "/home/ada" not in text
 
 

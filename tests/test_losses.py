@@ -369,6 +369,50 @@ def test_cross_entropy_of_indifferent_logits_is_log_c():
     assert loss.at_start(dim=4, negatives=1) == pytest.approx(math.log(4))
 
 
+FLOATS = {
+    "info_nce": (InfoNCE(temperature=0.2), lambda rows: rows),
+    "lambda_nce": (LambdaNCE(form="info_nce", temperature=0.2), lambda rows: rows),
+    "cross_entropy": (CrossEntropy(), lambda rows: torch.arange(len(rows))),
+    "soft_cross_entropy": (SoftCrossEntropy(), lambda rows: rows.softmax(-1)),
+    "cosine": (Cosine(), lambda rows: rows),
+    "squared_error": (SquaredError(), lambda rows: rows),
+}
+
+
+@pytest.mark.parametrize(("loss", "target_of"), FLOATS.values(), ids=FLOATS.keys())
+def test_losses_keep_float64_and_widen_half_precision(loss, target_of):
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(2, 6, D, dtype=torch.float64, generator=generator)
+    prediction, other = F.normalize(rows, dim=-1)
+    vectors = F.normalize(torch.randn(9, D, dtype=torch.float64, generator=generator), dim=-1)
+    values = {}
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        negatives = KeyNegatives(vectors.to(dtype)) if type(loss).needs_negatives else None
+        given = prediction.to(dtype)
+        given = given.expand(2, -1, -1) if isinstance(loss, LambdaNCE) else given
+        values[dtype] = loss(given, target_of(other.to(dtype)), negatives)
+    assert values[torch.float64].dtype == torch.float64
+    assert values[torch.float32].dtype == values[torch.bfloat16].dtype == torch.float32
+    exact = values[torch.float64].item()
+    assert values[torch.float32].item() == pytest.approx(exact, rel=1e-5)
+    assert values[torch.bfloat16].item() == pytest.approx(exact, rel=0.05)
+
+
+def test_info_nce_in_float64_is_a_cross_entropy_to_twelve_digits():
+    generator = torch.Generator().manual_seed(0)
+    query, key = F.normalize(torch.randn(2, 5, D, dtype=torch.float64, generator=generator), dim=-1)
+    vectors = F.normalize(torch.randn(9, D, dtype=torch.float64, generator=generator), dim=-1)
+    logits = torch.cat([(query * key).sum(1, keepdim=True), query @ vectors.T], 1) / TAU
+    expected = F.cross_entropy(logits, torch.zeros(5, dtype=torch.int64))
+    found = InfoNCE(temperature=TAU)(query, key, KeyNegatives(vectors))
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+
+
+def test_info_nce_without_negatives_is_zero_from_the_start():
+    loss = InfoNCE()
+    assert loss.at_start(dim=D, negatives=0) == loss.at_chance(dim=D, negatives=0) == 0
+
+
 def test_soft_cross_entropy_by_hand():
     """Softmax of (ln 3, 0) is (3/4, 1/4); the target is (1/2, 1/2)."""
     scores = torch.tensor([[math.log(3) / 2, 0.0]], dtype=torch.float64)

@@ -127,10 +127,11 @@ def test_the_documentation_shows_the_files() -> None:
 
 
 def test_the_documentation_shows_the_method() -> None:
-    code = re.findall(r"^```\w+\n(class Byol.*?|# BYOL.*?)^```$", DOC, re.MULTILINE | re.DOTALL)
+    shown = r"^```\w+\n(class Bootstrap.*?|# BYOL.*?)^```$"
+    code = re.findall(shown, DOC, re.MULTILINE | re.DOTALL)
     method, made = code
-    assert method in (HERE / "byol" / "byol" / "byol.py").read_text("utf-8")
-    assert made == (HERE / "byol" / "recipe.yaml").read_text("utf-8")
+    assert method in (HERE / "bootstrap" / "bootstrap" / "bootstrap.py").read_text("utf-8")
+    assert made == (HERE / "bootstrap" / "recipe.yaml").read_text("utf-8")
 
 
 def test_its_parts_are_listed_and_shown(site: Path, tmp_path: Path) -> None:

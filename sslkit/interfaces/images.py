@@ -86,8 +86,8 @@ class ImageSource(ABC):
     paths: ClassVar[dict[str, tuple[str, ...]]] = {}
     """Additional options with paths: name → values that are not paths.
 
-    Run folders store paths as absolute. Options in `opens` and `opens_if_named`, and options of type
-    Path, are included.
+    Run folders store paths as absolute. Options in `opens` and `opens_if_named`, and options of
+    type Path, are included.
     """
     packs: ClassVar[bool] = False
     """True if `sslkit pack` writes this kind of data set, with a class method `write`."""

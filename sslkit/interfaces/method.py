@@ -149,7 +149,8 @@ class Method(nn.Module, ABC):
     reads: ClassVar[dict[str, str] | None] = None
     """Head → its input: another head, a view, or `view.segment` (a segment of the features).
 
-    None: one head per view of the transform, with the view's name.
+    None: one head per view of the transform, with the view's name. `{"*": "image.*"}`: any heads
+    that a recipe names, each reading the segment of its name.
     """
     predicts: ClassVar[dict[str, str]] = {}
     """Head → its target. `label` is the class in the data set; the transform provides others."""
@@ -159,7 +160,10 @@ class Method(nn.Module, ABC):
     None: all heads except those that predict a target.
     """
     stores: ClassVar[tuple[str, ...]] = ()
-    """Heads whose outputs a sampler stores. Each gets an instance of the recipe's sampler."""
+    """Heads whose outputs a sampler stores; `*` stands for all heads.
+
+    Each gets an instance of the recipe's sampler.
+    """
     recalls: ClassVar[bool] = False
     """True: the method reads the stored vector of a given image."""
     contrasts: ClassVar[bool] = False

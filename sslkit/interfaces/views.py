@@ -70,6 +70,11 @@ class PretextTransform(ABC):
     def plain(self, images: Tensor) -> Tensor:
         """Normalise integer [N,C,H,W] → float32 [N,C,H,W] without augmentation."""
 
+    def scales(self) -> str:
+        """Describe the values that `plain` returns, as in a model card."""
+        mean, std = list(self.normalisation.mean), list(self.normalisation.std)
+        return f"pixels in 0 … 1, minus {mean}, divided by {std}"
+
     def picture(self, views: Tensor) -> Tensor:
         """Convert views of `on_device` to pictures: float32 [N,C,H,W] → RGB [N,3,H,W] in 0 … 1.
 

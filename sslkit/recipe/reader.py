@@ -1,7 +1,7 @@
 """Reads recipes and reports all faults together, with file, line, dotted key and remedy."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sslkit.errors import PluginError, RecipeError
@@ -67,6 +67,7 @@ class _Reading:
             if section in self.content:
                 sections[section] = self._settings(section)
         self._check_weight_decay(sections.get("optimizer"), sections["schedule"])
+        self._check_constant(heads, sections["schedule"])
         if heads is not None and wired:
             chosen = {name: value for name, value in sections.items() if name in self.content}
             if not opened:
@@ -149,6 +150,15 @@ class _Reading:
         for name, message in faults:
             self.refuse((section, name), message)
         return made
+
+    def _check_constant(self, heads: Mapping[str, Any] | None, schedule: Any) -> None:
+        """Refuse a constant learning rate for heads that do not exist."""
+        if heads is None or schedule is None:
+            return
+        for name in schedule.constant:
+            if name not in heads:
+                message = f"the recipe has no head named {written(name)}; {advice(name, heads)}"
+                self.refuse(("schedule", "constant"), message)
 
     def _check_weight_decay(self, optimizer: Any, schedule: Any) -> None:
         """Refuse a schedule for a weight decay of 0."""

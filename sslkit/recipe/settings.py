@@ -77,6 +77,13 @@ class Schedule:
             "optimizer.weight_decay (DINO: 0.04 to 0.4). null: constant."
         ),
     ] = None
+    constant: Annotated[
+        tuple[str, ...],
+        Field(
+            description="Heads whose learning rate stays optimizer.lr. SimSiam: [predictor] "
+            "(`--fix-pred-lr`)."
+        ),
+    ] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data as a recipe holds it."""

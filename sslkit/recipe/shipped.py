@@ -61,8 +61,13 @@ def unknown(text: str) -> str:
 
 
 def similar(text: str) -> list[str]:
-    """Return shipped recipes with a similar name, or with the text as prefix or suffix."""
+    """Return shipped recipes of which the text is the first word, or with a similar name.
+
+    If there are none, returns those with the text as prefix or suffix.
+    """
     name, known = short_name(text), names()
+    if variants := [other for other in known if other.startswith(f"{name}_")]:
+        return variants
     if near := nearest(name, known):
         return near
     last = name.rpartition("/")[2]

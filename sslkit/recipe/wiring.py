@@ -1,6 +1,6 @@
 """Checks that parts fit together, from their class attributes only."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from sslkit.errors import PluginError
@@ -24,6 +24,22 @@ RUNTIME = {
 """Runtime arguments that parts of each kind may require (the table of `sslkit.interfaces`)."""
 
 
+EVERY = "*"
+"""Stands for every head of the recipe in `reads` and `stores`."""
+
+
+def reads_of(reads: Mapping[str, str], heads: Iterable[str]) -> dict[str, str]:
+    """Return `reads` of a method, with the entry `*` repeated for each of the recipe's heads."""
+    if EVERY not in reads:
+        return dict(reads)
+    return {name: reads[EVERY].replace(EVERY, name) for name in heads}
+
+
+def stores_of(stores: tuple[str, ...], heads: Iterable[str]) -> tuple[str, ...]:
+    """Return `stores` of a method, with `*` replaced by the recipe's heads."""
+    return tuple(heads) if EVERY in stores else stores
+
+
 def faults(chosen: Mapping[str, Any], heads: Mapping[str, Choice | None]) -> Iterator[Wrong]:
     """Yield the faults between parts.
 
@@ -35,7 +51,14 @@ def faults(chosen: Mapping[str, Any], heads: Mapping[str, Choice | None]) -> Ite
     method: Choice | None = chosen.get("method")
     if method is None:
         return
-    wiring = attributes(method)
+    wiring = dict(attributes(method))
+    if EVERY in (wiring.get("reads") or ()):
+        if not heads:
+            message = f"method '{method.use}' needs heads, one for each segment of the encoder"
+            yield ("heads",), message
+            return
+        wiring["reads"] = reads_of(wiring["reads"], heads)
+        wiring["stores"] = stores_of(wiring.get("stores") or (), heads)
     yield from _names(method, wiring)
     yield from _heads(method, wiring, chosen.get("transform"), heads)
     yield from _lengths(method, wiring, heads)

@@ -35,7 +35,7 @@ features = model(images)  # float32 [N, {dim}]
 ```
 
 `folder` is the folder of this file; `load.py` has the same code. `images` are float32
-[N, {channels}, {size}, {size}], with pixels in 0 … 1, minus {mean}, divided by {std}.
+[N, {channels}, {size}, {size}]: {scales}.
 
 ## Training
 
@@ -65,9 +65,12 @@ def write(
     size: int,
     library: str,
     lines: str,
+    scales: str,
 ) -> str:
-    """Return the text of README.md, without folders of this machine."""
-    mean, std = encoder.normalisation.mean, encoder.normalisation.std
+    """Return the text of README.md, without folders of this machine.
+
+    `scales` describes the encoder's input (`PretextTransform.scales`).
+    """
     return TEMPLATE.format(
         library=library,
         method=recipe.method.use,
@@ -76,10 +79,9 @@ def write(
         summary=recipe.method.part.signature().summary,
         dim=encoder.dim,
         lines=lines,
-        channels=len(mean),
+        channels=len(encoder.normalisation.mean),
         size=size,
-        mean=list(mean),
-        std=list(std),
+        scales=scales,
         images=f"{state['images']:,}",
         data=recipe.data.use,
         steps=f"{state['step']:,}",

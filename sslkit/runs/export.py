@@ -76,7 +76,14 @@ def export(folder: Path, target: str | None = None, *, public: bool = False) -> 
         if repository is not None:
             found = hub.lines(repository)
         text = card.write(
-            folder, made, encoder, state, size=transform.size, library=library, lines=lines
+            folder,
+            made,
+            encoder,
+            state,
+            size=transform.size,
+            library=library,
+            lines=lines,
+            scales=transform.scales(),
         )
         (home / "README.md").write_text(text, encoding="utf-8")
         if repository is not None:

@@ -85,7 +85,8 @@ def build(
     sharded = sharded_rows(method)
     tensors = [*method.named_parameters(), *method.named_buffers()]
     distributed.broadcast([value for name, value in tensors if name not in sharded])
-    optimizer = make_optimizer(method, recipe.optimizer)
+    constant = [method.heads[name] for name in recipe.schedule.constant]
+    optimizer = make_optimizer(method, recipe.optimizer, constant)
     set_rate = make_schedule(optimizer, recipe.schedule, chosen.epochs, loader.steps_per_epoch)
     if chosen.compile:
         _compile(method)

@@ -25,6 +25,9 @@ COLLAPSED = 0.1
 ALIKE = 0.01
 """Standard deviation of features below which they are the same for all images."""
 
+NEAR = 0.5
+"""Smallest difference of the first loss from the expected one that is reported."""
+
 MARGIN, ERRORS = 0.02, 3.0
 """Smallest difference of two means, relative to the second and in standard errors."""
 
@@ -84,12 +87,13 @@ class Health:
                 "vectors; bank initialised by a forward pass; nothing to compare with"
             )
         text = f"loss {loss:.2f} at the first step, {self.expected:.2f} expected of random vectors"
-        if loss > 1.5 * self.expected:
+        far = max(abs(self.expected) / 2, NEAR)
+        if loss > self.expected + far:
             return (
                 f"{text}: far too high; check the learning rate, the temperature and the reduction "
                 "of the loss"
             )
-        if loss < 0.5 * self.expected:
+        if loss < self.expected - far:
             return (
                 f"{text}: far too low; the positive may be among the negatives, or the views may "
                 "be the same picture"

@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -17,14 +17,35 @@ from sslkit.recipe import optimizers
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
 
 
+SCHEDULED = "follows_schedule"
+"""Key of parameter groups whose learning rate is constant, with the value False."""
+
+
 def parameter_groups(
-    module: nn.Module, weight_decay: float, exempt_norms_and_biases: bool
+    module: nn.Module,
+    weight_decay: float,
+    exempt_norms_and_biases: bool,
+    constant: Collection[nn.Parameter] = (),
 ) -> list[dict[str, Any]]:
-    """Return a group with weight decay and one without (`_exempt`)."""
+    """Return a group with weight decay and one without (`_exempt`).
+
+    Parameters in `constant` have two further groups, whose learning rate does not change.
+    """
     exempt = _exempt(module) if exempt_norms_and_biases else set()
     trained = [value for value in module.parameters() if value.requires_grad]
-    decaying = [value for value in trained if value not in exempt]
-    others = [value for value in trained if value in exempt]
+    changing = [value for value in trained if value not in constant]
+    others = [value for value in trained if value in constant]
+    groups = _by_decay(changing, weight_decay, exempt)
+    for group in _by_decay(others, weight_decay, exempt):
+        groups.append({**group, SCHEDULED: False})
+    return groups
+
+
+def _by_decay(
+    parameters: list[nn.Parameter], weight_decay: float, exempt: set[nn.Parameter]
+) -> list[dict[str, Any]]:
+    decaying = [value for value in parameters if value not in exempt]
+    others = [value for value in parameters if value in exempt]
     groups = [
         {"params": decaying, "weight_decay": weight_decay},
         {"params": others, "weight_decay": 0.0},
@@ -49,8 +70,13 @@ def _exempt(module: nn.Module) -> set[nn.Parameter]:
     return found
 
 
-def make_optimizer(module: nn.Module, chosen: recipe.Optimizer) -> Optimizer:
-    """Create the recipe's optimizer. Raises RecipeError for options that it does not accept."""
+def make_optimizer(
+    module: nn.Module, chosen: recipe.Optimizer, constant: Iterable[nn.Module] = ()
+) -> Optimizer:
+    """Create the recipe's optimizer. Raises RecipeError for options that it does not accept.
+
+    `constant` are modules within `module` whose learning rate does not follow the schedule.
+    """
     try:
         cls = get_optimizer_class(chosen.use, bind_defaults=False)
         defaults = optimizers.defaults(chosen.use, get_optimizer_info(chosen.use).defaults)
@@ -58,7 +84,10 @@ def make_optimizer(module: nn.Module, chosen: recipe.Optimizer) -> Optimizer:
         message = f"timm has no optimizer '{chosen.use}' here: {error}"
         raise RecipeError(Fault("optimizer.use", message)) from error
     options = {"lr": chosen.lr, **defaults, **_options(cls, chosen)}
-    groups = parameter_groups(module, chosen.weight_decay, chosen.exempt_norms_and_biases)
+    held: set[nn.Parameter] = set()
+    for part in constant:
+        held.update(part.parameters())
+    groups = parameter_groups(module, chosen.weight_decay, chosen.exempt_norms_and_biases, held)
     try:
         _try_out(cls, options, next(module.parameters()).device)
         return cls(groups, **options)
@@ -111,16 +140,20 @@ def make_schedule(
     steps, peak = epochs * steps_per_epoch, optimizer.param_groups[0]["lr"]
     final = chosen.final_weight_decay
     decays = {}
+    # Stores indices, because loading an optimizer's state replaces its groups.
+    followers = []
+    for place, group in enumerate(optimizer.param_groups):
+        if group.get(SCHEDULED, True):
+            followers.append(place)
     if final is not None:
-        # Stores indices, because loading an optimizer's state replaces its groups.
         for place, group in enumerate(optimizer.param_groups):
             if group["weight_decay"] > 0:
                 decays[place] = group["weight_decay"]
 
     def set_rate(step: int) -> float:
         rate = learning_rate(step, peak, chosen, epochs, steps_per_epoch)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+        for place in followers:
+            optimizer.param_groups[place]["lr"] = rate
         for place, start in decays.items():
             assert final is not None
             optimizer.param_groups[place]["weight_decay"] = _cosine(start, final, step / steps)

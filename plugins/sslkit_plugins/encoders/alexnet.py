@@ -162,9 +162,9 @@ class AlexNet(Encoder):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-                nn.init.zeros_(module.bias)
             elif isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=0.01)
+            if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -234,7 +234,7 @@ class AlexNet(Encoder):
         parts = [f"nn.{module!r}" for module in self.fc]
         return [*found, ("fc", f"nn.Sequential({', '.join(parts)})")]
 
-    def _layers(self) -> dict[str, nn.Module]:
+    def _layers(self) -> dict[str, nn.Sequential]:
         return {f"conv{number}": getattr(self, f"conv{number}") for number in range(1, 6)}
 
 

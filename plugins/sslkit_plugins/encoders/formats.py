@@ -39,7 +39,7 @@ def to_timm(encoder: TimmModel, folder: Path, size: int) -> str:
     timm's `config.json` cannot describe a replaced stem or norm. For such encoders, the code builds
     the model step by step, and the folder has `encoder.json` instead of `config.json`.
     """
-    save_file(_unshared(encoder.weights()), folder / "model.safetensors")
+    save_file(unshared(encoder.weights()), folder / "model.safetensors")
     if encoder.small_stem or encoder.norm in ("group", "layer"):
         _write(folder / "encoder.json", _stated(encoder, size))
         return "\n".join(
@@ -48,9 +48,7 @@ def to_timm(encoder: TimmModel, folder: Path, size: int) -> str:
                 "import timm",
                 "import torch",
                 "from safetensors.torch import load_file",
-                f"model = timm.create_model({encoder.name!r}, num_classes=0{_arguments(encoder)})",
-                *_stem(encoder),
-                *_norms(encoder),
+                *construction(encoder),
                 'model.load_state_dict(load_file(f"{folder}/model.safetensors"))',
                 "model.eval()",
             ]
@@ -64,6 +62,15 @@ def to_timm(encoder: TimmModel, folder: Path, size: int) -> str:
     )
 
 
+def construction(encoder: TimmModel) -> list[str]:
+    """Return Python code that sets `model` to a timm model with the encoder's architecture."""
+    return [
+        f"model = timm.create_model({encoder.name!r}, num_classes=0{_arguments(encoder)})",
+        *_stem(encoder),
+        *_norms(encoder),
+    ]
+
+
 def to_torchvision(encoder: TimmModel, folder: Path, size: int) -> str:
     """Write the weights for torchvision's model of that name, and return code that loads them.
 
@@ -73,7 +80,7 @@ def to_torchvision(encoder: TimmModel, folder: Path, size: int) -> str:
         raise SslkitError(
             f"torchvision has no model '{encoder.name}' with these parameters; export --to timm"
         )
-    save_file(_unshared(encoder.weights()), folder / "encoder.safetensors")
+    save_file(unshared(encoder.weights()), folder / "encoder.safetensors")
     _write(folder / "encoder.json", _stated(encoder, size))
     return "\n".join(
         [
@@ -175,6 +182,6 @@ def _is_torchvision(encoder: TimmModel) -> bool:
     return all(own[n].shape == other[n].shape for n in own if not n.startswith("conv1."))
 
 
-def _unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return copies of the tensors that share no memory, as safetensors requires."""
     return {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}

@@ -9,7 +9,7 @@ from sslkit_plugins.losses.contrast import (
     random_logits,
 )
 from sslkit_plugins.losses.cross_entropy import CrossEntropy, SoftCrossEntropy
-from sslkit_plugins.losses.distance import Cosine, SquaredError
+from sslkit_plugins.losses.distance import Cosine, NegativeCosine, SquaredError
 from sslkit_plugins.losses.info_nce import InfoNCE
 from sslkit_plugins.losses.lambda_nce import LambdaNCE
 
@@ -19,6 +19,7 @@ __all__ = [
     "CrossEntropy",
     "InfoNCE",
     "LambdaNCE",
+    "NegativeCosine",
     "SoftCrossEntropy",
     "SquaredError",
     "Temperature",

@@ -25,6 +25,21 @@ class Cosine(Loss):
         return 2.0
 
 
+class NegativeCosine(Loss):
+    """-cos(prediction, target). SimSiam (Chen & He 2020, arXiv:2011.10566, equation 1)."""
+
+    def forward(
+        self, prediction: Tensor, target: Tensor, negatives: Negatives | None = None
+    ) -> Tensor:
+        """prediction [N,D], target [N,D] → mean over N, in [-1, 1]."""
+        prediction, target = at_least_float32(prediction), at_least_float32(target)
+        return -F.cosine_similarity(prediction, target, dim=-1).mean()
+
+    def at_start(self, *, dim: int, negatives: int) -> float | None:
+        """Return 0, the loss of orthogonal vectors."""
+        return 0.0
+
+
 class SquaredError(Loss):
     """The squared difference, averaged over all elements.
 

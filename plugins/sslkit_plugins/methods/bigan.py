@@ -119,12 +119,11 @@ class Discriminator(Head):
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
 
-    def forward(self, features: Tensor, images: Tensor | None = None) -> Tensor:
-        """z [N,Z], images [N,C,S,S] → logits [N]."""
-        assert images is not None, "the discriminator reads pairs"
+    def forward(self, images: Tensor, latent: Tensor) -> Tensor:  # type: ignore[override]
+        """x [N,C,S,S], z [N,Z] → logits [N]."""
         maps = F.leaky_relu(self.first(images), 0.2)
         for layer in self.layers:
-            maps = F.leaky_relu(layer(maps, features), 0.2)
+            maps = F.leaky_relu(layer(maps, latent), 0.2)
         return self.last(maps.flatten(1)).squeeze(1)
 
 
@@ -164,8 +163,8 @@ class BiGan(Method):
         if turn_of_d:
             others = [self.encoder, self.heads["latent"], self.heads["generator"]]
         with frozen(*others):
-            real = self.heads["discriminator"](self.encoded(images), images)
-            fake = self.heads["discriminator"](latent, self.generated(latent))
+            real = self.heads["discriminator"](images, self.encoded(images))
+            fake = self.heads["discriminator"](self.generated(latent), latent)
             loss_d, loss_eg = self.losses(real, fake)
         metrics = {
             "loss_discriminator": loss_d.detach(),
@@ -191,3 +190,7 @@ class BiGan(Method):
     def at_start(self, images: int) -> float | None:
         """Return the loss of logits 0, with which the discriminator begins."""
         return self.loss.at_start(dim=1, negatives=1)
+
+    def at_chance(self, images: int) -> dict[str, float]:
+        """Return the loss of a discriminator that cannot tell the two kinds of pairs apart."""
+        return {"loss_discriminator": math.log(2)}

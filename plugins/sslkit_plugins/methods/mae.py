@@ -93,7 +93,9 @@ class MaeDecoder(Head):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
 
-    def forward(self, tokens: Tensor, restore: Tensor, prefix: int = 1) -> Tensor:
+    def forward(  # type: ignore[override]
+        self, tokens: Tensor, restore: Tensor, prefix: int = 1
+    ) -> Tensor:
         """Predict all patches, in order.
 
         `tokens` [N,P+k,in_dim] belong to the first k patches of a shuffled order; `prefix` is P.
@@ -154,8 +156,8 @@ class Mae(Method):
         channels = decoder.out_dim // decoder.patch_size**2
         image = torch.zeros(1, channels, side, side)
         kept = torch.zeros(1, 1, dtype=torch.int64)
-        self.encoder.tokens(image, kept)
         found = self.encoder.tokens(image).shape[1] - self.encoder.prefix_tokens
+        self.encoder.tokens(image, kept)
         if found != decoder.patches:
             size = side / found**0.5
             message = (

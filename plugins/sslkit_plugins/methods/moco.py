@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sslkit.interfaces import Batch, Draws, Method, Output, Parts, Progress
+from sslkit_plugins.methods.pair import pair
 from sslkit_plugins.momentum import Momentum, feature_std, shuffled
 from sslkit_plugins.samplers import Queue, as_queue
-from sslkit_plugins.views.crops import pair
 
 MomentumOption = Annotated[
     float,
@@ -84,7 +84,7 @@ class Moco(Method):
         C is 1, or 2 with `symmetric`. The queue does not change before `after_step`, so it has no
         key of this batch in any term.
         """
-        crops = pair(batch, "moco")
+        crops = pair(batch)
         first, second = (crops, crops.flip(1)) if self.symmetric else crops.split(1, dim=1)
         queries = self.heads["projector"](self.encode(first)).flatten(0, 1)
         keys = self.keys(second, progress.draws).flatten(0, 1)

@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sslkit.interfaces import Batch, Method, Output, Parts, Progress
+from sslkit_plugins.methods.pair import pair
 from sslkit_plugins.momentum import feature_std
 from sslkit_plugins.precision import at_least_float32
 from sslkit_plugins.samplers import Queue, as_queue, in_batch
-from sslkit_plugins.views.crops import pair
 
 
 class Nnclr(Method):
@@ -39,7 +39,7 @@ class Nnclr(Method):
 
     def forward(self, batch: Batch, progress: Progress) -> Output:
         """Compare the neighbours of both crops [B,2,D] with the predictions of the other crop."""
-        projected = self.heads["projector"](self.encode(pair(batch, "nnclr")))
+        projected = self.heads["projector"](self.encode(pair(batch)))
         predicted = F.normalize(at_least_float32(self.heads["predictor"](projected)), dim=-1)
         neighbours = self.queue.nearest(projected.flatten(0, 1)).unflatten(0, (-1, 2))
         first, second = predicted.unbind(1)
@@ -52,8 +52,8 @@ class Nnclr(Method):
     def term(self, neighbours: Tensor, predicted: Tensor) -> Tensor:
         """Return the loss of neighbours [B,D] against the unit-norm predictions of all images.
 
-        Equation 2. The candidates are the predictions of one crop of each image in the global
-        batch, N in all, with gradient on every rank; SimCLR has 2N - 1.
+        The loss of section 3.2. The candidates are the predictions of one crop of each image in the
+        global batch, N in all, with gradient on every rank; SimCLR has 2N - 1.
         """
         return self.loss(neighbours, predicted, in_batch(predicted, copies=1))
 

@@ -14,6 +14,7 @@ from sslkit.interfaces import Batch, Draws, Output, Parts, Progress
 from sslkit_plugins.methods.moco import FinalMomentum, MomentumOption, Shuffle
 from sslkit_plugins.methods.pirl import Pirl
 from sslkit_plugins.momentum import Momentum, shuffled
+from sslkit_plugins.precision import at_least_float32
 from sslkit_plugins.samplers import Queue, as_queue
 
 
@@ -62,7 +63,7 @@ class PirlMoco(Pirl):
             return self.key_encoder["image"](self.encode(rows, self.key_encoder["encoder"]))
 
         keys = shuffled(images, draws, encode) if self.shuffle else encode(images)
-        return F.normalize(keys.float(), dim=-1)
+        return F.normalize(at_least_float32(keys), dim=-1)
 
     def after_step(self, index: Tensor, kept: dict[str, Tensor], progress: Progress) -> None:
         """Move f_k towards f, then enqueue the keys."""

@@ -9,10 +9,10 @@ from typing import ClassVar
 from torch.nn import functional as F
 
 from sslkit.interfaces import Batch, Method, Output, Progress
+from sslkit_plugins.methods.pair import pair
 from sslkit_plugins.momentum import feature_std
 from sslkit_plugins.precision import at_least_float32
 from sslkit_plugins.samplers import in_batch
-from sslkit_plugins.views.crops import pair
 
 
 class SimClr(Method):
@@ -28,7 +28,7 @@ class SimClr(Method):
 
     def forward(self, batch: Batch, progress: Progress) -> Output:
         """Project both crops of each image, [B,2,D], and compare all 2B rows (algorithm 1)."""
-        projected = self.heads["projector"](self.encode(pair(batch, "simclr")))
+        projected = self.heads["projector"](self.encode(pair(batch)))
         pairs = F.normalize(at_least_float32(projected), dim=-1)
         rows, partners = pairs.flatten(0, 1), pairs.flip(1).flatten(0, 1)
         loss = self.loss(rows, partners, in_batch(rows))

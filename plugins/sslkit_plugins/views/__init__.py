@@ -6,6 +6,7 @@ from sslkit_plugins.views.cuts import Area, Cut, crop, crop_box, flip_or_not
 from sslkit_plugins.views.lab import Lab
 from sslkit_plugins.views.patches import PatchGrid
 from sslkit_plugins.views.photometric import Normaliser, Photometric
+from sslkit_plugins.views.ycbcr import YCbCr
 
 __all__ = [
     "Area",
@@ -22,6 +23,7 @@ __all__ = [
     "Normaliser",
     "PatchGrid",
     "Photometric",
+    "YCbCr",
     "colours_of",
     "crop",
     "crop_box",

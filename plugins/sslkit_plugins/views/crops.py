@@ -4,10 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import Field
-from torch import Tensor
 
-from sslkit.errors import Fault, RecipeError
-from sslkit.interfaces import Batch
 from sslkit_plugins.views.colours import Chance, ColourList, ColourLists
 from sslkit_plugins.views.cuts import Area, Cut, Interpolation, Ratio
 from sslkit_plugins.views.photometric import Photometric
@@ -200,15 +197,3 @@ class MultiCrop(Photometric):
             key="transform.local",
         )
         super().__init__({"global": large, "local": small}, channels)
-
-
-def pair(batch: Batch, method: str) -> Tensor:
-    """Return the view `global` of two crops, [B,2,C,H,W].
-
-    Raises RecipeError if the transform makes another number of crops.
-    """
-    crops = batch.views["global"]
-    if crops.dim() != 5 or crops.shape[1] != 2:
-        message = f"method '{method}' compares 2 crops of an image; set it to 2"
-        raise RecipeError(Fault("transform.count", message))
-    return crops

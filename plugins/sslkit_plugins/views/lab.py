@@ -75,6 +75,7 @@ class Lab(Photometric):
     """
 
     views = ("image",)
+    space = "CIE L*a*b* (D65)"
 
     def __init__(
         self,
@@ -88,7 +89,8 @@ class Lab(Photometric):
         interpolation: Resize = "bilinear",
     ) -> None:
         if channels != 3:
-            message = f"'lab' needs images of 3 channels; the data set has {channels}"
+            name = type(self).__name__.lower()
+            message = f"'{name}' needs images of 3 channels; the data set has {channels}"
             raise RecipeError(Fault("transform", f"{message}; use another transform"))
         cut = Cut(
             size=size,
@@ -102,6 +104,10 @@ class Lab(Photometric):
     def encoding(self, device: torch.device) -> Encoding:
         """Return the conversion of sRGB in 0 … 255 to Lab."""
         return LabNormaliser(device)
+
+    def scales(self) -> str:
+        """Describe the values that `plain` returns, as in a model card."""
+        return f"sRGB pixels converted to {self.space}, each channel scaled to -1 … 1 by its range"
 
     def picture(self, views: Tensor) -> Tensor:
         """Convert Lab views to RGB in 0 … 1."""

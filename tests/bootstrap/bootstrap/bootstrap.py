@@ -14,7 +14,7 @@ from sslkit.interfaces import Batch, Head, Loss, Method, Negatives, Output, Part
 from sslkit_plugins.momentum import Momentum, feature_std
 
 
-class ByolMlp(Head):
+class BootstrapMlp(Head):
     """Linear, batch norm, ReLU, linear: BYOL's projector and predictor (section "Architecture")."""
 
     def __init__(
@@ -44,7 +44,7 @@ class ByolMlp(Head):
         return self.project(hidden).unflatten(0, features.shape[:-1])
 
 
-class Cosine(Loss):
+class BootstrapDistance(Loss):
     """2 - 2·cos(prediction, target), the squared distance of unit vectors (equation 2)."""
 
     def forward(
@@ -59,7 +59,7 @@ class Cosine(Loss):
         return 2.0
 
 
-class Byol(Method):
+class Bootstrap(Method):
     """Predict the projection of one crop, made by a slow copy of the network, from the other crop.
 
     All crops of a batch pass batch norm together; the official code passes them one after another.

@@ -1,1 +1,0 @@
-"""BYOL, a package of somebody else's, beside sslkit."""
