@@ -12,11 +12,17 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from torch.nn import functional as F
 
 from sslkit import recipe
 from sslkit.draws import Draws
 from sslkit.interfaces import Progress
 from sslkit.training.build import build
+from sslkit_plugins.clusters import sinkhorn
+from sslkit_plugins.losses import Cosine, InfoNCE, SoftCrossEntropy
+from sslkit_plugins.methods.barlow_twins import CrossCorrelation
+from sslkit_plugins.methods.vicreg import VarianceCovariance
+from sslkit_plugins.samplers import in_batch
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -88,6 +94,37 @@ def test_parity_without_lightly(tmp_path):
     words = [sys.executable, BENCHMARKS / "parity.py", "--data", tmp_path]
     done = subprocess.run(words, check=False, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2 and "python -m pip install lightly" in done.stderr
+
+
+@pytest.mark.skipif(importlib.util.find_spec("lightly") is None, reason="lightly is optional")
+def test_losses_equal_lightlys():
+    """Of the same outputs. BYOL's is 4 times lightly's, plus 4."""
+    lightly = importlib.import_module("lightly.loss")
+    first, second = torch.randn(8, 16), torch.randn(8, 16)
+    pairs = F.normalize(torch.stack([first, second], 1), dim=-1)
+    rows, partners = pairs.flatten(0, 1), pairs.flip(1).flatten(0, 1)
+    scores = [F.normalize(torch.randn(8, 5), dim=1) for _ in range(3)]
+    swapped = []
+    for crop in range(2):
+        others = torch.cat([scores[other] for other in range(3) if other != crop])
+        code = sinkhorn(scores[crop], 0.05, 3).repeat(2, 1)
+        swapped.append(SoftCrossEntropy(temperature=0.1)(others, code))
+    cosine = lightly.NegativeCosineSimilarity()(first, second)
+    expected = {
+        "simclr": lightly.NTXentLoss(temperature=0.2)(first, second),
+        "byol": 4 + 4 * cosine,
+        "barlow_twins": lightly.BarlowTwinsLoss()(first, second),
+        "vicreg": lightly.VICRegLoss()(first, second),
+        "swav": lightly.SwaVLoss()(scores[:2], scores[2:])[0],
+    }
+    found = {
+        "simclr": InfoNCE(temperature=0.2)(rows, partners, in_batch(rows)),
+        "byol": Cosine()(first, second) + Cosine()(second, first),
+        "barlow_twins": CrossCorrelation(off_diagonal=0.005)(first, second),
+        "vicreg": VarianceCovariance()(first, second),
+        "swav": torch.stack(swapped).mean(),
+    }
+    torch.testing.assert_close(found, expected)
 
 
 def test_parity_table_compares_seeds_that_both_sides_have(benchmark_modules):

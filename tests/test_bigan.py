@@ -23,7 +23,7 @@ def progress(step):
 def bigan():
     torch.manual_seed(0)
     shape = (3, SIDE, SIDE)
-    encoder = AlexNet(3, width="half", mean=(0.5,) * 3, std=(0.5,) * 3)
+    encoder = AlexNet(3, width=0.5, mean=(0.5,) * 3, std=(0.5,) * 3)
     heads = {
         "latent": Linear(encoder.dim, out_dim=LATENT),
         "generator": Generator(LATENT, shape, channels=4),

@@ -112,7 +112,7 @@ class AmdimEncoder(Encoder):
             )
             raise RecipeError(Fault("encoder", message))
         (side,) = sizes
-        self.dim = out_dim
+        self.dim, self.batch_norm = out_dim, batch_norm
         if channels != 3:
             self.normalisation = Normalisation(mean=(0.5,) * channels, std=(0.25,) * channels)
         self.layers = nn.ModuleList([_stem(side, channels, base_width)])

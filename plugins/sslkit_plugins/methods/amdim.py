@@ -135,11 +135,15 @@ class Amdim(Method):
         return terms
 
     def at_start(self, images: int) -> float | None:
-        """Return the loss of zero features, the sum of ln(1 + (B-1)·n) over the terms."""
-        return self.at_chance(images)["loss"]
+        """Return the loss of scores near 0; None with batch norm.
+
+        Batch norm gives the scores a variance that depends on the images.
+        """
+        assert isinstance(self.encoder, AmdimEncoder)
+        return None if self.encoder.batch_norm else self.at_chance(images)["loss"]
 
     def at_chance(self, images: int) -> dict[str, float]:
-        """Return the chance level of the loss and of each term."""
+        """Return the loss of zero features, ln(1 + (B-1)·n) for each term."""
         chance = {}
         for name, count in LOCATIONS.items():
             value = self.loss.at_chance(dim=self.encoder.dim, negatives=(images - 1) * count)
