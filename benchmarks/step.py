@@ -1,14 +1,11 @@
-"""The toolkit's tax: our training step against a hand-written loop of the same passes, heads, loss,
-memory and optimizer.
+"""Compares sslkit's training step with a hand-written loop of the same passes, heads, loss, memory
+and optimizer (`by_hand.py`).
 
-python benchmarks/step.py [--cases resnet18-64,resnet50-224] [--device cpu] [--steps 20]
+python benchmarks/step.py [--cases resnet18-64,simclr,moco,swav] [--device cpu] [--steps 20]
 [--batch-size N] [--threads 1]
 
-Both train the same weights on the same pixels, ready in memory, step about, in one process:
-ours, his, ours, his, … The tax is the median
-over pairs of ours / his - 1. The hand-written loop is what its author would write who needs
-PIRL-jigsaw once: no recipe, no registry,
-no checks, one generator of random numbers.
+Both train on the same pixels, ready in memory, and take turns in one process. The overhead is the
+median over pairs of sslkit's time / the loop's time - 1.
 """
 
 import argparse
@@ -17,10 +14,8 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import timm
+import by_hand
 import torch
-from torch import nn
-from torch.nn import functional as F
 
 from sslkit import recipe
 from sslkit.interfaces import Batch
@@ -32,101 +27,36 @@ ROOT = Path(__file__).parent.parent
 CASES = {
     "resnet18-64": ("recipes/pirl_jigsaw.yaml", 32),
     "resnet50-224": ("recipes/imagenet/pirl_jigsaw.yaml", 8),
+    "simclr": ("recipes/simclr.yaml", 64),
+    "moco": ("recipes/moco.yaml", 64),
+    "swav": ("recipes/swav.yaml", 64),
     "tiny": ("recipes/pirl_jigsaw.yaml", 4),
+    "tiny-simclr": ("recipes/simclr.yaml", 4),
+    "tiny-moco": ("recipes/moco.yaml", 4),
+    "tiny-swav": ("recipes/swav.yaml", 4),
 }
 """Recipe, and images a step on a CPU."""
 
+SMALL = ["encoder.model=test_resnet", "transform.size=32"]
+WITHOUT_NORM = "heads.projector.batch_norm=false"
+PLAIN = {
+    "simclr": [WITHOUT_NORM],
+    "moco": [
+        *("encoder.norm=model", "method.shuffle=false", "sampler.exclude_own=false"),
+        WITHOUT_NORM,
+    ],
+    "swav": ["method.queue=0", "method.freeze_steps=0", WITHOUT_NORM],
+}
+"""What the hand-written loops leave out of the small recipes."""
+
 MORE = {
-    "tiny": [
-        "encoder.model=test_resnet",
-        "transform.size=32",
-        "transform.resize=32",
-        "transform.patch=10",
-    ]
+    **PLAIN,
+    "tiny": [*SMALL, "transform.resize=32", "transform.patch=10"],
+    "tiny-simclr": [*SMALL, *PLAIN["simclr"]],
+    "tiny-moco": [*SMALL, *PLAIN["moco"]],
+    "tiny-swav": [*SMALL, *PLAIN["swav"]],
 }
 DEVICE_BATCH = 256
-
-
-class Patches(nn.Module):
-    """Each patch through one layer, all of an image through another."""
-
-    def __init__(self, dim: int, patches: int, out: int, norm: bool) -> None:
-        super().__init__()
-        self.each, self.all = nn.Linear(dim, out), nn.Linear(patches * out, out)
-        self.norm = nn.BatchNorm1d(out) if norm else nn.Identity()
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        return self.norm(self.all(self.each(features).flatten(1)))
-
-
-class ByHand:
-    """PIRL-jigsaw in the fewest lines: what ours is compared with."""
-
-    def __init__(self, run: Run) -> None:
-        made = run.recipe
-        self.device, self.dtype = run.device, run.precision
-        sampler, loss = made.sampler, made.loss
-        assert sampler is not None
-        self.official = loss.options["form"] == "official"
-        self.temperature, self.negatives = loss.options["temperature"], sampler.options["negatives"]
-        self.encoder = timm.create_model(made.encoder.options["model"], num_classes=0)
-        norm, dim = made.heads["image"].options.get("batch_norm", False), self.encoder.num_features
-        self.image = nn.Sequential(
-            nn.Linear(dim, 128), nn.BatchNorm1d(128) if norm else nn.Identity()
-        )
-        self.patches = Patches(dim, 9, 128, norm)
-        self.model = nn.ModuleList([self.encoder, self.image, self.patches]).to(self.device)
-        if made.train.channels_last:
-            self.model.to(memory_format=torch.channels_last)
-        if made.train.compile:
-            self.encoder.compile()
-        self.bank = F.normalize(torch.randn(len(run.source), 128, device=self.device))
-        self.mean = torch.zeros((), device=self.device)
-        chosen = made.optimizer
-        exempt = [p for p in self.model.parameters() if p.ndim < 2]
-        decayed = [p for p in self.model.parameters() if p.ndim >= 2]
-        groups = [
-            {"params": exempt, "weight_decay": 0.0},
-            {"params": decayed, "weight_decay": chosen.weight_decay},
-        ]
-        self.optimizer = torch.optim.SGD(
-            groups, lr=chosen.lr, momentum=chosen.options.get("momentum", 0.0)
-        )
-
-    def step(self, batch: Batch) -> torch.Tensor:
-        image, patches, index = batch.views["image"], batch.views["patches"], batch.index
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-            g = self.patches(self.encoder(patches.flatten(0, 1)).unflatten(0, patches.shape[:2]))
-            f = self.image(self.encoder(image))
-        query = F.normalize(torch.stack([g, f]).float(), dim=-1)
-        positive = (query * self.bank[index]).sum(-1) / self.temperature
-        if self.negatives == "all":
-            others = (query @ self.bank.T / self.temperature).index_put(
-                (torch.arange(2)[:, None], torch.arange(len(index)), index), -self.far
-            )
-        else:
-            picks = torch.randint(
-                len(self.bank) - 1, (2, len(index), self.negatives), device=self.device
-            )
-            picks += picks >= index[:, None]
-            others = (query @ self.bank.T).gather(-1, picks) / self.temperature
-        if self.official:
-            if self.mean == 0:
-                self.mean = others[0].detach().exp().mean()
-            constant = self.mean.log() + torch.log(torch.tensor(float(others.shape[-1])))
-            loss = (F.softplus(constant - positive) + F.softplus(others - constant).sum(-1)).mean()
-        else:
-            loss = (torch.logaddexp(positive, others.logsumexp(-1)) - positive).mean()
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
-        with torch.no_grad():
-            self.bank[index] = F.normalize(
-                0.5 * self.bank[index] + 0.5 * F.normalize(f.float(), dim=-1)
-            )
-        return loss.detach()
-
-    far = torch.tensor(float("inf"))
 
 
 class Ready:
@@ -183,14 +113,12 @@ def measure(
     made = recipe.read(ROOT / path, overrides=overrides)
     run = build(replace(made, train=replace(made.train, epochs=10**6)))
     batches = finished_batches(run)
-    hand = ByHand(run)
+    hand = by_hand.METHODS[made.method.use](run)
     Ready(run, batches)
     run.step = 1
     ours = trainer.train(run)
     rows = []
-    every = (
-        10 if device == "cuda" else 1
-    )  # a GPU is not waited for after each step, neither by us nor by him
+    every = 10 if device == "cuda" else 1  # neither loop waits for a GPU after each step
     for _ in range(steps // every + 2):
         began = wait(run.device)
         for _step in range(every):
@@ -214,7 +142,7 @@ def measure(
 
 def main() -> None:
     words = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    words.add_argument("--cases", default="resnet18-64,resnet50-224")
+    words.add_argument("--cases", default="resnet18-64,resnet50-224,simclr,moco,swav")
     words.add_argument("--device", default="cpu")
     words.add_argument("--steps", type=int, default=20)
     words.add_argument("--batch-size", type=int)

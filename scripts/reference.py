@@ -4,13 +4,16 @@ python scripts/reference.py            # write
 python scripts/reference.py --check    # name what is not current, and exit with code 1
 
 Parts come from signatures and docstrings, recipes from the headers of their files. A marker is
-`<!-- NAME -->`; the text from there to `<!-- /NAME -->` is replaced.
+`<!-- NAME -->`; the text from there to `<!-- /NAME -->` is replaced. `method_blocks.py` has the
+blocks of docs/methods/*.md.
 """
 
 import re
 import sys
 import textwrap
 from pathlib import Path
+
+import method_blocks
 
 from sslkit.recipe import SCHEDULES, optimizers, registry, sections, shipped
 from sslkit.recipe.signature import Signature
@@ -84,12 +87,20 @@ def page() -> str:
 
 
 def methods() -> str:
-    """Return the table of recipes with what each learns from and its paper."""
-    rows = []
+    """Return the table of methods: page, what each learns from, paper, recipes."""
+    recipes_of: dict[str, list[str]] = {}
     for name in shipped.names():
-        said = shipped.header(name)
-        rows.append((f"`{name}`", f"`{shipped.method(name)}`", said.title, said.citation))
-    return "\n".join(table(("recipe", "method", "what it learns from", "paper"), rows))
+        recipes_of.setdefault(shipped.method(name), []).append(name)
+    rows = []
+    for method, names in recipes_of.items():
+        shown = f"`{method}`"
+        page = method_blocks.PAGES / f"{method}.md"
+        if page.exists():
+            shown = f"[{shown}]({page.relative_to(ROOT).as_posix()})"
+        said = shipped.header(names[0])
+        listed = ", ".join(f"`{name}`" for name in names)
+        rows.append((shown, said.title, said.citation, listed))
+    return "\n".join(table(("method", "what it learns from", "paper", "recipes"), rows))
 
 
 def recipes() -> str:
@@ -129,6 +140,12 @@ def main() -> int:
     pages = {PAGE: page()}
     for path in MARKED:
         pages[path] = filled(path.read_text(encoding="utf-8"))
+    for path in sorted(method_blocks.PAGES.glob("*.md")):
+        try:
+            pages[path] = method_blocks.filled(path.read_text(encoding="utf-8"), path)
+        except method_blocks.MarkerError as error:
+            print(error)
+            return 1
     stale = []
     for path, text in pages.items():
         if not path.exists() or path.read_text(encoding="utf-8") != text:

@@ -32,7 +32,7 @@ def test_parameters_of_torchvision_and_of_half_width():
     count = sum(value.numel() for value in AlexNet(3, batch_norm=False).parameters())
     theirs = torchvision.models.alexnet(weights=None).features
     assert count == sum(value.numel() for value in theirs.parameters())
-    full, half = AlexNet(3), AlexNet(3, width="half")
+    full, half = AlexNet(3), AlexNet(3, width=0.5)
     for name, layer in half.maps(IMAGES).items():
         assert 2 * layer.shape[1] == full.maps(IMAGES)[name].shape[1]
     assert (full.dim, half.dim) == (256, 128)
@@ -72,7 +72,7 @@ def test_small_images_skip_poolings(side):
     assert encoder(images).shape == (2, 256) and encoder(images).isfinite().all()
 
 
-@pytest.mark.parametrize("options", [{"fc": 16, "sobel": True}, {"width": "half"}])
+@pytest.mark.parametrize("options", [{"fc": 16, "sobel": True}, {"width": 0.5}])
 def test_an_export_is_an_encoder_again(options, tmp_path):
     encoder = AlexNet(3, **options, mean=(0.5,) * 3, std=(0.2,) * 3).eval()
     scope = {"folder": str(tmp_path)}

@@ -23,7 +23,7 @@ def progress(step):
 def bigan():
     torch.manual_seed(0)
     shape = (3, SIDE, SIDE)
-    encoder = AlexNet(3, width="half", mean=(0.5,) * 3, std=(0.5,) * 3)
+    encoder = AlexNet(3, width=0.5, mean=(0.5,) * 3, std=(0.5,) * 3)
     heads = {
         "latent": Linear(encoder.dim, out_dim=LATENT),
         "generator": Generator(LATENT, shape, channels=4),
@@ -71,7 +71,7 @@ def test_losses_of_logits_by_hand(bigan):
     assert math.isclose(loss_eg, (math.log1p(math.exp(2)) + math.log1p(math.exp(1))) / 2)
 
 
-def test_the_best_discriminator_measures_the_jensen_shannon_divergence(bigan):
+def test_the_best_discriminator_measures_the_jensen_shannon_gap(bigan):
     """V(D*) = 2 JSD - log 4 on a discrete joint distribution; the loss is -V/2."""
     random = torch.Generator().manual_seed(0)
     p, q = (torch.rand(12, generator=random, dtype=torch.float64) for _ in range(2))
@@ -131,7 +131,7 @@ def test_both_losses_are_reported_in_both_turns(bigan):
         assert torch.equal(output.metrics[name], output.loss.detach())
 
 
-def test_latent_vectors_are_uniform_in_the_unit_cube_and_differ_by_step(bigan, monkeypatch):
+def test_latent_vectors_are_uniform_and_differ_by_step(bigan, monkeypatch):
     seen = []
 
     def spy(latent):

@@ -82,7 +82,7 @@ def centres(found):
     return [found.get_buffer(f"centres_{number}") for number in range(len(found.clusters))]
 
 
-def test_the_bank_is_filled_from_augmented_views_before_the_first_step():
+def test_augmented_views_fill_the_bank_before_the_first_step():
     found = begun()
     for batch in batches():
         expected = unit_projections(found, batch.views["global"]).detach().float()
@@ -108,7 +108,7 @@ def test_clusterings_take_the_crops_in_turn():
     assert not torch.equal(centres(found)[0], centres(found)[2])
 
 
-def test_every_image_has_the_nearest_centre_and_no_cluster_is_empty():
+def test_every_image_has_the_nearest_centre():
     found = begun()
     for number, place in enumerate(centres(found)):
         torch.testing.assert_close(place.norm(dim=1), torch.ones(len(place), dtype=torch.float64))

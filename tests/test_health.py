@@ -37,6 +37,14 @@ def test_the_first_loss_is_compared_with_that_of_random_vectors(loss, sentence):
     assert sentence in said and f"loss {loss:.2f}" in said and "10.00 expected" in said
 
 
+@pytest.mark.parametrize(
+    ("loss", "sentence"), [(0.1, "as expected"), (0.6, "far too high"), (-0.6, "far too low")]
+)
+def test_a_first_loss_of_0_has_a_margin(loss, sentence):
+    """SimSiam expects 0, of which half is no margin."""
+    assert sentence in watched(loss, expected=0.0).start()
+
+
 def test_a_resumed_run_is_not_judged_at_its_start():
     assert watched(20.0, first=5).start() == "loss 20.00 at step 5"
     assert watched(20.0, expected=None).start() == "loss 20.00 at step 1"

@@ -142,7 +142,7 @@ def test_the_zero_prediction_loses_one_in_d(patch, expected):
     assert round(loss, 4) == expected
 
 
-def test_flat_patches_have_target_zero_and_chance_is_the_zero_prediction(mae, monkeypatch):
+def test_flat_patches_have_target_0_and_chance_is_prediction_0(mae, monkeypatch):
     assert (normalised(torch.full((1, 2, 12), 3.0)) == 0).all()
     loss = loss_of(mae, torch.zeros(4, 16, 192), images(), monkeypatch).item()
     assert math.isclose(loss, mae.at_chance(4)["loss"], rel_tol=1e-4)

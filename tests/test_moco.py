@@ -101,7 +101,7 @@ def test_the_key_encoder_follows_the_closed_form():
 
 
 def test_the_momentum_may_rise_along_a_cosine():
-    """0.99 at the first step, half-way at half of the steps."""
+    """0.5 at the first step, 0.75 at half of the steps, towards 1."""
     layer = Layer(4)
     method = made(unit(5, 4), ("projector", layer), momentum=0.5, final_momentum=1.0)
     key, start = method.key_encoder["projector"].layer.weight, layer.layer.weight.detach().clone()

@@ -113,3 +113,8 @@ def test_expected_values():
     assert method.at_start(512) == pytest.approx(math.log(511) + 1 / 1.28, abs=0.05)
     assert method.at_chance(512)["loss"] == pytest.approx(math.log(512))
     assert method.at_start(1) == method.at_chance(1)["loss"] == 0, "one image has no negatives"
+
+
+def test_micro_batches_would_lack_candidates():
+    """`check` refuses `train.accumulate` for methods whose loss looks across the batch."""
+    assert Nnclr.joins and Nnclr.contrasts and Nnclr.stores == ("projector",)

@@ -68,7 +68,7 @@ def test_byols_term_is_2_plus_twice_this_loss():
     torch.testing.assert_close(Cosine()(prediction, target), expected)
 
 
-def test_equal_views_without_predictor_have_loss_minus_1_and_no_gradient():
+def test_equal_views_without_predictor_have_no_gradient():
     projection = rows().requires_grad_()
     loss = NegativeCosine()(projection, projection.detach())
     loss.backward()

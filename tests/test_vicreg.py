@@ -38,12 +38,20 @@ def test_equal_decorrelated_views_of_enough_variance_have_no_loss():
 def test_independent_normal_features():
     """50 for the invariance, little for the variance, 2·(d - 1)/(B - 1) for the covariance."""
     loss = VarianceCovariance()
-    assert loss.at_start(dim=513, negatives=255) == pytest.approx(50 + 2 * 512 / 255)
     first, second = rows(512, 256), rows(512, 256, seed=1)
     little = VarianceCovariance(invariance=0, covariance=0)(first, second).item()
     assert 0 < little < 1
     found = loss(first, second).item()
-    assert found == pytest.approx(little + loss.at_start(dim=256, negatives=511), rel=0.01)
+    assert found == pytest.approx(50 + little + 2 * 255 / 511, rel=0.01)
+
+
+def test_random_unit_vectors_have_the_expected_first_loss():
+    """2·25/d + 25·(1 - √(1/d + 1e-4)) and little covariance: 0.20 + 23.42 for d = 256."""
+    loss = VarianceCovariance()
+    expected = loss.at_start(dim=256, negatives=511)
+    assert expected == pytest.approx(0.195 + 23.418, abs=0.001)
+    first, second = (torch.nn.functional.normalize(rows(512, 256, seed)) for seed in (0, 1))
+    assert loss(first, second).item() == pytest.approx(expected, rel=0.01)
 
 
 def test_each_term_by_hand():
@@ -81,7 +89,6 @@ def test_a_step_trains_every_weight_and_measures_collapse(images):
     settings = ["encoder.model=test_resnet", "transform.size=32", "train.batch_size=8"]
     settings += ["train.workers=0", "train.device=cpu", "train.precision=fp32"]
     run = build(recipe.read("recipes/vicreg.yaml", overrides=settings, data=str(images)))
-    assert run.method.at_start(8) is None
     assert run.method.at_chance(8) == {"loss": pytest.approx(24.75)}
     step = next(train(run))
     assert all(value.grad is not None for value in run.weights)

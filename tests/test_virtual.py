@@ -149,7 +149,7 @@ def test_data_names_a_source_only_for_a_recipe_with_virtual(photo, classes):
 
 def test_a_photograph_trains_and_a_labelled_folder_evaluates(photo, classes, tmp_path):
     settings = ["train.epochs=1", "train.batch_size=8", "train.workers=0", "train.device=cpu"]
-    settings += ["data.crops=16", "data.side=40", "transform.size=32", "encoder.width=half"]
+    settings += ["data.crops=16", "data.side=40", "transform.size=32", "encoder.width=0.5"]
     words = ["train", "single_image", "--data", photo, "--run", tmp_path / "run"]
     for setting in settings:
         words += ["--set", setting]

@@ -172,7 +172,8 @@ class Virtual(ImageSource):
             return
         names = self._source_names(root)
         if sources is not None and sources > len(names):
-            message = f"is {sources}, but {root} has only {len(names)}; use a smaller number"
+            place = root or "the drawn picture"
+            message = f"is {sources}, but {place} has only {len(names)}; use a smaller number"
             raise RecipeError(Fault("data.sources", message))
         self.source_names = names[:sources]
         count = len(self.source_names)

@@ -71,8 +71,9 @@ class AlexNet(Encoder):
             ),
         ] = "torchvision",
         width: Annotated[
-            Literal["full", "half"], Field(description="half: half the channels of every layer.")
-        ] = "full",
+            float,
+            Field(gt=0, le=1, description="Factor of the channels of every layer. 0.5: half."),
+        ] = 1.0,
         batch_norm: Annotated[
             bool,
             Field(
@@ -117,10 +118,9 @@ class AlexNet(Encoder):
             "std": list(self.normalisation.std),
         }
         self.sobel = _Sobel(channels) if sobel else nn.Identity()
-        divisor = 2 if width == "half" else 1
         inputs = 2 if sobel else channels
         for number, kernel in enumerate(KERNELS):
-            outputs = FILTERS[filters][number] // divisor
+            outputs = max(1, round(width * FILTERS[filters][number]))
             layers: list[nn.Module] = [_Pool()] if number in POOLED else []
             stride = 4 if number == 0 else 1
             padding = 2 if number == 0 else kernel // 2

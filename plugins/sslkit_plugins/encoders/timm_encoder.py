@@ -197,7 +197,7 @@ class Timm(Encoder):
         """Set position embeddings to sines and cosines, 0 for prefix tokens, without training."""
         model = self.model
         if not isinstance(model, VisionTransformer) or model.pos_embed is None:
-            message = f"'{self.name}' has no position embeddings of its own; keep 'model'"
+            message = f"'{self.name}' has no position embeddings; keep 'model'"
             raise RecipeError(Fault("encoder.positions", message))
         if source is not None:
             message = "'fixed' would overwrite the pretrained embeddings; keep 'model'"

@@ -52,8 +52,8 @@ class Nnclr(Method):
     def term(self, neighbours: Tensor, predicted: Tensor) -> Tensor:
         """Return the loss of neighbours [B,D] against the unit-norm predictions of all images.
 
-        The loss of section 3.2. The candidates are the predictions of one crop of each image in the global
-        batch, N in all, with gradient on every rank; SimCLR has 2N - 1.
+        The loss of section 3.2. The candidates are the predictions of one crop of each image in the
+        global batch, N in all, with gradient on every rank; SimCLR has 2N - 1.
         """
         return self.loss(neighbours, predicted, in_batch(predicted, copies=1))
 

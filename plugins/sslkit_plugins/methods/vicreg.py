@@ -26,10 +26,6 @@ class VicReg(BarlowTwins):
     the paper.
     """
 
-    def at_start(self, images: int) -> float | None:
-        """Return None, since the first loss depends on the initial scale of the expander."""
-        return None
-
 
 class VarianceCovariance(Loss):
     """Invariance, variance and covariance terms of two views.
@@ -68,9 +64,13 @@ class VarianceCovariance(Loss):
             return loss + self.variance * variance + self.covariance * covariance
 
     def at_start(self, *, dim: int, negatives: int) -> float | None:
-        """Return the loss of independent standard normal features, for N = negatives + 1."""
-        covariance = 2 * (dim - 1) / max(negatives, 1)
-        return 2 * self.invariance + self.covariance * covariance
+        """Return the loss of random unit vectors, whose features have variance 1/D, N > 1.
+
+        N is `negatives` + 1.
+        """
+        variance = 1 - (1 / dim + EPSILON) ** 0.5
+        covariance = 2 * (dim - 1) / (dim**2 * max(negatives, 1))
+        return 2 * self.invariance / dim + self.variance * variance + self.covariance * covariance
 
     def at_chance(self, *, dim: int, negatives: int) -> float | None:
         """Return the loss of constant features, whose standard deviation counts as 0.01."""
