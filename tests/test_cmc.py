@@ -14,7 +14,7 @@ from sslkit_plugins.heads import Linear
 from sslkit_plugins.losses import InfoNCE, LambdaNCE
 from sslkit_plugins.methods.cmc import Cmc
 from sslkit_plugins.samplers import MemoryBank
-from sslkit_plugins.views import YCbCr
+from sslkit_plugins.views import Lab, YCbCr
 from sslkit_plugins.views.lab import lab_to_rgb, rgb_to_lab
 from sslkit_plugins.views.ycbcr import rgb_to_ycbcr, ycbcr_to_rgb
 
@@ -151,6 +151,16 @@ def test_colours_survive_the_way_there_and_back(there, back, error):
     steps = torch.arange(0, 256, 15, dtype=torch.float32)
     cube = torch.cartesian_prod(steps, steps, steps).T.view(1, 3, -1, 1)
     assert (back(there(cube)) - cube).abs().max() < error
+
+
+@pytest.mark.parametrize("space", [Lab, YCbCr])
+def test_autocast_changes_no_colour(space):
+    """Banks are filled under autocast, whose matrix products are bfloat16."""
+    pixels = torch.randint(256, (2, 3, 4, 4), generator=torch.Generator().manual_seed(0))
+    transform, batch = space(size=4), Batch({"image": pixels.byte()}, {}, torch.arange(2))
+    expected = transform.on_device(batch, Draws(0)).views["image"]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(transform.on_device(batch, Draws(0)).views["image"], expected)
 
 
 @pytest.mark.parametrize(

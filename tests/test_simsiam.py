@@ -19,6 +19,7 @@ TINY = ["encoder.model=test_resnet", "transform.size=32", "train.epochs=2", "tra
 TINY += ["train.workers=0", "train.device=cpu", "train.precision=fp32"]
 TINY += ["heads.projector.hidden_dim=16", "heads.predictor.hidden_dim=16"]
 TINY += ["heads.projector.out_dim=8", "heads.predictor.out_dim=8"]
+TINY += ["optimizer={use: sgd, lr: 0.05, momentum: 0.9, exempt_norms_and_biases: false}"]
 
 
 @pytest.fixture

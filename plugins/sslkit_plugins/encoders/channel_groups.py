@@ -119,7 +119,10 @@ class ChannelGroups(Encoder):
         """float [N,C,H,W] → {layer: [N,c,h,w]}, the channels of all groups in order."""
         parts = self.split(images)
         every = [network.maps(parts[name]) for name, network in self._named()]
-        return {layer: torch.cat([maps[layer] for maps in every], 1) for layer in every[0]}
+        joined = {}
+        for layer in every[0]:
+            joined[layer] = torch.cat([maps[layer] for maps in every], 1)
+        return joined
 
     def stages(self) -> dict[str, list[nn.Module]]:
         """Return the modules of all groups by stage, shallow to deep."""

@@ -28,8 +28,8 @@ class ClippedNCE(Loss):
     """InfoNCE from a vector to each location of its image's other view (equations 4 to 6).
 
     The score is c·tanh(s/c) with s = <a, b>/√r. `penalty` times the mean s² is added. Candidates of
-    a location are itself and all locations of other images; the other locations of its own image
-    are on neither side.
+    a location are itself and all locations of other images; other locations of the same image are
+    neither positives nor negatives.
     """
 
     needs_negatives = True
@@ -38,7 +38,7 @@ class ClippedNCE(Loss):
         self,
         *,
         clip: Annotated[
-            float, Field(gt=0, description="c, the largest absolute score. AMDIM: 20.")
+            float, Field(gt=0, description="Largest absolute score c. AMDIM: 20.")
         ] = 20.0,
         penalty: Annotated[
             float, Field(ge=0, description="Weight of the mean squared score. AMDIM: 0.05.")
@@ -55,7 +55,7 @@ class ClippedNCE(Loss):
         target = target if target.dim() == 3 else target.unsqueeze(1)
         source = at_least_float32(prediction) / math.sqrt(prediction.shape[-1])
         own = (source.unsqueeze(-2) * at_least_float32(target)).sum(-1)  # [B,n]
-        others = negatives.similarity(source)  # [B,M], -inf at locations of the own image
+        others = negatives.similarity(source)  # [B,M], -inf at locations of the same image
         clipped = self.clipped(others).masked_fill(others.isinf(), -math.inf)
         total = clipped.logsumexp(-1, keepdim=True)
         nce = F.softplus(total - self.clipped(own)).mean()

@@ -23,8 +23,8 @@ from sslkit_plugins.momentum import feature_std
 class Cmc(Method):
     """Tell an image from others by comparing each of its views with a memory of another view.
 
-    A view is a segment of the encoder's features, such as lightness and colour. Each has a head
-    and a memory bank of its own. The loss is a sum over ordered pairs of views (i, j):
+    A view is a segment of the encoder's features, such as lightness or colour. Each has a head and
+    a memory bank. The loss is a sum over ordered pairs of views (i, j):
     L(zᵢ | bank j), where the positive of an image is its row in the bank of the *other* view.
     """
 
@@ -121,7 +121,7 @@ class Cmc(Method):
                     self(batch, progress)
 
     def after_step(self, index: Tensor, kept: dict[str, Tensor], progress: Progress) -> None:
-        """Move each view's bank towards the outputs of its own head, after all terms."""
+        """Move each view's bank towards the outputs of its head."""
         for name, rows in kept.items():
             self.bank(name).update(index, rows)
 

@@ -5,6 +5,7 @@ public; lightning-bolts has the best-known reimplementation. Letters: B images, 
 (patches) per image, K = G², D features, d numbers of a prediction.
 """
 
+import itertools
 import math
 from typing import Annotated, ClassVar
 
@@ -193,7 +194,7 @@ class Cpc(Method):
             message = "'cpc' needs the heads cpc_context (context) and cpc_predictor (predictor)"
             raise RecipeError(Fault("heads", message))
         self.grid = context.grid
-        self.terms = [(d, k) for d in range(predictor.directions) for k in predictor.offsets]
+        self.terms = list(itertools.product(range(predictor.directions), predictor.offsets))
         """Direction and offset of each term of the loss."""
 
     def forward(self, batch: Batch, progress: Progress) -> Output:

@@ -21,7 +21,7 @@ from sslkit_plugins.momentum import feature_std
 class DeepCluster(Method):
     """Predict the cluster of an image, found before each epoch in the encoder's features.
 
-    The head `classifier` begins anew with each clustering. Its `out_dim` is the number of clusters,
+    Each clustering re-initialises the head `classifier`. Its `out_dim` is the number of clusters,
     at most that of images. The official code draws images evenly over clusters. Here every epoch
     has all images, and the loss of an image is divided by the size of its cluster, so clusters
     count equally.
@@ -54,14 +54,14 @@ class DeepCluster(Method):
         self.register_buffer("weights", cluster_weights(self.assigned, self.clusters))
 
     def begin_epoch(self, epoch: Epoch) -> None:
-        """Cluster the features of all images, un-augmented, and begin the classifier anew."""
+        """Cluster the features of all images, un-augmented, and re-initialise the classifier."""
         features, index = self._features(epoch)
         rows = F.normalize(whiten(features, self.components), dim=-1)
         clusters = min(self.clusters, len(rows))
         found = k_means(rows, clusters, self.iterations, epoch.progress.draws)
         self.assigned[index] = found.assigned
         self.weights.copy_(cluster_weights(self.assigned, self.clusters))
-        begin_anew(self.head("classifier"))
+        reinitialise(self.head("classifier"))
         epoch.forget(self.head("classifier"))
 
     def _features(self, epoch: Epoch) -> tuple[Tensor, Tensor]:
@@ -110,7 +110,7 @@ def cluster_weights(assigned: Tensor, clusters: int) -> Tensor:
     return torch.where(filled, len(assigned) / (filled.sum() * sizes.clamp_min(1)), 0.0)
 
 
-def begin_anew(head: nn.Module) -> None:
+def reinitialise(head: nn.Module) -> None:
     """Initialise linear layers like the official code, and reset other layers, in place."""
     for layer in head.modules():
         if isinstance(layer, nn.Linear):

@@ -59,7 +59,8 @@ class LabNormaliser:
 
     def __call__(self, pixels: Tensor, out: Tensor | None = None) -> Tensor:
         """Convert float32 [N,3,H,W] in 0 … 255; write to `out`, if given."""
-        return torch.div(rgb_to_lab(pixels) - self.centre, self.radius, out=out)
+        with torch.autocast(pixels.device.type, enabled=False):
+            return torch.div(rgb_to_lab(pixels) - self.centre, self.radius, out=out)
 
     def undo(self, values: Tensor) -> Tensor:
         """Return the unscaled Lab values [N,3,H,W]."""

@@ -36,7 +36,8 @@ class YCbCrNormaliser:
 
     def __call__(self, pixels: Tensor, out: Tensor | None = None) -> Tensor:
         """Convert float32 [N,3,H,W] in 0 … 255; write to `out`, if given."""
-        values = rgb_to_ycbcr(pixels)
+        with torch.autocast(pixels.device.type, enabled=False):
+            values = rgb_to_ycbcr(pixels)
         return values if out is None else out.copy_(values)
 
 
