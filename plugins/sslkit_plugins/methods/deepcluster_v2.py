@@ -88,21 +88,24 @@ class DeepClusterV2(Method):
         """Compare all crops [B,C,D] with the centres of every clustering."""
         projections = at_least_float32(project_crops(self, batch))
         unit = F.normalize(projections, dim=-1)
-        loss = self.cluster_prediction(unit, batch.index)
+        loss, accuracy = self.cluster_prediction(unit, batch.index)
         own = unit[:, : len(self.bank)].detach()
         deviation = feature_std(own.flatten(0, 1))
-        return Output(loss, {}, {"projector": deviation}, keep={"projections": own})
+        return Output(
+            loss, {"accuracy": accuracy}, {"projector": deviation}, keep={"projections": own}
+        )
 
-    def cluster_prediction(self, unit: Tensor, index: Tensor) -> Tensor:
-        """Return the mean loss of unit projections [B,C,D] of the images `index` [B]."""
-        terms = []
+    def cluster_prediction(self, unit: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean loss and accuracy of unit projections [B,C,D] of the images `index` [B]."""
+        terms, hits = [], []
         for number, count in enumerate(self.clusters):
             with torch.autocast(unit.device.type, enabled=False):
                 scores = unit @ self.get_buffer(f"centres_{number}").to(unit.dtype).T
-            target = F.one_hot(self.assigned[number, index], count).to(unit.dtype)
-            target = target.unsqueeze(1).expand_as(scores)
+            truth = self.assigned[number, index].unsqueeze(1)
+            target = F.one_hot(truth, count).to(unit.dtype).expand_as(scores)
+            hits.append((scores.detach().argmax(-1) == truth).float().mean())
             terms.append(self.loss(scores.flatten(0, 1), target.flatten(0, 1)))
-        return torch.stack(terms).mean()
+        return torch.stack(terms).mean(), torch.stack(hits).mean()
 
     def after_step(self, index: Tensor, kept: dict[str, Tensor], progress: Progress) -> None:
         """Store the projections for the next epoch."""
@@ -113,10 +116,11 @@ class DeepClusterV2(Method):
         self.bank.index_copy_(1, index, unit.transpose(0, 1).to(self.bank.dtype))
 
     def at_chance(self, images: int) -> dict[str, float]:
-        """Return the mean of log K over clusterings, the loss of equally likely clusters."""
-        chances = [self.loss.at_chance(dim=count, negatives=0) for count in self.clusters]
-        known = [chance for chance in chances if chance is not None]
-        return {"loss": sum(known) / len(known)} if known else {}
+        """Return the mean of 1/K over clusterings, the accuracy of random predictions.
+
+        The loss has no such level: it may exceed log K while the clusters improve.
+        """
+        return {"accuracy": sum(1 / count for count in self.clusters) / len(self.clusters)}
 
 
 def capped(clusters: tuple[int, ...], images: int) -> tuple[tuple[int, ...], tuple[str, ...]]:
