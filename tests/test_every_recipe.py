@@ -12,7 +12,7 @@ from sslkit.cli import app
 from sslkit.recipe import shipped
 
 SMALL = [name for name in shipped.names() if "/" not in name]
-KILLED = ("npid",)
+KILLED = ("moco", "swav", "deepcluster_v2")
 """Recipes with a queue, with prototypes, and with work at the start of an epoch."""
 
 

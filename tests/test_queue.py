@@ -97,11 +97,15 @@ def test_equal_vectors_give_log_of_one_more_than_the_keys():
     torch.testing.assert_close(loss, torch.tensor(9.0, dtype=torch.float64).log())
 
 
+OTHERS = torch.arange(1000, 1020)
+"""Images without keys in the queue."""
+
+
 def test_the_nearest_key_has_the_largest_cosine():
     """For unit vectors it is also the key at the smallest distance."""
     queue, _ = pushed(50, 50, 1)
     rows = 3 * unit(20, DIM, seed=1)
-    found = queue.nearest(rows)
+    found = queue.nearest(rows, OTHERS)
     cosines = F.cosine_similarity(rows.unsqueeze(1), queue.keys, dim=-1)
     distances = torch.cdist(F.normalize(rows, dim=1), queue.keys)
     assert torch.equal(found, queue.keys[cosines.argmax(1)])
@@ -112,20 +116,29 @@ def test_a_vector_in_the_queue_is_its_own_neighbour_bit_for_bit():
     queue = Queue(DIM, 100, size=32)
     rows = 5 * torch.randn(8, DIM, generator=torch.Generator().manual_seed(2))
     queue.update(torch.arange(8), rows)
-    assert torch.equal(queue.nearest(rows), F.normalize(rows, dim=1))
+    assert torch.equal(queue.nearest(rows, torch.arange(50, 58)), F.normalize(rows, dim=1))
 
 
 def test_neighbours_have_no_gradient():
     queue, _ = pushed(8, 4, 2)
-    assert not queue.nearest(unit(3, DIM).requires_grad_()).requires_grad
+    assert not queue.nearest(unit(3, DIM).requires_grad_(), OTHERS[:3]).requires_grad
 
 
 def test_neighbours_are_float32_under_autocast():
     queue, _ = pushed(64, 64, 1)
     rows = unit(20, DIM, seed=1)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = queue.nearest(rows)
-    assert torch.equal(found, queue.nearest(rows))
+        found = queue.nearest(rows, OTHERS)
+    assert torch.equal(found, queue.nearest(rows, OTHERS))
+
+
+@pytest.mark.parametrize("exclude_own", [True, False])
+def test_an_image_is_not_its_own_neighbour(exclude_own):
+    queue = Queue(DIM, 100, size=8, exclude_own=exclude_own)
+    rows = unit(2, DIM, seed=3)
+    queue.update(torch.tensor([4, 5]), rows)
+    found = queue.nearest(rows[:1], torch.tensor([4]))
+    assert torch.allclose(found, rows[:1]) is not exclude_own
 
 
 def test_its_state_is_three_buffers():

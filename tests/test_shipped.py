@@ -279,8 +279,10 @@ def test_every_header_has_one_form(name):
     assert said.data and said.budget and said.expected
     assert re.search(r"minutes|hours|days|epochs", said.budget)
     assert re.search(r"\d %.* \(measured, \d seeds?, \d{4}-\d\d-\d\d\)", said.expected) or (
-        re.search(r": .*\d\d\.\d+ %|^no number published", said.expected)
-        and "not measured" in said.expected
+        (
+            re.search(r": .*\d\d\.\d+ %|^no number published", said.expected)
+            and "not measured" in said.expected
+        )
         or said.expected == "not measured yet"
     )
     fields = [line.partition(":")[0] for line in header.lines(text)[1:] if re.match(r"\w+: ", line)]

@@ -190,7 +190,3 @@ class BiGan(Method):
     def at_start(self, images: int) -> float | None:
         """Return the loss of logits 0, with which the discriminator begins."""
         return self.loss.at_start(dim=1, negatives=1)
-
-    def at_chance(self, images: int) -> dict[str, float]:
-        """Return the loss of a discriminator that cannot tell the two kinds of pairs apart."""
-        return {"loss_discriminator": math.log(2)}

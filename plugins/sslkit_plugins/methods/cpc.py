@@ -5,7 +5,6 @@ public; lightning-bolts has the best-known reimplementation. Letters: B images, 
 (patches) per image, K = G², D features, d numbers of a prediction.
 """
 
-import itertools
 import math
 from typing import Annotated, ClassVar
 
@@ -194,8 +193,13 @@ class Cpc(Method):
             message = "'cpc' needs the heads cpc_context (context) and cpc_predictor (predictor)"
             raise RecipeError(Fault("heads", message))
         self.grid = context.grid
-        self.terms = list(itertools.product(range(predictor.directions), predictor.offsets))
-        """Direction and offset of each term of the loss."""
+
+    @property
+    def predictor(self) -> Predictor:
+        """The head with the predictions."""
+        predictor = self.heads["predictor"]
+        assert isinstance(predictor, Predictor)
+        return predictor
 
     def forward(self, batch: Batch, progress: Progress) -> Output:
         """Average the loss over directions and offsets."""
@@ -205,30 +209,26 @@ class Cpc(Method):
     def compare(self, cells: Tensor, targets: Tensor) -> Output:
         """Predict targets [B,G²,d] from cells [B,G²,D]."""
         losses, hits = [], []
-        for direction, offset in self.terms:
-            scores, truth = self.scores(cells, targets, direction, offset)
-            losses.append(self.loss(scores, truth))
-            hits.append((scores.detach().argmax(1) == truth).float().mean())
+        for direction in range(self.predictor.directions):
+            context = self.heads["context"](turned(cells, direction))
+            every = distributed.gather_with_gradient(turned(targets, direction)).flatten(0, 1)
+            for offset in self.predictor.offsets:
+                seen = context[:, : -offset * self.grid]  # rows whose target lies in the grid
+                predicted = self.predictor(seen, direction, offset).flatten(0, 1)
+                scores = self.scores(predicted, every)
+                first = distributed.rank() * len(cells)
+                truth = labels(len(cells), self.grid, offset, first).to(scores.device)
+                losses.append(self.loss(scores, truth))
+                hits.append((scores.detach().argmax(1) == truth).float().mean())
         loss = torch.stack(losses).mean()
         unit = F.normalize(targets.detach().flatten(0, 1).float(), dim=-1)
         metrics = {"accuracy": torch.stack(hits).mean()}
         return Output(loss, metrics, {"target": feature_std(unit)})
 
-    def scores(
-        self, cells: Tensor, targets: Tensor, direction: int, offset: int
-    ) -> tuple[Tensor, Tensor]:
-        """Return the scores of all cells of all images, and the cell to find.
-
-        float [B·(G-offset)·G, W·B·G²] for W ranks, and int64 [B·(G-offset)·G].
-        """
-        context = self.heads["context"](turned(cells, direction))
-        seen = context[:, : -offset * self.grid]  # rows whose target lies within the grid
-        predicted = self.heads["predictor"](seen, direction, offset).flatten(0, 1)
-        every = distributed.gather_with_gradient(turned(targets, direction)).flatten(0, 1)
-        with torch.autocast(cells.device.type, enabled=False):
-            scores = self.scale * at_least_float32(predicted) @ at_least_float32(every).T
-        first = distributed.rank() * len(cells)
-        return scores, labels(len(cells), self.grid, offset, first).to(scores.device)
+    def scores(self, predicted: Tensor, every: Tensor) -> Tensor:
+        """Return scaled products of predictions [P,d] and cells of all images [Q,d]: [P,Q]."""
+        with torch.autocast(predicted.device.type, enabled=False):
+            return self.scale * at_least_float32(predicted) @ at_least_float32(every).T
 
     def at_start(self, images: int) -> float | None:
         """Return log(B·G²), the loss of equal scores."""

@@ -79,6 +79,8 @@ class DeepCluster(Method):
             features[places] = rows
             seen[places] = True
         self.train()
+        if seen.all():
+            return features, torch.arange(len(features), device=features.device)
         return features[seen], seen.nonzero().flatten()
 
     def forward(self, batch: Batch, progress: Progress) -> Output:

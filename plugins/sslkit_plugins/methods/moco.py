@@ -86,7 +86,7 @@ class Moco(Method):
         """
         crops = pair(batch)
         first, second = (crops, crops.flip(1)) if self.symmetric else crops.split(1, dim=1)
-        queries = self.heads["projector"](self.encode(first)).flatten(0, 1)
+        queries = self.queries(first).flatten(0, 1)
         keys = self.keys(second, progress.draws).flatten(0, 1)
         index = batch.index.repeat_interleave(first.shape[1])
         loss = self.loss(queries, keys, self.queue.draw(index, progress.draws))
@@ -94,6 +94,14 @@ class Moco(Method):
         match = F.cosine_similarity(unit, keys.float(), dim=-1).mean()
         kept = keys.unflatten(0, first.shape[:2])
         return Output(loss, {"match": match}, {"projector": feature_std(unit)}, {"keys": kept})
+
+    def queries(self, crops: Tensor) -> Tensor:
+        """[B,C,channels,H,W] → queries [B,C,D].
+
+        Each crop passes alone, so a query and its positive share no batch norm.
+        """
+        queries = [self.heads["projector"](self.encode(crop)) for crop in crops.unbind(1)]
+        return torch.stack(queries, 1)
 
     @torch.no_grad()
     def keys(self, crops: Tensor, draws: Draws) -> Tensor:
@@ -103,9 +111,10 @@ class Moco(Method):
             features = self.encode(rows, self.key_encoder["encoder"])
             return self.key_encoder["projector"](features)
 
-        rows = crops.flatten(0, 1)
-        keys = shuffled(rows, draws, encode) if self.shuffle else encode(rows)
-        return keys.unflatten(0, crops.shape[:2])
+        keys = []
+        for crop in crops.unbind(1):
+            keys.append(shuffled(crop, draws, encode) if self.shuffle else encode(crop))
+        return torch.stack(keys, 1)
 
     def after_step(self, index: Tensor, kept: dict[str, Tensor], progress: Progress) -> None:
         """Move f_k towards f_q (equation 2), then enqueue the keys of all crops once."""

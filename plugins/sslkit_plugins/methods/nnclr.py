@@ -41,7 +41,8 @@ class Nnclr(Method):
         """Compare the neighbours of both crops [B,2,D] with the predictions of the other crop."""
         projected = self.heads["projector"](self.encode(pair(batch)))
         predicted = F.normalize(at_least_float32(self.heads["predictor"](projected)), dim=-1)
-        neighbours = self.queue.nearest(projected.flatten(0, 1)).unflatten(0, (-1, 2))
+        index = batch.index.repeat_interleave(2)
+        neighbours = self.queue.nearest(projected.flatten(0, 1), index).unflatten(0, (-1, 2))
         first, second = predicted.unbind(1)
         loss = self.term(neighbours[:, 0], second) + self.term(neighbours[:, 1], first)
         match = (neighbours * predicted.detach().flip(1)).sum(-1).mean()

@@ -1,5 +1,6 @@
 """Queue of the latest keys. Letters: T terms, B images, K keys, D features."""
 
+import math
 from typing import Annotated
 
 import torch
@@ -37,7 +38,7 @@ class Queue(NegativeSampler):
             bool,
             Field(
                 description="Never compare an image with its own earlier keys, which the queue "
-                "holds if it is longer than an epoch. MoCo: false, but its epochs are longer."
+                "holds if it is longer than an epoch. MoCo, NNCLR: false."
             ),
         ] = True,
     ) -> None:
@@ -55,14 +56,17 @@ class Queue(NegativeSampler):
         own = self.images == index.unsqueeze(1) if self.exclude_own else None
         return KeyNegatives(self.keys, own)
 
-    def nearest(self, rows: Tensor) -> Tensor:
+    def nearest(self, rows: Tensor, index: Tensor) -> Tensor:
         """Return the key [B,D] with the largest cosine to each of `rows` [B,D], without gradient.
 
-        NNCLR, equation 1 of section 3.2.
+        The rows are those of the images `index`, int64 [B]. NNCLR, section 3.2.
         """
         with torch.no_grad(), torch.autocast(rows.device.type, enabled=False):
             unit = F.normalize(rows.to(self.keys.dtype), dim=-1)
-            return self.keys[(unit @ self.keys.T).argmax(-1)]
+            scores = unit @ self.keys.T
+            if self.exclude_own:
+                scores = scores.masked_fill(self.images == index.unsqueeze(1), -math.inf)
+            return self.keys[scores.argmax(-1)]
 
     @torch.no_grad()
     def update(self, index: Tensor, keys: Tensor) -> None:
