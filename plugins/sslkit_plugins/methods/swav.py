@@ -58,7 +58,7 @@ class Swav(Method):
             float,
             Field(
                 gt=0,
-                description="ε, the entropy of codes: smaller is sharper. SwAV: 0.05, or 0.03 if "
+                description="Weight ε of the entropy of codes; smaller is sharper. SwAV: 0.05, or 0.03 if "
                 "the loss stays at log K.",
             ),
         ] = 0.05,
