@@ -58,8 +58,8 @@ class Swav(Method):
             float,
             Field(
                 gt=0,
-                description="Weight ε of the entropy of codes; smaller is sharper. SwAV: 0.05, or 0.03 if "
-                "the loss stays at log K.",
+                description="Weight ε of the entropy of codes; smaller is sharper. SwAV: 0.05, or "
+                "0.03 if the loss stays at log K.",
             ),
         ] = 0.05,
         iterations: Annotated[
