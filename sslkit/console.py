@@ -332,7 +332,10 @@ class Training:
         self._say_unreadable()
         assert self.folder is not None
         encoder = self.folder / "encoder.safetensors"
-        self._say(f"encoder: {encoder}\nnext: sslkit eval linear {shlex.quote(str(self.folder))}")
+        following = f"sslkit eval linear {shlex.quote(str(self.folder))}"
+        if self.run.source.labels is None:
+            following += " --data LABELLED_DIR"
+        self._say(f"encoder: {encoder}\nnext: {following}")
 
     def _say_unreadable(self) -> None:
         found = sorted(self.run.unreadable.items())

@@ -89,7 +89,7 @@ def test_a_step_trains_every_weight_and_measures_collapse(images):
     settings = ["encoder.model=test_resnet", "transform.size=32", "train.batch_size=8"]
     settings += ["train.workers=0", "train.device=cpu", "train.precision=fp32"]
     run = build(recipe.read("recipes/vicreg.yaml", overrides=settings, data=str(images)))
-    assert run.method.at_chance(8) == {"loss": pytest.approx(24.75)}
+    assert run.method.at_chance(8) == {}, "a random network is below it"
     step = next(train(run))
     assert all(value.grad is not None for value in run.weights)
     assert 0 < step.metrics["feature_std/projector"] < 1.1

@@ -14,6 +14,7 @@ from sslkit.errors import Fault, RecipeError, SslkitError
 from sslkit.interfaces import Encoder, Normalisation
 from sslkit_plugins.encoders import formats, initial, norms
 from sslkit_plugins.encoders.fit import create, first_line, fit, is_resnet
+from sslkit_plugins.encoders.strided import guard_strided
 
 Norm = Literal["model", "group", "layer", "split", "frozen"]
 Rate = Annotated[float, Field(ge=0, lt=1)]
@@ -180,6 +181,7 @@ class Timm(Encoder):
             self._replace_norms(model, splits)
         if found is not None:
             initial.load(model, found.file)
+        guard_strided(model)
         return model
 
     def _shrink_stem(self, model: Any) -> None:

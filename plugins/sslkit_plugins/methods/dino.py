@@ -4,6 +4,7 @@
 facebookresearch/dino. Letters: B images, K prototypes, D features.
 """
 
+import math
 from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated, ClassVar
 
@@ -108,7 +109,7 @@ class Dino(Method):
         return Output(
             torch.stack(terms).mean(),
             {"teacher_entropy": entropy},
-            {"projector": feature_std(unit)},
+            {"projector": feature_std(unit), "prototypes": prototype_use(targets)},
             keep={"centre": teacher_scores.mean((0, 1)).unsqueeze(0)},
         )
 
@@ -150,3 +151,12 @@ class Dino(Method):
         """Return log K, the loss of uniform distributions."""
         chance = self.loss.at_chance(dim=self.head("prototypes").out_dim, negatives=0)
         return {} if chance is None else {"loss": chance}
+
+
+def prototype_use(targets: Tensor) -> Tensor:
+    """Return the entropy of the mean of distributions […,K], divided by log K.
+
+    1 if all prototypes are used equally, 0 if all images have the same prototype.
+    """
+    mean = targets.flatten(0, -2).mean(0)
+    return torch.special.entr(mean).sum() / math.log(max(len(mean), 2))
