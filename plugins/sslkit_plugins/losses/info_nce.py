@@ -24,6 +24,8 @@ class InfoNCE(Loss):
         super().__init__()
         self.temperature = temperature
         self.terms: Tensor | None = None
+        self.accuracy: Tensor | None = None
+        """Fraction of rows of the last call whose positive has the largest cosine."""
 
     def forward(
         self, prediction: Tensor, target: Tensor, negatives: Negatives | None = None
@@ -32,7 +34,9 @@ class InfoNCE(Loss):
         assert negatives is not None, "check refuses a method without negatives"
         prediction = prediction if prediction.dim() == 3 else prediction.unsqueeze(0)
         target = F.normalize(at_least_float32(target), dim=-1)
-        terms = info_nce_terms(*contrast(prediction, target, negatives, self.temperature))
+        positive, others = contrast(prediction, target, negatives, self.temperature)
+        self.accuracy = (positive.detach() > others.detach().amax(-1)).float().mean()
+        terms = info_nce_terms(positive, others)
         self.terms = terms.detach()
         return terms.mean()
 

@@ -93,7 +93,11 @@ class Moco(Method):
         unit = F.normalize(queries.detach().float(), dim=-1)
         match = F.cosine_similarity(unit, keys.float(), dim=-1).mean()
         kept = keys.unflatten(0, first.shape[:2])
-        return Output(loss, {"match": match}, {"projector": feature_std(unit)}, {"keys": kept})
+        metrics = {"match": match}
+        accuracy = getattr(self.loss, "accuracy", None)
+        if accuracy is not None:
+            metrics["accuracy"] = accuracy
+        return Output(loss, metrics, {"projector": feature_std(unit)}, {"keys": kept})
 
     def queries(self, crops: Tensor) -> Tensor:
         """[B,C,channels,H,W] → queries [B,C,D].
@@ -132,7 +136,8 @@ class Moco(Method):
         return None
 
     def at_chance(self, images: int) -> dict[str, float]:
-        """Return log(1 + K), the loss if all keys are equal."""
-        dim, keys = self.head("projector").out_dim, self.queue.candidates
-        chance = self.loss.at_chance(dim=dim, negatives=keys)
-        return {} if chance is None else {"loss": chance}
+        """Return the accuracy of random guesses among 1 + K keys, which MoCo's code logs.
+
+        The loss has no such level. It rises while the queue fills, and may exceed log(1 + K).
+        """
+        return {"accuracy": 1 / (1 + self.queue.candidates)}
