@@ -253,7 +253,7 @@ def test_a_split_takes_a_fifth_of_every_class_by_seed(trained):
         (["--encoder", "resnet18"], "neither a folder nor of the form PART:MODEL"),
         (["--encoder", "tim:resnet18"], "did you mean 'timm'?"),
         (["--encoder", "timm:resnet18", "--weights", "none.pt"], "none.pt"),
-        (["--encoder", "{run}"], "no encoder (timm) can load"),
+        (["--encoder", "{run}"], "channel_groups, scattering, timm) can load"),
         (["--against", "{run}"], "is already measured"),
         (["--size", "0"], "--size"),
         (["--data", "nowhere"], "there is no such folder"),

@@ -8,6 +8,10 @@ import pytest
 from typer.testing import CliRunner
 
 from sslkit.cli import app
+from sslkit.recipe import registry
+
+ENCODERS = ", ".join(part.name for part in registry.parts("encoders"))
+"""Names of the installed encoders."""
 
 VALID = """\
 name: small
@@ -117,8 +121,12 @@ REPLACED = [
         "pirl",
         ["mine.yaml:2 method 'pirl' is not of the form {use: NAME, …}; there are: "],
     ),
-    ("use: timm, ", "", ["mine.yaml:5 encoder needs 'use', a name; there are: timm"]),
-    ("use: timm", "use: [timm]", ["mine.yaml:5 encoder needs 'use', a name; there are: timm"]),
+    ("use: timm, ", "", [f"mine.yaml:5 encoder needs 'use', a name; there are: {ENCODERS}"]),
+    (
+        "use: timm",
+        "use: [timm]",
+        [f"mine.yaml:5 encoder needs 'use', a name; there are: {ENCODERS}"],
+    ),
     (
         "loss: ",
         "lose: ",
@@ -404,7 +412,7 @@ def test_a_view_without_transform_and_a_sampler_without_reader() -> None:
         ),
         (
             ["plugins", "show", "linear", "--kind", "losses"],
-            "no loss named 'linear' is installed; there are: ",
+            "no loss named 'linear' is installed; did you mean 'binary'?",
         ),
         (["plugins", "heads", "linear"], "say `sslkit plugins KIND` or `sslkit plugins show NAME"),
     ],

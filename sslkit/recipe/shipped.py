@@ -68,9 +68,12 @@ def similar(text: str) -> list[str]:
     name, known = short_name(text), names()
     if variants := [other for other in known if other.startswith(f"{name}_")]:
         return variants
+    place, _, last = name.rpartition("/")
+    places = {other.rpartition("/")[0] for other in known}
+    if place and not nearest(place, sorted(places)):
+        return []
     if near := nearest(name, known):
         return near
-    last = name.rpartition("/")[2]
     return [other for other in known if last and (other.startswith(last) or other.endswith(last))]
 
 
