@@ -63,7 +63,8 @@ def test_only_a_run_without_a_checkpoint_begins_anew(tiny, tmp_path):
     runs = tmp_path / "my runs"
     code, out, _ = sslkit("train", tiny, *SHORT, "--runs", runs)
     folder = (runs / "tiny" / "latest").resolve()
-    assert code == 0 and f"next: sslkit eval linear {shlex.quote(str(folder))} --data LABELLED_DIR\n" in out
+    following = f"next: sslkit eval linear {shlex.quote(str(folder))} --data LABELLED_DIR\n"
+    assert code == 0 and following in out
     before = (folder / "encoder.safetensors").read_bytes()
     shutil.rmtree(folder / "checkpoints")
     code, _, err = sslkit("train", "--resume", folder)
