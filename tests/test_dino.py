@@ -13,6 +13,7 @@ from sslkit.training.build import build
 from sslkit.training.trainer import train
 from sslkit_plugins.heads import Prototypes
 from sslkit_plugins.losses import SoftCrossEntropy
+from sslkit_plugins.methods.dino import prototype_use
 
 TINY = ["encoder.model=test_resnet", "transform.size=32", "transform.local.size=16"]
 TINY += ["train.epochs=2", "train.batch_size=8", "train.workers=0", "train.device=cpu"]
@@ -198,3 +199,11 @@ def test_a_single_crop_is_refused(made):
     sentence = r"transform\.count  the student and the teacher need different crops; set it to 2"
     with pytest.raises(RecipeError, match=sentence):
         next(train(run))
+
+
+def test_prototype_use_is_one_for_all_prototypes_and_zero_for_one():
+    """Two of four prototypes, used equally: log 2 / log 4 = 1/2."""
+    one_hot = torch.eye(4, dtype=torch.float64)
+    assert prototype_use(one_hot.view(2, 2, 4)).item() == pytest.approx(1)
+    assert prototype_use(one_hot[[0, 1, 0, 1]].view(2, 2, 4)).item() == pytest.approx(0.5)
+    assert prototype_use(one_hot[:1].expand(4, -1).view(2, 2, 4)).item() == 0

@@ -480,3 +480,12 @@ def test_half_precision_widens_to_float32(loss):
     found = loss(prediction.half(), target.half())
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_info_nce_counts_rows_whose_positive_is_nearest():
+    """The second of two rows is nearer to a negative than to its positive."""
+    loss = InfoNCE(temperature=0.1)
+    query = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    positive = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+    loss(query, positive, KeyNegatives(torch.tensor([[0.0, 1.0]])))
+    assert loss.accuracy.item() == 0.5
