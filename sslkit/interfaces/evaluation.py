@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -97,6 +98,8 @@ class Result:
     entries: list[Entry]
     protocol: dict[str, Any]
     figures: list[Figure] = field(default_factory=list)
+    files: dict[str, str] = field(default_factory=dict)
+    """Text files to write beside the result, name → content."""
 
 
 Outcome = float | np.ndarray | Tensor | Score
@@ -151,6 +154,8 @@ class Probe(ABC):
     size: int
     """Default side of the images of `images`, `augmented` and `views`, px."""
     device: torch.device
+    progress: Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
+    """title → context manager of a function of the newly completed number and the total."""
 
     @abstractmethod
     def images(
