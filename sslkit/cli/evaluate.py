@@ -204,7 +204,10 @@ def evaluate(part: Part, given: dict[str, Any]) -> None:
     choice = recipe.read_evaluation(part.name, chosen)
 
     from sslkit.evaluation import build, store
+    from sslkit.parts import make
     from sslkit.runs import folders
+
+    make(choice)  # Options are checked before images are opened.
 
     run = given["run"]
     if run is not None or given["encoder"] is None:
@@ -231,7 +234,8 @@ def evaluate(part: Part, given: dict[str, Any]) -> None:
     for note in notes:
         console.print_text(note, stderr=True)
     store.check_place(home)
-    result = store.run(choice, probe)
-    path = store.write(home, result)
+    measured = store.measure(choice, probe)
+    result = measured.as_dict()
+    path = store.write(home, result, measured.files)
     console.print_result(result)
     console.print_text(f"written: {path}")

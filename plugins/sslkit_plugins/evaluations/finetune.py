@@ -10,43 +10,15 @@ import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torchvision.transforms import v2
 
 from sslkit.errors import Fault, RecipeError
 from sslkit.evaluation import Rows, combine
-from sslkit.interfaces import Candidate, Encoder, Evaluation, Outcome, Probe, Result
+from sslkit.interfaces import Candidate, Encoder, Evaluation, ImageSource, Outcome, Probe, Result
 from sslkit_plugins.evaluations import accuracy, image_lists, layer_groups
+from sslkit_plugins.evaluations.classifier import Classifier
 from sslkit_plugins.evaluations.drop_path import set_drop_path
 from sslkit_plugins.evaluations.finetune_presets import PRESETS
 from sslkit_plugins.evaluations.linear import choose_strength, logistic_regression, standardise
-
-HEAD_STD = 0.01
-"""Standard deviation of the head's initial weights (SwAV, Barlow Twins)."""
-MIXUP, CUTMIX = 0.8, 1.0
-"""α of the beta distributions of mixing (MAE)."""
-
-
-class Classifier(nn.Module):
-    """An encoder with a linear head. `frozen` modules stay in evaluation mode."""
-
-    def __init__(self, encoder: Encoder, classes: int, frozen: list[nn.Module]) -> None:
-        super().__init__()
-        self.encoder, self.frozen = encoder, frozen
-        self.head = nn.Linear(encoder.dim, classes)
-        nn.init.normal_(self.head.weight, std=HEAD_STD)
-        nn.init.zeros_(self.head.bias)
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """float [N,C,S,S] → logits [N,classes]."""
-        return self.head(self.encoder(pixels.contiguous(memory_format=torch.channels_last)))
-
-    def train(self, mode: bool = True) -> "Classifier":
-        """Set training mode, except of the frozen modules."""
-        super().train(mode)
-        for module in self.frozen:
-            module.eval()
-        return self
 
 
 class Finetune(Evaluation):
@@ -130,12 +102,16 @@ class Finetune(Evaluation):
         ] = None,
         head_lr: Annotated[
             PositiveFloat | None,
-            Field(description="Learning rate of the head, scaled like `lr`. 0.08 to 5 in SwAV, "
-                "Barlow Twins and VICReg; otherwise that of the encoder."),
+            Field(
+                description="Learning rate of the head, scaled like `lr`. 0.08 to 5 in SwAV, "
+                "Barlow Twins and VICReg; otherwise that of the encoder."
+            ),
         ] = None,
         weight_decay: Annotated[
             float | None,
-            Field(ge=0, description="Weight decay, except of vectors. 0 in most presets, MAE: 0.05."),
+            Field(
+                ge=0, description="Weight decay, except of vectors. 0 in most presets, MAE: 0.05."
+            ),
         ] = None,
         layer_decay: Annotated[
             float | None,
@@ -160,7 +136,7 @@ class Finetune(Evaluation):
         if list_ is not None and self.share < 1:
             raise RecipeError(Fault("--share", "--list names the images already; keep one of them"))
         self.share_seed, self.list, self.freeze, self.seeds = share_seed, list_, freeze, seeds
-        given = {
+        given: dict[str, Any] = {
             "epochs": epochs,
             "batch_size": batch_size,
             "lr": lr,
@@ -179,32 +155,40 @@ class Finetune(Evaluation):
         notes: list[str] = []
         for candidate in probe.candidates:
             notes += self._check(probe, candidate)
-        batch_size = min(self.plan.batch_size, len(images))
-        steps = self.plan.epochs * (len(images) // batch_size)
         row = "all layers" if self.freeze is None else f"layers after {self.freeze}"
         outcomes: dict[tuple[str | None, str], list[dict[str, Outcome]]] = {}
         for candidate in probe.candidates:
             if _encoder(candidate) is None:
-                outcomes[None, candidate.name] = [self._regress(probe, candidate, images)] * self.seeds
+                hits = _regress(probe, candidate, images)
+                outcomes[None, candidate.name] = [hits] * self.seeds
                 continue
             found = outcomes.setdefault((row, candidate.name), [])
             for seed in range(self.seeds):
                 with probe.progress(f"fine-tuning {candidate.name}, seed {seed}") as advance:
-                    model = self.train(probe, candidate, images, steps, seed, advance)
-                found.append(_hits(probe, candidate, model))
-        return combine(
+                    model = self.train(probe, candidate, images, seed, advance)
+                shown = probe.images(probe.val, size=candidate.size)
+                logits = model.predict(batch for batch, _ in shown)
+                found.append(_hits(logits, probe))
+        protocol = self._protocol(len(images))
+        text, protocol["list_sha256"] = image_lists.written(probe.train, rows)
+        files = {}
+        if len(images) < len(probe.train):
+            name = f"finetune-{len(images)}-images-{protocol['list_sha256'][:8]}.txt"
+            protocol["list"], files[name] = name, text
+        result = combine(
             probe,
             outcomes,
             accuracy.metrics(probe.classes),
             chance=accuracy.chance(probe.val, probe.classes),
-            protocol=self._protocol(probe, images, batch_size, steps, notes),
+            protocol={**protocol, "notes": notes},
         )
+        return replace(result, files=files)
 
     def _rows(self, probe: Probe) -> np.ndarray:
         """Return the rows of the training images to use, int64 [n]."""
-        labels = np.asarray(probe.train.labels)
         if self.list is not None:
-            return image_lists.read(self.list, probe.train, list(probe.classes))
+            return image_lists.read(self.list, probe.train, probe.classes)
+        labels = np.asarray(probe.train.labels)
         if self.share == 1:
             return np.arange(len(labels))
         return image_lists.draw(labels, self.share, self.share_seed)
@@ -216,65 +200,57 @@ class Finetune(Evaluation):
         encoder = _encoder(candidate)
         if encoder is None:
             return [f"{candidate.name}: no weights to train, logistic regression instead"]
+        notes = []
+        if candidate.baseline:
+            notes.append(f"{candidate.name}: trained from scratch, on the same images and budget")
         if self.freeze is not None:
             layer_groups.find_stage(encoder, self.freeze)
         if self.plan.layer_decay != 1:
             encoder.stages()
         if self.plan.drop_path and not set_drop_path(encoder, self.plan.drop_path):
-            return [f"{candidate.name}: no blocks with stochastic depth, --drop-path has no effect"]
-        return []
+            notes.append(f"{candidate.name}: has no stochastic depth, trained without --drop-path")
+        return notes
 
     def train(
         self,
         probe: Probe,
         candidate: Candidate,
-        images: Rows,
-        steps: int,
+        images: ImageSource,
         seed: int,
         advance: Callable[[int, int], None],
     ) -> Classifier:
-        """Return a fine-tuned copy of a candidate's encoder with its head, in evaluation mode."""
-        plan, classes = self.plan, len(probe.classes)
-        torch.manual_seed(seed)
+        """Return a fine-tuned copy of a candidate's encoder with its head."""
         network = candidate.network()
         assert network is not None
-        encoder, normalise = network
-        model = self.classifier(encoder, classes).to(probe.device)
-        optimizer = self.optimizer(model, min(plan.batch_size, len(images)))
-        peaks = [group["lr"] for group in optimizer.param_groups]
+        torch.manual_seed(seed)
+        model = self.classifier(*network, len(probe.classes)).to(probe.device)
+        batch_size, steps = self._steps(len(images))
         labels = torch.as_tensor(images.labels, device=probe.device)
-        mix = v2.RandomChoice(
-            [v2.MixUp(num_classes=classes, alpha=MIXUP), v2.CutMix(num_classes=classes, alpha=CUTMIX)]
-        )
         batches = probe.augmented(
-            images, batch_size=plan.batch_size, steps=steps, seed=seed, size=candidate.size
+            images, batch_size=batch_size, steps=steps, seed=seed, size=candidate.size
         )
-        model.train()
-        for step, (pixels, index) in enumerate(batches):
-            factor = plan.factor(step * plan.epochs / steps)
-            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-                group["lr"] = peak * factor
-            values, targets = normalise(pixels), labels[index.to(probe.device)]
-            if plan.mixing:
-                values, targets = mix(values, targets)
-            loss = F.cross_entropy(model(values), targets, label_smoothing=plan.smoothing)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            advance(1, steps)
-        return model.eval()
+        labelled = ((crops, labels[index.to(probe.device)]) for crops, index in batches)
+        model.fit(labelled, self.optimizer(model, batch_size), self.plan, steps, advance)
+        return model
 
-    def classifier(self, encoder: Encoder, classes: int) -> Classifier:
+    def _steps(self, count: int) -> tuple[int, int]:
+        """Return the batch size and the number of steps for a number of images."""
+        batch_size = min(self.plan.batch_size, count)
+        return batch_size, self.plan.epochs * (count // batch_size)
+
+    def classifier(
+        self, encoder: Encoder, normalise: Callable[[Tensor], Tensor], classes: int
+    ) -> Classifier:
         """Return the encoder with a new head, stages frozen and stochastic depth set."""
         if not any(value.requires_grad for value in encoder.parameters()):
             encoder.requires_grad_(True)  # a momentum encoder, such as DINO's teacher
-        frozen = []
+        frozen: list[nn.Module] = []
         if self.freeze is not None:
             stage = layer_groups.find_stage(encoder, self.freeze)
             frozen = layer_groups.freeze(encoder, stage)
         if self.plan.drop_path:
             set_drop_path(encoder, self.plan.drop_path)
-        return Classifier(encoder, classes, frozen)
+        return Classifier(encoder, normalise, classes, frozen)
 
     def optimizer(self, model: Classifier, batch_size: int) -> torch.optim.Optimizer:
         """Return the preset's optimizer with the highest learning rates of all groups."""
@@ -285,43 +261,29 @@ class Finetune(Evaluation):
             layer_decay=self.plan.layer_decay,
             weight_decay=self.plan.weight_decay,
         )
-        if self.plan.optimizer == "lars":
+        if self.plan.optimizer == "lars":  # adapts matrices also without weight decay
             for group in groups:
                 group["always_adapt"] = group["params"][0].ndim > 1
         return create_optimizer_v2(groups, self.plan.optimizer, lr=self.plan.lr)
 
-    def _regress(self, probe: Probe, candidate: Candidate, images: Rows) -> dict[str, Outcome]:
-        """Return the hits of a logistic regression on a candidate's features."""
-        train = _features(probe, candidate, images)
-        val = _features(probe, candidate, probe.val)
-        if not (train.isfinite().all() and val.isfinite().all()):
-            return {metric.name: float("nan") for metric in accuracy.metrics(probe.classes)}
-        labels, classes = torch.as_tensor(images.labels, device=train.device), len(probe.classes)
-        rows, others = standardise(train, val)
-        strength = choose_strength(rows, labels, classes)
-        logits = others.logits(*logistic_regression(rows, labels, classes, strength))
-        return accuracy.hits(logits, torch.as_tensor(probe.val.labels), probe.classes)
-
-    def _protocol(
-        self, probe: Probe, images: Rows, batch_size: int, steps: int, notes: list[str]
-    ) -> dict[str, Any]:
-        text, digest = image_lists.written(images, np.arange(len(images)))
+    def _protocol(self, count: int) -> dict[str, Any]:
+        """Return the conditions of training on a number of images."""
+        batch_size, steps = self._steps(count)
         rates = self.plan.rates(batch_size)
         return {
             "preset": self.preset,
             "replaced": sorted(self.given),
             **asdict(self.plan),
+            "images": count,
             "images_per_step": batch_size,
             "steps": steps,
             "highest_lr": {"encoder": rates[0], "head": rates[1]},
             "seeds": self.seeds,
             "freeze": self.freeze,
-            "share": self.share,
-            "list_images": len(images),
-            "list_sha256": digest,
+            "share": None if self.list is not None else self.share,
+            "share_seed": self.share_seed,
             "scored": "after the last epoch",
             "precision": "float32",
-            "notes": notes,
         }
 
 
@@ -333,20 +295,23 @@ def _encoder(candidate: Candidate) -> Encoder | None:
     return network[0]
 
 
-def _features(probe: Probe, candidate: Candidate, images: Any) -> Tensor:
+def _regress(probe: Probe, candidate: Candidate, images: ImageSource) -> dict[str, Outcome]:
+    """Return the hits of a logistic regression on a candidate's features."""
+    train, val = (_features(probe, candidate, source) for source in (images, probe.val))
+    if not (train.isfinite().all() and val.isfinite().all()):
+        return _hits(val.new_full((len(val), len(probe.classes)), torch.nan), probe)
+    labels = torch.as_tensor(images.labels, device=train.device)
+    rows, others = standardise(train, val)
+    strength = choose_strength(rows, labels, len(probe.classes))
+    fitted = logistic_regression(rows, labels, len(probe.classes), strength)
+    return _hits(others.logits(*fitted), probe)
+
+
+def _features(probe: Probe, candidate: Candidate, images: ImageSource) -> Tensor:
     """Return the features of all images, float32 [N,D]."""
-    found = []
-    for pixels, _ in probe.images(images, size=candidate.size):
-        found.append(candidate.embed(pixels)["features"].clone())
-    return torch.cat(found)
+    shown = probe.images(images, size=candidate.size)
+    return torch.cat([candidate.embed(batch)["features"] for batch, _ in shown])
 
 
-@torch.no_grad()
-def _hits(probe: Probe, candidate: Candidate, model: Classifier) -> dict[str, Outcome]:
-    """Return the hits on the validation images."""
-    network = candidate.network()
-    assert network is not None
-    logits = []
-    for pixels, _ in probe.images(probe.val, size=candidate.size):
-        logits.append(model(network[1](pixels)))
-    return accuracy.hits(torch.cat(logits), torch.as_tensor(probe.val.labels), probe.classes)
+def _hits(logits: Tensor, probe: Probe) -> dict[str, Outcome]:
+    return accuracy.hits(logits, torch.as_tensor(probe.val.labels), probe.classes)

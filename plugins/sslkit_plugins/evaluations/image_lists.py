@@ -1,6 +1,7 @@
 """Lists of the training images that fine-tuning uses: a share of every class, or a file."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,7 @@ def draw(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
     return np.sort(np.concatenate(drawn))
 
 
-def read(file: Path, images: ImageSource, classes: list[str]) -> np.ndarray:
+def read(file: Path, images: ImageSource, classes: Sequence[str]) -> np.ndarray:
     """Return the rows int64 [n] of the images that a file names, one per line.
 
     A name is that of the data set, such as `cat/1.jpg`, or its last part if no other image has it,

@@ -61,11 +61,13 @@ def groups(
 ) -> list[dict[str, Any]]:
     """Return disjoint groups of all trained parameters, for an optimizer of torch.
 
-    `rates` are the learning rates of encoder and head. The head is layer L, and layer i has its rate
-    times layer_decay^(L - i); the stages of the encoder are layers 0 … L - 1 (MAE,
+    `rates` are the learning rates of encoder and head. The stages of the encoder are layers
+    0 … L - 1, and the head is layer L. Layer i has its rate times layer_decay^(L - i) (MAE,
     `util/lr_decay.py`). Vectors and tokens have no weight decay.
     """
-    stages = {"encoder": [encoder]} if layer_decay == 1 else encoder.stages()
+    stages: dict[str, list[nn.Module]] = {"encoder": [encoder]}
+    if layer_decay != 1:
+        stages = encoder.stages()
     layers: dict[int, int] = {}
     for layer, modules in enumerate(stages.values()):
         layers |= dict.fromkeys(_identities(modules), layer)
