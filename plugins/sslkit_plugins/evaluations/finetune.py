@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 
@@ -19,6 +19,11 @@ from sslkit_plugins.evaluations.classifier import Classifier
 from sslkit_plugins.evaluations.drop_path import set_drop_path
 from sslkit_plugins.evaluations.finetune_presets import PRESETS
 from sslkit_plugins.evaluations.linear import choose_strength, logistic_regression, standardise
+
+Epochs = Annotated[int, Field(ge=0)]
+BatchSize = Annotated[int, Field(ge=2)]
+Decay = Annotated[float, Field(gt=0, le=1)]
+Rate = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Finetune(Evaluation):
@@ -82,16 +87,15 @@ class Finetune(Evaluation):
             ),
         ] = 1,
         epochs: Annotated[
-            int | None,
+            Epochs | None,
             Field(
-                ge=0,
                 description="Epochs, 20 to 105 in the presets. Drops of the learning rate scale "
-                "along. 0: the untrained head.",
+                "along. 0: the untrained head."
             ),
         ] = None,
         batch_size: Annotated[
-            int | None,
-            Field(ge=2, description="Images per step, at most all. 256 or 1024 in publications."),
+            BatchSize | None,
+            Field(description="Images per step, at most all. 256 or 1024 in publications."),
         ] = None,
         lr: Annotated[
             PositiveFloat | None,
@@ -108,27 +112,21 @@ class Finetune(Evaluation):
             ),
         ] = None,
         weight_decay: Annotated[
-            float | None,
-            Field(
-                ge=0, description="Weight decay, except of vectors. 0 in most presets, MAE: 0.05."
-            ),
+            NonNegativeFloat | None,
+            Field(description="Weight decay, except of vectors. 0 in most presets, MAE: 0.05."),
         ] = None,
         layer_decay: Annotated[
-            float | None,
+            Decay | None,
             Field(
-                gt=0,
-                le=1,
                 description="Factor of the learning rate from each stage to the one before it. "
-                "MAE: 0.65; 1: none.",
+                "MAE: 0.65; 1: none."
             ),
         ] = None,
         drop_path: Annotated[
-            float | None,
+            Rate | None,
             Field(
-                ge=0,
-                lt=1,
                 description="Rate of stochastic depth in the last block, for encoders of timm that "
-                "have it. MAE: 0.1; 0: none.",
+                "have it. MAE: 0.1; 0: none."
             ),
         ] = None,
     ) -> None:

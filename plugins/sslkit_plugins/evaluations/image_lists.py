@@ -18,7 +18,7 @@ def read_share(value: str | float) -> float:
 
     Raises RecipeError outside of 0 … 100 %, and for the number 1, which has two meanings.
     """
-    text = str(value).strip()
+    text = value.strip() if isinstance(value, str) else f"{value:g}"
     try:
         share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     except ValueError:
