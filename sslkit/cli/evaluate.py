@@ -53,6 +53,10 @@ def _common(
         ),
     ] = None,
     skip_unreadable: SkipUnreadable = False,
+    plan: Annotated[
+        bool,
+        typer.Option("--plan", help="Show sizes, memory and time, and measure nothing."),
+    ] = False,
     device: Device = "auto",
     workers: Workers = None,
     out: Annotated[
@@ -204,6 +208,7 @@ def evaluate(part: Part, given: dict[str, Any]) -> None:
     choice = recipe.read_evaluation(part.name, chosen)
 
     from sslkit.evaluation import build, store
+    from sslkit.evaluation.plan import plan
     from sslkit.parts import make
     from sslkit.runs import folders
 
@@ -223,17 +228,24 @@ def evaluate(part: Part, given: dict[str, Any]) -> None:
         device=given["device"],
         out=given["out"],
         overrides=tuple(given["set"] or ()),
-        skip_unreadable=given["skip_unreadable"],
+        skip_unreadable=given["skip_unreadable"] and not given["plan"],
         workers=given["workers"],
     )
     console.print_text(f"{part.name} on {given['encoder'] if run is None else run}")
     needs = part.signature().attributes.get("needs", "labels")
     probe, notes, home = build.build(
-        request, needs, progress=console.progress, show=console.show_splits
+        request,
+        needs,
+        progress=console.progress,
+        show=console.show_splits,
+        statistics=not given["plan"],
     )
     for note in notes:
         console.print_text(note, stderr=True)
     store.check_place(home)
+    if given["plan"]:
+        console.print_fields(plan(choice, probe))
+        return
     measured = store.measure(choice, probe)
     result = measured.as_dict()
     path = store.write(home, result, measured.files)

@@ -18,7 +18,11 @@ from sslkit_plugins.evaluations import accuracy, image_lists, layer_groups
 from sslkit_plugins.evaluations.classifier import Classifier
 from sslkit_plugins.evaluations.drop_path import set_drop_path
 from sslkit_plugins.evaluations.finetune_presets import PRESETS
-from sslkit_plugins.evaluations.linear import choose_strength, logistic_regression, standardise
+from sslkit_plugins.evaluations.logistic import (
+    choose_strength,
+    logistic_regression,
+    standardise,
+)
 
 Epochs = Annotated[int, Field(ge=0)]
 BatchSize = Annotated[int, Field(ge=2)]
