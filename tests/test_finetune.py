@@ -363,7 +363,9 @@ def test_no_epoch_leaves_the_encoder_with_a_random_head():
     encoder = timm()
     model = tuned(encoder, epochs=0)
     assert not moved(encoder.state_dict(), model.encoder.state_dict())
-    assert model.head.weight.std().item() == pytest.approx(0.01, rel=0.2) and not model.head.bias.any()
+    assert (
+        model.head.weight.std().item() == pytest.approx(0.01, rel=0.2) and not model.head.bias.any()
+    )
 
 
 def test_batch_norms_train():

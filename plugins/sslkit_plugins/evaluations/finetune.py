@@ -13,7 +13,17 @@ from torch import Tensor, nn
 
 from sslkit.errors import Fault, RecipeError
 from sslkit.evaluation import Rows, combine
-from sslkit.interfaces import Candidate, Encoder, Evaluation, ImageSource, Outcome, Probe, Result
+from sslkit.interfaces import (
+    Candidate,
+    Encoder,
+    Estimate,
+    Evaluation,
+    ImageSource,
+    Outcome,
+    Probe,
+    Result,
+    Work,
+)
 from sslkit_plugins.evaluations import accuracy, image_lists, layer_groups
 from sslkit_plugins.evaluations.classifier import Classifier
 from sslkit_plugins.evaluations.drop_path import set_drop_path
@@ -24,6 +34,8 @@ from sslkit_plugins.evaluations.logistic import (
     standardise,
 )
 
+BACKWARD = 3
+"""Cost of a training step, in embeddings of its images."""
 Epochs = Annotated[int, Field(ge=0)]
 BatchSize = Annotated[int, Field(ge=2)]
 Decay = Annotated[float, Field(gt=0, le=1)]
@@ -185,6 +197,21 @@ class Finetune(Evaluation):
             protocol={**protocol, "notes": notes},
         )
         return replace(result, files=files)
+
+    def estimate(self, work: Work) -> Estimate:
+        """Estimate the passes; a training step costs about three embeddings of its images."""
+        share = self.share
+        if self.list is not None:
+            share = len(image_lists.names(self.list)) / work.train
+        passes = BACKWARD * self.plan.epochs * self.seeds * share
+        how = f"{self.plan.epochs} epochs × {self.seeds} seeds of {share:.0%} of the images"
+        return Estimate(
+            features=False,
+            passes=passes,
+            val_passes=float(self.seeds),
+            seconds=0.0,
+            how=f"{how}, each {BACKWARD} passes with its gradients",
+        )
 
     def _rows(self, probe: Probe) -> np.ndarray:
         """Return the rows of the training images to use, int64 [n]."""

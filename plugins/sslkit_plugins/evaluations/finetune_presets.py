@@ -14,7 +14,7 @@ class Preset:
     batch_size: int = 32
     optimizer: Literal["momentum", "nesterov", "adamw", "lars"] = "nesterov"
     """Names of timm. Momentum is 0.9; AdamW has β = 0.9, 0.999."""
-    lr: float = 0.1
+    lr: float = 0.3
     """Rate of the encoder, before scaling."""
     head_lr: float | None = None
     """Rate of the head; None: that of the encoder."""

@@ -43,6 +43,15 @@ def draw(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
     return np.sort(np.concatenate(drawn))
 
 
+def names(file: Path) -> set[str]:
+    """Return the names in a file, one per line. Raises RecipeError if it cannot be read."""
+    try:
+        lines = file.expanduser().read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise _fault("list", f"{file} cannot be read: {error}; name a file of names") from error
+    return {line.strip() for line in lines if line.strip()}
+
+
 def read(file: Path, images: ImageSource, classes: Sequence[str]) -> np.ndarray:
     """Return the rows int64 [n] of the images that a file names, one per line.
 
@@ -50,11 +59,7 @@ def read(file: Path, images: ImageSource, classes: Sequence[str]) -> np.ndarray:
     as in SimCLR's lists of ImageNet. Raises RecipeError for other names and for missing classes.
     """
     assert images.labels is not None
-    try:
-        lines = file.expanduser().read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise _fault("list", f"{file} cannot be read: {error}") from error
-    wanted = {line.strip() for line in lines if line.strip()}
+    wanted = names(file)
     places = _places(images)
     strange = sorted(name for name in wanted if name not in places)
     if strange:
@@ -67,8 +72,8 @@ def read(file: Path, images: ImageSource, classes: Sequence[str]) -> np.ndarray:
     rows = np.sort(np.array([places[name] for name in wanted], np.int64))
     missing = np.setdiff1d(np.unique(images.labels), images.labels[rows])
     if len(missing):
-        names = [classes[label] for label in missing]
-        raise _fault("list", f"{file} names no image of {_some(names)}; add one of every class")
+        absent = _some([classes[label] for label in missing])
+        raise _fault("list", f"{file} names no image of {absent}; add one of every class")
     return rows
 
 
@@ -83,14 +88,14 @@ def _places(images: ImageSource) -> dict[str, int]:
 
 def written(images: ImageSource, rows: np.ndarray) -> tuple[str, str]:
     """Return the text of a list, sorted names one per line, and its SHA-256."""
-    names = sorted(str(images.names[row]) for row in rows)
-    text = "".join(f"{name}\n" for name in names)
+    chosen = sorted(str(images.names[row]) for row in rows)
+    text = "".join(f"{name}\n" for name in chosen)
     return text, hashlib.sha256(text.encode()).hexdigest()
 
 
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
-    return f"{', '.join(names[:NAMED])}{more}"
+def _some(found: list[str]) -> str:
+    more = f" and {len(found) - NAMED:,} more" if len(found) > NAMED else ""
+    return f"{', '.join(found[:NAMED])}{more}"
 
 
 def _fault(option: str, message: str) -> RecipeError:
