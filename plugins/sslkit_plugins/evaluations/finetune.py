@@ -183,7 +183,7 @@ class Finetune(Evaluation):
                 shown = probe.images(probe.val, size=candidate.size)
                 logits = model.predict(batch for batch, _ in shown)
                 found.append(_hits(logits, probe))
-        protocol = self._protocol(len(images))
+        protocol = {"available_images": len(probe.train), **self._protocol(len(images))}
         text, protocol["list_sha256"] = image_lists.written(probe.train, rows)
         files = {}
         if len(images) < len(probe.train):
@@ -303,7 +303,7 @@ class Finetune(Evaluation):
             "preset": self.preset,
             "replaced": sorted(self.given),
             **asdict(self.plan),
-            "images": count,
+            "train_images": count,
             "images_per_step": batch_size,
             "steps": steps,
             "highest_lr": {"encoder": rates[0], "head": rates[1]},

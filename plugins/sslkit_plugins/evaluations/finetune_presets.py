@@ -11,10 +11,10 @@ class Preset:
 
     source: str
     epochs: int = 50
-    batch_size: int = 32
+    batch_size: int = 16
     optimizer: Literal["momentum", "nesterov", "adamw", "lars"] = "nesterov"
     """Names of timm. Momentum is 0.9; AdamW has β = 0.9, 0.999."""
-    lr: float = 0.3
+    lr: float = 0.2
     """Rate of the encoder, before scaling."""
     head_lr: float | None = None
     """Rate of the head; None: that of the encoder."""
