@@ -1,19 +1,18 @@
 """k-nearest-neighbour classification of frozen features."""
 
 import math
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 from torch.nn import functional as F
 
 from sslkit.interfaces import Estimate, Evaluation, Features, Metric, Outcome, Probe, Result, Work
-from sslkit_plugins.evaluations import accuracy
+from sslkit_plugins.evaluations import accuracy, effort
 
 BLOCK_BYTES = 2**28
 """Memory of one block of cosines (queries × training images), bytes."""
@@ -65,17 +64,15 @@ class Knn(Evaluation):
             ),
         ] = None,
         k: Annotated[
-            int | None,
+            PositiveInt | None,
             Field(
-                ge=1,
                 description="Number of neighbours, usually 20 to 200. Wu et al.: 200 on ImageNet. "
                 "By default the preset's, or 20.",
             ),
         ] = None,
         temperature: Annotated[
-            float | None,
+            PositiveFloat | None,
             Field(
-                gt=0,
                 description="τ, the temperature of a vote. Wu et al.: 0.07. By default the "
                 "preset's, or 0.07.",
             ),
@@ -196,9 +193,8 @@ class Knn(Evaluation):
                 labels = torch.zeros(count, dtype=torch.int64, device=work.device)
                 train = torch.randn(count, width, device=work.device)
                 given = Features(train, labels, train[:queries], labels[:queries])
-                start = time.perf_counter()
-                list(self.neighbours(given))
-                measured[width] = (time.perf_counter() - start) / (count * queries)
+                took = effort.seconds(lambda given=given: list(self.neighbours(given)), work.device)
+                measured[width] = took / (count * queries)
             total += measured[width] * work.train * work.val
         return Estimate(layers=self.layers == "all", seconds=total, bytes=3 * BLOCK_BYTES)
 

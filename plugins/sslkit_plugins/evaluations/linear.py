@@ -96,7 +96,7 @@ class Linear(Evaluation):
         lr: Annotated[
             PositiveFloat | None,
             Field(
-                description="Learning rate of `sgd` for the batch as it is, by default the "
+                description="Learning rate of `sgd`, not scaled by the batch, by default the "
                 "preset's; 0.01 in VISSL."
             ),
         ] = None,
