@@ -33,9 +33,9 @@ PRESETS = {
         "dino: eval_knn.py", (20, 10, 100, 200), 0.07, ("bilinear resizing; DINO uses bicubic",)
     ),
     "moco": Setting("moco: CIFAR demo", (200,), 0.1),
-    "lightly": Setting("lightly: benchmarks/imagenet/resnet50", (200,), 0.1),
-    "mmselfsup": Setting("mmselfsup: benchmarks, f5 pooled", (20, 10, 100, 200), 0.07),
-    "solo-learn": Setting("solo-learn: main_knn.py", (20,), 0.07),
+    "lightly": Setting("lightly: benchmarks", (200,), 0.1),
+    "mmselfsup": Setting("mmselfsup: benchmarks", (20, 10, 100, 200), 0.07),
+    "solo-learn": Setting("solo-learn", (20,), 0.07),
     "vissl": Setting(
         "vissl: nearest_neighbor/eval_resnet_8gpu_in1k_kNN.yaml",
         (200,),
