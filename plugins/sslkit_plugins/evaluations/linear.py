@@ -28,6 +28,8 @@ from sslkit_plugins.evaluations.logistic import (
 )
 from sslkit_plugins.evaluations.protocols import PRESETS, Protocol
 
+Batch = Annotated[int, Field(ge=2)]
+
 SEEDS = 3
 """Fits of `solver: sgd` without a preset. Presets have one, as published."""
 
@@ -101,7 +103,7 @@ class Linear(Evaluation):
             ),
         ] = None,
         batch_size: Annotated[
-            PositiveInt | None,
+            Batch | None,
             Field(description="Batch size of `sgd`, by default the preset's; 256 in VISSL."),
         ] = None,
         weight_decay: Annotated[
