@@ -186,17 +186,21 @@ class Knn(Evaluation):
 
     def estimate(self, work: Work) -> Estimate:
         """Estimate the search from one block of cosines of each width."""
-        count, queries = min(work.train, 4096), min(work.val, 1024)
         total, measured = 0.0, {}
         for width in work.widths(self.layers == "all").values():
             if width not in measured:
-                labels = torch.zeros(count, dtype=torch.int64, device=work.device)
-                train = torch.randn(count, width, device=work.device)
-                given = Features(train, labels, train[:queries], labels[:queries])
-                took = effort.seconds(lambda given=given: list(self.neighbours(given)), work.device)
-                measured[width] = took / (count * queries)
+                measured[width] = self._seconds(width, work)
             total += measured[width] * work.train * work.val
         return Estimate(layers=self.layers == "all", seconds=total, bytes=3 * BLOCK_BYTES)
+
+    def _seconds(self, width: int, work: Work) -> float:
+        """Return the time of a search per query and training image, s."""
+        count, queries = min(work.train, 4096), min(work.val, 1024)
+        labels = torch.zeros(count, dtype=torch.int64, device=work.device)
+        train, val = torch.randn(count, width), torch.randn(queries, width)
+        given = Features(train.to(work.device), labels, val.to(work.device), labels[:queries])
+        took = effort.seconds(lambda: list(self.neighbours(given)), work.device)
+        return took / (count * queries)
 
 
 def _name(k: int) -> str:
