@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from sslkit import recipe
 from sslkit.cli import app
 from sslkit.errors import RecipeError, SslkitError
 from sslkit.evaluation.candidates import Network, RawPixels, normaliser
+from sslkit.evaluation.result import fault
 from sslkit.interfaces import Encoder, Normalisation
 from sslkit.runs import checkpoint
 from sslkit.training import build as training
@@ -432,6 +434,14 @@ def test_stochastic_depth_that_is_missing_is_noted():
     result = Finetune(epochs=0, drop_path=0.1).measure(made())
     note = "trained: has no stochastic depth, trained without --drop-path"
     assert note in result.protocol["notes"]
+
+
+def test_files_beside_a_result_have_plain_names():
+    result = Finetune(epochs=0, share="50%").measure(made())
+    (name,) = result.files
+    assert fault(result) is None and name == result.protocol["list"]
+    for files in ({"../list.txt": "a"}, {"list.txt": b"a"}):
+        assert "not text with a plain name" in fault(replace(result, files=files))
 
 
 # ----------------------------------------------------------------------------- the command line
