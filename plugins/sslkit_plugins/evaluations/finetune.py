@@ -183,7 +183,8 @@ class Finetune(Evaluation):
                 shown = probe.images(probe.val, size=candidate.size)
                 logits = model.predict(batch for batch, _ in shown)
                 found.append(_hits(logits, probe))
-        protocol = {"available_images": len(probe.train), **self._protocol(len(images))}
+        protocol = self._protocol(len(images))
+        protocol |= {"available_images": len(probe.train), "val_images": len(probe.val)}
         text, protocol["list_sha256"] = image_lists.written(probe.train, rows)
         files = {}
         if len(images) < len(probe.train):
