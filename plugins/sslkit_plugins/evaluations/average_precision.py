@@ -1,7 +1,7 @@
 """Average precision of ranked images, by the three rules in use, and its mean over classes."""
 
 import math
-from statistics import fmean
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -55,23 +55,27 @@ class Ranking:
         return area(hits / np.maximum(seen, 1), hits / hits[-1], rule)
 
 
-class Rankings:
-    """The rankings of all classes, for scores [N,C] and tags int8 [N,C]."""
+def average_precisions(
+    scores: np.ndarray, tags: np.ndarray, rule: Rule
+) -> Callable[[np.ndarray | None], np.ndarray]:
+    """Return a function of resampled images that computes the AP of every class, float [C].
 
-    def __init__(self, scores: np.ndarray, tags: np.ndarray, rule: Rule) -> None:
-        self.rule, self.count = rule, len(scores)
-        self.classes = [Ranking(*columns) for columns in zip(scores.T, tags.T, strict=True)]
+    `scores` are [N,C], `tags` int8 [N,C]. The function takes image numbers int64, or None for
+    every image once. The AP of a class without positives is NaN.
+    """
+    rankings = [Ranking(*columns) for columns in zip(scores.T, tags.T, strict=True)]
 
-    def value(self, number: int | None = None, rows: np.ndarray | None = None) -> float:
-        """Return the AP of class `number`, or the mean over classes.
+    def compute(rows: np.ndarray | None) -> np.ndarray:
+        counts = None if rows is None else np.bincount(rows, minlength=len(scores))
+        return np.array([ranking.average_precision(rule, counts) for ranking in rankings])
 
-        `rows` int64 are resampled images. Classes without positives among them are left out.
-        """
-        counts = None if rows is None else np.bincount(rows, minlength=self.count)
-        chosen = self.classes if number is None else [self.classes[number]]
-        values = [ranking.average_precision(self.rule, counts) for ranking in chosen]
-        finite = [value for value in values if math.isfinite(value)]
-        return fmean(finite) if finite else math.nan
+    return compute
+
+
+def mean_over_classes(values: np.ndarray) -> np.ndarray:
+    """Return the mean of the finite values, [...,C] → [...]; NaN if there are none."""
+    with np.errstate(invalid="ignore"):
+        return np.nansum(values, -1) / np.isfinite(values).sum(-1)
 
 
 def prevalence(tags: np.ndarray) -> np.ndarray:

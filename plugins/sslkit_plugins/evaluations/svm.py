@@ -3,26 +3,34 @@
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar, Literal
+from itertools import product
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from sslkit.errors import DataError, Fault, RecipeError, counted, printable
-from sslkit.evaluation import bootstrap, combine
+from sslkit.errors import DataError, Fault, RecipeError, printable
+from sslkit.evaluation import combine, percentiles, resample
 from sslkit.interfaces import (
-    Curves,
     Entry,
     Evaluation,
     Features,
-    Interval,
+    Figure,
+    ImageSource,
     Metric,
     Outcome,
     Probe,
     Result,
     Score,
 )
-from sslkit_plugins.evaluations.average_precision import Rankings, Rule, prevalence
+from sslkit_plugins.evaluations import few_shots
+from sslkit_plugins.evaluations.average_precision import (
+    Rule,
+    average_precisions,
+    mean_over_classes,
+    prevalence,
+)
+from sslkit_plugins.evaluations.few_shots import CHANCE
 from sslkit_plugins.evaluations.support_vectors import (
     COSTS,
     FOLDS,
@@ -35,13 +43,6 @@ from sslkit_plugins.evaluations.support_vectors import (
 MAP = Metric("mAP", "%", low=0, high=1)
 ALL = "all classes"
 """Row of the mean over classes. The other rows are classes."""
-SHOTS = [1, 2, 4, 8, 16, 32, 64, 96]
-SAMPLES = 5
-NEGATIVES = 19
-"""Low-shot negatives per positive."""
-
-CHANCE = "chance"
-
 Key = tuple[str | None, str]
 """Row and candidate."""
 
@@ -113,8 +114,8 @@ class Svm(Evaluation):
                 Fault("--layers", "--low-shot scores the last layer only; remove one of them")
             )
         self.layers, self.costs, self.difficult, self.rule = layers, costs, difficult, ap
-        self.low_shot, self.shots = low_shot, sorted(set(shots or SHOTS))
-        self.samples = samples or SAMPLES
+        self.low_shot, self.shots = low_shot, sorted(set(shots or few_shots.SHOTS))
+        self.samples = samples or few_shots.SAMPLES
 
     def measure(self, probe: Probe) -> Result:
         """Score every candidate. Raises DataError for a class without positives or negatives."""
@@ -132,7 +133,7 @@ class Svm(Evaluation):
     def _conditions(self) -> dict[str, Any]:
         """Return the recorded conditions of the fits and of the metric."""
         return {
-            "classifier": "scikit-learn's LinearSVC, squared hinge, L2, dual; positives weigh 2, others 1",
+            "classifier": "LinearSVC: squared hinge, L2, dual; positives count twice",
             "normalisation": "x / (|x| + 1e-5)",
             "fit_precision": "float64",
             "costs": self.costs,
@@ -149,12 +150,12 @@ class Svm(Evaluation):
     def _by_class(self, probe: Probe, machines: Machines) -> Result:
         """Train on all images: the mean over classes, and the AP of every class."""
         train, val = _tags(probe)
-        found: list[Rankings] = []
+        decided: list[np.ndarray] = []
 
         def score(features: Features, seed: int) -> dict[str, Outcome]:
-            ranking = Rankings(self._decide(features, train, machines), val, self.rule)
-            found.append(ranking)
-            return {MAP.name: ranking.value()}
+            decided.append(self._decide(features, train, machines))
+            values = average_precisions(decided[-1], val, self.rule)(None)
+            return {MAP.name: float(values.mean())}
 
         result = probe.compare(
             score,
@@ -164,14 +165,17 @@ class Svm(Evaluation):
             chance={MAP.name: float(prevalence(val).mean())},
             protocol={"notes": _few(train, probe.classes)},
         )
-        rankings = dict(zip(_finite(result), found, strict=True))
-        rankings[None, CHANCE] = Rankings(np.zeros(val.shape), val, self.rule)
-        mean = _resampled(result.entries, rankings, probe, None)
+        scored = {}
+        for key, scores in zip(_finite(result), decided, strict=True):
+            scored[key] = Precisions.of(scores, probe.val, self.rule)
+        scored[None, CHANCE] = Precisions.of(np.zeros(val.shape), probe.val, self.rule)
+        subject = next((one.name for one in probe.candidates if not one.baseline), None)
+        mean = _entries(result.entries, scored, subject, None)
         if self.layers == "all":
             return replace(result, entries=mean)
         entries = [replace(entry, row=ALL) for entry in mean]
         for number, name in enumerate(probe.classes):
-            of_class = _resampled(result.entries, rankings, probe, number)
+            of_class = _entries(result.entries, scored, subject, number)
             entries += [replace(entry, row=name) for entry in of_class]
         return replace(result, entries=entries)
 
@@ -189,41 +193,36 @@ class Svm(Evaluation):
     def _by_shots(self, probe: Probe, machines: Machines) -> Result:
         """Train on samples of k positives and 19·k negatives: the mean over classes by k."""
         train, val = _tags(probe)
-        shots, notes = _possible(self.shots, train, probe.classes)
+        shots, notes = few_shots.possible(self.shots, train, probe.classes)
         found: list[dict[int, float]] = []
 
         def score(features: Features, seed: int) -> dict[str, Outcome]:
             values = {}
             for k in shots:
                 decided = self._decide_few(features, train, k, seed, machines)
-                values[k] = Rankings(decided, val, self.rule).value()
+                values[k] = float(average_precisions(decided, val, self.rule)(None).mean())
             found.append(values)
             return {MAP.name: values[shots[-1]]}
 
-        chance = {MAP.name: float(prevalence(val).mean())}
-        result = probe.compare(
-            score, [MAP], seeds=self.samples, view="squash", chance=chance, protocol={}
-        )
+        protocol = {"shots": shots, "negatives_per_positive": few_shots.NEGATIVES, "notes": notes}
+        result = probe.compare(score, [MAP], seeds=self.samples, view="squash", protocol=protocol)
         sampled = iter(found)
-        outcomes: dict[Key, list[dict[str, Outcome]]] = {}
-        lines: dict[str, tuple[list[float], list[float]]] = {}
-        by_candidate = {}
+        values: dict[str, few_shots.BySample] = {}
         for _, name in _finite(result):
-            by_candidate[name] = [next(sampled) for _ in range(self.samples)]
-        for k in shots:
-            for candidate in probe.candidates:
-                values = by_candidate.get(candidate.name, [{k: math.nan}] * self.samples)
-                outcomes[f"k = {k}", candidate.name] = [{MAP.name: one[k]} for one in values]
-                xs, ys = lines.setdefault(candidate.name, ([], []))
-                xs.append(k)
-                ys.append(100 * float(np.mean([one[k] for one in values])))
-        lines["chance"] = [float(k) for k in shots], [100 * chance[MAP.name]] * len(shots)
-        protocol = {"shots": shots, "negatives_per_positive": NEGATIVES, "notes": notes}
-        combined = combine(
-            probe, outcomes, [MAP], chance=chance, protocol={**result.protocol, **protocol}
+            values[name] = [next(sampled) for _ in range(self.samples)]
+        for candidate in probe.candidates:
+            values.setdefault(candidate.name, few_shots.not_finite(shots, self.samples))
+        outcomes: dict[Key, list[dict[str, Outcome]]] = {}
+        for k, (name, samples) in product(shots, values.items()):
+            outcomes[f"k = {k}", name] = [{MAP.name: one[k]} for one in samples]
+        chance = float(prevalence(val).mean())
+        result = combine(
+            probe, outcomes, [MAP], chance={MAP.name: chance}, protocol=result.protocol
         )
-        figure = Curves("mAP by positives per class", "positives per class", "mAP %", lines, True)
-        return replace(combined, figures=[figure])
+        entries = result.entries
+        paired = [few_shots.over_samples(entry, entries, MAP.name) for entry in entries]
+        figures: list[Figure] = [few_shots.curves(shots, values, chance)]
+        return replace(result, entries=paired, figures=figures)
 
     def _decide_few(
         self, features: Features, tags: np.ndarray, k: int, sample: int, machines: Machines
@@ -232,20 +231,9 @@ class Svm(Evaluation):
         train, val = normalised(features.train), normalised(features.val)
         decided = []
         for number, tag in enumerate(tags.T):
-            rows = draw_few(tag, k, [sample, number])
+            rows = few_shots.draw_few(tag, k, [sample, number])
             decided.append(machines.decide(train[rows], tag[rows] == 1, val))
         return np.stack(decided, 1)
-
-
-def draw_few(tag: np.ndarray, k: int, seed: Sequence[int]) -> np.ndarray:
-    """Return k positives and 19·k negatives, or all negatives if there are fewer, ascending.
-
-    The sample of a seed for a larger k contains those for smaller ones.
-    """
-    rng = np.random.default_rng(seed)
-    positives = rng.permutation(np.flatnonzero(tag == 1))[:k]
-    negatives = rng.permutation(np.flatnonzero(tag == 0))[: NEGATIVES * k]
-    return np.sort(np.concatenate([positives, negatives]))
 
 
 def _tags(probe: Probe) -> tuple[np.ndarray, np.ndarray]:
@@ -286,34 +274,6 @@ def _few(tags: np.ndarray, classes: Sequence[str]) -> list[str]:
     ]
 
 
-def _possible(
-    shots: Sequence[int], tags: np.ndarray, classes: Sequence[str]
-) -> tuple[list[int], list[str]]:
-    """Return the numbers of shots that every class allows, and sentences about the others.
-
-    Raises DataError if there are none.
-    """
-    positives, negatives = (tags == 1).sum(0), (tags == 0).sum(0)
-    rarest, most = printable(classes[int(positives.argmin())]), int(positives.min())
-    possible = [k for k in shots if k <= most]
-    shown = f"the class {rarest} has only {counted(most, 'positive')}"
-    if not possible:
-        raise DataError(f"{shown}; choose fewer --shots, such as --shots '[1]'")
-    notes = []
-    if len(possible) < len(shots):
-        left_out = ", ".join(str(k) for k in shots if k > most)
-        notes.append(f"not measured: k = {left_out}, for {shown}")
-    if negatives.min() < NEGATIVES * possible[-1]:
-        common = printable(classes[int(negatives.argmin())])
-        notes.append(
-            f"the class {common} has only {counted(int(negatives.min()), 'negative')}, which are "
-            f"all used where a sample needs {NEGATIVES}·k"
-        )
-    if possible[0] == 1:
-        notes.append("k = 1: a single positive allows no folds, so the cost is the median")
-    return possible, notes
-
-
 def _finite(result: Result) -> list[Key]:
     """Return the scored rows and candidates in order; those with non-finite features are not."""
     return [
@@ -323,46 +283,57 @@ def _finite(result: Result) -> list[Key]:
     ]
 
 
-def _resampled(
-    entries: Sequence[Entry], rankings: dict[Key, Rankings], probe: Probe, number: int | None
+class Precisions(NamedTuple):
+    """The AP of every class, [C], and its values on resampled images, [draws,C]."""
+
+    values: np.ndarray
+    draws: np.ndarray
+    drawn: str
+    """What was resampled; "" if there are too few images, and `draws` is empty."""
+
+    @classmethod
+    def of(cls, scores: np.ndarray, val: ImageSource, rule: Rule) -> "Precisions":
+        """Rank the validation images by their scores, [N,C]."""
+        assert val.tags is not None
+        compute = average_precisions(scores, val.tags, rule)
+        values = compute(None)
+        found = resample(compute, len(val), groups=val.groups)
+        if found is None:
+            return cls(values, np.empty((0, len(values))), "")
+        return cls(values, *found)
+
+    def some(self, number: int | None) -> "Precisions":
+        """Return one class, or the mean over classes, as [1] and [draws,1]."""
+        if number is not None:
+            return self._replace(values=self.values[[number]], draws=self.draws[:, [number]])
+        draws = mean_over_classes(self.draws)[:, None]
+        return self._replace(values=self.values.mean(keepdims=True), draws=draws)
+
+
+def _entries(
+    entries: Sequence[Entry],
+    scored: dict[Key, Precisions],
+    subject: str | None,
+    number: int | None,
 ) -> list[Entry]:
     """Return entries with the AP of class `number`, or the mean over classes.
 
-    Intervals and differences come from resampled validation images.
+    Intervals come from resampled images. The same draws give the paired differences of `subject`.
     """
-    subject = next((one.name for one in probe.candidates if not one.baseline), None)
+    chosen = {key: precisions.some(number) for key, precisions in scored.items()}
     made = []
     for entry in entries:
-        ours = rankings.get((entry.row, entry.candidate))
+        ours = chosen.get((entry.row, entry.candidate))
         if ours is None:
             made.append(entry)
             continue
         differences = {}
         if entry.candidate == subject:
-            for (row, other), theirs in rankings.items():
+            for (row, other), theirs in chosen.items():
                 if other != subject and row in (entry.row, None):
-                    differences[other] = _differences(probe, number, ours, theirs)
-        found = _interval(probe, number, ours)
-        score = Score((ours.value(number),), () if found is None else (found,))
+                    found = percentiles(ours.draws - theirs.draws, f"{ours.drawn}, paired")
+                    differences[other] = {} if found is None else {MAP.name: found}
+        found = percentiles(ours.draws, ours.drawn)
+        score = Score((float(ours.values[0]),), () if found is None else (found,))
         made.append(replace(entry, scores={MAP.name: score}, differences=differences))
     return made
-
-
-def _interval(
-    probe: Probe, number: int | None, ours: Rankings, theirs: Rankings | None = None
-) -> Interval | None:
-    """Return the bootstrap interval of a value, or of its difference to another's."""
-
-    def statistic(rows: np.ndarray) -> float:
-        value = ours.value(number, rows)
-        return value if theirs is None else value - theirs.value(number, rows)
-
-    return bootstrap(statistic, len(probe.val), groups=probe.val.groups)
-
-
-def _differences(
-    probe: Probe, number: int | None, ours: Rankings, theirs: Rankings
-) -> dict[str, Interval]:
-    """Return the paired difference of two candidates on the same resampled images, if any."""
-    found = _interval(probe, number, ours, theirs)
-    return {} if found is None else {MAP.name: replace(found, of=f"{found.of}, paired")}
