@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from statistics import fmean
 
 import numpy as np
 
@@ -84,10 +83,10 @@ def over_samples(entry: Entry, entries: Sequence[Entry], metric: str) -> Entry:
 def curves(shots: Sequence[int], values: dict[str, BySample], chance: float) -> Curves:
     """Return the mean mAP over samples by number of positives, %."""
     xs = [float(k) for k in shots]
-    lines = {}
+    lines: dict[str, tuple[list[float], list[float]]] = {}
     for name, samples in values.items():
-        means = [fmean(one[k] for one in samples) for k in shots]
-        lines[name] = xs, [100 * mean for mean in means]
+        means = np.array([list(one.values()) for one in samples]).mean(0)
+        lines[name] = xs, (100 * means).tolist()
     lines[CHANCE] = xs, [100 * chance] * len(xs)
     return Curves("mAP by positives per class", "positives per class", "mAP %", lines, log=True)
 
