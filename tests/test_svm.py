@@ -464,6 +464,9 @@ def test_coloured_squares_are_found(run, folder):
     assert found["all classes", "raw pixels"]["value"] > chance + 0.1
     stated = result["protocol"]
     assert stated["costs"] == [0.1, 1.0] and stated["view"].startswith("squash")
+    assert list(stated["chosen_costs"]) == ["features trained", "features untrained", "raw pixels"]
+    assert set(stated["chosen_costs"]["raw pixels"]) == {"a", "b"}
+    assert set(stated["chosen_costs"]["raw pixels"].values()) <= {0.1, 1.0}
     assert stated["val_images"] == 24 and stated["val_fingerprint"]
     new = {path.name for path in set(run.rglob("*")) - set(before)}
     assert new == {"eval", "svm.json", "svm.png"}

@@ -26,11 +26,12 @@ def normalised(features: Tensor) -> np.ndarray:
 
 
 class Machines:
-    """Fits support vector machines, and counts the fits that do not converge."""
+    """Fits support vector machines, counts the fits that do not converge, records the costs."""
 
     def __init__(self, costs: Sequence[float]) -> None:
         self.costs = sorted(costs)
         self.fits = self.unfinished = 0
+        self.chosen: list[float] = []
 
     def decide(self, train: np.ndarray, positive: np.ndarray, val: np.ndarray) -> np.ndarray:
         """Fit with the best cost, and return the decision values of `val`, [M].
@@ -42,7 +43,8 @@ class Machines:
         if train.shape[1] > 2 * len(train):
             basis, upper = np.linalg.qr(train.T)
             train = upper.T
-        machine = self.fit(train, positive, self.choose_cost(train, positive))
+        self.chosen.append(self.choose_cost(train, positive))
+        machine = self.fit(train, positive, self.chosen[-1])
         weights = machine.coef_[0]
         if basis is not None:
             weights = basis @ weights

@@ -165,9 +165,12 @@ class Svm(Evaluation):
             chance={MAP.name: float(prevalence(val).mean())},
             protocol={"notes": _few(train, probe.classes)},
         )
-        scored = {}
-        for key, scores in zip(_finite(result), decided, strict=True):
+        scored, chosen = {}, {}
+        costs = np.array(machines.chosen).reshape(-1, len(probe.classes)).tolist()
+        for key, scores, of_classes in zip(_finite(result), decided, costs, strict=True):
             scored[key] = Precisions.of(scores, probe.val, self.rule)
+            chosen[" ".join(filter(None, key))] = dict(zip(probe.classes, of_classes, strict=True))
+        result.protocol["chosen_costs"] = chosen
         scored[None, CHANCE] = Precisions.of(np.zeros(val.shape), probe.val, self.rule)
         subject = next((one.name for one in probe.candidates if not one.baseline), None)
         mean = _entries(result.entries, scored, subject, None)
