@@ -267,6 +267,7 @@ def third_party(names):
         "yaml": "pyyaml",
         "annotated_types": "pydantic",
         "typing_extensions": "pydantic",
+        "sklearn": "scikit-learn",
     }
     tops = {name.partition(".")[0] for name in names}
     others = tops - set(sys.stdlib_module_names) - {"sslkit", "sslkit_plugins"}

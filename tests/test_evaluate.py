@@ -245,7 +245,7 @@ def test_a_split_takes_a_fifth_of_every_class_by_seed(trained):
     "words, sentence",
     [
         (["--kk", "3"], "--kk  no such option; did you mean '--k'?"),
-        (["--layer", "all"], "did you mean '--layers'?"),
+        (["--layer", "all"], "did you mean '--layers' or '--labels'?"),
         (["--k", "0"], "expected int ≥ 1, got 0"),
         (["--k", "[1"], "--k  is not valid YAML"),
         (["--k"], "requires an argument"),
