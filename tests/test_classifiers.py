@@ -11,9 +11,10 @@ from torch.nn import functional as F
 from sslkit.evaluation import pool
 from sslkit.evaluation.pooling import FEATURES
 from sslkit.interfaces import Features
-from sslkit_plugins.evaluations import linear
+from sslkit_plugins.evaluations import classifiers, linear, logistic
 from sslkit_plugins.evaluations.knn import Knn
-from sslkit_plugins.evaluations.linear import Linear, logistic_regression, standardise
+from sslkit_plugins.evaluations.linear import Linear
+from sslkit_plugins.evaluations.logistic import logistic_regression, standardise
 
 # --------------------------------------------------------------------------------------- kNN
 
@@ -89,7 +90,7 @@ def test_separable_classes_are_told_apart_wholly():
 
 @pytest.mark.parametrize("chunk", [8192, 30], ids=["whole", "chunks"])
 def test_the_gradient_vanishes_at_the_optimum(monkeypatch, chunk):
-    monkeypatch.setattr(linear, "CHUNK", chunk)
+    monkeypatch.setattr(logistic, "CHUNK", chunk)
     torch.manual_seed(0)
     rows, labels, strength = 3 + 2 * torch.randn(80, 5), torch.randint(3, (80,)), 0.1
     weights, bias = fitted(rows, labels, 3, strength)
@@ -131,7 +132,7 @@ def test_wide_features_are_fitted_in_the_span_of_their_rows():
     assert reduced.features.shape == (12, 12) and others.features.shape == (9, 12)
     short = others.logits(*logistic_regression(reduced, labels, 3, 0.1))
     mean, scale = rows.mean(0), 1 / rows.std(0, correction=0)
-    whole = linear.Standardised(rows, mean, scale)
+    whole = logistic.Standardised(rows, mean, scale)
     long = whole._replace(features=val).logits(*logistic_regression(whole, labels, 3, 0.1))
     torch.testing.assert_close(short, long, rtol=1e-3, atol=1e-3)
 
@@ -160,7 +161,8 @@ def test_validation_labels_never_choose_the_regulariser(monkeypatch):
         fits.append((strength, len(labels)))
         return logistic_regression(features, labels, classes, strength, start)
 
-    monkeypatch.setattr(linear, "logistic_regression", spy)
+    for module in (linear, logistic):
+        monkeypatch.setattr(module, "logistic_regression", spy)
     given, probe = Features(rows[:40], labels[:40], rows[40:], labels[40:]), made()
     right = Linear().regress(given, probe)["top-1"].mean()
     honest = list(fits)
@@ -168,7 +170,7 @@ def test_validation_labels_never_choose_the_regulariser(monkeypatch):
     wrong = Linear().regress(given._replace(val_labels=(given.val_labels + 1) % 3), probe)
     assert fits == honest
     held_out = "a fifth of every class held out, then all"
-    assert [count for _, count in honest] == [31] * len(linear.STRENGTHS) + [40], held_out
+    assert [count for _, count in honest] == [31] * len(logistic.STRENGTHS) + [40], held_out
     assert right > wrong["top-1"].mean()
 
 
@@ -176,7 +178,7 @@ def test_batch_norm_of_a_pooled_map_is_by_channel():
     """Two images of two channels and two places, by hand: channel 0 holds 1, 3, 5, 7 (mean 4,
     variance 5), channel 1 0, 0, 8, 8 (mean 4, variance 16)."""
     rows = torch.tensor([[1.0, 3.0, 0.0, 0.0], [5.0, 7.0, 8.0, 8.0]])
-    norm = linear.ChannelNorm(2, eps=1e-12)
+    norm = classifiers.ChannelNorm(2, eps=1e-12)
     expected = torch.tensor([[-3.0, -1.0, -4.0, -4.0], [1.0, 3.0, 4.0, 4.0]])
     expected /= torch.tensor([5.0, 5.0, 16.0, 16.0]).sqrt()
     torch.testing.assert_close(norm(rows), expected)
@@ -186,30 +188,28 @@ def test_batch_norm_of_a_pooled_map_is_by_channel():
 
 
 def classifiers_of(monkeypatch, **options):
-    """The classifiers and the optimizer of one fit by SGD, by layer."""
+    """The classifiers, the optimizer and the schedule of one fit by SGD."""
     made_by = {}
-    make = Linear._optimizer
+    make = classifiers.optimizer_of
 
-    def spy(self, classifiers, steps):
-        made_by["classifiers"] = classifiers
-        made_by["optimizer"], made_by["schedule"] = make(self, classifiers, steps)
+    def spy(heads, protocol, lr, per_epoch):
+        made_by["classifiers"] = heads
+        made_by["optimizer"], made_by["schedule"] = make(heads, protocol, lr, per_epoch)
         return made_by["optimizer"], made_by["schedule"]
 
-    monkeypatch.setattr(Linear, "_optimizer", spy)
+    monkeypatch.setattr(classifiers, "optimizer_of", spy)
     probe = made()
-    Linear(solver="sgd", seeds=1, **options).descend(probe, probe.candidates[0], 0)
+    Linear(seeds=1, **options).descend(probe, probe.candidates[0], 0)
     return made_by["classifiers"], made_by["optimizer"], made_by["schedule"]
 
 
 def test_sgd_norms_channels_and_does_not_decay_norms(monkeypatch):
     """`conv` is a map of 4 channels pooled to 4 · 14 · 14 numbers, `features` a vector of 4."""
-    classifiers, optimizer, _ = classifiers_of(monkeypatch, epochs=1, layers="all")
-    sizes = {
-        name: (norm.num_features, last.in_features) for name, (norm, last) in classifiers.items()
-    }
+    heads, optimizer, _ = classifiers_of(monkeypatch, solver="sgd", epochs=1, layers="all")
+    sizes = {name: (norm.num_features, last.in_features) for name, (norm, last) in heads.items()}
     assert sizes == {"features": (4, 4), "conv": (4, 784)}
     decays = {id(v): g["weight_decay"] for g in optimizer.param_groups for v in g["params"]}
-    for norm, last in classifiers.values():
+    for norm, last in heads.values():
         assert [decays[id(value)] for value in norm.parameters()] == [0, 0]
         assert [decays[id(value)] for value in last.parameters()] == [5e-4, 5e-4]
     assert all(g["momentum"] == 0.9 and g["nesterov"] for g in optimizer.param_groups)
@@ -217,7 +217,7 @@ def test_sgd_norms_channels_and_does_not_decay_norms(monkeypatch):
 
 def test_sgd_drops_as_vissl_does(monkeypatch):
     """28 epochs of one step: 0.01, and a tenth from epoch 8, 16 and 24 on."""
-    _, _, schedule = classifiers_of(monkeypatch, epochs=28)
+    _, _, schedule = classifiers_of(monkeypatch, solver="sgd", epochs=28)
     assert (schedule.base_lrs, dict(schedule.milestones)) == ([0.01] * 2, {8: 1, 16: 1, 24: 1})
 
 

@@ -63,6 +63,10 @@ def _common(
         ),
     ] = None,
     skip_unreadable: SkipUnreadable = False,
+    plan: Annotated[
+        bool,
+        typer.Option("--plan", help="Show sizes, memory and time, and measure nothing."),
+    ] = False,
     device: Device = "auto",
     workers: Workers = None,
     out: Annotated[
@@ -214,6 +218,7 @@ def evaluate(part: Part, given: dict[str, Any]) -> None:
     choice = recipe.read_evaluation(part.name, chosen)
 
     from sslkit.evaluation import build, store
+    from sslkit.evaluation.plan import plan
     from sslkit.runs import folders
 
     run = given["run"]
@@ -231,17 +236,24 @@ def evaluate(part: Part, given: dict[str, Any]) -> None:
         device=given["device"],
         out=given["out"],
         overrides=tuple(given["set"] or ()),
-        skip_unreadable=given["skip_unreadable"],
+        skip_unreadable=given["skip_unreadable"] and not given["plan"],
         workers=given["workers"],
     )
     console.print_text(f"{part.name} on {given['encoder'] if run is None else run}")
     needs = part.signature().attributes.get("needs", "labels")
     probe, notes, home = build.build(
-        request, needs, progress=console.progress, show=console.show_splits
+        request,
+        needs,
+        progress=console.progress,
+        show=console.show_splits,
+        statistics=not given["plan"],
     )
     for note in notes:
         console.print_text(note, stderr=True)
     store.check_place(home)
+    if given["plan"]:
+        console.print_fields(plan(choice, probe))
+        return
     result = store.run(choice, probe)
     path = store.write(home, result)
     console.print_result(result)

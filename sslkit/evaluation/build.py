@@ -59,10 +59,12 @@ def build(
     *,
     progress: Progress = silent,
     show: Callable[[Splits], None] = lambda splits: None,
+    statistics: bool = True,
 ) -> Built:
     """Build the probe of a request.
 
     Opens the data, checks them against `needs` and passes them to `show`, before it loads weights.
+    `statistics` fits the batch norms of untrained candidates, which takes a pass over the images.
     """
     foreign = foreign_of(request)
     device = pick_device(request.device)
@@ -81,6 +83,7 @@ def build(
     for run in runs:
         notes += run.notes
     candidates = _candidates(request, runs, foreign, splits, device)
+    home = _home(request, foreign)
     probe = ImageProbe(
         splits.train,
         splits.val,
@@ -91,9 +94,11 @@ def build(
         _conditions(request, runs, foreign, data, splits, skipped),
         workers,
         progress,
+        home,
     )
-    probe.fit_statistics()
-    return Built(probe, notes, _home(request, foreign))
+    if statistics:
+        probe.fit_statistics()
+    return Built(probe, notes, home)
 
 
 def _home(request: Request, foreign: Foreign | None) -> Path:

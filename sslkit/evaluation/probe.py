@@ -1,10 +1,12 @@
 """The probe of evaluations: images of two splits, and the candidates to score."""
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,6 +17,7 @@ from sslkit.evaluation import unreadable
 from sslkit.evaluation.candidates import Network
 from sslkit.evaluation.images import (
     BATCH,
+    PIECE,
     Cut,
     Order,
     Progress,
@@ -23,6 +26,7 @@ from sslkit.evaluation.images import (
     UnreadableImage,
     View,
     in_order,
+    in_pieces,
     in_random_order,
     read_images,
     shown,
@@ -60,6 +64,8 @@ class ImageProbe(Probe):
     facts: dict[str, Any] = field(default_factory=dict)
     workers: int = 0
     progress: Progress = silent
+    scratch: Path | None = None
+    """Folder for features that exceed the memory; None: the system's temporary folder."""
     kept: dict[tuple[ImageSource, View], dict[int, np.ndarray]] = field(
         default_factory=dict, repr=False
     )
@@ -95,10 +101,16 @@ class ImageProbe(Probe):
         size: int | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield `steps` shuffled batches of random crops and flips: [B,C,S,S], index [B]."""
-        orders = shuffled(len(source), batch_size=batch_size, steps=steps, seed=seed)
+        orders = in_pieces(shuffled(len(source), batch_size=batch_size, steps=steps, seed=seed))
         cut = RandomCrops(self.size if size is None else size, 1)
-        for (crops,), index in self._read(source, cut, orders, seed):
-            yield crops[:, 0].to(self.device), index
+        count = -(-min(batch_size, len(source)) // PIECE)
+        read = self._read(source, cut, orders, seed)
+        for (crops,), index in read:
+            batch, indices = [crops[:, 0].to(self.device)], [index]
+            for (more,), rows in itertools.islice(read, count - 1):
+                batch.append(more[:, 0].to(self.device))
+                indices.append(rows)
+            yield torch.cat(batch), torch.cat(indices)
 
     def views(
         self, source: ImageSource, *, count: int, seed: int = 0, size: int | None = None
@@ -116,14 +128,17 @@ class ImageProbe(Probe):
         *,
         seeds: int = 1,
         layers: bool = False,
-        view: View = "crop",
+        view: Literal["crop", "squash"] = "crop",
         chance: dict[str, float] | None = None,
         protocol: dict[str, Any] | None = None,
+        chunked: bool = False,
     ) -> Result:
         """Score every candidate, and every layer against the same layer of the baselines."""
-        features = comparison.embed(self, layers=layers, view=view)
-        outcomes = comparison.score_all(self, features, score, metrics, seeds)
+        kept = comparison.embed(self, layers=layers, view=view)
+        half = {"features": "float16 on disk"} if kept.on_disk else {}
+        outcomes = comparison.score_all(self, kept, score, metrics, seeds, chunked=chunked)
         stated = {
+            **half,
             "seeds": seeds,
             "view": shown(view, self.val),
             "layers": "all" if layers else "last",

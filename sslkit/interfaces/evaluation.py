@@ -1,7 +1,8 @@
 """Evaluations, their inputs and their results."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -109,7 +110,10 @@ yields none; a Score has its own.
 
 
 class Features(NamedTuple):
-    """Features float32 [N,D] of both splits, with labels int64 [N] or tags int8 [N,classes]."""
+    """Features float32 [N,D] of both splits, with labels int64 [N] or tags int8 [N,classes].
+
+    With `compare(chunked=True)`, features that exceed the memory are float16 or not on the device.
+    """
 
     train: Tensor
     train_labels: Tensor
@@ -151,16 +155,21 @@ class Probe(ABC):
     size: int
     """Default side of the images of `images`, `augmented` and `views`, px."""
     device: torch.device
+    progress: Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
+    """title → context manager of a function of the newly completed number and the total."""
 
     @abstractmethod
     def images(
         self,
         source: ImageSource,
         *,
-        view: Literal["crop", "squash"] = "crop",
+        view: Literal["crop", "squash", "square"] = "crop",
         size: int | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield every image once, in order: integer [N,C,S,S] on the device, index [N]."""
+        """Yield every image once, in order: integer [N,C,S,S] on the device, index [N].
+
+        crop: the usual central crop. square: the central square. squash: the full image.
+        """
 
     @abstractmethod
     def augmented(
@@ -191,16 +200,58 @@ class Probe(ABC):
         view: Literal["crop", "squash"] = "crop",
         chance: dict[str, float] | None = None,
         protocol: dict[str, Any] | None = None,
+        chunked: bool = False,
     ) -> Result:
         """Score every candidate with `score(features, seed)` and return the result.
 
         `layers` scores every layer against the same layer of the baselines. `chance` has the
-        metrics at chance level.
+        metrics at chance level. `chunked`: `score` reads features in chunks of rows, so they need
+        not fit into memory.
         """
 
     @abstractmethod
     def protocol(self) -> dict[str, Any]:
         """Return data, fingerprint, splits, classes, counts, size, view, checkpoint and step."""
+
+
+class Work(NamedTuple):
+    """Size of an evaluation, for `Evaluation.estimate`."""
+
+    train: int
+    """Number of training images."""
+    val: int
+    classes: int
+    dims: Mapping[tuple[str | None, str], int]
+    """Length of the features by row and candidate; includes every layer."""
+    device: torch.device
+
+    def widths(self, layers: bool) -> dict[tuple[str | None, str], int]:
+        """Return the lengths that are scored: of all layers, or of the last one."""
+        return {key: dim for key, dim in self.dims.items() if layers or key[0] in (None, LAST)}
+
+
+LAST = "features"
+"""Row of the features, beside those of layers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What an evaluation needs, for `--plan`.
+
+    `features`: it keeps the features of all images, of all layers with `layers`. `passes` and
+    `val_passes` are further passes of every candidate over the training and validation images.
+    `seconds` and `bytes` are the scoring's own; None if unknown. `how` tells what was assumed.
+    """
+
+    features: bool = True
+    layers: bool = False
+    passes: float = 0.0
+    val_passes: float = 0.0
+    seconds: float | None = None
+    bytes: int = 0
+    how: str = ""
+    notes: tuple[str, ...] = ()
+    """Sentences for the user, such as a faster alternative."""
 
 
 class Evaluation(ABC):
@@ -212,3 +263,7 @@ class Evaluation(ABC):
     @abstractmethod
     def measure(self, probe: Probe) -> Result:
         """Return the scores of every candidate of `probe`."""
+
+    def estimate(self, work: Work) -> Estimate:
+        """Return what `measure` needs, from the sizes alone; may time a small sample."""
+        return Estimate(layers=getattr(self, "layers", "last") == "all")

@@ -317,6 +317,22 @@ class Timm(Encoder):
         patches = patches.gather(1, kept.unsqueeze(-1).expand(-1, -1, patches.shape[-1]))
         return model.norm(model.blocks(model.norm_pre(cat([prefix, patches], 1))))
 
+    def blocks(self, images: Tensor, count: int) -> list[Tensor]:
+        """Return the normalised tokens after the last `count` blocks of a vision transformer."""
+        if not isinstance(self.model, VisionTransformer):
+            raise self._without_tokens("has no blocks of tokens")
+        found: Any = self.model.forward_intermediates(
+            images,
+            indices=min(count, len(self.model.blocks)),
+            return_prefix_tokens=True,
+            norm=True,
+            output_fmt="NLC",
+            intermediates_only=True,
+        )
+        if not self.prefix_tokens:
+            return list(found)
+        return [cat([prefix, patches], 1) for patches, prefix in found]
+
     def _without_tokens(self, what: str) -> SslkitError:
         return SslkitError(
             f"'{self.name}' {what}; use a vision transformer, such as vit_small_patch16_224"
