@@ -4,6 +4,6 @@ from sslkit.data.splits import split_by_class
 from sslkit.evaluation.compare import combine
 from sslkit.evaluation.intervals import bootstrap
 from sslkit.evaluation.pooling import pool
-from sslkit.evaluation.rows import Rows
+from sslkit.evaluation.rows import Rows, split
 
-__all__ = ["Rows", "bootstrap", "combine", "pool", "split_by_class"]
+__all__ = ["Rows", "bootstrap", "combine", "pool", "split", "split_by_class"]

@@ -48,7 +48,7 @@ def relabelled(source: ImageSource, classes: Sequence[str]) -> ImageSource:
     return found
 
 
-def split(source: ImageSource, seed: int) -> tuple[ImageSource, ImageSource, str]:
+def split(source: ImageSource, seed: int) -> tuple[Rows, Rows, str]:
     """Return training images, validation images, and how they were split.
 
     Splits by group if there are groups, else by class if there are labels, else at random.
