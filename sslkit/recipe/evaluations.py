@@ -9,6 +9,7 @@ from sslkit.recipe import registry
 from sslkit.recipe.contents import Choice
 from sslkit.recipe.settings import Repeat, Train
 from sslkit.recipe.signature import Faults, Signature, read_class
+from sslkit.recipe.words import written
 
 KEYS = tuple(field.name for field in fields(Repeat))
 """Keys of an evaluation beside its own options."""
@@ -34,6 +35,12 @@ def read(given: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], Faults]:
     found: dict[str, dict[str, Any]] = {}
     faults: Faults = []
     for name, options in given.items():
+        if options is not None and not isinstance(options, Mapping):
+            message = (
+                f"{written(options)} is not a mapping of options, such as {{every_epochs: 10}}"
+            )
+            faults.append((str(name), message))
+            continue
         try:
             known = signature(registry.find("evaluations", name))
             found[name], wrong = known.validate(name, options or {})

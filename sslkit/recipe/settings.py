@@ -238,7 +238,7 @@ class Train:
         bool, Field(description="Use deterministic kernels only, which may be slower.")
     ] = False
     evaluate: Annotated[
-        dict[str, dict[str, Any] | None] | None,
+        dict[str, Any] | None,
         Field(
             description="Evaluations while training, by name: {knn: {every_epochs: 10, data: "
             "DIR}}. Beside every_epochs, data and labels stand the options of the evaluation."
