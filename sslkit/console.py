@@ -304,27 +304,28 @@ class Training:
             )
 
     def _measure(self, rows: list[Row]) -> bool:
-        """Keep the values of evaluations at the last step; print those of the untrained encoder.
+        """Keep the headline of each evaluation of the last step; print those of the untrained one.
 
         Returns whether there are any.
         """
         from sslkit.runs.metrics import UNTRAINED
 
-        names = tuple(f"{name} " for name in self.run.recipe.train.evaluate or ())
-        if not names:
-            return False
-        first = rows[0].metrics
-        untrained = [name for name in first if name.endswith(UNTRAINED)]
+        first, last = rows[0].metrics, rows[-1].metrics
+        untrained, measured = [], []
+        for evaluation in self.run.recipe.train.evaluate or ():
+            start = f"{evaluation} "
+            names = [name for name in (*first, *last) if name.startswith(start)]
+            before = [name for name in names if name.endswith(UNTRAINED)]
+            now = [name for name in names if name in last and name not in before]
+            untrained += [
+                f"{name.removesuffix(UNTRAINED)} {first[name]:.3g}" for name in before[:1]
+            ]
+            measured += [f"{name} {last[name]:.3g}" for name in now[:1]]
         if untrained:
-            values = [f"{name.removesuffix(UNTRAINED)} {first[name]:.3g}" for name in untrained]
-            self._say(f"untrained: {', '.join(values)}")
-        values = []
-        for name, value in rows[-1].metrics.items():
-            if name.startswith(names) and not name.endswith(UNTRAINED):
-                values.append(f"{name} {value:.3g}")
-        if values:
-            self.measured = f"  {', '.join(values)}"
-        return bool(values)
+            self._say(f"untrained: {', '.join(untrained)}")
+        if measured:
+            self.measured = f"  {'  '.join(measured)}"
+        return bool(measured)
 
     def _show_health(self, health: Health) -> None:
         """Print the verdict if it has changed."""
