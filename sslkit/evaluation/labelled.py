@@ -1,5 +1,6 @@
 """Labels the images of a data set from a file, and splits them."""
 
+import itertools
 import os
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -28,9 +29,9 @@ class Joined(ImageSource):
         self.sources, self.names = sources, names
         self.starts = np.cumsum([0, *map(len, sources)])
         self.channels, self.bits, self.reduced_to = first.channels, first.bits, first.reduced_to
-        groups = [source.groups for source in sources]
-        if all(found is not None for found in groups):
-            self.groups = [str(group) for found in groups for group in found or ()]
+        groups = [source.groups for source in sources if source.groups is not None]
+        if len(groups) == len(sources):
+            self.groups = [*itertools.chain.from_iterable(groups)]
 
     def _at(self, index: int) -> tuple[ImageSource, int]:
         number = int(np.searchsorted(self.starts, index, side="right")) - 1
@@ -99,7 +100,9 @@ def find_images(
 
     Raises DataError for rows that name no image, or several.
     """
-    own = [str(name) for source in sources for name in source.names]
+    own: list[str] = []
+    for source in sources:
+        own += map(str, source.names)
     forms: list[tuple[Sequence[str], Callable[[str], str]]] = [
         (names, str),
         (own, str),

@@ -93,7 +93,10 @@ def opened(recipe: Recipe, data: DataFormat) -> Iterator[Opened]:
                     f"bits, but the run trains on {data.channels} and {data.bits}"
                 )
         except DataError as error:
-            message = f"{error}; other images: --set {one.key}.data=DIR"
+            message = (
+                f"{error}; while training, --set {one.key}.data=DIR names other images and --set "
+                f"{one.key}.labels=FILE a file of labels"
+            )
             raise RecipeError(Fault(one.key, message)) from error
         except RecipeError as error:
             raise RecipeError(*[_below(one.key, fault) for fault in error.faults]) from error
