@@ -265,10 +265,10 @@ def third_party(names):
     """The distributions of modules that are neither ours nor Python's, in lower case."""
     distribution = {
         "PIL": "pillow",
+        "sklearn": "scikit-learn",
         "yaml": "pyyaml",
         "annotated_types": "pydantic",
         "typing_extensions": "pydantic",
-        "sklearn": "scikit-learn",
     }
     tops = {name.partition(".")[0] for name in names}
     others = tops - set(sys.stdlib_module_names) - {"sslkit", "sslkit_plugins"}

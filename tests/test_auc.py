@@ -73,13 +73,13 @@ def test_an_interval_over_groups_is_wider_for_copies():
     rng = np.random.default_rng(0)
     labels = np.arange(40) % 2
     scores = np.stack([np.zeros(40), rng.normal(size=40) + labels], 1)
-    once = Measured(Ranking(scores, labels)).scores(None)["AUC"]
-    copied = Measured(Ranking(scores.repeat(4, 0), labels.repeat(4)))
-    grouped = copied.scores(np.arange(40).repeat(4).tolist())["AUC"]
+    once = Measured(Ranking(scores, labels), None).scores()["AUC"]
+    copied = Ranking(scores.repeat(4, 0), labels.repeat(4))
+    grouped = Measured(copied, np.arange(40).repeat(4).tolist()).scores()["AUC"]
     (one,), (other,) = once.intervals, grouped.intervals
     assert other.of == "40 groups, bootstrap of 1000"
     assert (one.low, one.high, once.value) == pytest.approx((other.low, other.high, grouped.value))
-    narrow = Measured(Ranking(scores.repeat(4, 0), labels.repeat(4))).scores(None)["AUC"]
+    narrow = Measured(copied, None).scores()["AUC"]
     assert narrow.intervals[0].high - narrow.intervals[0].low < (one.high - one.low) / 1.7
 
 

@@ -1,8 +1,8 @@
 """Area under the ROC curve and balanced accuracy of a logistic regression."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -11,10 +11,9 @@ from pydantic import Field
 from torch import Tensor
 
 from sslkit.errors import DataError, counted, printable
-from sslkit.evaluation import bootstrap, split
+from sslkit.evaluation import percentiles, resample, split
 from sslkit.interfaces import (
     Curves,
-    Entry,
     Estimate,
     Evaluation,
     Features,
@@ -37,6 +36,7 @@ from sslkit_plugins.evaluations.logistic import (
 
 AUC = Metric("AUC", low=0, high=1)
 BALANCED = Metric("balanced accuracy", "%", low=0, high=1)
+METRICS = (AUC, BALANCED)
 LINES, POINTS = 8, 200
 """Largest number of lines in the figure, and of points on a line."""
 
@@ -99,51 +99,40 @@ def standard_error(positives: int, negatives: int) -> float:
     return math.sqrt((positives + negatives + 1) / (12 * positives * negatives))
 
 
-@dataclass
 class Measured:
-    """The ranking of one candidate, and its metrics over resampled images, float64 [draws]."""
+    """The ranking of one candidate, and its metrics on resampled images, float64 [draws,2].
 
-    ranking: Ranking
-    draws: dict[str, np.ndarray] = field(default_factory=dict)
+    `drawn` tells what was resampled, images or groups; "" for fewer than ten of them.
+    """
 
-    def scores(self, groups: Sequence[object] | None) -> dict[str, Outcome]:
-        """Return both metrics with intervals from resampled images, or from resampled groups."""
-        statistics = {
-            AUC.name: self.ranking.auc,
-            BALANCED.name: self.ranking.balanced_accuracy,
-        }
+    def __init__(self, ranking: Ranking, groups: Sequence[object] | None) -> None:
+        self.ranking, count = ranking, len(ranking.labels)
+        self.values = self.metrics(np.ones(count))
+        found = resample(
+            lambda rows: self.metrics(np.bincount(rows, minlength=count)), count, groups=groups
+        )
+        self.draws, self.drawn = (np.empty((0, 2)), "") if found is None else found
+
+    def metrics(self, counts: np.ndarray) -> np.ndarray:
+        """Return AUC and balanced accuracy, float64 [2]."""
+        return np.array([self.ranking.auc(counts), self.ranking.balanced_accuracy(counts)])
+
+    def scores(self) -> dict[str, Outcome]:
+        """Return both metrics with intervals from the resampled images."""
         found: dict[str, Outcome] = {}
-        for name, statistic in statistics.items():
-            interval = self._resample(name, statistic, groups)
-            value = statistic(np.ones(len(self.ranking.labels)))
-            found[name] = Score((value,), () if interval is None else (interval,))
+        for place, metric in enumerate(METRICS):
+            interval = percentiles(self.draws[:, place], self.drawn)
+            intervals = () if interval is None else (interval,)
+            found[metric.name] = Score((float(self.values[place]),), intervals)
         return found
 
-    def _resample(
-        self,
-        name: str,
-        statistic: Callable[[np.ndarray], float],
-        groups: Sequence[object] | None,
-    ) -> Interval | None:
-        count, draws = len(self.ranking.labels), []
-
-        def keep(rows: np.ndarray) -> float:
-            draws.append(statistic(np.bincount(rows, minlength=count)))
-            return draws[-1]
-
-        interval = bootstrap(keep, count, groups=groups)
-        self.draws[name] = np.array(draws)
-        return interval
-
-    def difference(self, other: "Measured", entry: Entry) -> dict[str, Interval]:
-        """Return the paired differences to `other`; both saw the same resampled images."""
-        found = {}
-        for name, ours in self.draws.items():
-            change = ours - other.draws[name]
-            if len(change) and np.isfinite(change).all():
-                low, high = np.percentile(change, [2.5, 97.5]).tolist()
-                of = entry.scores[name].intervals[0].of
-                found[name] = Interval(low, high, f"{of}, paired")
+    def differences(self, other: "Measured") -> dict[str, Interval]:
+        """Return the paired differences to `other`, which saw the same resampled images."""
+        change, found = self.draws - other.draws, {}
+        for place, metric in enumerate(METRICS):
+            interval = percentiles(change[:, place], f"{self.drawn}, paired")
+            if interval is not None:
+                found[metric.name] = interval
         return found
 
 
@@ -185,13 +174,14 @@ class Auc(Evaluation):
         measured: list[Measured] = []
 
         def score(features: Features, seed: int) -> dict[str, Outcome]:
-            found = Measured(Ranking(self.fit(features, chosen_on, len(probe.classes)), labels))
+            scores = self.fit(features, chosen_on, len(probe.classes))
+            found = Measured(Ranking(scores, labels), probe.val.groups)
             measured.append(found)
-            return found.scores(probe.val.groups)
+            return found.scores()
 
         result = probe.compare(
             score,
-            [AUC, BALANCED],
+            METRICS,
             layers=self.layers == "all",
             chance={AUC.name: 0.5, BALANCED.name: 1 / len(probe.classes)},
             protocol=self._stated(probe, labels),
@@ -296,7 +286,7 @@ def _compared(result: Result, measured: Sequence[Measured], probe: Probe) -> Res
         own = found.get((entry.row, entry.candidate))
         if own is not None and entry.candidate == subject:
             differences = {
-                name: own.difference(other, entry)
+                name: own.differences(other)
                 for (row, name), other in found.items()
                 if name != subject and row in (entry.row, None)
             }
