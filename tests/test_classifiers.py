@@ -8,7 +8,8 @@ import torch
 from noise import made
 from torch.nn import functional as F
 
-from sslkit.evaluation import pool
+from sslkit import recipe
+from sslkit.evaluation import pool, store
 from sslkit.evaluation.pooling import FEATURES
 from sslkit.interfaces import Features
 from sslkit_plugins.evaluations import classifiers, linear, logistic
@@ -52,6 +53,73 @@ def test_votes_in_blocks_are_the_same(monkeypatch):
     whole = Knn(k=7).vote(given, 4)
     monkeypatch.setattr("sslkit_plugins.evaluations.knn.BLOCK_BYTES", 4 * 50 * 3)
     torch.testing.assert_close(Knn(k=7).vote(given, 4), whole)
+
+
+def test_a_near_image_may_lose_to_two_far_ones():
+    """At 0 rad one image of class 0; at 0.2 and 0.25 rad two of class 1."""
+    train = torch.tensor([[1.0, 0.0], [math.cos(0.2), math.sin(0.2)], [math.cos(0.25), -0.2474]])
+    labels, query = torch.tensor([0, 1, 1]), at(0)
+    assert voted(train, labels, query, k=1) == [0]
+    for temperature in (0.07, 0.1, 1):
+        assert voted(train, labels, query, k=3, temperature=temperature) == [1]
+    votes = Knn(k=3).vote(Features(train, labels, query, labels[:1]), 2)[0]
+    assert (votes[1] / votes[0]).item() == pytest.approx(2.23e6 / 1.60e6, rel=0.01)
+
+
+def test_every_training_image_is_its_own_nearest():
+    given = clusters(100)
+    own = given._replace(val=given.train, val_labels=given.train_labels)
+    assert Knn(k=1).vote(own, 7).argmax(1).equal(own.train_labels)
+
+
+def test_votes_of_all_images_are_counted_exactly():
+    """At a boundless temperature all 10⁵ votes weigh the same, and one vote decides."""
+    labels = torch.cat([torch.zeros(50_001), torch.ones(50_000)]).long()
+    train = torch.randn(len(labels), 2, generator=torch.Generator().manual_seed(0))
+    given = Features(train, labels, at(0), labels[:1])
+    votes = Knn(k=len(labels), temperature=1e12).vote(given, 2)[0] * len(labels)
+    torch.testing.assert_close(
+        votes, torch.tensor([50_001.0, 50_000.0]).double(), atol=1e-6, rtol=0
+    )
+
+
+def knn_of(**options) -> dict:
+    return store.run(recipe.read_evaluation("knn", options), made())
+
+
+def test_a_preset_reports_each_k_and_its_headline_first():
+    found = knn_of(preset="dino")
+    names = [metric["name"] for metric in found["metrics"]]
+    assert names == ["top-1", "top-1, k = 10", "top-1, k = 100", "top-1, k = 200"]
+    protocol = found["protocol"]
+    stated = {name: protocol[name] for name in ("preset", "k", "ks", "temperature", "source")}
+    assert stated == {
+        "preset": "dino",
+        "k": 20,
+        "ks": [20, 10, 30, 30],
+        "temperature": 0.07,
+        "source": "dino: eval_knn.py",
+    }
+    assert protocol["notes"] == [
+        "top-1 is that of k = 20",
+        "all 30 training images vote, fewer than 100, 200 (--k)",
+    ]
+    for k in (20, 10):
+        single = knn_of(k=str(k))["entries"]
+        name = "top-1" if k == 20 else "top-1, k = 10"
+        for one, other in zip(found["entries"], single, strict=True):
+            assert one["scores"][name]["value"] == other["scores"]["top-1"]["value"]
+
+
+@pytest.mark.parametrize(
+    ("name", "k", "temperature"),
+    [("moco", 200, 0.1), ("lightly", 200, 0.1), ("solo-learn", 20, 0.07), ("vissl", 200, 0.1)],
+)
+def test_presets_of_knn_have_their_numbers(name, k, temperature):
+    found = Knn(preset=name)
+    assert (found.ks, found.temperature) == ((k,), temperature)
+    given = Knn(preset=name, k=3, temperature=0.5)
+    assert (given.ks, given.temperature) == ((3,), 0.5), "given options win"
 
 
 def clusters(count=600, rest=250, width=64, classes=7) -> Features:

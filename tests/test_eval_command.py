@@ -134,8 +134,9 @@ def test_help_shows_descriptions_defaults_and_choices():
     code, out, _ = sslkit("eval", "linear", "--help")
     text = one_line(out)
     assert code == 0
-    assert "--solver lbfgs|sgd" in text and "[default: lbfgs]" in text
-    assert "--epochs VALUE Epochs of `sgd`, 28 by default, as in VISSL." in text
+    assert "--solver lbfgs|sgd" in text and "lbfgs (default): logistic regression" in text
+    assert "--preset pirl|moco|swav|simclr|byol|" in text
+    assert "--epochs VALUE Epochs of `sgd`, by default the preset's; 28 in VISSL." in text
     for common in ("--data", "--encoder", "--weights", "--size", "--against", "--split-seed"):
         assert common in text
     assert "--device" in text and "--out" in text and "[RUN]" in text

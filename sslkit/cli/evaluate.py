@@ -192,9 +192,12 @@ def _parameter(option: Option) -> inspect.Parameter:
         text = f"{option.description}{shown}"
         declared = typer.Option(f"{flag}/--no-{flag[2:]}", help=text, show_default=False)
         return _keyword(option.parameter, bool | None, declared)
-    metavar, text = "VALUE", f"{option.description} ({option.words})".strip()
-    if option.words.startswith("one of ") and " or " not in option.words:
-        names = option.words.removeprefix("one of ").replace("'", "")
+    words = option.words
+    if option.default is None:
+        words = words.removesuffix(" or null")
+    metavar, text = "VALUE", f"{option.description} ({words})".strip()
+    if words.startswith("one of ") and " or " not in words:
+        names = words.removeprefix("one of ").replace("'", "")
         metavar, text = names.replace(", ", "|"), option.description
     if option.default is not REQUIRED and option.default is not None:
         text = f"{text}  [default: {plain(option.default)}]"

@@ -26,8 +26,8 @@ Lines = list[tuple[str, str]]
 def plan(choice: Choice, probe: ImageProbe) -> Lines:
     """Return name and value of each line of a plan. Writes nothing.
 
-    Reads two batches of images, embeds them with every candidate, and asks the evaluation for the
-    cost of its own work.
+    Reads two batches of images, embeds them with every candidate, and adds the evaluation's own
+    estimate.
     """
     evaluation: Evaluation = make(choice)
     layered = embedding(probe, layers=True)

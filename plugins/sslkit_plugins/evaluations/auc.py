@@ -111,7 +111,10 @@ class Measured:
         found = resample(
             lambda rows: self.metrics(np.bincount(rows, minlength=count)), count, groups=groups
         )
-        self.draws, self.drawn = (np.empty((0, 2)), "") if found is None else found
+        self.draws: np.ndarray = np.empty((0, len(METRICS)))
+        self.drawn = ""
+        if found is not None:
+            self.draws, self.drawn = found
 
     def metrics(self, counts: np.ndarray) -> np.ndarray:
         """Return AUC and balanced accuracy, float64 [2]."""

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sslkit.errors import SslkitError
-from sslkit.interfaces import Candidate, Probe
+from sslkit.interfaces import Candidate, Encoder, Probe
 from sslkit_plugins.evaluations.protocols import Protocol
 
 EMBEDDED = 256
@@ -67,8 +67,8 @@ class Reader:
 
     def __init__(self, candidate: Candidate, protocol: Protocol, *, layers: bool) -> None:
         self.candidate, self.protocol, self.layers = candidate, protocol, layers
-        self.special = protocol.tokens or (layers and protocol.pooling == "alexnet")
-        self.network = candidate.network() if self.special else None
+        self.pools = layers and protocol.pooling == "alexnet"
+        self.network = candidate.network() if protocol.tokens or self.pools else None
         self.notes: list[str] = []
 
     @torch.no_grad()
@@ -88,34 +88,37 @@ class Reader:
             return found
         encoder, normalise = self.network
         pixels = normalise(images)
-        if self.protocol.tokens:
-            try:
-                found["features"] = self._tokens(encoder, pixels)
-            except SslkitError:
-                self._note("the encoder has no class tokens, so its features are classified")
-        if not self.layers or self.protocol.pooling != "alexnet":
-            return found
-        maps = encoder.maps(pixels)
+        special = self._pooled if self.pools else self._tokens
+        return found | special(encoder, pixels)
+
+    def _pooled(self, encoder: Encoder, pixels: Tensor) -> dict[str, Tensor]:
+        """Return the max-pooled layers of AlexNet; {} for other encoders."""
+        try:
+            maps = encoder.maps(pixels)
+        except SslkitError:
+            maps = {}
         if set(maps) != set(ALEXNET_POOLS):
             self._note("the encoder has no layers conv1 … conv5, so layers are average-pooled")
-            return found
-        for name, values in maps.items():
-            found[name] = max_pool(name, values).float()
-        return found
+            return {}
+        return {name: max_pool(name, values).float() for name, values in maps.items()}
 
-    def _tokens(self, encoder: Any, pixels: Tensor) -> Tensor:
+    def _tokens(self, encoder: Encoder, pixels: Tensor) -> dict[str, Tensor]:
         """Return class tokens of the last blocks, or class token and mean patch if they are wide.
 
-        Caron et al. 2021 (DINO), arXiv:2104.14294, appendix F.2.
+        dino: eval_linear.py, `--n_last_blocks` and `--avgpool_patchtokens`. {} without class token.
         """
-        last = encoder.blocks(pixels, 1)[0]
         prefix = encoder.prefix_tokens
+        try:
+            blocks = encoder.blocks(pixels, BLOCKS)
+        except SslkitError:
+            prefix = 0
         if not prefix:
-            raise SslkitError("no class token")
+            self._note("the encoder has no class tokens, so its features are classified")
+            return {}
+        last = blocks[-1]
         if last.shape[-1] >= WIDE:
-            return torch.cat([last[:, 0], last[:, prefix:].mean(1)], 1).float()
-        tokens = [rows[:, 0] for rows in encoder.blocks(pixels, BLOCKS)]
-        return torch.cat(tokens, 1).float()
+            return {"features": torch.cat([last[:, 0], last[:, prefix:].mean(1)], 1).float()}
+        return {"features": torch.cat([rows[:, 0] for rows in blocks], 1).float()}
 
     def _note(self, text: str) -> None:
         note = f"{self.candidate.name}: {text}"

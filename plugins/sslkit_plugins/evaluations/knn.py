@@ -1,19 +1,18 @@
 """k-nearest-neighbour classification of frozen features."""
 
 import math
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 from torch.nn import functional as F
 
 from sslkit.interfaces import Estimate, Evaluation, Features, Metric, Outcome, Probe, Result, Work
-from sslkit_plugins.evaluations import accuracy
+from sslkit_plugins.evaluations import accuracy, effort
 
 BLOCK_BYTES = 2**28
 """Memory of one block of cosines (queries × training images), bytes."""
@@ -34,9 +33,9 @@ PRESETS = {
         "dino: eval_knn.py", (20, 10, 100, 200), 0.07, ("bilinear resizing; DINO uses bicubic",)
     ),
     "moco": Setting("moco: CIFAR demo", (200,), 0.1),
-    "lightly": Setting("lightly: benchmarks/imagenet/resnet50", (200,), 0.1),
-    "mmselfsup": Setting("mmselfsup: benchmarks, f5 pooled", (20, 10, 100, 200), 0.07),
-    "solo-learn": Setting("solo-learn: main_knn.py", (20,), 0.07),
+    "lightly": Setting("lightly: benchmarks", (200,), 0.1),
+    "mmselfsup": Setting("mmselfsup: benchmarks", (20, 10, 100, 200), 0.07),
+    "solo-learn": Setting("solo-learn", (20,), 0.07),
     "vissl": Setting(
         "vissl: nearest_neighbor/eval_resnet_8gpu_in1k_kNN.yaml",
         (200,),
@@ -65,17 +64,15 @@ class Knn(Evaluation):
             ),
         ] = None,
         k: Annotated[
-            int | None,
+            PositiveInt | None,
             Field(
-                ge=1,
                 description="Number of neighbours, usually 20 to 200. Wu et al.: 200 on ImageNet. "
                 "By default the preset's, or 20.",
             ),
         ] = None,
         temperature: Annotated[
-            float | None,
+            PositiveFloat | None,
             Field(
-                gt=0,
                 description="τ, the temperature of a vote. Wu et al.: 0.07. By default the "
                 "preset's, or 0.07.",
             ),
@@ -189,18 +186,21 @@ class Knn(Evaluation):
 
     def estimate(self, work: Work) -> Estimate:
         """Estimate the search from one block of cosines of each width."""
-        count, queries = min(work.train, 4096), min(work.val, 1024)
         total, measured = 0.0, {}
         for width in work.widths(self.layers == "all").values():
             if width not in measured:
-                labels = torch.zeros(count, dtype=torch.int64, device=work.device)
-                train = torch.randn(count, width, device=work.device)
-                given = Features(train, labels, train[:queries], labels[:queries])
-                start = time.perf_counter()
-                list(self.neighbours(given))
-                measured[width] = (time.perf_counter() - start) / (count * queries)
+                measured[width] = self._seconds(width, work)
             total += measured[width] * work.train * work.val
         return Estimate(layers=self.layers == "all", seconds=total, bytes=3 * BLOCK_BYTES)
+
+    def _seconds(self, width: int, work: Work) -> float:
+        """Return the time of a search per query and training image, s."""
+        count, queries = min(work.train, 4096), min(work.val, 1024)
+        labels = torch.zeros(count, dtype=torch.int64, device=work.device)
+        train, val = torch.randn(count, width), torch.randn(queries, width)
+        given = Features(train.to(work.device), labels, val.to(work.device), labels[:queries])
+        took = effort.seconds(lambda: list(self.neighbours(given)), work.device)
+        return took / (count * queries)
 
 
 def _name(k: int) -> str:

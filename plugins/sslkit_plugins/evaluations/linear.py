@@ -28,6 +28,8 @@ from sslkit_plugins.evaluations.logistic import (
 )
 from sslkit_plugins.evaluations.protocols import PRESETS, Protocol
 
+Batch = Annotated[int, Field(ge=2)]
+
 SEEDS = 3
 """Fits of `solver: sgd` without a preset. Presets have one, as published."""
 
@@ -96,12 +98,12 @@ class Linear(Evaluation):
         lr: Annotated[
             PositiveFloat | None,
             Field(
-                description="Learning rate of `sgd` for the batch as it is, by default the "
+                description="Learning rate of `sgd`, not scaled by the batch, by default the "
                 "preset's; 0.01 in VISSL."
             ),
         ] = None,
         batch_size: Annotated[
-            PositiveInt | None,
+            Batch | None,
             Field(description="Batch size of `sgd`, by default the preset's; 256 in VISSL."),
         ] = None,
         weight_decay: Annotated[
