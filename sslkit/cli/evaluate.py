@@ -32,6 +32,16 @@ def _common(
     run: RunFolder = None,
     data: Data = None,
     set: DataOptions = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="CSV",
+            help="File with the columns name and label, and optionally group and split, which "
+            "replaces the labels of the images.",
+            show_default=False,
+            parser=filled("--labels", Path),
+        ),
+    ] = None,
     encoder: Encoder = None,
     weights: Weights = None,
     size: Size = None,
@@ -223,6 +233,7 @@ def evaluate(part: Part, given: dict[str, Any]) -> None:
     request = build.Request(
         run=run,
         data=given["data"],
+        labels=given["labels"],
         encoder=given["encoder"],
         weights=given["weights"],
         size=given["size"],
