@@ -140,6 +140,7 @@ ORDER = [
     ("sslkit.runs",),
     ("sslkit.report",),
     ("sslkit.training", "sslkit.evaluation"),
+    ("sslkit.sweep",),
     ("sslkit.console",),
     ("sslkit.api", "sslkit.cli"),
     ("sslkit.__main__",),
