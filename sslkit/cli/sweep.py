@@ -1,8 +1,9 @@
 """`sslkit sweep`."""
 
 import signal
+import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -14,6 +15,11 @@ from sslkit.errors import counted
 if TYPE_CHECKING:
     from sslkit.sweep.home import Home
     from sslkit.sweep.plan import Plan
+    from sslkit.sweep.search import Search
+    from sslkit.sweep.study import Sampler
+
+TRIALS = 20
+"""Default number of trials of a search."""
 
 Words = Annotated[
     list[str],
@@ -55,12 +61,8 @@ def sweep(
         ),
     ] = None,
     sampler: Annotated[
-        str | None,
-        typer.Option(
-            metavar="tpe | gp | random",
-            help="With --search: sampler of Optuna, by default tpe.",
-            show_default=False,
-        ),
+        Literal["tpe", "gp", "random"] | None,
+        typer.Option(help="With --search: sampler of Optuna, by default tpe.", show_default=False),
     ] = None,
     storage: Annotated[
         str | None,
@@ -114,8 +116,78 @@ def sweep(
         search=search,
     )
     folder = (out or Path("sweeps", plan.default_name)).expanduser().absolute()
+    if search:
+        from sslkit.sweep import study
+
+        study.check_installed()
     plans.check_same(folder, plan)
-    _run_grid(plan, folder, jobs)
+    if search:
+        _run_search(plan, folder, jobs, trials or TRIALS, sampler or "tpe", storage)
+    else:
+        _run_grid(plan, folder, jobs)
+
+
+def _run_search(
+    plan: "Plan", folder: Path, jobs: int | None, trials: int, sampler: "Sampler", url: str | None
+) -> None:
+    """Run a search; exit with 1 if trials failed, with the signal's code if one stopped it."""
+    from sslkit.sweep import images
+    from sslkit.sweep.home import Home
+    from sslkit.sweep.search import Search
+    from sslkit.training.signals import signals
+
+    home = Home(folder, plan.evaluations)
+    steps = images.steps(plan.cells)
+    images.check(plan.cells, plan.evaluations, console.show_splits)
+    keys = ", ".join(axis.key for axis in plan.axes)
+    each = counted(steps[plan.cells[0].name], "step")
+    runs = f"{counted(trials, 'trial')} × {counted(plan.seeds, 'training seed')}"
+    console.print_text(f"search: {runs} over {keys}, {each} each")
+    home.begin(plan)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*experimental", module="optuna")
+        search = Search(
+            home,
+            plan,
+            _slots(plan, jobs),
+            console.print_text,
+            trials=trials,
+            sampler=sampler,
+            url=url,
+        )
+        with signals(lambda: False) as caught:
+            search.run(lambda: bool(caught))
+        _show_search(plan, search)
+    if caught:
+        name = signal.Signals(caught[0]).name
+        left = counted(max(0, trials - len(search.finished())), "trial")
+        console.print_text(f"stopped by {name} with {left} left; the same command goes on")
+        raise typer.Exit(128 + caught[0])
+    if search.failed:
+        raise typer.Exit(1)
+
+
+def _show_search(plan: "Plan", search: "Search") -> None:
+    """Print the best trials, the files and the failed trials."""
+    from sslkit.report import search_report
+    from sslkit.sweep.search import table, write
+
+    found = table(search)
+    if found is not None:
+        made = search_report.table(found)
+        console.print_text("")
+        console.print_table(made.columns, made.rows, title=made.title)
+        for line in made.below:
+            console.print_text(line)
+        write(search, found, title=" ".join(plan.recipes))
+        names = ("table.csv", "sweep.png")
+        written = ", ".join(str(search.home.folder / name) for name in names)
+        console.print_text(f"written: {written}")
+    for name, reason in search.failed.items():
+        console.print_text(f"failed: {name}: {reason}", stderr=True)
+    if search.failed:
+        logs = search.home.folder / "logs"
+        console.print_text(f"logs: {logs}; the same command tries them again", stderr=True)
 
 
 def _run_grid(plan: "Plan", folder: Path, jobs: int | None) -> None:

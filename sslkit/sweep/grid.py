@@ -113,7 +113,7 @@ class Grid:
                 if cell.name in self._mine:
                     continue
                 with ExitStack() as claim:
-                    if not self.home.claim(cell, claim):
+                    if not self.home.claim(cell.name, claim):
                         continue
                     if self.home.is_finished(cell):
                         self._done.add(cell.name)

@@ -53,19 +53,21 @@ class Home:
                     return
             time.sleep(0.05)
 
-    def claim(self, cell: Cell, stack: ExitStack) -> bool:
-        """Claim a cell until `stack` closes; False if another process has it.
+    def claim(self, name: str, stack: ExitStack) -> bool:
+        """Claim a cell or trial until `stack` closes; False if another process has it.
 
         A training that outlives its sweep for some seconds keeps its run folder locked.
         """
-        place = self.folder / CLAIMS / cell.name
+        place = self.folder / CLAIMS / name
         with files.writing(place, OPTION):
             place.mkdir(exist_ok=True)
         if not self._take(place, stack):
             return False
-        run = self.run(cell)
-        with ExitStack() as moment:
-            return not run.is_dir() or self._take(run, moment)
+        for run in [self.folder / name, *self.folder.glob(f"{name},seed=*")]:
+            with ExitStack() as moment:
+                if run.is_dir() and not self._take(run, moment):
+                    return False
+        return True
 
     @staticmethod
     def _take(folder: Path, stack: ExitStack) -> bool:

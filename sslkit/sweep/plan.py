@@ -13,7 +13,7 @@ from sslkit.recipe import Recipe, registry, shipped
 from sslkit.recipe.draft import run_name
 from sslkit.recipe.paths import absolute
 from sslkit.recipe.words import written
-from sslkit.runs.changes import FREE
+from sslkit.runs.changes import ABSENT, FREE
 from sslkit.sweep import cell
 from sslkit.sweep.axis import SEED, Axis, Range, is_axis, read_axis
 from sslkit.sweep.cell import Cell
@@ -68,6 +68,13 @@ class Plan:
             "evaluations": list(self.evaluations),
             "recipes": first,
         }
+
+    def shared(self) -> dict[str, Any]:
+        """Return the content that machines without a common folder share: no place of images."""
+        found = self.as_dict()
+        for content in found["recipes"].values():
+            del content["data"]
+        return found
 
 
 def _placed(fault: Fault, source: str, values: Mapping[str, str]) -> Fault:
@@ -210,26 +217,28 @@ def stored(home: Path) -> dict[str, Any] | None:
 def check_same(home: Path, plan: Plan) -> None:
     """Raise RecipeError with every difference from the plan in a folder, if it has one."""
     there = stored(home)
-    if there is None:
-        return
-    here = plan.as_dict()
+    if there is not None:
+        differences(there, plan.as_dict(), str(home / FILE))
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any], place: str) -> None:
+    """Raise RecipeError with every difference of `here` from the plan `there` at `place`."""
     both = set(there.get("recipes", {})) & set(here["recipes"])
     one, other = _leaves(_comparable(there, both)), _leaves(_comparable(here, both))
     faults = []
     for key in dict.fromkeys([*one, *other]):
-        then, now = one.get(key, "absent"), other.get(key, "absent")
+        then, now = one.get(key, ABSENT), other.get(key, ABSENT)
         if then != now:
-            message = f"{_shown(then)} there, {_shown(now)} here"
-            faults.append(Fault(key, message, str(home / FILE)))
+            faults.append(Fault(key, f"{_shown(then)} there, {_shown(now)} here", place))
     if faults:
-        remedy = f"{home} holds another sweep; name another folder: --out DIR"
+        remedy = f"{place} is another sweep; name another folder: --out DIR"
         raise RecipeError(*faults, Fault("", remedy))
 
 
 def _comparable(content: Mapping[str, Any], both: set[str]) -> dict[str, Any]:
     """Return a plan with the names of its recipes, and the content of those in both plans."""
     found = dict(content)
-    found["names of recipes"] = list(content.get("recipes", {}))
+    found["names"] = list(content.get("recipes", {}))
     found["recipes"] = {name: content["recipes"][name] for name in sorted(both)}
     return found
 
@@ -247,4 +256,4 @@ def _leaves(content: Mapping[str, Any], above: str = "") -> dict[str, Any]:
 
 
 def _shown(value: Any) -> str:
-    return value if value == "absent" else written(value, 200)
+    return "absent" if value is ABSENT else written(value, 200)

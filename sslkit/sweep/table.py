@@ -50,7 +50,7 @@ def _evaluation(
             if result is not None:
                 results[cell.seed] = Pivot(result)
                 metrics = metrics or result["metrics"]
-                chance = chance or _scores(results[cell.seed], CHANCE)
+                chance = chance or scores_of(results[cell.seed], CHANCE)
         values = {key: value_of(text) for key, text in cells[0].values.items()}
         rows.append(_row(recipe, values, results))
     if not metrics:
@@ -64,14 +64,14 @@ def _row(recipe: str, values: dict[str, Any], results: Mapping[int, Pivot]) -> d
     for candidate in CANDIDATES:
         by_metric: dict[str, list[float]] = {}
         for pivot in results.values():
-            for metric, value in _scores(pivot, candidate).items():
+            for metric, value in scores_of(pivot, candidate).items():
                 if value is not None:
                     by_metric.setdefault(metric, []).append(value)
         scores[candidate] = {metric: summary(found) for metric, found in by_metric.items()}
     return {"recipe": recipe, "values": values, "seeds": sorted(results), "scores": scores}
 
 
-def _scores(pivot: Pivot, candidate: str) -> dict[str, float | None]:
+def scores_of(pivot: Pivot, candidate: str) -> dict[str, float | None]:
     """Return the values of a candidate by metric, in its first row."""
     for (_, name), entry in pivot.entries.items():
         if name == candidate:
@@ -93,7 +93,7 @@ def headline(home: Home, cell: Cell) -> str:
         if result is not None:
             pivot = Pivot(result)
             metric = pivot.metrics[0]
-            value = _scores(pivot, CANDIDATES[0]).get(metric.name)
+            value = scores_of(pivot, CANDIDATES[0]).get(metric.name)
             words.append(f"{name} {metric.name} {metric.text(value)} {metric.unit}".rstrip())
     return ", ".join(words)
 
