@@ -1,7 +1,6 @@
 """`sslkit sweep`."""
 
 import signal
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -131,7 +130,7 @@ def _run_search(
     plan: "Plan", folder: Path, jobs: int | None, trials: int, sampler: "Sampler", url: str | None
 ) -> None:
     """Run a search; exit with 1 if trials failed, with the signal's code if one stopped it."""
-    from sslkit.sweep import images
+    from sslkit.sweep import images, study
     from sslkit.sweep.home import Home
     from sslkit.sweep.search import Search
     from sslkit.training.signals import signals
@@ -144,8 +143,7 @@ def _run_search(
     runs = f"{counted(trials, 'trial')} × {counted(plan.seeds, 'training seed')}"
     console.print_text(f"search: {runs} over {keys}, {each} each")
     home.begin(plan)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*experimental", module="optuna")
+    with study.quiet():
         search = Search(
             home,
             plan,

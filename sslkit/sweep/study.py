@@ -2,7 +2,9 @@
 
 import json
 import logging
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 from sslkit.errors import CheckpointError, SslkitError
@@ -31,6 +33,18 @@ def check_installed() -> None:
         raise SslkitError("--search needs Optuna: pip install 'sslkit[sweep]'") from error
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Suppress Optuna's reports of trials and its warnings about experimental functions."""
+    import optuna
+
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        yield
+
+
 def make_sampler(name: Sampler) -> "optuna.samplers.BaseSampler":
     """Return a sampler of Optuna. Each process draws other values."""
     import optuna
@@ -57,8 +71,6 @@ def open_study(
     """
     import optuna
 
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
     is_file = url.startswith("sqlite")
     try:
         storage = optuna.storages.RDBStorage(
