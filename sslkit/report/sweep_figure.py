@@ -46,9 +46,13 @@ def _panels(table: Mapping[str, Any]) -> list[dict[str, Any]]:
         rows = [row for row in found["rows"] if row["scores"]["trained"]]
         groups = [rows]
         if len(table["keys"]) == 2:
-            groups = [[row for row in rows if row["recipe"] == name] for name in table["recipes"]]
+            groups = [_of(rows, name) for name in table["recipes"]]
         panels += [{**found, "rows": group} for group in groups if group]
     return panels
+
+
+def _of(rows: list[dict[str, Any]], recipe: str) -> list[dict[str, Any]]:
+    return [row for row in rows if row["recipe"] == recipe]
 
 
 def _draw(axes: Axes, table: Mapping[str, Any], panel: Mapping[str, Any]) -> None:
@@ -59,7 +63,9 @@ def _draw(axes: Axes, table: Mapping[str, Any], panel: Mapping[str, Any]) -> Non
         title = f"{name}: {panel['evaluation']}, {metric.title}"
         axes.set_title(title, fontsize=8, loc="left", parse_math=False)
         return
-    values = [value for row in panel["rows"] for value in row["values"].values()]
+    values: list[Any] = []
+    for row in panel["rows"]:
+        values += row["values"].values()
     if len(keys) == 1 and all(map(_is_number, values)):
         _lines(axes, table, panel, metric)
     else:
@@ -106,7 +112,7 @@ def _lines(axes: Axes, table: Mapping[str, Any], panel: Mapping[str, Any], metri
     key = table["keys"][0]
     positions: list[float] = []
     for number, name in enumerate(table["recipes"]):
-        rows = [row for row in panel["rows"] if row["recipe"] == name]
+        rows = _of(panel["rows"], name)
         rows.sort(key=lambda row: float(row["values"][key]))
         xs = [row["values"][key] for row in rows]
         positions += xs

@@ -141,6 +141,7 @@ def value_of(text: str) -> Any:
 
 def _float(value: float) -> str:
     """Return the shortest decimal of a number, in a form that YAML reads as a number."""
-    text = repr(value)
-    mantissa, e, exponent = text.partition("e")
-    return f"{mantissa if '.' in mantissa else mantissa + '.0'}e{exponent}" if e else text
+    mantissa, e, exponent = repr(value).partition("e")
+    if e and "." not in mantissa:
+        mantissa += ".0"
+    return f"{mantissa}{e}{exponent}"

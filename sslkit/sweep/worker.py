@@ -15,7 +15,7 @@ from pathlib import Path
 
 
 def start(words: Sequence[str], log: Path, environment: Mapping[str, str]) -> subprocess.Popen:
-    """Start a command in a session of processes of its own, with its output appended to `log`.
+    """Start a command in a new session of processes; append its output to `log`.
 
     Closing its standard input stops it as SIGTERM does: training saves a checkpoint first.
     """
