@@ -135,30 +135,30 @@ def test_planning_imports_no_torch(place):
 
 # ---------------------------------------------------------------------------- the whole command
 
-GRID = ("sweep", "tiny.yaml", "loss.lambda=0,0.5", "--seeds", 3)
+GRID = ("sweep", "tiny.yaml", "loss.lambda=0,0.5", "--seeds", 2)
 OUT = Path("sweeps/tiny,loss.lambda")
 
 
 def test_a_grid_is_trained_evaluated_and_shown(place, calls):
     code, out, err = sslkit(*GRID)
     assert code == 0, err
-    assert "2 values of loss.lambda × 3 training seeds = 6 cells, 24 steps" in out
-    assert "[1/6] tiny loss.lambda=0 seed 0: starts" in out and " left\n" in out
-    assert "[2/6] tiny loss.lambda=0.5 seed 0: knn top-1 100.0 %" in out
+    assert "2 values of loss.lambda × 2 training seeds = 4 cells, 16 steps" in out
+    assert "[1/4] tiny loss.lambda=0 seed 0: starts" in out and " left\n" in out
+    assert "[2/4] tiny loss.lambda=0.5 seed 0: knn top-1 100.0 %" in out
     seen = calls()
-    assert len(seen) == 12 and seen[0].startswith("train tiny,loss.lambda=0,seed=0")
-    low, high = student([0.75, 0.76, 0.77])
-    assert f"76.0 [{100 * low:.1f}, {100 * high:.1f}]" in out
-    assert "chance, top-1: 10.0" in out and "over 3 training seeds" in out
+    assert len(seen) == 8 and seen[0].startswith("train tiny,loss.lambda=0,seed=0")
+    low, high = student([0.75, 0.76])
+    assert f"75.5 [{100 * low:.1f}, {100 * high:.1f}]" in out
+    assert "chance, top-1: 10.0" in out and "over 2 training seeds" in out
     rows = list(csv.DictReader((OUT / "table.csv").read_text().splitlines()))
     assert [row["candidate"] for row in rows] == ["trained", "untrained"] * 2
-    assert float(rows[0]["mean"]) == pytest.approx(0.76) and rows[0]["seeds"] == "3"
+    assert float(rows[0]["mean"]) == pytest.approx(0.755) and rows[0]["seeds"] == "2"
     assert float(rows[0]["low"]) == pytest.approx(low) and rows[0]["loss.lambda"] == "0"
     assert (OUT / "sweep.png").stat().st_size > 5000
 
     again = sslkit(*GRID)
     assert again[0] == 0 and calls() == []
-    assert "6 of 6 cells finished already" in again[1]
+    assert "4 of 4 cells finished already" in again[1]
     shown = out[out.index("\nknn\n") :]
     assert again[1].endswith(shown)
 
@@ -183,26 +183,29 @@ def test_a_killed_training_is_started_once_more(place, calls):
     assert [line.split()[0] for line in calls()] == ["train", "train", "eval"]
 
 
+SMALL = ("sweep", "tiny.yaml", "loss.lambda=0")
+
+
 def test_only_missing_results_are_made(place, calls):
-    sslkit(*GRID)
+    sslkit(*SMALL)
     calls()
-    (OUT / "tiny,loss.lambda=0,seed=1" / "eval" / "knn.json").write_text("{}")
-    assert sslkit(*GRID)[0] == 0
-    assert [line.split()[:2] for line in calls()] == [["eval", "tiny,loss.lambda=0,seed=1"]]
+    (OUT / "tiny,loss.lambda=0,seed=0" / "eval" / "knn.json").write_text("{}")
+    assert sslkit(*SMALL)[0] == 0
+    assert [line.split()[:2] for line in calls()] == [["eval", "tiny,loss.lambda=0,seed=0"]]
 
 
 def test_another_plan_in_the_folder_is_refused(place, calls):
-    sslkit(*GRID)
+    sslkit(*SMALL)
     before = {path: path.stat().st_mtime_ns for path in OUT.rglob("*")}
     other = ("sweep", "tiny.yaml", "loss.lambda=0,0.5,1", "--seeds", 2, "--out", OUT)
     code, _, err = sslkit(*other, "--set", "train.epochs=3", "--evaluate", "linear")
     assert code == 2
-    assert "values.loss.lambda" in err and "['0', '0.5'] there, ['0', '0.5', '1'] here" in err
-    assert "seeds" in err and "3 there, 2 here" in err
+    assert "values.loss.lambda" in err and "['0'] there, ['0', '0.5', '1'] here" in err
+    assert "seeds" in err and "1 there, 2 here" in err
     assert "recipes.tiny.train.epochs" in err and "['knn'] there, ['linear'] here" in err
     assert "--out DIR" in err
     assert before == {path: path.stat().st_mtime_ns for path in OUT.rglob("*")}
-    code, _, err = sslkit(*GRID, "--set", "train.keep=1")
+    code, _, err = sslkit(*SMALL, "--set", "train.keep=1")
     assert code == 0, "settings of the machine may change"
 
 
@@ -237,7 +240,7 @@ def grid(words, home, places=1, said=None, **options):
 
 
 def test_processes_share_the_cells(place, calls):
-    words = ("tiny.yaml", "loss.lambda=0,0.1,0.2,0.3")
+    words = ("tiny.yaml", "loss.lambda=0,0.1,0.2")
 
     def work():
         made, _ = grid(words, place / "shared", seeds=2)
@@ -245,14 +248,14 @@ def test_processes_share_the_cells(place, calls):
         assert not made.unfinished() and not made.failed
 
     forking = multiprocessing.get_context("fork")
-    processes = [forking.Process(target=work) for _ in range(3)]
+    processes = [forking.Process(target=work) for _ in range(2)]
     for process in processes:
         process.start()
     for process in processes:
         process.join(60)
-    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert [process.exitcode for process in processes] == [0, 0]
     trained = [line.split()[1] for line in calls() if line.startswith("train")]
-    assert len(trained) == len(set(trained)) == 8
+    assert len(trained) == len(set(trained)) == 6
 
 
 def test_a_stop_ends_the_trainings(place, calls):
