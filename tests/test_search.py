@@ -80,6 +80,14 @@ def test_a_missing_optuna_is_one_sentence(place, monkeypatch):
     assert not Path("sweeps").exists()
 
 
+def test_a_wrong_storage_is_one_sentence(place):
+    words = ("sweep", "tiny.yaml", "--search", "loss.lambda=0.0..1.0", "--storage")
+    for url in ("nothing://host/x", "sqlite:////no/such/folder/x.db"):
+        code, _, err = sslkit(*words, url)
+        assert code == 2 and "check --storage URL" in err and len(err.splitlines()) == 1, err
+    assert not Path("sweeps").exists()
+
+
 WORDS = ("sweep", "tiny.yaml", "--search", "loss.lambda=0.1,0.4,0.5", "optimizer.lr=log:0.01..0.3")
 OUT = Path("sweeps/tiny,loss.lambda,optimizer.lr,search")
 

@@ -218,6 +218,12 @@ def test_data_without_labels_are_refused_first(place, calls, images):
     assert not Path("sweeps").exists() and calls() == []
 
 
+def test_a_folder_of_something_else_is_refused(place, calls):
+    code, _, err = sslkit(*GRID, "--out", place)
+    assert code == 2 and "is not empty and holds no sweep ('tiny.yaml' is in it)" in err
+    assert not (place / "logs").exists()
+
+
 def test_a_damaged_plan_is_refused(place, calls):
     OUT.mkdir(parents=True)
     (OUT / "sweep.json").write_text("{")
@@ -243,7 +249,7 @@ def test_processes_share_the_cells(place, calls):
     words = ("tiny.yaml", "loss.lambda=0,0.1,0.2")
 
     def work():
-        made, _ = grid(words, place / "shared", seeds=2)
+        made, _ = grid(words, place / "shared", places=2, seeds=2)
         made.run(lambda: False)
         assert not made.unfinished() and not made.failed
 

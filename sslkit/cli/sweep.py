@@ -23,7 +23,7 @@ TRIALS = 20
 Words = Annotated[
     list[str],
     typer.Argument(
-        metavar="RECIPE… [KEY=VALUES…]",
+        metavar="RECIPE | KEY=VALUES",
         help="Recipes, and what to vary: loss.lambda=0,0.5,1. Commas inside brackets do not "
         "separate values. With --search also a range: 0.05..0.5, log:0.01..0.3, 1..8.",
         show_default=False,
@@ -118,7 +118,7 @@ def sweep(
     if search:
         from sslkit.sweep import study
 
-        study.check_installed()
+        study.check(storage)
     plans.check_same(folder, plan)
     if search:
         _run_search(plan, folder, jobs, trials or TRIALS, sampler or "tpe", storage)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sslkit import recipe as recipes
-from sslkit.errors import CheckpointError, Fault, PluginError, RecipeError
+from sslkit.errors import CheckpointError, Fault, PluginError, RecipeError, printable
 from sslkit.recipe import Recipe, registry, shipped
 from sslkit.recipe.draft import run_name
 from sslkit.recipe.paths import absolute
@@ -20,6 +20,8 @@ from sslkit.sweep.cell import Cell
 
 FORMAT = 1
 FILE = "sweep.json"
+FOLDERS = {".claims", "logs", "recipes"}
+"""Folders that a sweep makes before it writes its plan."""
 
 
 @dataclass(frozen=True)
@@ -215,10 +217,20 @@ def stored(home: Path) -> dict[str, Any] | None:
 
 
 def check_same(home: Path, plan: Plan) -> None:
-    """Raise RecipeError with every difference from the plan in a folder, if it has one."""
+    """Raise RecipeError with every difference from the plan in a folder, if it has one.
+
+    Raises CheckpointError if the folder has other content instead of a plan.
+    """
     there = stored(home)
     if there is not None:
         differences(there, plan.as_dict(), str(home / FILE))
+        return
+    others = {path.name for path in home.glob("*")} - FOLDERS
+    if others:
+        raise CheckpointError(
+            f"{home} is not empty and holds no sweep ('{printable(min(others))}' is in it); name "
+            "a new folder: --out DIR"
+        )
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any], place: str) -> None:

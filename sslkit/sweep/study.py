@@ -25,12 +25,28 @@ PLAN = "plan"
 """Attribute of a study with the plan."""
 
 
-def check_installed() -> None:
-    """Raise SslkitError if Optuna is not installed."""
+def check(url: str | None) -> None:
+    """Raise SslkitError if Optuna is not installed, or no database answers at `url`."""
     try:
         import optuna  # noqa: F401
+        import sqlalchemy
     except ImportError as error:
         raise SslkitError("--search needs Optuna: pip install 'sslkit[sweep]'") from error
+    if url is None:
+        return
+    try:
+        with sqlalchemy.create_engine(url).connect():
+            pass
+    except Exception as error:
+        raise _unusable(url, error) from error
+
+
+def _unusable(url: str, error: Exception) -> CheckpointError:
+    lines = sentence(error).split(" (Background on this error")
+    return CheckpointError(
+        f"cannot use the database {_without_password(url)}: {lines[0]}; check --storage URL, and "
+        "that its driver is installed"
+    )
 
 
 @contextmanager
@@ -86,10 +102,7 @@ def open_study(
             storage=storage, study_name=name, direction="maximize", load_if_exists=True
         )
     except Exception as error:
-        raise CheckpointError(
-            f"cannot open the study '{name}' in {_without_password(url)}: {sentence(error)}; check "
-            "--storage URL, and that its driver is installed"
-        ) from error
+        raise _unusable(url, error) from error
     here = plan.shared()
     there = study.user_attrs.get(PLAN)
     if there is None:
