@@ -54,9 +54,9 @@ def embed_views(probe: Probe, candidate: Candidate, source: ImageSource) -> dict
             found.setdefault(head, []).append(outputs)
     rows = {name: torch.cat(parts)[: len(source)] for name, parts in found.items()}
     pairs: dict[str, Pair] = {}
-    first = next(iter(heads), None)
-    for head in [*heads][1:]:
-        pairs[f"recipe: heads {first}, {head}"] = rows[first], rows[head]
+    names = [*heads]
+    for head in names[1:]:
+        pairs[f"recipe: heads {names[0]}, {head}"] = rows[names[0]], rows[head]
     for view in transform.views:
         pairs[f"recipe: {view}"] = None, rows[f"recipe: {view}"]
     return pairs
