@@ -14,7 +14,7 @@ from sslkit.report.tables import heading
 
 GREYS = ("0.45", "0.62", "0.78", "0.88")
 """Grey levels of the baselines; other candidates have colours."""
-TITLE = 52
+TITLE = 44
 """Characters per line of the title of a small figure."""
 
 

@@ -165,7 +165,7 @@ class Invariance(Evaluation):
                 finite = share[np.isfinite(share)].clip(0, edges[-1])
                 counts[candidate] = np.histogram(finite, edges)[0].tolist()
             title = f"{row}: {described[row]}" if row in described else row
-            x = "distance / mean distance between different images"
+            x = "relative distance (1: different images)"
             result.figures.append(Histogram(title, x, edges.tolist(), counts))
         return result
 
