@@ -2,8 +2,17 @@
 
 from sslkit.data.splits import split_by_class
 from sslkit.evaluation.compare import combine
-from sslkit.evaluation.intervals import bootstrap
+from sslkit.evaluation.intervals import bootstrap, percentiles, resample, student
 from sslkit.evaluation.pooling import pool
 from sslkit.evaluation.rows import Rows
 
-__all__ = ["Rows", "bootstrap", "combine", "pool", "split_by_class"]
+__all__ = [
+    "Rows",
+    "bootstrap",
+    "combine",
+    "percentiles",
+    "pool",
+    "resample",
+    "split_by_class",
+    "student",
+]
