@@ -54,7 +54,8 @@ def score(
     intervals = [*first.intervals] if isinstance(first, Score) else []
     if arrays and math.isfinite(fmean(values)):
         found = _over_images(_mean_of(arrays), arrays[0].dtype == bool, groups)
-        intervals += [found] if found is not None else []
+        if found is not None:
+            intervals.append(_clipped((found.low, found.high), metric, found.of))
     if len(values) > 1 and math.isfinite(fmean(values)):
         intervals.append(_clipped(student(values), metric, f"{len(values)} probe seeds"))
     return Score(values, tuple(intervals))
