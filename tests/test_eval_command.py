@@ -162,7 +162,17 @@ def test_values_are_read_as_by_set_and_booleans_are_flags(install, labelled, tmp
 
 @pytest.mark.parametrize(
     "name",
-    ["data", "encoder", "weights", "size", "against", "split_seed", "skip_unreadable", "workers"],
+    [
+        "data",
+        "labels",
+        "encoder",
+        "weights",
+        "size",
+        "against",
+        "split_seed",
+        "skip_unreadable",
+        "workers",
+    ],
 )
 def test_an_option_with_a_common_name_is_refused(install, name):
     install("costly", OPTIONS.format(name=name))

@@ -32,6 +32,16 @@ def _common(
     run: RunFolder = None,
     data: Data = None,
     set: DataOptions = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="CSV",
+            help="File with the columns name and label, and optionally group and split, which "
+            "replaces the labels of the images.",
+            show_default=False,
+            parser=filled("--labels", Path),
+        ),
+    ] = None,
     encoder: Encoder = None,
     weights: Weights = None,
     size: Size = None,
@@ -212,7 +222,10 @@ def evaluate(part: Part, given: dict[str, Any]) -> None:
 
     from sslkit.evaluation import build, store
     from sslkit.evaluation.plan import plan
+    from sslkit.parts import make
     from sslkit.runs import folders
+
+    make(choice)  # Options are checked before images are opened.
 
     run = given["run"]
     if run is not None or given["encoder"] is None:
@@ -220,6 +233,7 @@ def evaluate(part: Part, given: dict[str, Any]) -> None:
     request = build.Request(
         run=run,
         data=given["data"],
+        labels=given["labels"],
         encoder=given["encoder"],
         weights=given["weights"],
         size=given["size"],
@@ -246,7 +260,8 @@ def evaluate(part: Part, given: dict[str, Any]) -> None:
     if given["plan"]:
         console.print_fields(plan(choice, probe))
         return
-    result = store.run(choice, probe)
-    path = store.write(home, result)
+    measured = store.measure(choice, probe)
+    result = measured.as_dict()
+    path = store.write(home, result, measured.files)
     console.print_result(result)
     console.print_text(f"written: {path}")

@@ -4,7 +4,7 @@ from sslkit.data.splits import split_by_class
 from sslkit.evaluation.compare import combine
 from sslkit.evaluation.intervals import bootstrap, percentiles, resample, student
 from sslkit.evaluation.pooling import pool
-from sslkit.evaluation.rows import Rows
+from sslkit.evaluation.rows import Rows, split
 
 __all__ = [
     "Rows",
@@ -13,6 +13,7 @@ __all__ = [
     "percentiles",
     "pool",
     "resample",
+    "split",
     "split_by_class",
     "student",
 ]

@@ -16,6 +16,7 @@ from sslkit.evaluation.candidates import Network, RawPixels
 from sslkit.evaluation.data import Splits, class_names, open_splits
 from sslkit.evaluation.foreign import Foreign, read_encoder
 from sslkit.evaluation.images import Progress
+from sslkit.evaluation.labelled import open_labelled
 from sslkit.evaluation.probe import ImageProbe, silent
 from sslkit.evaluation.unreadable import Unreadable, left_out
 from sslkit.interfaces import Candidate, ImageSource
@@ -30,6 +31,7 @@ class Request:
 
     run: Path | None = None
     data: str | None = None
+    labels: Path | None = None
     encoder: str | None = None
     weights: str | None = None
     size: int | None = None
@@ -67,7 +69,10 @@ def build(
     foreign = foreign_of(request)
     device = pick_device(request.device)
     data, recipes = choices(request)
-    splits = open_splits(data, needs, request.split_seed)
+    if request.labels is None:
+        splits = open_splits(data, needs, request.split_seed)
+    else:
+        splits = open_labelled(data, request.labels, needs, request.split_seed)
     skipped: list[Unreadable] = []
     workers = auto_workers(device.type) if request.workers is None else request.workers
     if request.skip_unreadable:
@@ -226,6 +231,8 @@ def _conditions(
         found["skipped"] = [
             {"split": one.split, "name": one.name, "reason": one.reason} for one in skipped
         ]
+    if splits.labels is not None:
+        found["labels"] = splits.labels
     if splits.unseen:
         found["unseen_classes"] = list(splits.unseen)
     if request.against:

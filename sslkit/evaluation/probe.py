@@ -70,6 +70,8 @@ class ImageProbe(Probe):
         default_factory=dict, repr=False
     )
     """Resized images by (source, view) and size, uint8 or uint16 [N,C,S,S]."""
+    skippable: bool = True
+    """False if there is no option --skip-unreadable."""
 
     def fit_statistics(self, seed: int = 0) -> None:
         """Fit the untrained batch norms of networks with `fits`.
@@ -170,7 +172,8 @@ class ImageProbe(Probe):
             found = unreadable.find(splits, self.workers, self.progress)
             if not found:
                 raise
-            raise unreadable.refusal(found, "an evaluation replaces no image") from None
+            because = "an evaluation replaces no image"
+            raise unreadable.refusal(found, because, skippable=self.skippable) from None
 
     def _sizes(self) -> list[int]:
         return sorted({candidate.size for candidate in self.candidates})

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import PurePath
 from statistics import fmean
 from typing import Any
 
@@ -272,6 +273,9 @@ def fault(result: Any) -> str | None:
         wrong = _figure_fault(figure)
         if wrong is not None:
             return wrong
+    for name, text in result.files.items():
+        if not isinstance(text, str) or PurePath(name).name != name:
+            return f"a file {written(name)} that is not text with a plain name"
     if not isinstance(result.protocol, Mapping):
         return f"a protocol that is not a mapping: {written(type(result.protocol).__name__)}"
     return None

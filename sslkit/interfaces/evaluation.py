@@ -98,6 +98,8 @@ class Result:
     entries: list[Entry]
     protocol: dict[str, Any]
     figures: list[Figure] = field(default_factory=list)
+    files: dict[str, str] = field(default_factory=dict)
+    """Text files to write beside the result, name → content."""
 
 
 Outcome = float | np.ndarray | Tensor | Score

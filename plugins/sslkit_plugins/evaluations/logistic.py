@@ -114,11 +114,12 @@ def logistic_regression(
     classes: int,
     strength: float,
     start: tuple[Tensor, Tensor] | None = None,
+    class_weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Fit weights [C,D] and bias [C] by full-batch L-BFGS from `start`.
 
     Minimises mean cross-entropy + strength/2 · |weights|², without penalty on the bias. Processes
-    the features in chunks of rows.
+    the features in chunks of rows. `class_weights` [C] multiply the loss of each class.
     """
     if start is None:
         start = rows.mean.new_zeros(classes, len(rows.mean)), rows.mean.new_zeros(classes)
@@ -133,21 +134,27 @@ def logistic_regression(
 
     def closure() -> Tensor:
         search.zero_grad()
-        return objective(rows, labels, strength, weights, bias)
+        return objective(rows, labels, strength, weights, bias, class_weights)
 
     search.step(closure)
     return weights.detach(), bias.detach()
 
 
 def objective(
-    rows: Standardised, labels: Tensor, strength: float, weights: Tensor, bias: Tensor
+    rows: Standardised,
+    labels: Tensor,
+    strength: float,
+    weights: Tensor,
+    bias: Tensor,
+    class_weights: Tensor | None = None,
 ) -> Tensor:
     """Return the objective and add its gradient to those of weights [C,D] and bias [C]."""
     total = strength / 2 * weights.square().sum()
     total.backward()
     for chunk in chunks(len(labels)):
         logits = rows.some(chunk).logits(weights, bias)
-        loss = F.cross_entropy(logits, labels[chunk], reduction="sum") / len(labels)
+        loss = F.cross_entropy(logits, labels[chunk], class_weights, reduction="sum")
+        loss = loss / len(labels)
         loss.backward()
         total = total.detach() + loss.detach()
     return total
