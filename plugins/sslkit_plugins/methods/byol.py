@@ -24,6 +24,7 @@ class Byol(Method):
     code.
     """
 
+    crops: ClassVar = {"global": (2, 2)}
     reads: ClassVar = {"projector": "global", "predictor": "projector"}
     compares = ("projector", "predictor")
 

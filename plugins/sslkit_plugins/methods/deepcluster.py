@@ -27,6 +27,7 @@ class DeepCluster(Method):
     count equally.
     """
 
+    crops: ClassVar = {}
     reads: ClassVar = {"classifier": "image"}
 
     def __init__(

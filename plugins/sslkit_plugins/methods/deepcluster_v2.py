@@ -28,6 +28,7 @@ class DeepClusterV2(Method):
     The centres are fixed during an epoch.
     """
 
+    crops: ClassVar = {"global+local": (1, None)}
     reads: ClassVar = {"projector": "global"}
 
     def __init__(

@@ -30,6 +30,7 @@ class Dino(Method):
     centred and sharpened. The exported encoder is the teacher's.
     """
 
+    crops: ClassVar = {"global+local": (2, None)}
     reads: ClassVar = {"projector": "global", "prototypes": "projector"}
     uses_every_parameter = False
 

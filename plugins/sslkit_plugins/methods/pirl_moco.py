@@ -5,6 +5,7 @@ Girshick 2020, arXiv:1911.05722. Letters: B images, D features.
 """
 
 from dataclasses import replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ class PirlMoco(Pirl):
     queue is at most K / B steps old. Prefer this method if an epoch is long.
     """
 
+    needs: ClassVar = {"sampler": "queue"}
     recalls = False
 
     def __init__(

@@ -1,5 +1,7 @@
 """Views in CIE L*a*b*, as in CMC."""
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -76,6 +78,8 @@ class Lab(Photometric):
     """
 
     views = ("image",)
+    counts: ClassVar = {}
+    targets = ()
     space = "CIE L*a*b* (D65)"
 
     def __init__(
