@@ -193,6 +193,7 @@ class Training:
         self.passed = (0.0, 0.0)
         """Start of the current pass over the images, and time of its last report."""
         self.verdict = "healthy"
+        self.told_unreadable = False
         self.bar = Progress(
             TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(),
@@ -263,6 +264,10 @@ class Training:
         """
         for text in skipped:
             self._say(text)
+        if self.run.unreadable and not self.told_unreadable:
+            self.told_unreadable = True
+            name, reason = next(iter(self.run.unreadable.items()))
+            self._say(f"unreadable images are replaced; the first is {name} ({reason})")
         if not rows:
             return
         row = rows[-1]

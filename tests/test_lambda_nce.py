@@ -259,3 +259,11 @@ def test_losses_stay_in_float32_under_autocast(problem):
     assert low.item() == pytest.approx(
         LambdaNCE()(prediction, bank[index], BankNegatives(bank, picks, index)).item(), rel=1e-6
     )
+
+
+def test_one_term_may_come_without_its_axis(problem):
+    bank, index, prediction, _ = problem
+    negatives = BankNegatives(bank, None, index)
+    loss = LambdaNCE(form="info_nce")
+    alone = loss(prediction[0], bank[index], negatives)
+    assert torch.equal(alone, loss(prediction[:1], bank[index], negatives))

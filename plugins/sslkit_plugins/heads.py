@@ -180,8 +180,8 @@ class Prototypes(Head):
         self.out_dim = min(out_dim, num_images)
         if self.out_dim < out_dim:
             self.notes = (
-                f"{out_dim:,} prototypes are more than the {num_images:,} images, so "
-                f"{self.out_dim:,} are used",
+                f"out_dim has {out_dim:,} prototypes, more than the {num_images:,} images, so "
+                f"{self.out_dim:,} are used; set a few per expected class",
             )
         self.weight_norm = weight_norm
         self.weight = nn.Parameter(torch.empty(self.out_dim, in_dim))

@@ -8,6 +8,7 @@ from sslkit.recipe import crops, registry, roles
 from sslkit.recipe.contents import PARTS, Choice
 from sslkit.recipe.roles import Wrong
 from sslkit.recipe.settings import Train
+from sslkit.recipe.words import nearest
 
 RUNTIME = {
     "encoders": ("sizes", "channels"),
@@ -164,7 +165,9 @@ def _heads(
         return
     for name in needed:
         if name not in heads:
-            yield ("heads",), f"method '{method.use}' needs a head named '{name}'"
+            near = nearest(name, [other for other in heads if other not in needed])
+            remedy = f"; rename '{near[0]}'" if near else ""
+            yield ("heads",), f"method '{method.use}' needs a head named '{name}'{remedy}"
     for name in heads:
         if name not in needed:
             yield (

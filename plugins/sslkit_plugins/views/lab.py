@@ -81,6 +81,7 @@ class Lab(Photometric):
     counts: ClassVar = {}
     targets = ()
     space = "CIE L*a*b* (D65)"
+    ranges = "L 0 … 100, a -86.183 … 98.233, b -107.857 … 94.478"
 
     def __init__(
         self,
@@ -112,7 +113,10 @@ class Lab(Photometric):
 
     def scales(self) -> str:
         """Describe the values that `plain` returns, as in a model card."""
-        return f"sRGB pixels converted to {self.space}, each channel scaled to -1 … 1 by its range"
+        return (
+            f"sRGB pixels converted to {self.space}, each channel scaled to -1 … 1 by its range: "
+            f"{self.ranges}"
+        )
 
     def picture(self, views: Tensor) -> Tensor:
         """Convert Lab views to RGB in 0 … 1."""
