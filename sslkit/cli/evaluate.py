@@ -231,7 +231,14 @@ def evaluate(part: Part, given: dict[str, Any]) -> None:
     for note in notes:
         console.print_text(note, stderr=True)
     store.check_place(home)
-    result = store.run(choice, probe)
+    probe.home = home
+    try:
+        result = store.run(choice, probe)
+    except KeyboardInterrupt:
+        if any(folder.exists() for folder in probe.scratches):
+            console.print_text("stopped; run the same command again to go on", stderr=True)
+        raise
     path = store.write(home, result)
+    probe.discard()
     console.print_result(result)
     console.print_text(f"written: {path}")

@@ -5,5 +5,14 @@ from sslkit.evaluation.compare import combine
 from sslkit.evaluation.intervals import bootstrap
 from sslkit.evaluation.pooling import pool
 from sslkit.evaluation.rows import Rows
+from sslkit.evaluation.scratch import load_state, save_state
 
-__all__ = ["Rows", "bootstrap", "combine", "pool", "split_by_class"]
+__all__ = [
+    "Rows",
+    "bootstrap",
+    "combine",
+    "load_state",
+    "pool",
+    "save_state",
+    "split_by_class",
+]

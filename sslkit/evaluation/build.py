@@ -86,6 +86,7 @@ def build(
         _conditions(request, runs, foreign, data, splits, skipped),
         workers,
         progress,
+        chosen_size=request.size,
     )
     probe.fit_statistics()
     return Built(probe, notes, _home(request, foreign))
