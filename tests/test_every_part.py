@@ -16,6 +16,7 @@ import torch
 import yaml
 from PIL import Image
 from torch.nn import functional as F
+from voc_folder import random_voc
 
 from sslkit import interfaces, parts, recipe
 from sslkit.errors import DataError, RecipeError
@@ -636,7 +637,7 @@ def sets(photos, tmp_path_factory):
     folder = parts.make(recipe.read_data(str(root / "folder")), split="train")
     registry.find("datasets", "packed").load().write({"train": folder}, str(root / "packed"))
     return {
-        "root": {"packed": str(root / "packed")},
+        "root": {"packed": str(root / "packed"), "voc": str(random_voc(root / "voc", 4, 2))},
         "file": {"npz": str(root / "a.npz")},
         "folder": str(root / "folder"),
     }

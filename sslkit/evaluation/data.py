@@ -131,13 +131,13 @@ def _check_needs(train: ImageSource, needs: str, where: str) -> None:
             )
     if needs == "tags" and train.tags is None:
         raise DataError(
-            f"the images of {where} have no tags (several classes per image), but this evaluation "
-            "needs them; use a data set with tags"
+            f"the images of {where} have no tags (several classes per image){_because(train)}, but "
+            "this evaluation needs them; name a folder in VOC layout: --data DIR"
         )
     if needs == "boxes" and train.boxes is None:
         raise DataError(
-            f"the images of {where} have no boxes, but this evaluation needs them; use a data set "
-            "with boxes"
+            f"the images of {where} have no boxes{_because(train)}, but this evaluation needs "
+            "them; name a folder in VOC layout: --data DIR"
         )
 
 

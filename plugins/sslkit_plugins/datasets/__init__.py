@@ -1,4 +1,4 @@
-"""Data sets: folders of images, arrays, packed sets, generated shapes, and torchvision's sets."""
+"""Data sets: folders, VOC, arrays, packed sets, generated shapes, and torchvision's sets."""
 
 from sslkit_plugins.datasets.decoding import decode, decode_pixels
 from sslkit_plugins.datasets.folder import ImageFolder, ImageNet
@@ -6,6 +6,7 @@ from sslkit_plugins.datasets.npz import Npz
 from sslkit_plugins.datasets.packed import Packed
 from sslkit_plugins.datasets.shapes import Shapes
 from sslkit_plugins.datasets.torchvision_sets import Cifar10, Cifar100, Stl10
+from sslkit_plugins.datasets.voc import Voc
 
 __all__ = [
     "Cifar10",
@@ -16,6 +17,7 @@ __all__ = [
     "Packed",
     "Shapes",
     "Stl10",
+    "Voc",
     "decode",
     "decode_pixels",
 ]
