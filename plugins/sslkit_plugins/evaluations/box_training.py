@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sslkit.draws import Draws
-from sslkit.errors import SslkitError
+from sslkit.errors import DataError, SslkitError
 from sslkit.evaluation import load_state, save_state
-from sslkit.interfaces import ImageSource
+from sslkit.interfaces import Boxes, ImageSource
 from sslkit_plugins.evaluations.box_precision import Detections
 from sslkit_plugins.evaluations.detector import Detector
 
@@ -192,8 +192,7 @@ class Training:
         torch.manual_seed(draws.seed)
         images, targets = [], []
         for (row, image), flip in zip(batch, flips.tolist(), strict=True):
-            assert self.source.boxes is not None
-            boxes = self.source.boxes[row]
+            boxes = self._boxes(row, image)
             corners = torch.from_numpy(boxes.corners).float()
             if flip:
                 image, corners = flipped(image, corners)
@@ -207,6 +206,19 @@ class Training:
                 f"{len(batch)} images do not fit into the memory of {self.device.type}; use a "
                 "smaller --batch-size or --size"
             ) from error
+
+    def _boxes(self, row: int, image: Tensor) -> Boxes:
+        """Return the boxes of an image. Raises DataError if one ends outside."""
+        assert self.source.boxes is not None
+        boxes = self.source.boxes[row]
+        height, width = image.shape[1:]
+        right, bottom = boxes.corners[:, 2:].max(0, initial=0)
+        if right > width or bottom > height:
+            raise DataError(
+                f"{self.source.names[row]} is {width}×{height} px, but a box of it ends at "
+                f"{right:g}, {bottom:g}; correct the size in its annotation, or its boxes"
+            )
+        return boxes
 
     @torch.no_grad()
     def _estimate_statistics(self, read: Read) -> None:
