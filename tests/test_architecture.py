@@ -266,6 +266,7 @@ def third_party(names):
         "PIL": "pillow",
         "yaml": "pyyaml",
         "annotated_types": "pydantic",
+        "faster_coco_eval": "faster-coco-eval",
         "typing_extensions": "pydantic",
     }
     tops = {name.partition(".")[0] for name in names}

@@ -45,7 +45,7 @@ class Schedule:
     drops: tuple[int, ...]
 
     def rate(self, step: int) -> float:
-        """Return the learning rate of step 0 …"""
+        """Return the learning rate of a step, counted from 0."""
         rising = min(1.0, step / self.warm_up) if self.warm_up else 1.0
         dropped = sum(step >= drop for drop in self.drops)
         return self.lr * (rising + (1 - rising) / 1000) * 0.1**dropped
