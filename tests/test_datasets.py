@@ -682,6 +682,15 @@ def test_shapes_are_a_function_of_seed_split_and_index():
     assert np.array_equal(train[:10], stack(Shapes("train", images=10)))
     assert not np.array_equal(train[:10], stack(Shapes("val", **small)))
     assert not np.array_equal(train, stack(Shapes("train", seed=1, **small)))
+
+
+def test_upright_shapes_are_lit_from_above():
+    upright, turned = (stack(Shapes("train", images=60, upright=up)) for up in (True, False))
+    assert upright.shape == turned.shape and not np.array_equal(upright, turned)
+    above, below = (upright[:, rows].mean() for rows in (slice(0, 32), slice(32, 64)))
+    assert above > below + 5
+    above, below = (turned[:, rows].mean() for rows in (slice(0, 32), slice(32, 64)))
+    assert abs(above - below) < 5
     assert np.array_equal(Shapes("train").image(7), Shapes("train").image(7))
 
 

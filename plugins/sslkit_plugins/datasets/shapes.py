@@ -72,10 +72,21 @@ def rotated(x: Plane, y: Plane, angle: float) -> tuple[Plane, Plane]:
     return cos * x + sin * y, cos * y - sin * x
 
 
-def draw(label: int, side: int, rng: np.random.Generator) -> np.ndarray:
+UPRIGHT = 0.1
+"""Range of angles of upright images, as a fraction of the full circle around the vertical."""
+
+
+def turned(rng: np.random.Generator, upright: bool) -> float:
+    """Draw an angle, radians: any, or near 0 for upright images."""
+    angle = rng.uniform(0, 2 * np.pi)
+    return UPRIGHT * (angle - np.pi) if upright else angle
+
+
+def draw(label: int, side: int, rng: np.random.Generator, *, upright: bool = False) -> np.ndarray:
     """Draw an object of class `label`: uint8 [side,side,3].
 
-    Position, size, rotation, colours, period, phase, light and background are random.
+    Position, size, rotation, colours, period, phase, light and background are random. Objects and
+    textures of `upright` images are almost unrotated, and their light comes from above.
     """
     full = side * OVERSAMPLING
     grid = (np.arange(full, dtype=np.float32) + 0.5) / full
@@ -89,12 +100,12 @@ def draw(label: int, side: int, rng: np.random.Generator) -> np.ndarray:
 
     reach = rng.uniform(0.26, 0.4)
     centre = rng.uniform(reach, 1 - reach, 2)
-    u, v = rotated((x - centre[0]) / reach, (y - centre[1]) / reach, rng.uniform(0, 2 * np.pi))
+    u, v = rotated((x - centre[0]) / reach, (y - centre[1]) / reach, turned(rng, upright))
     inside = list(OUTLINES.values())[label](u, v) > 0
 
     period = rng.uniform(0.085, 0.125)
     shift = rng.uniform(0, 10, 2)
-    s, t = rotated(x / period, y / period, rng.uniform(0, 2 * np.pi))
+    s, t = rotated(x / period, y / period, turned(rng, upright))
     pattern = list(TEXTURES.values())[label](s + shift[0], t + shift[1]) > 0
 
     first, second = rng.permutation(
@@ -104,7 +115,7 @@ def draw(label: int, side: int, rng: np.random.Generator) -> np.ndarray:
         (inside & pattern)[..., None], second, np.where(inside[..., None], first, picture)
     )
 
-    direction = rng.uniform(0, 2 * np.pi)
+    direction = turned(rng, upright) - (np.pi / 2 if upright else 0)
     light = 1 + rng.uniform(0, 0.4) * (
         np.cos(direction) * (x - 0.5) + np.sin(direction) * (y - 0.5)
     )
@@ -123,7 +134,8 @@ class Shapes(ImageSource):
 
     A class is an outline with its texture, such as a dotted disc or a striped square. Position,
     size, rotation, colours, phase, light and background are random. All images have labels, and
-    classes are balanced.
+    classes are balanced. Where `upright` is false, an object has no side that is up, and methods
+    that predict a rotation learn nothing of it.
     """
 
     def __init__(
@@ -135,9 +147,12 @@ class Shapes(ImageSource):
         val_images: Annotated[PositiveInt, Field(description="Number of validation images.")] = 500,
         side: Annotated[PositiveInt, Field(description="Side of the images, px.")] = 64,
         seed: Annotated[NonNegativeInt, Field(description="Seed that determines every image.")] = 0,
+        upright: Annotated[
+            bool, Field(description="Draw objects upright, lit from above, for pretext rotations.")
+        ] = False,
     ) -> None:
         count = val_images if split == "val" else images
-        self.side, self.key = side, (seed, int(split == "val"))
+        self.side, self.key, self.upright = side, (seed, int(split == "val")), upright
         self.classes, self.has_val = CLASSES, True
         self.labels = np.arange(count) % len(CLASSES)
         name = "val" if split == "val" else "train"
@@ -149,5 +164,6 @@ class Shapes(ImageSource):
         if index not in self._drawn:
             assert self.labels is not None
             rng = np.random.default_rng((*self.key, index))
-            self._drawn[index] = Image.fromarray(draw(int(self.labels[index]), self.side, rng))
+            pixels = draw(int(self.labels[index]), self.side, rng, upright=self.upright)
+            self._drawn[index] = Image.fromarray(pixels)
         return self._drawn[index]
