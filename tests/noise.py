@@ -21,6 +21,7 @@ class Noise(ImageSource):
         self.arrays = rng.integers(0, 2**bits, (count, channels, 40, 48)).astype(kind)
         self.names = [f"{number:03}.png" for number in range(count)]
         self.labels, self.classes = np.arange(count) % 3, ["a", "b", "c"]
+        self.tags = np.eye(3, dtype=np.int8)[self.labels]
         self.channels, self.bits = channels, bits
         self.decoded: Counter[int] = Counter()
 

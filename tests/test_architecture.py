@@ -264,6 +264,7 @@ def third_party(names):
     """The distributions of modules that are neither ours nor Python's, in lower case."""
     distribution = {
         "PIL": "pillow",
+        "sklearn": "scikit-learn",
         "yaml": "pyyaml",
         "annotated_types": "pydantic",
         "faster_coco_eval": "faster-coco-eval",

@@ -2,7 +2,7 @@
 
 from sslkit.data.splits import split_by_class
 from sslkit.evaluation.compare import combine
-from sslkit.evaluation.intervals import bootstrap
+from sslkit.evaluation.intervals import bootstrap, percentiles, resample, student
 from sslkit.evaluation.pooling import pool
 from sslkit.evaluation.rows import Rows
 from sslkit.evaluation.scratch import load_state, save_state
@@ -12,7 +12,10 @@ __all__ = [
     "bootstrap",
     "combine",
     "load_state",
+    "percentiles",
     "pool",
+    "resample",
     "save_state",
     "split_by_class",
+    "student",
 ]

@@ -81,6 +81,22 @@ def bootstrap(
     groups are resampled. Non-finite values are dropped. Returns None for fewer than ten images or
     groups.
     """
+    found = resample(statistic, count, groups=groups, draws=draws, seed=seed)
+    return None if found is None else percentiles(*found)
+
+
+def resample(
+    statistic: Callable[[np.ndarray], float | np.ndarray],
+    count: int,
+    *,
+    groups: Sequence[object] | None = None,
+    draws: int = 1000,
+    seed: int = 0,
+) -> tuple[np.ndarray, str] | None:
+    """Return the values of a statistic in every draw of `bootstrap`, [draws,…], and a description.
+
+    Equal arguments draw the same images. Returns None for fewer than ten images or groups.
+    """
     members, unit = _members(count, groups)
     if len(members) < FEWEST:
         return None
@@ -88,13 +104,17 @@ def bootstrap(
     values = []
     for _ in range(draws):
         chosen = rng.integers(len(members), size=len(members))
-        value = statistic(np.concatenate([members[number] for number in chosen]))
-        if math.isfinite(value):
-            values.append(value)
-    if not values:
+        values.append(statistic(np.concatenate([members[number] for number in chosen])))
+    return np.array(values), f"{len(members)} {unit}, bootstrap of {draws}"
+
+
+def percentiles(values: np.ndarray, of: str) -> Interval | None:
+    """Return the percentile interval of the finite values; None if there are none."""
+    finite = values[np.isfinite(values)]
+    if not len(finite):
         return None
-    low, high = np.percentile(values, [2.5, 97.5])
-    return Interval(float(low), float(high), f"{len(members)} {unit}, bootstrap of {draws}")
+    low, high = np.percentile(finite, [2.5, 97.5])
+    return Interval(float(low), float(high), of)
 
 
 def _members(count: int, groups: Sequence[object] | None) -> tuple[list[np.ndarray], str]:

@@ -155,7 +155,7 @@ class Voc(ImageSource):
         """Return a sentence about the lists, and one about images in both of them."""
         used = " and ".join(self._relative(one.file) for one in train)
         if self._val is None:
-            return [f"{self.place} has a single list of images, {used}"]
+            return [f"{self.place} has no annotated list of validation images beside {used}"]
         named = self._relative(self._val.file)
         notes = [f"in {self.place}, the training images are those of {used}, the others of {named}"]
         shared = set(self._val.files) & set(self.files)
@@ -227,11 +227,14 @@ def _split_names(folder: Path) -> tuple[str, str]:
 
 
 def _is_annotated(folder: Path, name: str) -> bool:
-    """Tell whether the first image of a list has an annotation, or no image has any."""
+    """Tell whether a list has annotations, by its images. False only for images without any."""
     annotations = folder / "Annotations"
     if not annotations.is_dir():
         return True
-    return (annotations / f"{read_list(_list_file(folder, name))[0]}.xml").is_file()
+    stems = read_list(_list_file(folder, name))
+    if any((annotations / f"{stem}.xml").is_file() for stem in stems):
+        return True
+    return _images(folder / "JPEGImages").keys().isdisjoint(stems)
 
 
 def _images(folder: Path) -> dict[str, Path]:
