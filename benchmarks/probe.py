@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sslkit_plugins.evaluations.linear import (
+from sslkit_plugins.evaluations.logistic import (
     CHUNK,
     Standardised,
     choose_strength,

@@ -209,6 +209,7 @@ def evaluate(
     evaluation: str,
     *,
     data: PathLike | None = None,
+    labels: PathLike | None = None,
     encoder: str | None = None,
     weights: str | None = None,
     size: int | None = None,
@@ -228,6 +229,8 @@ def evaluate(
         run: A run, its folder, or another encoder: "timm:resnet18", or a folder of `sslkit export`.
         evaluation: "linear", "knn" or another installed evaluation.
         data: Labelled images: a folder, a packed set or a .npz file; by default the run's data.
+        labels: A CSV file with the columns name and label, and optionally group and split, which
+            replaces the labels of the images.
         encoder: Another encoder to evaluate beside the run, such as "timm:resnet18".
         weights: Weights of "timm:…": "none", a file or a run; by default timm's pretrained weights.
         size: Side of the images, px; by default from the recipe or the model.
@@ -251,10 +254,13 @@ def evaluate(
         raise RecipeError(Fault("evaluation", f"{written(evaluation)} is not a name"))
     choice = recipe.choose_evaluation(evaluation, options, COMMON)
     from sslkit.evaluation import build, store
+    from sslkit.parts import make
 
+    make(choice)  # Options are checked before images are opened.
     request = _request(
         run,
         data=data,
+        labels=labels,
         encoder=encoder,
         weights=weights,
         size=size,
@@ -275,13 +281,14 @@ def evaluate(
     built.probe.home = None if out is None else Path(out)
     result = store.measure(choice, built.probe)
     if out is not None:
-        store.write(Path(out), result.as_dict())
+        store.write(Path(out), result.as_dict(), result.files)
         built.probe.discard()
     return result
 
 
 COMMON = (
     "data",
+    "labels",
     "encoder",
     "weights",
     "size",
@@ -301,6 +308,7 @@ def _request(
     run: "TrainedRun | PathLike",
     *,
     data: PathLike | None,
+    labels: PathLike | None = None,
     encoder: str | None = None,
     against: "Sequence[TrainedRun | PathLike]" = (),
     overrides: Sequence[str],
@@ -322,13 +330,14 @@ def _request(
     if wrong:
         raise RecipeError(*wrong)
     _check_overrides(overrides)
-    _check_paths(data=data, encoder=encoder)
+    _check_paths(data=data, labels=labels, encoder=encoder)
     folder, other = _subject(run)
     if other is not None and encoder is not None:
         raise RecipeError(Fault("encoder", f"{other} is measured already; name a run beside it"))
     return Request(
         run=folder,
         data=None if data is None else os.fspath(data),
+        labels=None if labels is None else Path(labels),
         encoder=other if encoder is None else encoder,
         against=tuple(_folder(one) for one in against),
         overrides=tuple(overrides),

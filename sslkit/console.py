@@ -193,12 +193,15 @@ class Training:
         self.passed = (0.0, 0.0)
         """Start of the current pass over the images, and time of its last report."""
         self.verdict = "healthy"
+        self.measured = ""
+        """Values of the latest evaluations while training."""
         self.bar = Progress(
             TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn(
-                "loss {task.fields[loss]}  lr {task.fields[lr]}  {task.fields[rate]} images/s"
+                "loss {task.fields[loss]}  lr {task.fields[lr]}{task.fields[measured]}  "
+                "{task.fields[rate]} images/s"
             ),
             TimeElapsedColumn(),
             TextColumn("left"),
@@ -207,7 +210,14 @@ class Training:
             disable=not self.console.is_terminal,
         )
         self.task = self.bar.add_task(
-            "", total=run.steps, completed=run.step, epoch="-", loss="-", lr="-", rate="-"
+            "",
+            total=run.steps,
+            completed=run.step,
+            epoch="-",
+            loss="-",
+            lr="-",
+            measured="",
+            rate="-",
         )
 
     def begin(self, notes: list[str], folder: Path | None) -> None:
@@ -274,13 +284,15 @@ class Training:
             pace = (row.step - self.clock[1]) / (time.monotonic() - self.clock[0])
             rate = f"{pace * self.run.recipe.train.batch_size:.0f}"
             left = f"{(self.run.steps - row.step) / pace:.0f}"
-        due = row.step // self.every > (row.step - len(rows)) // self.every
+        evaluated = self._measure(rows)
+        due = row.step // self.every > (row.step - len(rows)) // self.every or evaluated
         if due and row.step < self.run.steps:
             self._show_health(health)
         shown: dict[str, Any] = {
             "epoch": str(row.epoch),
             "loss": f"{row.loss:.3f}",
             "lr": f"{row.lr:.2g}",
+            "measured": self.measured,
             "rate": rate,
         }
         self.bar.update(self.task, completed=row.step, **shown)
@@ -288,8 +300,32 @@ class Training:
             speed = "" if left == "-" else f"  {rate} images/s  {left} s left"
             self._say(
                 f"step {row.step}/{self.run.steps}  epoch {shown['epoch']}  loss {shown['loss']}  "
-                f"lr {shown['lr']}{speed}"
+                f"lr {shown['lr']}{self.measured}{speed}"
             )
+
+    def _measure(self, rows: list[Row]) -> bool:
+        """Keep the headline of each evaluation of the last step; print those of the untrained one.
+
+        Returns whether there are any.
+        """
+        from sslkit.runs.metrics import UNTRAINED
+
+        first, last = rows[0].metrics, rows[-1].metrics
+        untrained, measured = [], []
+        for evaluation in self.run.recipe.train.evaluate or ():
+            start = f"{evaluation} "
+            names = [name for name in (*first, *last) if name.startswith(start)]
+            before = [name for name in names if name.endswith(UNTRAINED)]
+            now = [name for name in names if name in last and name not in before]
+            untrained += [
+                f"{name.removesuffix(UNTRAINED)} {first[name]:.3g}" for name in before[:1]
+            ]
+            measured += [f"{name} {last[name]:.3g}" for name in now[:1]]
+        if untrained:
+            self._say(f"untrained: {', '.join(untrained)}")
+        if measured:
+            self.measured = f"  {'  '.join(measured)}"
+        return bool(measured)
 
     def _show_health(self, health: Health) -> None:
         """Print the verdict if it has changed."""

@@ -6,7 +6,7 @@ from types import TracebackType
 
 from sslkit.errors import printable
 
-IMPORTED_AS = {"pillow": "PIL", "pyyaml": "yaml"}
+IMPORTED_AS = {"pillow": "PIL", "pyyaml": "yaml", "scikit-learn": "sklearn"}
 """Distribution → module, if the names differ."""
 
 TOGETHER = ("torch", "torchvision")

@@ -53,6 +53,11 @@ def test_probe(more):
     assert "| ratio |" in printed("probe.py", *small, *more)
 
 
+def test_evaluations():
+    table = printed("evaluations.py", "--rows", "60", "--classes", "3", "--dim", "8")
+    assert "| linear, one closure | 60 | 3 |" in table and "| knn --k 20, 1,000 queries |" in table
+
+
 def test_step():
     cases = ("tiny", "tiny-simclr", "tiny-moco", "tiny-swav")
     small = ("--cases", ",".join(cases), "--steps", "2", "--set", "train.precision=fp32")

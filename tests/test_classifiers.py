@@ -8,12 +8,14 @@ import torch
 from noise import made
 from torch.nn import functional as F
 
-from sslkit.evaluation import pool
+from sslkit import recipe
+from sslkit.evaluation import pool, store
 from sslkit.evaluation.pooling import FEATURES
 from sslkit.interfaces import Features
-from sslkit_plugins.evaluations import linear
+from sslkit_plugins.evaluations import classifiers, linear, logistic
 from sslkit_plugins.evaluations.knn import Knn
-from sslkit_plugins.evaluations.linear import Linear, logistic_regression, standardise
+from sslkit_plugins.evaluations.linear import Linear
+from sslkit_plugins.evaluations.logistic import logistic_regression, standardise
 
 # --------------------------------------------------------------------------------------- kNN
 
@@ -53,6 +55,73 @@ def test_votes_in_blocks_are_the_same(monkeypatch):
     torch.testing.assert_close(Knn(k=7).vote(given, 4), whole)
 
 
+def test_a_near_image_may_lose_to_two_far_ones():
+    """At 0 rad one image of class 0; at 0.2 and 0.25 rad two of class 1."""
+    train = torch.tensor([[1.0, 0.0], [math.cos(0.2), math.sin(0.2)], [math.cos(0.25), -0.2474]])
+    labels, query = torch.tensor([0, 1, 1]), at(0)
+    assert voted(train, labels, query, k=1) == [0]
+    for temperature in (0.07, 0.1, 1):
+        assert voted(train, labels, query, k=3, temperature=temperature) == [1]
+    votes = Knn(k=3).vote(Features(train, labels, query, labels[:1]), 2)[0]
+    assert (votes[1] / votes[0]).item() == pytest.approx(2.23e6 / 1.60e6, rel=0.01)
+
+
+def test_every_training_image_is_its_own_nearest():
+    given = clusters(100)
+    own = given._replace(val=given.train, val_labels=given.train_labels)
+    assert Knn(k=1).vote(own, 7).argmax(1).equal(own.train_labels)
+
+
+def test_votes_of_all_images_are_counted_exactly():
+    """At a boundless temperature all 10⁵ votes weigh the same, and one vote decides."""
+    labels = torch.cat([torch.zeros(50_001), torch.ones(50_000)]).long()
+    train = torch.randn(len(labels), 2, generator=torch.Generator().manual_seed(0))
+    given = Features(train, labels, at(0), labels[:1])
+    votes = Knn(k=len(labels), temperature=1e12).vote(given, 2)[0] * len(labels)
+    torch.testing.assert_close(
+        votes, torch.tensor([50_001.0, 50_000.0]).double(), atol=1e-6, rtol=0
+    )
+
+
+def knn_of(**options) -> dict:
+    return store.run(recipe.read_evaluation("knn", options), made())
+
+
+def test_a_preset_reports_each_k_and_its_headline_first():
+    found = knn_of(preset="dino")
+    names = [metric["name"] for metric in found["metrics"]]
+    assert names == ["top-1", "top-1, k = 10", "top-1, k = 100", "top-1, k = 200"]
+    protocol = found["protocol"]
+    stated = {name: protocol[name] for name in ("preset", "k", "ks", "temperature", "source")}
+    assert stated == {
+        "preset": "dino",
+        "k": 20,
+        "ks": [20, 10, 30, 30],
+        "temperature": 0.07,
+        "source": "dino: eval_knn.py",
+    }
+    assert protocol["notes"] == [
+        "top-1 is that of k = 20",
+        "all 30 training images vote, fewer than 100, 200 (--k)",
+    ]
+    for k in (20, 10):
+        single = knn_of(k=str(k))["entries"]
+        name = "top-1" if k == 20 else "top-1, k = 10"
+        for one, other in zip(found["entries"], single, strict=True):
+            assert one["scores"][name]["value"] == other["scores"]["top-1"]["value"]
+
+
+@pytest.mark.parametrize(
+    ("name", "k", "temperature"),
+    [("moco", 200, 0.1), ("lightly", 200, 0.1), ("solo-learn", 20, 0.07), ("vissl", 200, 0.1)],
+)
+def test_presets_of_knn_have_their_numbers(name, k, temperature):
+    found = Knn(preset=name)
+    assert (found.ks, found.temperature) == ((k,), temperature)
+    given = Knn(preset=name, k=3, temperature=0.5)
+    assert (given.ks, given.temperature) == ((3,), 0.5), "given options win"
+
+
 def clusters(count=600, rest=250, width=64, classes=7) -> Features:
     """Random features, in part told apart by class."""
     rng = torch.Generator().manual_seed(0)
@@ -89,7 +158,7 @@ def test_separable_classes_are_told_apart_wholly():
 
 @pytest.mark.parametrize("chunk", [8192, 30], ids=["whole", "chunks"])
 def test_the_gradient_vanishes_at_the_optimum(monkeypatch, chunk):
-    monkeypatch.setattr(linear, "CHUNK", chunk)
+    monkeypatch.setattr(logistic, "CHUNK", chunk)
     torch.manual_seed(0)
     rows, labels, strength = 3 + 2 * torch.randn(80, 5), torch.randint(3, (80,)), 0.1
     weights, bias = fitted(rows, labels, 3, strength)
@@ -131,7 +200,7 @@ def test_wide_features_are_fitted_in_the_span_of_their_rows():
     assert reduced.features.shape == (12, 12) and others.features.shape == (9, 12)
     short = others.logits(*logistic_regression(reduced, labels, 3, 0.1))
     mean, scale = rows.mean(0), 1 / rows.std(0, correction=0)
-    whole = linear.Standardised(rows, mean, scale)
+    whole = logistic.Standardised(rows, mean, scale)
     long = whole._replace(features=val).logits(*logistic_regression(whole, labels, 3, 0.1))
     torch.testing.assert_close(short, long, rtol=1e-3, atol=1e-3)
 
@@ -160,7 +229,8 @@ def test_validation_labels_never_choose_the_regulariser(monkeypatch):
         fits.append((strength, len(labels)))
         return logistic_regression(features, labels, classes, strength, start)
 
-    monkeypatch.setattr(linear, "logistic_regression", spy)
+    for module in (linear, logistic):
+        monkeypatch.setattr(module, "logistic_regression", spy)
     given, probe = Features(rows[:40], labels[:40], rows[40:], labels[40:]), made()
     right = Linear().regress(given, probe)["top-1"].mean()
     honest = list(fits)
@@ -168,7 +238,7 @@ def test_validation_labels_never_choose_the_regulariser(monkeypatch):
     wrong = Linear().regress(given._replace(val_labels=(given.val_labels + 1) % 3), probe)
     assert fits == honest
     held_out = "a fifth of every class held out, then all"
-    assert [count for _, count in honest] == [31] * len(linear.STRENGTHS) + [40], held_out
+    assert [count for _, count in honest] == [31] * len(logistic.STRENGTHS) + [40], held_out
     assert right > wrong["top-1"].mean()
 
 
@@ -176,7 +246,7 @@ def test_batch_norm_of_a_pooled_map_is_by_channel():
     """Two images of two channels and two places, by hand: channel 0 holds 1, 3, 5, 7 (mean 4,
     variance 5), channel 1 0, 0, 8, 8 (mean 4, variance 16)."""
     rows = torch.tensor([[1.0, 3.0, 0.0, 0.0], [5.0, 7.0, 8.0, 8.0]])
-    norm = linear.ChannelNorm(2, eps=1e-12)
+    norm = classifiers.ChannelNorm(2, eps=1e-12)
     expected = torch.tensor([[-3.0, -1.0, -4.0, -4.0], [1.0, 3.0, 4.0, 4.0]])
     expected /= torch.tensor([5.0, 5.0, 16.0, 16.0]).sqrt()
     torch.testing.assert_close(norm(rows), expected)
@@ -186,30 +256,28 @@ def test_batch_norm_of_a_pooled_map_is_by_channel():
 
 
 def classifiers_of(monkeypatch, **options):
-    """The classifiers and the optimizer of one fit by SGD, by layer."""
+    """The classifiers, the optimizer and the schedule of one fit by SGD."""
     made_by = {}
-    make = Linear._optimizer
+    make = classifiers.optimizer_of
 
-    def spy(self, classifiers, steps):
-        made_by["classifiers"] = classifiers
-        made_by["optimizer"], made_by["schedule"] = make(self, classifiers, steps)
+    def spy(heads, protocol, lr, per_epoch):
+        made_by["classifiers"] = heads
+        made_by["optimizer"], made_by["schedule"] = make(heads, protocol, lr, per_epoch)
         return made_by["optimizer"], made_by["schedule"]
 
-    monkeypatch.setattr(Linear, "_optimizer", spy)
+    monkeypatch.setattr(classifiers, "optimizer_of", spy)
     probe = made()
-    Linear(solver="sgd", seeds=1, **options).descend(probe, probe.candidates[0], 0)
+    Linear(seeds=1, **options).descend(probe, probe.candidates[0], 0)
     return made_by["classifiers"], made_by["optimizer"], made_by["schedule"]
 
 
 def test_sgd_norms_channels_and_does_not_decay_norms(monkeypatch):
     """`conv` is a map of 4 channels pooled to 4 · 14 · 14 numbers, `features` a vector of 4."""
-    classifiers, optimizer, _ = classifiers_of(monkeypatch, epochs=1, layers="all")
-    sizes = {
-        name: (norm.num_features, last.in_features) for name, (norm, last) in classifiers.items()
-    }
+    heads, optimizer, _ = classifiers_of(monkeypatch, solver="sgd", epochs=1, layers="all")
+    sizes = {name: (norm.num_features, last.in_features) for name, (norm, last) in heads.items()}
     assert sizes == {"features": (4, 4), "conv": (4, 784)}
     decays = {id(v): g["weight_decay"] for g in optimizer.param_groups for v in g["params"]}
-    for norm, last in classifiers.values():
+    for norm, last in heads.values():
         assert [decays[id(value)] for value in norm.parameters()] == [0, 0]
         assert [decays[id(value)] for value in last.parameters()] == [5e-4, 5e-4]
     assert all(g["momentum"] == 0.9 and g["nesterov"] for g in optimizer.param_groups)
@@ -217,7 +285,7 @@ def test_sgd_norms_channels_and_does_not_decay_norms(monkeypatch):
 
 def test_sgd_drops_as_vissl_does(monkeypatch):
     """28 epochs of one step: 0.01, and a tenth from epoch 8, 16 and 24 on."""
-    _, _, schedule = classifiers_of(monkeypatch, epochs=28)
+    _, _, schedule = classifiers_of(monkeypatch, solver="sgd", epochs=28)
     assert (schedule.base_lrs, dict(schedule.milestones)) == ([0.01] * 2, {8: 1, 16: 1, 24: 1})
 
 

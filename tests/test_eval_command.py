@@ -134,8 +134,9 @@ def test_help_shows_descriptions_defaults_and_choices():
     code, out, _ = sslkit("eval", "linear", "--help")
     text = one_line(out)
     assert code == 0
-    assert "--solver lbfgs|sgd" in text and "[default: lbfgs]" in text
-    assert "--epochs VALUE Epochs of `sgd`, 28 by default, as in VISSL." in text
+    assert "--solver lbfgs|sgd" in text and "lbfgs (default): logistic regression" in text
+    assert "--preset pirl|moco|swav|simclr|byol|" in text
+    assert "--epochs VALUE Epochs of `sgd`, by default the preset's; 28 in VISSL." in text
     for common in ("--data", "--encoder", "--weights", "--size", "--against", "--split-seed"):
         assert common in text
     assert "--device" in text and "--out" in text and "[RUN]" in text
@@ -161,7 +162,17 @@ def test_values_are_read_as_by_set_and_booleans_are_flags(install, labelled, tmp
 
 @pytest.mark.parametrize(
     "name",
-    ["data", "encoder", "weights", "size", "against", "split_seed", "skip_unreadable", "workers"],
+    [
+        "data",
+        "labels",
+        "encoder",
+        "weights",
+        "size",
+        "against",
+        "split_seed",
+        "skip_unreadable",
+        "workers",
+    ],
 )
 def test_an_option_with_a_common_name_is_refused(install, name):
     install("costly", OPTIONS.format(name=name))

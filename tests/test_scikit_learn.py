@@ -7,9 +7,9 @@ from noise import Noise
 
 from sslkit.evaluation.intervals import student, t_95, wilson
 from sslkit.interfaces import Features
-from sslkit_plugins.evaluations import accuracy, linear
+from sslkit_plugins.evaluations import accuracy, logistic
 from sslkit_plugins.evaluations.knn import Knn
-from sslkit_plugins.evaluations.linear import logistic_regression, standardise
+from sslkit_plugins.evaluations.logistic import logistic_regression, standardise
 
 pytest.importorskip("sklearn", reason="needs scikit-learn")
 from scipy import stats
@@ -36,7 +36,7 @@ def objective(weights, bias, rows, labels, strength) -> float:
     return loss + strength / 2 * np.square(np.asarray(weights, np.float64)).sum()
 
 
-@pytest.mark.parametrize("strength", linear.STRENGTHS)
+@pytest.mark.parametrize("strength", logistic.STRENGTHS)
 @pytest.mark.parametrize(("count", "width"), [(600, 64), (90, 300)], ids=["tall", "wide"])
 def test_the_objective_reaches_scikit_learns(count, width, strength):
     """From zero within 0.1 % of its minimum, and the same classes but where two are nearly as

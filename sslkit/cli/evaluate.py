@@ -32,6 +32,16 @@ def _common(
     run: RunFolder = None,
     data: Data = None,
     set: DataOptions = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="CSV",
+            help="File with the columns name and label, and optionally group and split, which "
+            "replaces the labels of the images.",
+            show_default=False,
+            parser=filled("--labels", Path),
+        ),
+    ] = None,
     encoder: Encoder = None,
     weights: Weights = None,
     size: Size = None,
@@ -53,6 +63,10 @@ def _common(
         ),
     ] = None,
     skip_unreadable: SkipUnreadable = False,
+    plan: Annotated[
+        bool,
+        typer.Option("--plan", help="Show sizes, memory and time, and measure nothing."),
+    ] = False,
     device: Device = "auto",
     workers: Workers = None,
     out: Annotated[
@@ -178,9 +192,12 @@ def _parameter(option: Option) -> inspect.Parameter:
         text = f"{option.description}{shown}"
         declared = typer.Option(f"{flag}/--no-{flag[2:]}", help=text, show_default=False)
         return _keyword(option.parameter, bool | None, declared)
-    metavar, text = "VALUE", f"{option.description} ({option.words})".strip()
-    if option.words.startswith("one of ") and " or " not in option.words:
-        names = option.words.removeprefix("one of ").replace("'", "")
+    words = option.words
+    if option.default is None:
+        words = words.removesuffix(" or null")
+    metavar, text = "VALUE", f"{option.description} ({words})".strip()
+    if words.startswith("one of ") and " or " not in words:
+        names = words.removeprefix("one of ").replace("'", "")
         metavar, text = names.replace(", ", "|"), option.description
     if option.default is not REQUIRED and option.default is not None:
         text = f"{text}  [default: {plain(option.default)}]"
@@ -204,7 +221,11 @@ def evaluate(part: Part, given: dict[str, Any]) -> None:
     choice = recipe.read_evaluation(part.name, chosen)
 
     from sslkit.evaluation import build, store
+    from sslkit.evaluation.plan import plan
+    from sslkit.parts import make
     from sslkit.runs import folders
+
+    make(choice)  # Options are checked before images are opened.
 
     run = given["run"]
     if run is not None or given["encoder"] is None:
@@ -212,6 +233,7 @@ def evaluate(part: Part, given: dict[str, Any]) -> None:
     request = build.Request(
         run=run,
         data=given["data"],
+        labels=given["labels"],
         encoder=given["encoder"],
         weights=given["weights"],
         size=given["size"],
@@ -220,25 +242,33 @@ def evaluate(part: Part, given: dict[str, Any]) -> None:
         device=given["device"],
         out=given["out"],
         overrides=tuple(given["set"] or ()),
-        skip_unreadable=given["skip_unreadable"],
+        skip_unreadable=given["skip_unreadable"] and not given["plan"],
         workers=given["workers"],
     )
     console.print_text(f"{part.name} on {given['encoder'] if run is None else run}")
     needs = part.signature().attributes.get("needs", "labels")
     probe, notes, home = build.build(
-        request, needs, progress=console.progress, show=console.show_splits
+        request,
+        needs,
+        progress=console.progress,
+        show=console.show_splits,
+        statistics=not given["plan"],
     )
     for note in notes:
         console.print_text(note, stderr=True)
     store.check_place(home)
+    if given["plan"]:
+        console.print_fields(plan(choice, probe))
+        return
     probe.home = home
     try:
-        result = store.run(choice, probe)
+        measured = store.measure(choice, probe)
     except KeyboardInterrupt:
-        if any(folder.exists() for folder in probe.scratches):
+        if any(folder.exists() for folder in probe.unfinished_folders):
             console.print_text("stopped; run the same command again to go on", stderr=True)
         raise
-    path = store.write(home, result)
+    result = measured.as_dict()
+    path = store.write(home, result, measured.files)
     probe.discard()
     console.print_result(result)
     console.print_text(f"written: {path}")

@@ -4,8 +4,8 @@ from sslkit.data.splits import split_by_class
 from sslkit.evaluation.compare import combine
 from sslkit.evaluation.intervals import bootstrap, percentiles, resample, student
 from sslkit.evaluation.pooling import pool
-from sslkit.evaluation.rows import Rows
-from sslkit.evaluation.scratch import load_state, save_state
+from sslkit.evaluation.rows import Rows, split
+from sslkit.evaluation.state import load_state, save_state
 
 __all__ = [
     "Rows",
@@ -16,6 +16,7 @@ __all__ = [
     "pool",
     "resample",
     "save_state",
+    "split",
     "split_by_class",
     "student",
 ]

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from sslkit.evaluation.candidates import Network, RawPixels
 from sslkit.evaluation.data import Splits, class_names, open_splits
 from sslkit.evaluation.foreign import Foreign, read_encoder
 from sslkit.evaluation.images import Progress
+from sslkit.evaluation.labelled import open_labelled
 from sslkit.evaluation.probe import ImageProbe, silent
 from sslkit.evaluation.unreadable import Unreadable, left_out
 from sslkit.interfaces import Candidate, ImageSource
@@ -30,6 +32,7 @@ class Request:
 
     run: Path | None = None
     data: str | None = None
+    labels: Path | None = None
     encoder: str | None = None
     weights: str | None = None
     size: int | None = None
@@ -57,15 +60,20 @@ def build(
     *,
     progress: Progress = silent,
     show: Callable[[Splits], None] = lambda splits: None,
+    statistics: bool = True,
 ) -> Built:
     """Build the probe of a request.
 
     Opens the data, checks them against `needs` and passes them to `show`, before it loads weights.
+    `statistics` fits the batch norms of untrained candidates, which takes a pass over the images.
     """
     foreign = foreign_of(request)
     device = pick_device(request.device)
     data, recipes = choices(request)
-    splits = open_splits(data, needs, request.split_seed)
+    if request.labels is None:
+        splits = open_splits(data, needs, request.split_seed)
+    else:
+        splits = open_labelled(data, request.labels, needs, request.split_seed)
     skipped: list[Unreadable] = []
     workers = auto_workers(device.type) if request.workers is None else request.workers
     if request.skip_unreadable:
@@ -76,6 +84,7 @@ def build(
     for run in runs:
         notes += run.notes
     candidates = _candidates(request, runs, foreign, splits, device)
+    home = _home(request, foreign)
     probe = ImageProbe(
         splits.train,
         splits.val,
@@ -86,10 +95,12 @@ def build(
         _conditions(request, runs, foreign, data, splits, skipped),
         workers,
         progress,
+        home,
         chosen_size=request.size,
     )
-    probe.fit_statistics()
-    return Built(probe, notes, _home(request, foreign))
+    if statistics:
+        probe.fit_statistics()
+    return Built(probe, notes, home)
 
 
 def _home(request: Request, foreign: Foreign | None) -> Path:
@@ -202,6 +213,7 @@ def network(
         device=device,
         baseline=not trained,
         fits=not trained,
+        parts=partial(run.parts, trained=trained),
     )
 
 
@@ -222,6 +234,8 @@ def _conditions(
         found["skipped"] = [
             {"split": one.split, "name": one.name, "reason": one.reason} for one in skipped
         ]
+    if splits.labels is not None:
+        found["labels"] = splits.labels
     if splits.unseen:
         found["unseen_classes"] = list(splits.unseen)
     if request.against:

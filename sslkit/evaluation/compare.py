@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sslkit.errors import PluginError
+from sslkit.evaluation.features import FeatureStore, Row, is_finite
 from sslkit.evaluation.images import Progress, View
 from sslkit.evaluation.result import difference, outcome_fault, score
 from sslkit.interfaces import (
@@ -26,8 +28,6 @@ from sslkit.interfaces import (
 
 CHANCE = "chance"
 
-Row = tuple[str | None, str]
-"""Row and candidate. The row None applies to all rows."""
 Outcomes = Mapping[Row, Sequence[Mapping[str, Outcome]]]
 """Outcomes of all metrics for each probe seed, by row and candidate."""
 Scorer = Callable[[Features, int], dict[str, Outcome]]
@@ -41,6 +41,8 @@ class Embedder(Protocol):
     candidates: Sequence[Candidate]
     device: torch.device
 
+    scratch: Path | None
+
     @property
     def progress(self) -> Progress: ...
 
@@ -49,34 +51,52 @@ class Embedder(Protocol):
     ) -> Iterator[tuple[dict[int, Tensor], Tensor]]: ...
 
 
-def embed(probe: Embedder, *, layers: bool, view: View) -> dict[Row, list[Tensor]]:
-    """Return the features of both splits by row and candidate, float32 [N,D] in CPU memory."""
-    found: dict[Row, list[Tensor]] = {}
-    for number, source in enumerate((probe.train, probe.val)):
+def embed(probe: Embedder, *, layers: bool, view: View) -> FeatureStore:
+    """Return the features of both splits by row and candidate.
+
+    They are float32 in CPU memory, or float16 on disk if they exceed a quarter of the memory.
+    """
+    sources = (probe.train, probe.val)
+    kept = FeatureStore((len(probe.train), len(probe.val)), probe.scratch)
+    for number, source in enumerate(sources):
         with probe.progress("embedding") as advance:
             for images, index in probe.passes(source, view):
-                for candidate in probe.candidates:
-                    given = candidate.embed(images[candidate.size].to(probe.device), layers=layers)
-                    for layer, rows in given.items():
-                        row = layer if candidate.has_layers else None
-                        splits = found.setdefault((row, candidate.name), [])
-                        if len(splits) == number:
-                            splits.append(torch.empty(len(source), rows.shape[1]))
-                        splits[number][index] = rows.cpu()
+                found = embed_batch(probe, images, layers=layers)
+                kept.write(number, index, found)
                 advance(len(index), len(source))
+    return kept
+
+
+def embed_batch(
+    probe: Embedder,
+    images: Mapping[int, Tensor],
+    *,
+    layers: bool,
+    candidates: Sequence[Candidate] | None = None,
+) -> dict[Row, Tensor]:
+    """Return the features of a batch of images by row and candidate, by default of all."""
+    found: dict[Row, Tensor] = {}
+    for candidate in probe.candidates if candidates is None else candidates:
+        given = candidate.embed(images[candidate.size].to(probe.device), layers=layers)
+        for layer, rows in given.items():
+            row = layer if candidate.has_layers else None
+            found[row, candidate.name] = rows.cpu()
     return found
 
 
 def score_all(
     probe: Embedder,
-    features: dict[Row, list[Tensor]],
+    features: FeatureStore,
     scorer: Scorer,
     metrics: Sequence[Metric],
     seeds: int,
+    *,
+    chunked: bool = False,
 ) -> dict[Row, list[dict[str, Outcome]]]:
     """Return the outcomes of every row and candidate; frees their features after use.
 
-    Metrics of non-finite features are NaN.
+    Metrics of non-finite features are NaN. `chunked`: the scorer takes features that are float16 or
+    not on the device, if they exceed its memory.
     """
     names = [metric.name for metric in metrics]
     targets = [_targets(source, probe.device) for source in (probe.train, probe.val)]
@@ -85,10 +105,10 @@ def score_all(
     total = len(features) * seeds
     with probe.progress("scoring") as advance:
         for key in list(features):
-            train, val = (rows.to(probe.device) for rows in features.pop(key))
+            train, val = features.take(key, probe.device, chunked=chunked)
             given = Features(train, targets[0], val, targets[1], groups)
             outcomes[key] = []
-            finite = bool(train.isfinite().all() and val.isfinite().all())
+            finite = is_finite(train) and is_finite(val)
             for seed in range(seeds):
                 found: dict[str, Outcome] = {name: math.nan for name in names}
                 if finite:
@@ -125,21 +145,24 @@ def combine(
     *,
     chance: dict[str, float] | None = None,
     protocol: dict[str, Any] | None = None,
+    images: ImageSource | None = None,
 ) -> Result:
     """Build the result from outcomes by row and candidate.
 
     The first candidate that is not a baseline is compared with all others of its row and with those
-    whose row is None, paired by image. `chance` has the metrics at chance level.
+    whose row is None, paired by image. `chance` has the metrics at chance level. `images` are those
+    of the outcomes per image, by default the validation images.
     """
+    groups = (probe.val if images is None else images).groups
     subject = next((one.name for one in probe.candidates if not one.baseline), None)
     entries = []
     for (row, name), found in outcomes.items():
-        scores = {metric.name: _score(found, metric, probe) for metric in metrics}
+        scores = {metric.name: _score(found, metric, groups) for metric in metrics}
         differences = {}
         if name == subject:
             for (other_row, other), others in outcomes.items():
                 if other != subject and other_row in (row, None):
-                    differences[other] = _differences(found, others, metrics, probe)
+                    differences[other] = _differences(found, others, metrics, groups)
         entries.append(Entry(row, name, scores, differences))
     if chance:
         guess = {name: Score((value,)) for name, value in chance.items()}
@@ -147,22 +170,24 @@ def combine(
     return Result(tuple(metrics), entries, {**probe.protocol(), **(protocol or {})})
 
 
-def _score(found: Sequence[Mapping[str, Outcome]], metric: Metric, probe: Probe) -> Score:
-    return score([seed[metric.name] for seed in found], metric, probe.val.groups)
+def _score(
+    found: Sequence[Mapping[str, Outcome]], metric: Metric, groups: Sequence[str] | None
+) -> Score:
+    return score([seed[metric.name] for seed in found], metric, groups)
 
 
 def _differences(
     found: Sequence[Mapping[str, Outcome]],
     others: Sequence[Mapping[str, Outcome]],
     metrics: Sequence[Metric],
-    probe: Probe,
+    groups: Sequence[str] | None,
 ) -> dict[str, Interval]:
     """Return the paired differences of two candidates by metric, if there are any."""
     differences = {}
     for metric in metrics:
         ours = [seed[metric.name] for seed in found]
         theirs = [seed[metric.name] for seed in others]
-        interval = difference(ours, theirs, probe.val.groups)
+        interval = difference(ours, theirs, groups)
         if interval is not None:
             differences[metric.name] = interval
     return differences

@@ -1,7 +1,9 @@
 """Opens, splits and checks the images of an evaluation."""
 
+import os
 from collections.abc import Sequence
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,7 +20,8 @@ class Splits(NamedTuple):
     """Training and validation images, and how they were split.
 
     `where` is the place of the data set, `summary` describes the splits in one line, `notes` are
-    sentences for the user, `unseen` are the classes without validation images.
+    sentences for the user, `unseen` are the classes without validation images, `labels` are the
+    facts about a file of labels.
     """
 
     train: ImageSource
@@ -28,6 +31,7 @@ class Splits(NamedTuple):
     summary: str = ""
     notes: tuple[str, ...] = ()
     unseen: tuple[str, ...] = ()
+    labels: dict[str, Any] | None = None
 
 
 def open_splits(data: Choice, needs: str, seed: int | None) -> Splits:
@@ -159,6 +163,26 @@ def _check_sizes(splits: Splits, where: str) -> None:
         raise DataError(f"{where} has no validation images")
     if not len(splits.train):
         raise DataError(f"{where} has no training images")
+
+
+def full_names(sources: dict[str, ImageSource], data: Choice) -> dict[str, np.ndarray]:
+    """Return the names of all images by split, relative to the root if it is a folder.
+
+    For other data sets with several splits, names start with the split's name.
+    """
+    root = Path(os.path.expanduser(str(data.options.get("root", ""))))
+    found = {}
+    for kind, source in sources.items():
+        names = [str(name) for name in source.names]
+        prefix = ""
+        if source.place and os.path.isdir(source.place):
+            below = os.path.relpath(source.place, root)
+            prefix = "" if below == "." else f"{Path(below).as_posix()}/"
+        elif kind == "val" or source.has_val:
+            has_prefix = all(name.startswith(f"{kind}/") for name in names)
+            prefix = "" if has_prefix else f"{kind}/"
+        found[kind] = np.array([prefix + name for name in names], dtype=np.str_)
+    return found
 
 
 def class_names(train: ImageSource) -> list[str]:

@@ -1,9 +1,7 @@
 """Embeds the images of a data set, for `sslkit embed`."""
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -18,6 +16,7 @@ from sslkit.errors import DataError
 from sslkit.evaluation import unreadable
 from sslkit.evaluation.build import Request, choices, foreign_of, network
 from sslkit.evaluation.candidates import Network
+from sslkit.evaluation.data import full_names
 from sslkit.evaluation.images import (
     Order,
     Progress,
@@ -76,7 +75,7 @@ def embed(
     opened = _open(data, split)
     workers = auto_workers(device.type) if request.workers is None else request.workers
     sources = opened.sources
-    names = _names(sources, data)
+    names = full_names(sources, data)
     if request.skip_unreadable:
         opened, kept = _without_unreadable(opened, workers, progress)
         sources = opened.sources
@@ -121,26 +120,6 @@ def _open(data: Choice, split: Split) -> Opened:
             "only one split has classes, so the vectors have no labels; embed only that split"
         )
     return Opened(sources, f"embedding {summary}", tuple(notes))
-
-
-def _names(sources: dict[str, ImageSource], data: Choice) -> dict[str, np.ndarray]:
-    """Return the names of all images by split, relative to the root if it is a folder.
-
-    For other data sets with several splits, names start with the split's name.
-    """
-    root = Path(os.path.expanduser(str(data.options.get("root", ""))))
-    found = {}
-    for split, source in sources.items():
-        names = [str(name) for name in source.names]
-        prefix = ""
-        if source.place and os.path.isdir(source.place):
-            below = os.path.relpath(source.place, root)
-            prefix = "" if below == "." else f"{Path(below).as_posix()}/"
-        elif split == "val" or source.has_val:
-            has_prefix = all(name.startswith(f"{split}/") for name in names)
-            prefix = "" if has_prefix else f"{split}/"
-        found[split] = np.array([prefix + name for name in names], dtype=np.str_)
-    return found
 
 
 def _labels(sources: dict[str, ImageSource]) -> np.ndarray | None:

@@ -17,15 +17,18 @@ from sslkit.data.workers import ALONE, deliver, read
 from sslkit.errors import DataError, printable
 from sslkit.interfaces import ImageSource, Pixels
 
-View = Literal["crop", "squash"]
+View = Literal["crop", "squash", "square"]
 SHOWN = {
     "crop": "crop: short side to 256/224 of the size, central square; no border is cut off an "
     "image whose short side is at most the size",
     "squash": "squash: the full image, resized to a square",
+    "square": "square: the central square, its side the short side",
 }
 """Description of each view in a protocol."""
 BATCH = 128
 """Images that are read, resized and embedded together."""
+PIECE = 256
+"""Largest number of images of a random batch that a worker returns together."""
 MIN_AREA, ASPECT = 0.08, (3 / 4, 4 / 3)
 """Smallest area of random crops, as a fraction of the image, and range of width / height.
 
@@ -70,6 +73,10 @@ class Resized:
             box = (0.0, 0.0, float(width), float(height))
             if self.view == "crop":
                 box = plain_box(width, height, size, self.reduced_to)
+            elif self.view == "square":
+                short = min(width, height)
+                left, top = (width - short) / 2, (height - short) / 2
+                box = (left, top, left + short, top + short)
             cuts.append(resize(image, box, size))
         return tuple(cuts)
 
@@ -178,6 +185,13 @@ def read_images(
         size = batch * sum([value.nbytes for value in first[0]])
     fitting = shared.fitting(workers, size)
     return deliver(builder, orders, fitting, size=size, remedy=ALONE)
+
+
+def in_pieces(orders: Iterable[Order]) -> Iterator[Order]:
+    """Split orders into ones of at most PIECE images."""
+    for order in orders:
+        for indices in np.split(order.indices, range(PIECE, len(order.indices), PIECE)):
+            yield Order(order.epoch, indices)
 
 
 def in_order(count: int, size: int = BATCH) -> list[Order]:

@@ -1,21 +1,24 @@
 """The probe of evaluations: images of two splits, and the candidates to score."""
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from sslkit.data.loader import Loader
 from sslkit.evaluation import compare as comparison
 from sslkit.evaluation import unreadable
 from sslkit.evaluation.candidates import Network
 from sslkit.evaluation.images import (
     BATCH,
+    PIECE,
     Cut,
     Order,
     Progress,
@@ -25,18 +28,22 @@ from sslkit.evaluation.images import (
     View,
     entire,
     in_order,
+    in_pieces,
     in_random_order,
     read_images,
     shown,
     shuffled,
 )
-from sslkit.evaluation.scratch import discard, scratch_folder
+from sslkit.evaluation.state import discard, unfinished_folder
 from sslkit.interfaces import (
+    Batch,
     Candidate,
+    Draws,
     Features,
     ImageSource,
     Metric,
     Outcome,
+    PretextTransform,
     Probe,
     Result,
 )
@@ -63,6 +70,8 @@ class ImageProbe(Probe):
     facts: dict[str, Any] = field(default_factory=dict)
     workers: int = 0
     progress: Progress = silent
+    scratch: Path | None = None
+    """Folder for features that exceed the memory; None: the system's temporary folder."""
     kept: dict[tuple[ImageSource, View], dict[int, np.ndarray]] = field(
         default_factory=dict, repr=False
     )
@@ -70,8 +79,10 @@ class ImageProbe(Probe):
     chosen_size: int | None = None
     home: Path | None = None
     """Folder of results; None if nothing may be written."""
-    scratches: list[Path] = field(default_factory=list)
-    """Folders that `scratch` returned."""
+    unfinished_folders: list[Path] = field(default_factory=list)
+    """Folders that `unfinished` returned."""
+    skippable: bool = True
+    """False if there is no option --skip-unreadable."""
 
     def fit_statistics(self, seed: int = 0) -> None:
         """Fit the untrained batch norms of networks with `fits`.
@@ -103,10 +114,16 @@ class ImageProbe(Probe):
         size: int | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield `steps` shuffled batches of random crops and flips: [B,C,S,S], index [B]."""
-        orders = shuffled(len(source), batch_size=batch_size, steps=steps, seed=seed)
+        orders = in_pieces(shuffled(len(source), batch_size=batch_size, steps=steps, seed=seed))
         cut = RandomCrops(self.size if size is None else size, 1)
-        for (crops,), index in self._read(source, cut, orders, seed):
-            yield crops[:, 0].to(self.device), index
+        count = -(-min(batch_size, len(source)) // PIECE)
+        read = self._read(source, cut, orders, seed)
+        for (crops,), index in read:
+            batch, indices = [crops[:, 0].to(self.device)], [index]
+            for (more,), rows in itertools.islice(read, count - 1):
+                batch.append(more[:, 0].to(self.device))
+                indices.append(rows)
+            yield torch.cat(batch), torch.cat(indices)
 
     def views(
         self, source: ImageSource, *, count: int, seed: int = 0, size: int | None = None
@@ -123,18 +140,30 @@ class ImageProbe(Probe):
         for (images,), _ in self._read(source, entire, orders, batch=1):
             yield images[0]
 
-    def scratch(self, name: str, conditions: Mapping[str, Any]) -> Path | None:
+    def unfinished(self, name: str, conditions: Mapping[str, Any]) -> Path | None:
         """Return a folder for the state of an unfinished evaluation, if there is a `home`."""
         if self.home is None:
             return None
-        folder = scratch_folder(self.home, name, {**self.protocol(), **conditions})
-        self.scratches.append(folder)
+        folder = unfinished_folder(self.home, name, {**self.protocol(), **conditions})
+        self.unfinished_folders.append(folder)
         return folder
 
     def discard(self) -> None:
-        """Remove the folders of `scratch`, after the result is written."""
-        for folder in self.scratches:
+        """Remove the folders of `unfinished`, after the result is written."""
+        for folder in self.unfinished_folders:
             discard(folder)
+
+    def pretext(
+        self, source: ImageSource, transform: PretextTransform, *, seed: int = 0
+    ) -> Iterator[Batch]:
+        """Yield the augmented views of `transform` for every image once, in order, on the device.
+
+        The last batch is padded with the first images.
+        """
+        size = min(BATCH, len(source))
+        loader = Loader(source, transform, batch_size=size, seed=seed, workers=self.workers)
+        for number, batch in enumerate(loader.full_pass(0)):
+            yield transform.on_device(batch.to(self.device), Draws(seed, number))
 
     def compare(
         self,
@@ -143,14 +172,17 @@ class ImageProbe(Probe):
         *,
         seeds: int = 1,
         layers: bool = False,
-        view: View = "crop",
+        view: Literal["crop", "squash"] = "crop",
         chance: dict[str, float] | None = None,
         protocol: dict[str, Any] | None = None,
+        chunked: bool = False,
     ) -> Result:
         """Score every candidate, and every layer against the same layer of the baselines."""
-        features = comparison.embed(self, layers=layers, view=view)
-        outcomes = comparison.score_all(self, features, score, metrics, seeds)
+        kept = comparison.embed(self, layers=layers, view=view)
+        half = {"features": "float16 on disk"} if kept.on_disk else {}
+        outcomes = comparison.score_all(self, kept, score, metrics, seeds, chunked=chunked)
         stated = {
+            **half,
             "seeds": seeds,
             "view": shown(view, self.val),
             "layers": "all" if layers else "last",
@@ -189,7 +221,8 @@ class ImageProbe(Probe):
             found = unreadable.find(splits, self.workers, self.progress)
             if not found:
                 raise
-            raise unreadable.refusal(found, "an evaluation replaces no image") from None
+            because = "an evaluation replaces no image"
+            raise unreadable.refusal(found, because, skippable=self.skippable) from None
 
     def _sizes(self) -> list[int]:
         return sorted({candidate.size for candidate in self.candidates})

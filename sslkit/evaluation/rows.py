@@ -1,5 +1,6 @@
 """Subsets of a data set, and the split of an evaluation."""
 
+import warnings
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -10,6 +11,8 @@ from sslkit.interfaces import ImageSource, Pixels
 
 HELD_OUT = 0.2
 """Fraction of the images for validation, for data sets without validation images."""
+FOLDS = 5
+"""Parts of a data set with groups, of which one validates."""
 
 
 class Rows(ImageSource):
@@ -45,13 +48,13 @@ def relabelled(source: ImageSource, classes: Sequence[str]) -> ImageSource:
     return found
 
 
-def split(source: ImageSource, seed: int) -> tuple[ImageSource, ImageSource, str]:
+def split(source: ImageSource, seed: int) -> tuple[Rows, Rows, str]:
     """Return training images, validation images, and how they were split.
 
     Splits by group if there are groups, else by class if there are labels, else at random.
     """
     if source.groups is not None:
-        train, val = _split_groups(np.asarray(source.groups), seed)
+        train, val = _split_groups(source, seed)
         how = "a fifth of the groups"
     elif source.labels is not None:
         train, val = split_by_class(source.labels, HELD_OUT, seed)
@@ -64,10 +67,22 @@ def split(source: ImageSource, seed: int) -> tuple[ImageSource, ImageSource, str
     return Rows(source, train), Rows(source, val), f"{how}, split with seed {seed}"
 
 
-def _split_groups(groups: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows of a random four fifths of the groups, and the other rows."""
-    names = np.unique(groups)
-    count = min(len(names) - 1, max(1, round(HELD_OUT * len(names))))
-    held_out = np.random.default_rng(seed).permutation(names)[:count]
-    inside = np.isin(groups, held_out)
-    return np.flatnonzero(~inside), np.flatnonzero(inside)
+def _split_groups(source: ImageSource, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows of about four fifths of the groups, and the other rows.
+
+    With labels, the fraction of every class is about the same in both.
+    """
+    groups = np.unique(np.asarray(source.groups), return_inverse=True)[1].ravel()
+    folds = min(FOLDS, int(groups.max()) + 1)
+    if folds < 2:
+        return np.arange(len(groups)), np.arange(0)
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    labels = source.labels
+    if labels is None or np.bincount(labels).max() < folds:
+        labels = np.zeros(len(groups), np.int64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # A class may have fewer images than folds.
+        splits = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+        train, val = next(splits.split(labels, labels, groups))
+    return train, val

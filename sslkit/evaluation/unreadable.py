@@ -92,11 +92,15 @@ def left_out_note(found: Sequence[Unreadable]) -> str:
     return f"{counted(len(found), 'image')} left out, which cannot be read:{_lines(found)}"
 
 
-def refusal(found: Sequence[Unreadable], because: str) -> DataError:
-    """Return an error with the unreadable images. `because` is the reason for the refusal."""
+def refusal(found: Sequence[Unreadable], because: str, *, skippable: bool = True) -> DataError:
+    """Return an error with the unreadable images. `because` is the reason for the refusal.
+
+    `skippable`: the command has the option --skip-unreadable.
+    """
+    skip = ", or skip them: --skip-unreadable" if skippable else ""
     return DataError(
         f"{counted(len(found), 'image')} cannot be read, and {because}; "
-        f"repair or remove them, or skip them: --skip-unreadable{_lines(found)}"
+        f"repair or remove them{skip}{_lines(found)}"
     )
 
 

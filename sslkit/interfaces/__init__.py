@@ -25,6 +25,7 @@ from sslkit.interfaces.evaluation import (
     Candidate,
     Curves,
     Entry,
+    Estimate,
     Evaluation,
     Features,
     Figure,
@@ -35,6 +36,7 @@ from sslkit.interfaces.evaluation import (
     Probe,
     Result,
     Score,
+    Work,
 )
 from sslkit.interfaces.images import Batch, Boxes, ImageSource, Pixels, Sample
 from sslkit.interfaces.method import Epoch, Loss, Method, Output, Parts, Progress
@@ -51,6 +53,7 @@ __all__ = [
     "Encoder",
     "Entry",
     "Epoch",
+    "Estimate",
     "Evaluation",
     "Features",
     "Figure",
@@ -74,4 +77,5 @@ __all__ = [
     "Result",
     "Sample",
     "Score",
+    "Work",
 ]

@@ -12,8 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sslkit.interfaces.images import ImageSource
+from sslkit.interfaces.images import Batch, ImageSource
+from sslkit.interfaces.method import Method
 from sslkit.interfaces.networks import Encoder
+from sslkit.interfaces.views import PretextTransform
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,8 @@ class Result:
     entries: list[Entry]
     protocol: dict[str, Any]
     figures: list[Figure] = field(default_factory=list)
+    files: dict[str, str] = field(default_factory=dict)
+    """Text files to write beside the result, name → content."""
 
 
 Outcome = float | np.ndarray | Tensor | Score
@@ -111,7 +115,10 @@ yields none; a Score has its own.
 
 
 class Features(NamedTuple):
-    """Features float32 [N,D] of both splits, with labels int64 [N] or tags int8 [N,classes]."""
+    """Features float32 [N,D] of both splits, with labels int64 [N] or tags int8 [N,classes].
+
+    With `compare(chunked=True)`, features that exceed the memory are float16 or not on the device.
+    """
 
     train: Tensor
     train_labels: Tensor
@@ -142,6 +149,13 @@ class Candidate(ABC):
         """Return a copy of the encoder to train, and its normalisation; None for pixels."""
         return None
 
+    def pretext(self) -> tuple[Method, PretextTransform] | None:
+        """Return the method of a run in evaluation mode, and its transform; None without a run.
+
+        The method has a copy of this encoder, and heads with weights of the same time.
+        """
+        return None
+
 
 class Probe(ABC):
     """The images of an evaluation and its candidates."""
@@ -163,10 +177,13 @@ class Probe(ABC):
         self,
         source: ImageSource,
         *,
-        view: Literal["crop", "squash"] = "crop",
+        view: Literal["crop", "squash", "square"] = "crop",
         size: int | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield every image once, in order: integer [N,C,S,S] on the device, index [N]."""
+        """Yield every image once, in order: integer [N,C,S,S] on the device, index [N].
+
+        crop: the usual central crop. square: the central square. squash: the full image.
+        """
 
     @abstractmethod
     def augmented(
@@ -191,12 +208,21 @@ class Probe(ABC):
         """Yield entire decoded images in the order of `rows`: integer [C,h,w] in CPU memory."""
 
     @abstractmethod
-    def scratch(self, name: str, conditions: Mapping[str, Any]) -> Path | None:
+    def unfinished(self, name: str, conditions: Mapping[str, Any]) -> Path | None:
         """Return a folder for the state of evaluation `name` until its result is written.
 
         Equal conditions and an equal `protocol` give the same folder, so the same command continues
         after a kill. The evaluation creates the folder; sslkit removes it. Returns None if nothing
         may be written.
+        """
+
+    @abstractmethod
+    def pretext(
+        self, source: ImageSource, transform: PretextTransform, *, seed: int = 0
+    ) -> Iterator[Batch]:
+        """Yield the augmented views of `transform` for every image once, in order, on the device.
+
+        The last batch is padded with the first images.
         """
 
     @abstractmethod
@@ -210,16 +236,58 @@ class Probe(ABC):
         view: Literal["crop", "squash"] = "crop",
         chance: dict[str, float] | None = None,
         protocol: dict[str, Any] | None = None,
+        chunked: bool = False,
     ) -> Result:
         """Score every candidate with `score(features, seed)` and return the result.
 
         `layers` scores every layer against the same layer of the baselines. `chance` has the
-        metrics at chance level.
+        metrics at chance level. `chunked`: `score` reads features in chunks of rows, so they need
+        not fit into memory.
         """
 
     @abstractmethod
     def protocol(self) -> dict[str, Any]:
         """Return data, fingerprint, splits, classes, counts, size, view, checkpoint and step."""
+
+
+class Work(NamedTuple):
+    """Size of an evaluation, for `Evaluation.estimate`."""
+
+    train: int
+    """Number of training images."""
+    val: int
+    classes: int
+    dims: Mapping[tuple[str | None, str], int]
+    """Length of the features by row and candidate; includes every layer."""
+    device: torch.device
+
+    def widths(self, layers: bool) -> dict[tuple[str | None, str], int]:
+        """Return the lengths that are scored: of all layers, or of the last one."""
+        return {key: dim for key, dim in self.dims.items() if layers or key[0] in (None, LAST)}
+
+
+LAST = "features"
+"""Row of the features, beside those of layers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What an evaluation needs, for `--plan`.
+
+    `features`: it keeps the features of all images, of all layers with `layers`. `passes` and
+    `val_passes` are further passes of every candidate over the training and validation images.
+    `seconds` and `bytes` are the scoring's own; None if unknown. `how` tells what was assumed.
+    """
+
+    features: bool = True
+    layers: bool = False
+    passes: float = 0.0
+    val_passes: float = 0.0
+    seconds: float | None = None
+    bytes: int = 0
+    how: str = ""
+    notes: tuple[str, ...] = ()
+    """Sentences for the user, such as a faster alternative."""
 
 
 class Evaluation(ABC):
@@ -231,3 +299,7 @@ class Evaluation(ABC):
     @abstractmethod
     def measure(self, probe: Probe) -> Result:
         """Return the scores of every candidate of `probe`."""
+
+    def estimate(self, work: Work) -> Estimate:
+        """Return what `measure` needs, from the sizes alone; may time a small sample."""
+        return Estimate(layers=getattr(self, "layers", "last") == "all")

@@ -77,6 +77,14 @@ class Encoder(nn.Module, ABC):
         """
         raise SslkitError(f"{type(self).__name__} has no tokens")
 
+    def blocks(self, images: Tensor, count: int) -> list[Tensor]:
+        """Return the normalised tokens after the last `count` blocks of a transformer.
+
+        float [N,C,H,W] → `count` of [N,prefix_tokens+L,width], shallow to deep. Raises SslkitError
+        if the model has no blocks of tokens.
+        """
+        raise SslkitError(f"{type(self).__name__} has no blocks of tokens")
+
     def stages(self) -> dict[str, list[nn.Module]]:
         """Return all modules with weights by stage, shallow to deep.
 

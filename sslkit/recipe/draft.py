@@ -171,7 +171,7 @@ class Draft:
         place = self._place(target, key, length)
         if place is None:
             return None
-        if isinstance(target, dict) and place not in target:
+        if isinstance(target, dict) and target.get(place) is None:
             target[place] = self._default(here, target)
             self.places[here] = ("--set", None)
         inner = target[place]

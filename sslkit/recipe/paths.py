@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sslkit.errors import PluginError
-from sslkit.recipe import groups, registry
+from sslkit.recipe import evaluations, groups, registry
 from sslkit.recipe.contents import PARTS, Choice, Recipe
 from sslkit.recipe.words import near_files
 
@@ -75,6 +75,11 @@ def absolute(recipe: Recipe, bases: Iterable[Path] = (Path(),)) -> Recipe:
             sections[section][name] = replace(choice, options=options)
         else:
             sections[section] = replace(choice, options=options)
+    if recipe.train.evaluate:
+        evaluate = {name: dict(options or {}) for name, options in recipe.train.evaluate.items()}
+        for name, option, value in _evaluation_paths(recipe):
+            evaluate[name][option] = type(value)(_found(str(value), bases))
+        sections["train"] = replace(recipe.train, evaluate=evaluate)
     return replace(recipe, **sections)
 
 
@@ -85,6 +90,9 @@ def missing(recipe: Recipe) -> list[tuple[str, str]]:
         for option, value in _paths(choice):
             if not os.path.lexists(os.path.expanduser(value)):
                 found.append((".".join(filter(None, (section, name, option))), str(value)))
+    for name, option, value in _evaluation_paths(recipe):
+        if not os.path.lexists(os.path.expanduser(value)):
+            found.append((f"train.evaluate.{name}.{option}", str(value)))
     return found
 
 
@@ -96,6 +104,17 @@ def _choices(recipe: Recipe) -> Iterator[tuple[str, str, Choice]]:
         for name, choice in named.items():
             if choice is not None:
                 yield section, name, choice
+
+
+def _evaluation_paths(recipe: Recipe) -> Iterator[tuple[str, str, str | Path]]:
+    """Yield name, option and value of the paths in `train.evaluate`."""
+    for repeat, choice in evaluations.repeated(recipe.train):
+        common = {"data": repeat.data, "labels": repeat.labels}
+        for option, value in common.items():
+            if value is not None:
+                yield choice.use, option, value
+        for option, path in _paths(choice):
+            yield choice.use, option, path
 
 
 def _paths(choice: Choice) -> Iterator[tuple[str, str | Path]]:

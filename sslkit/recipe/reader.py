@@ -148,7 +148,8 @@ class _Reading:
             return None
         made, faults = settings.read(section, content)
         for name, message in faults:
-            self.refuse((section, name), message)
+            below = (name,) if name in content else tuple(name.split("."))
+            self.refuse((section, *below), message)
         return made
 
     def _check_constant(self, heads: Mapping[str, Any] | None, schedule: Any) -> None:

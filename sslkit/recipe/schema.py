@@ -7,7 +7,7 @@ from typing import Any
 import pydantic
 
 from sslkit.errors import PluginError
-from sslkit.recipe import groups, registry, sections
+from sslkit.recipe import evaluations, groups, registry, sections
 from sslkit.recipe.contents import NAME, OPTIONAL, PARTS, SECTIONS
 from sslkit.recipe.registry import Part
 from sslkit.recipe.signature import REQUIRED, Option, Signature, read_group
@@ -29,6 +29,7 @@ def json_schema() -> dict[str, Any]:
     train = sections.signature("train")
     assert train is not None
     properties["train"] = _object_schema(train)
+    properties["train"]["properties"]["evaluate"] |= _evaluations_schema()
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "sslkit recipe",
@@ -37,6 +38,18 @@ def json_schema() -> dict[str, Any]:
         "required": [section for section in SECTIONS if section not in OPTIONAL],
         "additionalProperties": False,
     }
+
+
+def _evaluations_schema() -> dict[str, Any]:
+    """Return the schema of `train.evaluate`, by the name of the evaluation."""
+    found = {}
+    for part in registry.parts("evaluations"):
+        try:
+            one = _object_schema(evaluations.signature(part))
+            found[part.name] = {**one, "type": ["object", "null"]}
+        except (PluginError, RecursionError):
+            continue
+    return {"properties": found, "additionalProperties": False}
 
 
 def _part_schema(part: Part) -> dict[str, Any] | None:

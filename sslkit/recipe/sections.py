@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from sslkit.recipe import optimizers
+from sslkit.recipe import evaluations, optimizers
 from sslkit.recipe.settings import SCHEDULES, Optimizer, Train
 from sslkit.recipe.signature import REQUIRED, Faults, Signature, read_class
 from sslkit.recipe.words import advice, written
@@ -34,14 +34,21 @@ def signature(section: str, use: str | None = None) -> Signature | None:
 def read(section: str, content: Mapping[str, Any]) -> tuple[Any, Faults]:
     """Return the settings and the faults; the settings are None if there are faults."""
     if section == "train":
-        options, faults = read_class(Train, section).validate(section, content)
-        return (None if faults else Train(**options)), faults
+        return _train(content)
     use = content.get("use", DEFAULTS[section])
     wrong = _wrong_use(section, use)
     if wrong:
         return None, [("use", wrong)]
     given = {name: value for name, value in content.items() if name != "use"}
     return (_optimizer if section == "optimizer" else _schedule)(use, given)
+
+
+def _train(content: Mapping[str, Any]) -> tuple[Train | None, Faults]:
+    options, faults = read_class(Train, "train").validate("train", content)
+    if not any(name == "evaluate" for name, _ in faults) and options["evaluate"] is not None:
+        options["evaluate"], wrong = evaluations.read(options["evaluate"])
+        faults += [(f"evaluate.{name}", message) for name, message in wrong]
+    return (None if faults else Train(**options)), faults
 
 
 def _wrong_use(section: str, use: Any) -> str:

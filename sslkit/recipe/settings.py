@@ -147,6 +147,30 @@ SCHEDULES: dict[str, type[Schedule]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
+class Repeat:
+    """An evaluation while training: how often, and on which images."""
+
+    every_epochs: Annotated[
+        PositiveInt,
+        Field(
+            description="Epochs between two evaluations, usually 10. The end of the training is "
+            "also evaluated."
+        ),
+    ] = 10
+    data: Annotated[
+        str | None,
+        Field(
+            description="Folder of labelled images, packed set or .npz file. null: the images of "
+            "the recipe."
+        ),
+    ] = None
+    labels: Annotated[
+        str | None,
+        Field(description="CSV file with the columns name and label, as `sslkit eval --labels`."),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Train:
     """Length, global batch size, micro-batches, device, checkpointing."""
 
@@ -213,6 +237,13 @@ class Train:
     deterministic: Annotated[
         bool, Field(description="Use deterministic kernels only, which may be slower.")
     ] = False
+    evaluate: Annotated[
+        dict[str, Any] | None,
+        Field(
+            description="Evaluations while training, by name: {knn: {every_epochs: 10, data: "
+            "DIR}}. Beside every_epochs, data and labels stand the options of the evaluation."
+        ),
+    ] = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data as a recipe holds it."""

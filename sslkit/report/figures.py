@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from sslkit.errors import SslkitError
 from sslkit.report import fonts
 from sslkit.runs import files
-from sslkit.runs.metrics import Bins
+from sslkit.runs.metrics import UNTRAINED, Bins
 
 
 def save(figure: Figure, path: Path, option: str = "") -> Path:
@@ -58,6 +58,9 @@ def _smooth(values: np.ndarray) -> np.ndarray:
         return over_window(np.where(finite, values, 0)) / over_window(finite)
 
 
+SPARSE = 0.5
+"""Fraction of bins with a value below which a curve is drawn as points, without smoothing."""
+
 PANELS = 60
 """Largest number of curves in one figure."""
 
@@ -66,10 +69,12 @@ def curves(folder: Path, bins: Bins, *, title: str, epoch: int, chances: dict[st
     """Draw curves.png with one panel per metric.
 
     A thin line shows the values, a thick line their running mean, a dashed line the chance level in
-    `chances`. The learning rate is not smoothed. The axis of `feature_std` starts at 0 and includes
-    1. Panel titles show the last value. `epoch` is the number of steps per epoch.
+    `chances` or the untrained encoder. Points show metrics of few steps. The learning rate is not
+    smoothed. The axis of `feature_std` starts at 0 and includes 1. Panel titles show the last
+    value. `epoch` is the number of steps per epoch.
     """
-    names = [name for name in bins.totals if name not in ("step", "epoch", "lr", "loss")]
+    fixed = ("step", "epoch", "lr", "loss")
+    names = [name for name in bins.totals if name not in fixed and not name.endswith(UNTRAINED)]
     names = [name for name in ("loss", "lr") if name in bins.totals] + names
     del names[PANELS:]
     columns = min(3, max(len(names), 1))
@@ -79,20 +84,40 @@ def curves(folder: Path, bins: Bins, *, title: str, epoch: int, chances: dict[st
     epochs = bins.mean("step") / epoch if names else np.zeros(0)
     for place, name in enumerate(names, 1):
         axes = plain_axes(figure.add_subplot(lines, columns, place))
-        _draw_curve(axes, epochs, bins.mean(name), name, chances.get(name))
+        level = _level(bins, name, chances)
+        _draw_curve(axes, epochs, bins.mean(name), name, level)
     return save(figure, folder / "curves.png")
 
 
+def _level(bins: Bins, name: str, chances: dict[str, float]) -> tuple[str, float] | None:
+    """Return name and value of the dashed line: chance level, or the untrained encoder."""
+    if name in chances:
+        return "chance", chances[name]
+    untrained = f"{name}{UNTRAINED}"
+    if untrained not in bins.totals or not bins.counts[untrained].any():
+        return None
+    return "untrained", float(bins.totals[untrained].sum() / bins.counts[untrained].sum())
+
+
 def _draw_curve(
-    axes: Axes, epochs: np.ndarray, values: np.ndarray, name: str, chance: float | None
+    axes: Axes,
+    epochs: np.ndarray,
+    values: np.ndarray,
+    name: str,
+    level: tuple[str, float] | None,
 ) -> None:
-    if name != "lr":
-        axes.plot(epochs, values, linewidth=0.5, alpha=0.4)
-    smooth = values if name == "lr" else _smooth(values)
-    axes.plot(epochs, smooth, linewidth=1.5, color="C0")
+    known = np.isfinite(values)
+    if known.mean() < SPARSE:
+        axes.plot(epochs[known], values[known], linewidth=1.5, color="C0", marker="o", markersize=3)
+    else:
+        if name != "lr":
+            axes.plot(epochs, values, linewidth=0.5, alpha=0.4)
+        smooth = values if name == "lr" else _smooth(values)
+        axes.plot(epochs, smooth, linewidth=1.5, color="C0")
     axes.grid(alpha=0.25)
-    if chance is not None:
-        axes.axhline(chance, color="0.3", linewidth=1, linestyle="--", label=f"chance {chance:.3g}")
+    if level is not None:
+        label = f"{level[0]} {level[1]:.3g}"
+        axes.axhline(level[1], color="0.3", linewidth=1, linestyle="--", label=label)
         axes.legend(fontsize=7, frameon=False)
     if name.startswith("feature_std/"):
         axes.set_ylim(0, max(1.0, *np.nan_to_num(values)))

@@ -13,7 +13,16 @@ from sslkit.recipe.words import advice, written
 
 FREE = tuple(
     f"train.{name}"
-    for name in ("workers", "device", "save_minutes", "keep", "log_every", "unreadable", "on_nan")
+    for name in (
+        "workers",
+        "device",
+        "save_minutes",
+        "keep",
+        "log_every",
+        "unreadable",
+        "on_nan",
+        "evaluate",
+    )
 )
 """Settings that a resumed run may change, because they do not affect the result."""
 EPOCHS = "train.epochs"
@@ -26,7 +35,7 @@ def check_settings(folder: Path, overrides: Sequence[str]) -> None:
     keys = [setting.partition("=")[0].strip() for setting in overrides]
     faults = []
     for key in keys:
-        if key.startswith("data.") or key in FREE:
+        if key.startswith("data.") or _is_free(key):
             continue
         remedy = (
             f"start a new run instead: sslkit train {shlex.quote(str(folder / 'recipe.yaml'))} "
@@ -41,6 +50,11 @@ def check_settings(folder: Path, overrides: Sequence[str]) -> None:
         faults.append(Fault(key, _misspelt(key) or message, "--set"))
     if faults:
         raise RecipeError(*faults)
+
+
+def _is_free(key: str) -> bool:
+    """Return whether a key is in FREE, or below `train.evaluate`."""
+    return key in FREE or key.startswith("train.evaluate.")
 
 
 def _misspelt(key: str) -> str:
@@ -69,7 +83,7 @@ def check_same(folder: Path, there: Recipe, here: Recipe) -> None:
         section = key.rpartition(".")[0] + ".use"
         if section in replaced and key != section and key not in PLACES:
             continue
-        if then != now and key not in FREE:
+        if then != now and not _is_free(key):
             message = f"{_shown(then)} there, {_shown(now)} here"
             faults.append(Fault(key, message, str(folder / "recipe.yaml")))
     if faults:

@@ -14,6 +14,10 @@ BINS = 2000
 """Largest number of bins of a curve."""
 
 
+UNTRAINED = ", untrained"
+"""End of the name of a metric of the untrained encoder, in the first row only."""
+
+
 @dataclass(frozen=True)
 class Row:
     """The metrics of one step, averaged over ranks, as in metrics.jsonl.

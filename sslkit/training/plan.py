@@ -47,11 +47,12 @@ def plan(
     data, source, how = find_data(recipe, images)
     if source is not None:
         look(source, recipe)
+    evaluated = _evaluations(recipe, data) if recipe.train.evaluate else []
     rehearsal = rehearse_recipe(recipe, data, source, devices=devices, few=TIMED, repeats=1 + TIMES)
     bank, sampler_rows = _samplers(recipe, rehearsal, data, devices)
     return {
         "parts": _parts(recipe, rehearsal, devices) + sampler_rows,
-        "schedule": _schedule(recipe, rehearsal, data, how, devices),
+        "schedule": _schedule(recipe, rehearsal, data, how, devices) + evaluated,
         "memory per device, estimated": _memory(recipe, rehearsal, bank, devices),
         "time, estimated": _time(recipe, rehearsal, data, devices),
     }
@@ -160,6 +161,13 @@ def _schedule(
         ("learning rate", ", ".join(rates)),
         ("per 256 images", f"{per_256:.3g} (rate × 256 / batch), {recipe.optimizer.use}"),
     ]
+
+
+def _evaluations(recipe: Recipe, data: DataFormat) -> Rows:
+    """Return a row for each evaluation while training."""
+    from sslkit.training.evaluations import opened
+
+    return [("evaluation", f"{one.line}; {one.times}") for one in opened(recipe, data)]
 
 
 def _rates(recipe: Recipe, steps_per_epoch: int) -> list[tuple[int, float]]:

@@ -7,15 +7,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
-from torch import nn
 
 from sslkit import distributed, faults
 from sslkit.device import pick_device
 from sslkit.errors import CheckpointError, counted
-from sslkit.interfaces import ImageSource, Method
+from sslkit.interfaces import ImageSource
 from sslkit.parts import DataFormat, make_source
 from sslkit.recipe import Recipe
 from sslkit.runs import changes, checkpoint, files, folders
@@ -25,10 +24,13 @@ from sslkit.training import trainer
 from sslkit.training.build import build
 from sslkit.training.finite import check_finite, check_weights, thinned
 from sslkit.training.health import Health
-from sslkit.training.optim import learning_rate
+from sslkit.training.notes import change_of_rate, part_notes
 from sslkit.training.record import Record
 from sslkit.training.rehearsal import rehearse_recipe
 from sslkit.training.signals import Stopped, signals
+
+if TYPE_CHECKING:
+    from sslkit.training.evaluations import Evaluations
 
 
 class Screen(Protocol):
@@ -195,6 +197,7 @@ def _session(
     before: int | None = None,
 ) -> Ended:
     """Train to the end, or until a signal."""
+    evaluations = _evaluations(made, viewer)
     record = Record(made, place)
     try:
         if record.folder is not None:
@@ -202,39 +205,34 @@ def _session(
             notes = notes + record.resume()
         screen = viewer.screen(made) if distributed.rank() == 0 else None
         if distributed.rank() == 0 and before is not None and made.step > 0:
-            viewer.say(_change_of_rate(made, before))
-        return _train(made, record, notes, screen)
+            viewer.say(change_of_rate(made, before))
+        return _train(made, record, notes, screen, evaluations)
     except files.WriteError as error:
         raise record.refused(error) from error
     finally:
         record.close()
 
 
-def part_notes(method: Method) -> list[str]:
-    """Return the notes of a method and of its parts, each with the part's key in recipes."""
-    parts: dict[str, nn.Module] = {"method": method}
-    parts |= {f"heads.{name}": head for name, head in method.heads.items()}
-    if method.samplers:
-        parts["sampler"] = next(iter(method.samplers.values()))
-    found = []
-    for key, part in parts.items():
-        found += [f"{key}: {note}" for note in getattr(part, "notes", ())]
+def _evaluations(made: Run, viewer: Viewer) -> "Evaluations | None":
+    """Open the images of `train.evaluate`, if there is any, and describe them."""
+    if not made.recipe.train.evaluate:
+        return None
+    from sslkit.training.evaluations import Evaluations
+
+    found = Evaluations(made)
+    if distributed.rank() == 0:
+        for one in found.opened:
+            viewer.say("\n".join([one.line, *one.splits.notes]))
     return found
 
 
-def _change_of_rate(run: Run, before: int) -> str:
-    """Describe the change of the learning rate of a run that had `before` epochs."""
-    chosen, per_epoch = run.recipe, run.loader.steps_per_epoch
-    peak = chosen.optimizer.lr
-    last = learning_rate(run.step - 1, peak, chosen.schedule, before, per_epoch)
-    following = learning_rate(run.step, peak, chosen.schedule, chosen.train.epochs, per_epoch)
-    return (
-        f"learning rate: {last:.3g} at step {run.step:,} of {before * per_epoch:,}, and now "
-        f"{following:.3g} at step {run.step + 1:,} of {run.steps:,}"
-    )
-
-
-def _train(made: Run, record: Record, notes: list[str], screen: Screen | None) -> Ended:
+def _train(
+    made: Run,
+    record: Record,
+    notes: list[str],
+    screen: Screen | None,
+    evaluations: "Evaluations | None",
+) -> Ended:
     if screen is not None:
         screen.begin([*notes, *part_notes(made.method)], record.folder)
     filled = any(sampler.needs_fill for sampler in made.method.samplers.values())
@@ -244,7 +242,7 @@ def _train(made: Run, record: Record, notes: list[str], screen: Screen | None) -
     health = Health(expected, made.steps, chances=chances, filled=filled, epoch=epoch)
     draws_views = distributed.rank() == 0 and made.step == 0
     try:
-        for rows, skipped in follow(made, record, health, screen):
+        for rows, skipped in follow(made, record, health, screen, evaluations):
             if screen is not None:
                 screen.show(rows, skipped, health)
             if draws_views:
@@ -266,7 +264,11 @@ def _train(made: Run, record: Record, notes: list[str], screen: Screen | None) -
 
 
 def follow(
-    run: Run, record: Record, health: Health, screen: Screen | None = None
+    run: Run,
+    record: Record,
+    health: Health,
+    screen: Screen | None = None,
+    evaluations: "Evaluations | None" = None,
 ) -> Iterator[tuple[list[Row], list[str]]]:
     """Train to the end; yield the rows of new steps, and sentences about skipped steps.
 
@@ -289,14 +291,17 @@ def follow(
 
     with signals(at_once) as caught:
         try:
+            if evaluations is not None:
+                evaluations.begin()
             passing = screen.passing if screen is not None else lambda images: None
             for step in trainer.train(run, section, passing):
                 if step.number == record.began + 1:
                     _open(record, health, screen)
                 pending.append(step)
-                if len(pending) < every and run.step < run.steps:
+                evaluated = evaluations is not None and evaluations.due()
+                if len(pending) < every and run.step < run.steps and not evaluated:
                     continue
-                yield _flush(run, record, health, pending)
+                yield _flush(run, record, health, pending, evaluations)
                 stop = distributed.any_rank(bool(caught) or distributed.abandoned(), run.device)
                 waited = time.monotonic() - saved >= 60 * chosen.save_minutes
                 due = distributed.any_rank(waited, run.device)
@@ -308,7 +313,7 @@ def follow(
         except Stopped:
             if section.name == trainer.WAITING and run.step > record.began:
                 if pending:
-                    yield _flush(run, record, health, pending)
+                    yield _flush(run, record, health, pending, evaluations)
                 _save(run, record)
             raise
 
@@ -340,9 +345,13 @@ def _save(run: Run, record: Record) -> None:
 
 
 def _flush(
-    run: Run, record: Record, health: Health, pending: list[trainer.Step]
+    run: Run,
+    record: Record,
+    health: Health,
+    pending: list[trainer.Step],
+    evaluations: "Evaluations | None",
 ) -> tuple[list[Row], list[str]]:
-    """Read, check and record the pending steps."""
+    """Read, check, evaluate and record the pending steps."""
     assert record.folder is not None
     rows = read(pending)
     skipped = check_finite(rows, pending, run, record.folder)
@@ -350,6 +359,8 @@ def _flush(
     taken = [row for row, step in zip(rows, pending, strict=True) if not step.skipped]
     run.skipped += len(skipped)
     pending.clear()
+    if evaluations is not None:
+        evaluations.add(taken)
     record.add(taken)
     for row in taken:
         health.add(row)

@@ -12,7 +12,7 @@ from torch import Tensor, cat, nn
 
 from sslkit.errors import Fault, RecipeError, SslkitError
 from sslkit.interfaces import Encoder, Normalisation
-from sslkit_plugins.encoders import formats, initial, norms
+from sslkit_plugins.encoders import formats, initial, norms, timm_stages
 from sslkit_plugins.encoders.fit import create, first_line, fit, is_resnet
 from sslkit_plugins.encoders.strided import guard_strided
 
@@ -297,6 +297,15 @@ class Timm(Encoder):
             "res5": model.layer4,
         }
 
+    def stages(self) -> dict[str, list[nn.Module]]:
+        """Return conv1, res2 … res5 of a ResNet; stem, stage1, … of other models.
+
+        Raises SslkitError if timm defines no groups of layers.
+        """
+        if isinstance(self.model, ResNet):
+            return super().stages()
+        return timm_stages.stages(self.model, self.name)
+
     def tokens(self, images: Tensor, kept: Tensor | None = None) -> Tensor:
         """float [N,C,H,W] → normalised [N,prefix_tokens+L,width] of a vision transformer.
 
@@ -316,6 +325,22 @@ class Timm(Encoder):
         prefix, patches = rows[:, : self.prefix_tokens], rows[:, self.prefix_tokens :]
         patches = patches.gather(1, kept.unsqueeze(-1).expand(-1, -1, patches.shape[-1]))
         return model.norm(model.blocks(model.norm_pre(cat([prefix, patches], 1))))
+
+    def blocks(self, images: Tensor, count: int) -> list[Tensor]:
+        """Return the normalised tokens after the last `count` blocks of a vision transformer."""
+        if not isinstance(self.model, VisionTransformer):
+            raise self._without_tokens("has no blocks of tokens")
+        found: Any = self.model.forward_intermediates(
+            images,
+            indices=min(count, len(self.model.blocks)),
+            return_prefix_tokens=True,
+            norm=True,
+            output_fmt="NLC",
+            intermediates_only=True,
+        )
+        if not self.prefix_tokens:
+            return list(found)
+        return [cat([prefix, patches], 1) for patches, prefix in found]
 
     def _without_tokens(self, what: str) -> SslkitError:
         return SslkitError(

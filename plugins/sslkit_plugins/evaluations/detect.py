@@ -157,7 +157,7 @@ class Detect(Evaluation):
         for candidate in candidates:  # refuses before anything is trained
             self.detector(candidate, probe, scale)
         protocol = self.protocol(probe, scale)
-        folder = probe.scratch("detect", protocol)
+        folder = probe.unfinished("detect", protocol)
         found: dict[str, list[list[Detections] | None]] = {}
         for number, candidate in enumerate(candidates):
             found[candidate.name] = []

@@ -1,153 +1,52 @@
 """Linear classification of frozen features."""
 
-import math
-from typing import Annotated, Any, Literal, NamedTuple
+from dataclasses import asdict, replace
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt
-from torch import Tensor, nn
-from torch.nn import functional as F
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
-from sslkit.errors import Fault, RecipeError, SslkitError
-from sslkit.evaluation import combine, split_by_class
-from sslkit.interfaces import Candidate, Evaluation, Features, Outcome, Probe, Result
-from sslkit_plugins.evaluations import accuracy
+from sslkit.errors import Fault, RecipeError
+from sslkit.evaluation import combine
+from sslkit.interfaces import (
+    Candidate,
+    Estimate,
+    Evaluation,
+    Features,
+    Outcome,
+    Probe,
+    Result,
+    Work,
+)
+from sslkit_plugins.evaluations import accuracy, effort
+from sslkit_plugins.evaluations.classifiers import Reader, batch_of, predict, train
+from sslkit_plugins.evaluations.logistic import (
+    STRENGTHS,
+    choose_strength,
+    logistic_regression,
+    standardise,
+)
+from sslkit_plugins.evaluations.protocols import PRESETS, Protocol
 
-STRENGTHS = [1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001]
-CHUNK = 8192
-"""Rows of features per matrix product."""
-SEEDS, EPOCHS, LR = 3, 28, 0.01
-"""Defaults of `solver: sgd`. VISSL: 28 epochs at 0.01, one seed."""
+Batch = Annotated[int, Field(ge=2)]
 
-
-class Standardised(NamedTuple):
-    """Lazily standardised features [N,D]: minus `mean` [D], times `scale` [D].
-
-    Products apply mean and scale to the weights instead of copying the features.
-    """
-
-    features: Tensor
-    mean: Tensor
-    scale: Tensor
-
-    def logits(self, weights: Tensor, bias: Tensor) -> Tensor:
-        """Return logits [N,C] for weights [C,D] and bias [C]."""
-        weights = weights * self.scale
-        return F.linear(self.features, weights, bias - weights @ self.mean)
-
-    def some(self, rows: Tensor | slice) -> "Standardised":
-        """Select rows."""
-        return self._replace(features=self.features[rows])
-
-
-def standardise(train: Tensor, val: Tensor) -> tuple[Standardised, Standardised]:
-    """Standardise both splits by mean and standard deviation of the training split.
-
-    Features that are constant in training become 0. If D exceeds the N training rows, both splits
-    are rotated to the span of these rows: N features instead of D, with the same regularised fit.
-    """
-    mean, std = train.mean(0), train.std(0, correction=0)
-    usable = std > 1e-6 * std.max().clamp_min(1e-12)
-    scale = torch.where(usable, 1 / std, torch.zeros_like(std))
-    if train.shape[1] <= len(train):
-        return Standardised(train, mean, scale), Standardised(val, mean, scale)
-    basis, upper = torch.linalg.qr(((train - mean) * scale).T)
-    zero, one = mean.new_zeros(len(train)), mean.new_ones(len(train))
-    rotated = ((val - mean) * scale) @ basis
-    return Standardised(upper.T.contiguous(), zero, one), Standardised(rotated, zero, one)
-
-
-def logistic_regression(
-    rows: Standardised,
-    labels: Tensor,
-    classes: int,
-    strength: float,
-    start: tuple[Tensor, Tensor] | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Fit weights [C,D] and bias [C] by full-batch L-BFGS from `start`.
-
-    Minimises mean cross-entropy + strength/2 · |weights|², without penalty on the bias. Processes
-    the features in chunks of rows.
-    """
-    if start is None:
-        start = rows.mean.new_zeros(classes, len(rows.mean)), rows.mean.new_zeros(classes)
-    weights, bias = (values.clone().requires_grad_() for values in start)
-    search = torch.optim.LBFGS(
-        [weights, bias],
-        max_iter=60,
-        history_size=10,
-        tolerance_grad=1e-5,
-        line_search_fn="strong_wolfe",
-    )
-
-    def closure() -> Tensor:
-        search.zero_grad()
-        total = strength / 2 * weights.square().sum()
-        total.backward()
-        for first in range(0, len(labels), CHUNK):
-            chunk = slice(first, first + CHUNK)
-            logits = rows.some(chunk).logits(weights, bias)
-            loss = F.cross_entropy(logits, labels[chunk], reduction="sum") / len(labels)
-            loss.backward()
-            total = total.detach() + loss.detach()
-        return total
-
-    search.step(closure)
-    return weights.detach(), bias.detach()
-
-
-def choose_strength(rows: Standardised, labels: Tensor, classes: int) -> float:
-    """Return the strength with the best accuracy on a held-out fifth of every class.
-
-    Each fit starts from the previous solution.
-    """
-    fit, held_out = map(torch.as_tensor, split_by_class(labels.cpu().numpy(), 0.2, 0))
-    some, rest = rows.some(fit), rows.some(held_out)
-    best, chosen, fitted = -1.0, STRENGTHS[0], None
-    for strength in STRENGTHS:
-        fitted = logistic_regression(some, labels[fit], classes, strength, fitted)
-        correct = rest.logits(*fitted).argmax(1) == labels[held_out]
-        score = correct.float().mean().item()
-        if score > best:
-            best, chosen = score, strength
-    return chosen
-
-
-class ChannelNorm(nn.BatchNorm1d):
-    """Batch norm per channel of a pooled map, flattened to [N,c·s]."""
-
-    def forward(self, features: Tensor) -> Tensor:
-        """[N,c·s] → [N,c·s]."""
-        positions = features.unflatten(1, (self.num_features, -1))
-        return super().forward(positions).flatten(1)
-
-
-def map_channels(candidate: Candidate, images: Tensor) -> dict[str, int]:
-    """Return the number of channels of each layer's map; {} for candidates without maps."""
-    network = candidate.network()
-    if network is None:
-        return {}
-    encoder, normalise = network
-    try:
-        with torch.no_grad():
-            maps = encoder.maps(normalise(images[:1]))
-    except SslkitError:
-        return {}
-    return {name: values.shape[1] for name, values in maps.items()}
+SEEDS = 3
+"""Fits of `solver: sgd` without a preset. Presets have one, as published."""
 
 
 class Linear(Evaluation):
-    """Linear classifier on frozen features (the linear protocol of PIRL, arXiv:1912.01991).
+    """Linear classifier on frozen features.
 
     `solver: lbfgs` fits a logistic regression on standardised features of the un-augmented images.
     For each layer of each candidate, a held-out fifth of the training split selects the strength of
     the regulariser; the final fit uses the full split. Only the choice of the fifth is random.
 
-    `solver: sgd` is the protocol of VISSL, PIRL's code (`eval_resnet_8gpu_transfer_in1k_linear`).
-    It trains on random crops and flips, with a batch norm per channel before each classifier, and
-    all layers at once. SGD has Nesterov momentum 0.9, batches of 256, and weight decay 5e-4 except
-    on batch norms. The learning rate drops to a tenth after 8/28, 16/28 and 24/28 of `epochs`; the
-    paper's text has two drops.
+    `preset` trains on random crops and flips as a paper's code does: optimizer, learning rate per
+    256 images, weight decay, epochs, schedule, initial weights, batch norm before the classifier.
+    Options that are given replace those of the preset. All layers are trained at once.
+
+    `solver: sgd` is the preset `pirl` (VISSL's code, arXiv:1912.01991) with three seeds and the
+    learning rate 0.01 for any batch.
     """
 
     def __init__(
@@ -160,123 +59,173 @@ class Linear(Evaluation):
                 "to about 9,000 numbers."
             ),
         ] = "last",
-        solver: Annotated[
-            Literal["lbfgs", "sgd"],
+        preset: Annotated[
+            Literal[
+                "pirl",
+                "moco",
+                "swav",
+                "simclr",
+                "byol",
+                "simsiam",
+                "barlow",
+                "vicreg",
+                "dino",
+                "mae",
+                "lightly",
+                "alexnet",
+            ]
+            | None,
             Field(
-                description="Solver of the classifier. lbfgs: logistic regression. sgd: VISSL's "
-                "SGD on augmented images."
+                description="Published protocol. pirl: VISSL's, per layer. alexnet: conv1 to conv5 "
+                "with ten crops. null: `solver`."
             ),
-        ] = "lbfgs",
+        ] = None,
+        solver: Annotated[
+            Literal["lbfgs", "sgd"] | None,
+            Field(
+                description="Solver without a preset. lbfgs (default): logistic regression. sgd: "
+                "VISSL's SGD on augmented images."
+            ),
+        ] = None,
         seeds: Annotated[
-            PositiveInt | None, Field(description="Independent fits of `sgd`, 3 by default.")
+            PositiveInt | None,
+            Field(description="Independent fits of `sgd`, 3 by default; 1 with a preset."),
         ] = None,
         epochs: Annotated[
             PositiveInt | None,
-            Field(description="Epochs of `sgd`, 28 by default, as in VISSL."),
+            Field(description="Epochs of `sgd`, by default the preset's; 28 in VISSL."),
         ] = None,
         lr: Annotated[
             PositiveFloat | None,
-            Field(description="Learning rate of `sgd`, 0.01 by default, as in VISSL."),
+            Field(
+                description="Learning rate of `sgd`, not scaled by the batch, by default the "
+                "preset's; 0.01 in VISSL."
+            ),
+        ] = None,
+        batch_size: Annotated[
+            Batch | None,
+            Field(description="Batch size of `sgd`, by default the preset's; 256 in VISSL."),
+        ] = None,
+        weight_decay: Annotated[
+            NonNegativeFloat | None,
+            Field(description="Weight decay of `sgd`, by default the preset's; 5e-4 in VISSL."),
         ] = None,
     ) -> None:
-        given = {"seeds": seeds, "epochs": epochs, "lr": lr}
-        wrong = [name for name, value in given.items() if value is not None]
-        if solver == "lbfgs" and wrong:
-            raise RecipeError(
-                *(Fault(f"--{name}", "is an option of --solver sgd only") for name in wrong)
-            )
-        self.layers, self.solver = layers, solver
-        self.seeds, self.epochs, self.lr = seeds or SEEDS, epochs or EPOCHS, lr or LR
+        given = {
+            "seeds": seeds,
+            "epochs": epochs,
+            "lr": lr,
+            "batch_size": batch_size,
+            "weight_decay": weight_decay,
+        }
+        given = {name: value for name, value in given.items() if value is not None}
+        if solver == "lbfgs" and preset is not None:
+            message = "a preset is trained by SGD or LARS; leave out one of --preset and --solver"
+            raise RecipeError(Fault("--preset", message))
+        self.layers, self.preset = layers, preset
+        self.solver = solver or ("lbfgs" if preset is None else "sgd")
+        if self.solver == "lbfgs" and given:
+            message = "is an option of --solver sgd only, and of presets"
+            flags = [f"--{name.replace('_', '-')}" for name in given]
+            raise RecipeError(*(Fault(flag, message) for flag in flags))
+        given.pop("seeds", None)
+        self.seeds = seeds or (SEEDS if preset is None else 1)
+        self.given = given
+        self.protocol = _replaced(PRESETS[preset or "pirl"], given, keeps_rate=preset is None)
 
     def measure(self, probe: Probe) -> Result:
         """Score every candidate, and every layer against the same layer of the baselines."""
         metrics = accuracy.metrics(probe.classes)
         chance = accuracy.chance(probe.val, probe.classes)
-        protocol: dict[str, Any] = {"solver": self.solver}
-        if self.solver == "lbfgs":
-            protocol |= {"strengths": STRENGTHS, "chosen_on": "a fifth of the training split"}
+        if self.solver == "sgd":
+            outcomes, notes = self._trained(probe)
+            protocol = self._stated(len(probe.train))
+            protocol["notes"] += notes
+            return combine(probe, outcomes, metrics, chance=chance, protocol=protocol)
 
-            def score(features: Features, seed: int) -> dict[str, Outcome]:
-                return self.regress(features, probe)
+        def score(features: Features, seed: int) -> dict[str, Outcome]:
+            return self.regress(features, probe)
 
-            return probe.compare(
-                score, metrics, layers=self.layers == "all", chance=chance, protocol=protocol
-            )
-        protocol |= {"seeds": self.seeds, "epochs": self.epochs, "lr": self.lr}
-        outcomes: dict[tuple[str | None, str], list[dict[str, Outcome]]] = {}
-        for candidate in probe.candidates:
-            for seed in range(self.seeds):
-                for layer, found in self.descend(probe, candidate, seed).items():
-                    row = layer if candidate.has_layers else None
-                    outcomes.setdefault((row, candidate.name), []).append(found)
-        return combine(probe, outcomes, metrics, chance=chance, protocol=protocol)
+        return probe.compare(
+            score,
+            metrics,
+            layers=self.layers == "all",
+            chance=chance,
+            protocol={
+                "solver": "lbfgs",
+                "strengths": STRENGTHS,
+                "chosen_on": "a fifth of the training split",
+            },
+            chunked=True,
+        )
 
     def regress(self, features: Features, probe: Probe) -> dict[str, Outcome]:
         """Return the hits of the logistic regression."""
-        train, val = standardise(features.train, features.val)
         labels, classes = features.train_labels, len(probe.classes)
+        train, val = standardise(features.train, features.val, labels.device)
         strength = choose_strength(train, labels, classes)
-        logits = val.logits(*logistic_regression(train, labels, classes, strength))
+        logits = val.predicted(*logistic_regression(train, labels, classes, strength))
         return accuracy.hits(logits, features.val_labels, probe.classes)
+
+    def _trained(self, probe: Probe) -> tuple[dict[Any, list[dict[str, Outcome]]], list[str]]:
+        """Return the outcomes by row and candidate, and notes."""
+        outcomes: dict[Any, list[dict[str, Outcome]]] = {}
+        notes: list[str] = []
+        for candidate in probe.candidates:
+            for seed in range(self.seeds):
+                found, said = self.descend(probe, candidate, seed)
+                notes += [note for note in said if note not in notes]
+                for layer, hits in found.items():
+                    row = layer if candidate.has_layers else None
+                    outcomes.setdefault((row, candidate.name), []).append(hits)
+        return outcomes, notes
 
     def descend(
         self, probe: Probe, candidate: Candidate, seed: int
-    ) -> dict[str, dict[str, Outcome]]:
-        """Return the hits by layer after VISSL's SGD on augmented images."""
-        layers = self.layers == "all"
-        labels = torch.as_tensor(probe.train.labels, device=probe.device)
-        batch_size = min(256, len(probe.train))
-        steps = self.epochs * (len(probe.train) // batch_size)
-        torch.manual_seed(seed)
-        classifiers = nn.ModuleDict()
-        batches = probe.augmented(
-            probe.train, batch_size=batch_size, steps=steps, seed=seed, size=candidate.size
-        )
-        for step, (images, index) in enumerate(batches):
-            found = candidate.embed(images, layers=layers)
-            if step == 0:
-                channels = map_channels(candidate, images) if layers else {}
-                for name, rows in found.items():
-                    width = rows.shape[1]
-                    norm = ChannelNorm(channels.get(name, width))
-                    classifiers[name] = nn.Sequential(norm, nn.Linear(width, len(probe.classes)))
-                classifiers.to(probe.device)
-                optimizer, schedule = self._optimizer(classifiers, steps)
-            losses = [
-                F.cross_entropy(classifiers[name](rows), labels[index.to(probe.device)])
-                for name, rows in found.items()
-            ]
-            optimizer.zero_grad()
-            torch.stack(losses).sum().backward()
-            optimizer.step()
-            schedule.step()
-        classifiers.eval()
-        return self._hits(probe, candidate, classifiers)
-
-    def _optimizer(self, classifiers: nn.ModuleDict, steps: int) -> tuple[Any, Any]:
-        norms: list[Tensor] = []
-        others: list[Tensor] = []
-        for module in classifiers.modules():
-            if isinstance(module, ChannelNorm):
-                norms += module.parameters()
-            elif isinstance(module, nn.Linear):
-                others += module.parameters()
-        groups = [{"params": others, "weight_decay": 5e-4}, {"params": norms, "weight_decay": 0.0}]
-        optimizer = torch.optim.SGD(groups, lr=self.lr, momentum=0.9, nesterov=True)
-        drops = [math.ceil(steps * part / 28) for part in (8, 16, 24)]
-        return optimizer, torch.optim.lr_scheduler.MultiStepLR(optimizer, drops)
-
-    @torch.no_grad()
-    def _hits(
-        self, probe: Probe, candidate: Candidate, classifiers: nn.ModuleDict
-    ) -> dict[str, dict[str, Outcome]]:
-        logits: dict[str, list[Tensor]] = {name: [] for name in classifiers}
-        for images, _ in probe.images(probe.val, size=candidate.size):
-            found = candidate.embed(images, layers=self.layers == "all")
-            for name, rows in found.items():
-                logits[name].append(classifiers[name](rows))
+    ) -> tuple[dict[str, dict[str, Outcome]], list[str]]:
+        """Return the hits by layer after training on augmented images, and notes."""
+        read = Reader(candidate, self.protocol, layers=self.layers == "all")
+        classifiers = train(probe, read, self.protocol, seed)
         labels = torch.as_tensor(probe.val.labels)
-        return {
-            name: accuracy.hits(torch.cat(parts), labels, probe.classes)
-            for name, parts in logits.items()
+        logits = predict(probe, read, classifiers)
+        hits = {
+            name: accuracy.hits(values, labels, probe.classes) for name, values in logits.items()
         }
+        return hits, read.notes
+
+    def _stated(self, count: int) -> dict[str, Any]:
+        """Return the protocol of the JSON: every number used, their source, options given."""
+        batch_size, lr = batch_of(self.protocol, count)
+        notes = []
+        if batch_size < self.protocol.batch_size:
+            notes.append(
+                f"one batch of all {count} training images per epoch, fewer than "
+                f"{self.protocol.batch_size:,} (preset {self.preset or 'pirl'}); "
+                f"learning rate {lr:g}"
+            )
+        return {
+            "solver": "sgd",
+            "preset": self.preset or "pirl",
+            **asdict(self.protocol),
+            "lr": lr,
+            "lr_per_256": self.protocol.lr if self.protocol.scaled else None,
+            "batch_size": batch_size,
+            "seeds": self.seeds,
+            "layers": self.layers,
+            "given": list(self.given),
+            "notes": notes,
+        }
+
+    def estimate(self, work: Work) -> Estimate:
+        """Estimate the fits from one closure, or the training from one step, of each width."""
+        if self.solver == "lbfgs":
+            return effort.regression(work, layers=self.layers == "all")
+        return effort.training(work, self.protocol, self.seeds, layers=self.layers == "all")
+
+
+def _replaced(protocol: Protocol, given: dict[str, Any], *, keeps_rate: bool) -> Protocol:
+    """Return a protocol with the given options; a given rate is not scaled by the batch."""
+    made = replace(protocol, **given)
+    if "epochs" in given:
+        made = replace(made, epochs_of_source=protocol.epochs)
+    return replace(made, scaled=made.scaled and not keeps_rate and "lr" not in given)

@@ -17,14 +17,14 @@ UNFINISHED = "unfinished"
 """Folder of unfinished evaluations, below the folder of results."""
 
 
-def scratch_folder(home: Path, name: str, conditions: Mapping[str, Any]) -> Path:
+def unfinished_folder(home: Path, name: str, conditions: Mapping[str, Any]) -> Path:
     """Return a path below `home` for evaluation `name`, the same for equal conditions."""
     text = json.dumps(conditions, sort_keys=True, default=str)
     return home / UNFINISHED / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 def discard(folder: Path) -> None:
-    """Remove a scratch folder, and its parent if that is empty."""
+    """Remove such a folder, and its parent if that is empty."""
     shutil.rmtree(folder, ignore_errors=True)
     with suppress(OSError):
         folder.parent.rmdir()
