@@ -92,12 +92,20 @@ FILLS = {"source": source, "expected": expected}
 def filled(text: str, page: Path) -> str:
     """Return the text of a page with every block written anew.
 
-    Raises MarkerError for a marker without its pair, or with an unknown name.
+    Raises MarkerError for a marker without its pair or with an unknown name, and for a recipe that
+    two blocks list.
     """
     where = page.relative_to(ROOT)
+    listed: set[str] = set()
 
     def written(found: re.Match[str]) -> str:
         kind, name = found[2], found[3]
+        if kind == "expected":
+            again = listed.intersection(recipes_of(name))
+            if again:
+                message = f"another block lists {', '.join(sorted(again))}; remove one block"
+                raise MarkerError(f"{where}: <!-- {kind} {name} -->: {message}")
+            listed.update(recipes_of(name))
         try:
             body = FILLS[kind](name, page)
         except MarkerError as error:

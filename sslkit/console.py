@@ -195,6 +195,7 @@ class Training:
         self.verdict = "healthy"
         self.measured = ""
         """Values of the latest evaluations while training."""
+        self.told_unreadable = False
         self.bar = Progress(
             TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(),
@@ -273,6 +274,10 @@ class Training:
         """
         for text in skipped:
             self._say(text)
+        if self.run.unreadable and not self.told_unreadable:
+            self.told_unreadable = True
+            name, reason = next(iter(self.run.unreadable.items()))
+            self._say(f"unreadable images are replaced; the first is {name} ({reason})")
         if not rows:
             return
         row = rows[-1]

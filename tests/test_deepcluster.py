@@ -193,7 +193,10 @@ def test_images_that_were_not_seen_keep_their_cluster():
 def test_there_are_at_most_as_many_clusters_as_images():
     """Outputs of the classifier beyond them stay out of the loss."""
     found = begun(clusters=10_000)
-    assert found.notes == ("10,000 clusters are more than the 20 images, so 20 are used",)
+    assert found.notes == (
+        "heads.classifier.out_dim has 10,000 clusters, more than the 20 images, so 20 are used; "
+        "set a few per expected class",
+    )
     assert sorted(found.assigned.tolist()) == list(range(IMAGES))
     every = batch(*range(IMAGES))
     assert found(every, at()).loss.item() == pytest.approx(math.log(20), abs=0.02)
@@ -224,5 +227,5 @@ def test_the_command_says_that_clusters_are_capped(tmp_path):
         words += ["--set", setting]
     code, out, err = finish(start(*words))
     assert code == 0, err
-    told = "method: 300 clusters are more than the 12 images, so 12 are used"
+    told = "method: heads.classifier.out_dim has 300 clusters, more than the 12 images"
     assert " ".join((out + err).split()).count(told) == 1

@@ -202,7 +202,10 @@ def test_equal_projections_have_the_loss_of_chance():
 def test_there_are_at_most_as_many_clusters_as_images():
     found = begun(clusters=(3000, 4, 3000))
     assert found.clusters == (IMAGES, 4, IMAGES)
-    assert found.notes == ("3,000 clusters are more than the 20 images, so 20 are used",)
+    assert found.notes == (
+        "method.clusters has 3,000 clusters, more than the 20 images, so 20 are used; "
+        "set a few per expected class",
+    )
     assert sorted(found.assigned[0].tolist()) == list(range(IMAGES))
     assert method().notes == ()
 
@@ -223,7 +226,7 @@ def test_the_command_says_that_clusters_are_capped(tmp_path):
         words += ["--set", setting]
     code, out, err = finish(start(*words))
     assert code == 0, err
-    told = "method: 3,000 clusters are more than the 12 images, so 12 are used"
+    told = "method: method.clusters has 3,000 clusters, more than the 12 images, so 12 are used"
     assert " ".join((out + err).split()).count(told) == 1
 
 

@@ -191,7 +191,10 @@ def test_entropy_and_chance_level(made):
 def test_prototypes_are_at_most_the_number_of_images(made):
     head = made("heads.prototypes.out_dim=65536").method.heads["prototypes"]
     assert head.out_dim == 24
-    assert head.notes == ("65,536 prototypes are more than the 24 images, so 24 are used",)
+    assert head.notes == (
+        "out_dim has 65,536 prototypes, more than the 24 images, so 24 are used; "
+        "set a few per expected class",
+    )
 
 
 def test_a_single_crop_is_refused(made):

@@ -88,7 +88,7 @@ def shrunk(made):
     settings = []
     for place, choice in places.items():
         known = SMALL.keys() & choice.part.signature().options.keys()
-        if made.method.part.load().needs_tokens:
+        if "tokens" in made.method.part.load().needs.values():
             known -= {"model"}
         settings += [f"{place}.{name}={str(SMALL[name]).lower()}" for name in sorted(known)]
     for name in made.method.part.load().predicts:
@@ -129,7 +129,7 @@ def without_batch_norm(made):
     settings = []
     if made.encoder.use == "alexnet":
         settings.append("encoder.batch_norm=false")
-    elif "norm" in made.encoder.options and not made.method.part.load().needs_tokens:
+    elif "norm" in made.encoder.options and "tokens" not in made.method.part.load().needs.values():
         settings.append("encoder.norm=group")
     for head, choice in made.heads.items():
         if "hidden_norm" in choice.options:

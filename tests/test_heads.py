@@ -125,7 +125,10 @@ def test_gradients_of_weight_norm_are_orthogonal_to_prototypes():
 def test_there_are_at_most_as_many_prototypes_as_images():
     head = Prototypes(6, 40, out_dim=3000)
     assert head.out_dim == 40 and head.weight.shape == (40, 6)
-    assert head.notes == ("3,000 prototypes are more than the 40 images, so 40 are used",)
+    assert head.notes == (
+        "out_dim has 3,000 prototypes, more than the 40 images, so 40 are used; "
+        "set a few per expected class",
+    )
     assert Prototypes(6, 40, out_dim=40).notes == ()
 
 
@@ -141,5 +144,5 @@ def test_the_command_says_that_prototypes_are_capped(tmp_path):
         words += ["--set", setting]
     code, out, err = finish(start(*words))
     assert code == 0, err
-    told = "heads.prototypes: 300 prototypes are more than the 12 images, so 12 are used"
+    told = "heads.prototypes: out_dim has 300 prototypes, more than the 12 images, so 12 are used"
     assert told in " ".join((out + err).split())

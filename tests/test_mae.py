@@ -206,10 +206,13 @@ def test_it_learns_a_repeated_ramp(mae):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        (["encoder={use: timm, model: resnet18}"], "no tokens"),
+        (["encoder={use: timm, model: resnet18}"], "role 'tokens', which 'resnet18' does not have"),
         (["heads.decoder.patch_size=16"], "is 16, but the encoder cuts 64 patches of 8 px"),
         (["heads.decoder.patch_size=7"], "7 does not divide the image side, 64 px"),
-        (["heads.decoder={use: linear}"], "needs mae_decoder, not Linear"),
+        (
+            ["heads.decoder={use: linear}"],
+            "role 'decoder', which 'linear' does not have; use: mae_decoder",
+        ),
         (["heads.decoder.num_heads=5"], "5 does not divide the width, 128"),
     ],
     ids=["resnet", "patch", "side", "head", "heads"],

@@ -1,7 +1,5 @@
 """PIRL with MoCo's key encoder and queue: the terms by hand, the copy, the queue."""
 
-import math
-
 import pytest
 import torch
 from bare import Layer, bare, mean_gradients, progress, random
@@ -11,7 +9,8 @@ from sslkit import distributed, recipe
 from sslkit.interfaces import Batch
 from sslkit.training.build import build
 from sslkit_plugins.losses import LambdaNCE
-from sslkit_plugins.methods.pirl_moco import PirlMoco
+from sslkit_plugins.methods.pirl_moco import PirlMoco, accuracy
+from sslkit_plugins.samplers import KeyNegatives
 
 TAU = 0.2
 
@@ -95,12 +94,17 @@ def test_two_ranks_have_the_gradients_of_one(ranks, tmp_path):
 
 
 def test_expected_values():
-    """At chance ln(1 + K), for the loss and for both terms; at first nothing is expected."""
+    """At chance one of 1 + K keys is right; the loss has no such level."""
     method = made(unit(255, 4), Layer(4), Layer(4))
-    chance = method.at_chance(32)
-    assert chance.keys() == {"loss", "loss_image", "loss_rotated"}
-    assert list(chance.values()) == pytest.approx([math.log(256)] * 3)
+    assert method.at_chance(32) == {"accuracy": 1 / 256}
     assert method.at_start(32) is None
+
+
+def test_accuracy_counts_keys_that_are_nearest_by_hand():
+    queries = torch.tensor([[2.0, 0.0], [0.0, 1.0]])
+    keys = torch.tensor([[0.8, 0.6], [0.6, 0.8]])
+    negatives = KeyNegatives(torch.tensor([[0.6, 0.8], [0.0, 1.0]]))
+    assert accuracy(queries, keys, negatives).item() == 0.5
 
 
 @pytest.mark.parametrize("transform", ["rotation", "jigsaw_rotation"])

@@ -60,8 +60,9 @@ def test_one_image_is_told_what_it_needs(tiny, tmp_path, batch):
 @pytest.mark.parametrize(
     "images, batch, shares, remedy",
     [
-        (5, 8, 1, "train.batch_size=2"),
-        (30, 64, 4, "train.batch_size=12"),
+        (5, 8, 1, "train.batch_size=4"),
+        (9, 32, 1, "train.batch_size=8"),
+        (30, 64, 4, "train.batch_size=16"),
         (5, 8, 2, "train.batch_size=4"),
         (7, 16, 4, "at least 8 are needed; name a larger data set"),
     ],

@@ -140,7 +140,8 @@ REFUSED = {
     "an encoder without tokens": (
         "two_memories",
         ("{use: two_memories}", "{use: tokens}"),
-        ":4  encoder  method 'tokens' needs an encoder with tokens, 'halves' has none",
+        ":4  encoder.use  method 'tokens' needs an encoder with the role 'tokens', which 'halves' "
+        "does not have; use: timm",
     ),
     "heads that read each other": (
         "joined",
@@ -193,9 +194,9 @@ def test_what_fits_can_be_planned(path, photos, tmp_path, monkeypatch):
 MADE = {
     "a segment that the encoder lacks": (
         "two_memories",
-        "encoder={use: timm, model: test_resnet}",
-        "encoder  method 'two_memories' reads the segment 'left' of the features, which 'timm' "
-        "does not have; it has: none",
+        "encoder={use: channel_groups, model: test_resnet}",
+        "encoder  method 'two_memories' reads the segment 'left' of the features, which "
+        "'channel_groups' does not have; it has: l, ab",
     ),
     "a number of classes that is wrong": (
         "labels",

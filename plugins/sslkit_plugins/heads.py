@@ -60,6 +60,9 @@ class Projection(nn.Linear):
 class Linear(Head):
     """One linear layer (f of PIRL: Misra & van der Maaten 2020, arXiv:1912.01991)."""
 
+    roles = ()
+    joins_crops = False
+
     def __init__(
         self, in_dim: int, /, *, out_dim: OutDim = 128, batch_norm: BatchNorm = False
     ) -> None:
@@ -80,6 +83,9 @@ class Mlp(Head):
     arXiv:2003.04297); with `hidden_norm`, SimCLR (Chen et al. 2020, arXiv:2002.05709, section 4.2),
     BYOL, SimSiam, SwAV, Barlow Twins and VICReg.
     """
+
+    roles = ()
+    joins_crops = False
 
     def __init__(
         self,
@@ -144,6 +150,9 @@ class Prototypes(Head):
     arXiv:2104.14294). There are at most as many prototypes as images.
     """
 
+    roles = ("prototypes",)
+    joins_crops = False
+
     def __init__(
         self,
         in_dim: int,
@@ -171,8 +180,8 @@ class Prototypes(Head):
         self.out_dim = min(out_dim, num_images)
         if self.out_dim < out_dim:
             self.notes = (
-                f"{out_dim:,} prototypes are more than the {num_images:,} images, so "
-                f"{self.out_dim:,} are used",
+                f"out_dim has {out_dim:,} prototypes, more than the {num_images:,} images, so "
+                f"{self.out_dim:,} are used; set a few per expected class",
             )
         self.weight_norm = weight_norm
         self.weight = nn.Parameter(torch.empty(self.out_dim, in_dim))
@@ -198,6 +207,9 @@ class ConcatPatches(Head):
     g of PIRL (Misra & van der Maaten 2020, arXiv:1912.01991). All patches share one projection,
     which the image head does not use.
     """
+
+    roles = ()
+    joins_crops = True
 
     def __init__(
         self,

@@ -170,7 +170,9 @@ def check_fills(images: int, batch_size: int, micro_batches: int = 1) -> None:
     if images >= batch_size:
         return
     subject = "1 image does not" if images == 1 else f"{images} images do not"
-    smaller = max(2 * micro_batches, images // 2 // micro_batches * micro_batches)
+    smaller = 2 * micro_batches
+    while 2 * smaller <= images:
+        smaller *= 2
     remedy = f"use smaller batches: --set train.batch_size={smaller}"
     if images < smaller:
         remedy = f"at least {smaller} are needed; name a larger data set: --data PATH"

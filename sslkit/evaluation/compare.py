@@ -40,8 +40,7 @@ class Embedder(Protocol):
     val: ImageSource
     candidates: Sequence[Candidate]
     device: torch.device
-
-    scratch: Path | None
+    home: Path | None
 
     @property
     def progress(self) -> Progress: ...
@@ -57,7 +56,7 @@ def embed(probe: Embedder, *, layers: bool, view: View) -> FeatureStore:
     They are float32 in CPU memory, or float16 on disk if they exceed a quarter of the memory.
     """
     sources = (probe.train, probe.val)
-    kept = FeatureStore((len(probe.train), len(probe.val)), probe.scratch)
+    kept = FeatureStore((len(probe.train), len(probe.val)), probe.home)
     for number, source in enumerate(sources):
         with probe.progress("embedding") as advance:
             for images, index in probe.passes(source, view):

@@ -70,8 +70,8 @@ class ImageProbe(Probe):
     facts: dict[str, Any] = field(default_factory=dict)
     workers: int = 0
     progress: Progress = silent
-    scratch: Path | None = None
-    """Folder for features that exceed the memory; None: the system's temporary folder."""
+    home: Path | None = None
+    """Folder of results, near which large features are stored; None: in memory or TMPDIR only."""
     kept: dict[tuple[ImageSource, View], dict[int, np.ndarray]] = field(
         default_factory=dict, repr=False
     )

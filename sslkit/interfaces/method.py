@@ -82,6 +82,8 @@ class Loss(nn.Module, ABC):
 
     needs_negatives: ClassVar[bool | None] = False
     """True: negatives are required; None: they are optional; False: the loss takes none."""
+    roles: ClassVar[tuple[str, ...] | None] = None
+    """Roles in `Method.needs` that the loss has; None: not stated, so any is accepted."""
 
     @abstractmethod
     def forward(
@@ -170,8 +172,14 @@ class Method(nn.Module, ABC):
     """True: the method passes negatives to the loss."""
     joins: ClassVar[bool] = False
     """True: the loss depends on the full batch, so `train.accumulate` would change it."""
-    needs_tokens: ClassVar[bool] = False
-    """True: the encoder must provide tokens."""
+    needs: ClassVar[dict[str, str]] = {}
+    """`encoder`, `sampler`, `loss` or `heads.NAME` → the role that this part must have."""
+    crops: ClassVar[dict[str, tuple[int, int | None]] | None] = None
+    """View → fewest and most crops of an image that the method compares; None: no limit.
+
+    `global+local` limits the sum of both views. Heads get these crops one by one; a head joins the
+    crops of other views. None for all: `sslkit check` does not examine crops.
+    """
     uses_every_parameter: ClassVar[bool] = True
     """False: some steps leave weights without gradient."""
     notes: tuple[str, ...] = ()

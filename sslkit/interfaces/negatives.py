@@ -27,6 +27,8 @@ class NegativeSampler(nn.Module, ABC):
 
     recalls: ClassVar[bool] = False
     """True if the sampler stores a vector per image, which `recall` returns."""
+    roles: ClassVar[tuple[str, ...] | None] = None
+    """Roles in `Method.needs` that the sampler has; None: not stated, so any is accepted."""
     needs_fill: bool = False
     """True: methods that store images call `fill` with all images before step 0."""
     candidates: int

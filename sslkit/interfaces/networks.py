@@ -21,8 +21,15 @@ class Encoder(nn.Module, ABC):
     * `normalisation`, the mean and standard deviation of the input, by default ImageNet's.
     """
 
-    has_tokens: ClassVar[bool] = False
-    """True if `tokens` works for some models of this encoder."""
+    roles: ClassVar[tuple[str, ...] | None] = None
+    """Roles in `Method.needs` that the encoder has; None: not stated, so any is accepted.
+
+    `tokens`: the method `tokens` works for some models. `segments`: `dims` is not empty.
+    """
+    lacks: ClassVar[dict[str, tuple[str, ...]]] = {}
+    """Role → patterns of values of the option `model` that do not have it."""
+    examples: ClassVar[dict[str, str]] = {}
+    """Role → a value of the option `model` that has it."""
     has_weights: ClassVar[bool] = True
     """False if there is nothing to train, so only evaluations use the encoder."""
     initial_options: ClassVar[tuple[str, ...]] = ()
@@ -134,6 +141,12 @@ class Head(nn.Module, ABC):
     of heads.
     """
 
+    roles: ClassVar[tuple[str, ...] | None] = None
+    """Roles in `Method.needs` that the head has; None: not stated, so any is accepted."""
+    special: ClassVar[bool] = False
+    """True: only methods that need one of its roles can use the head."""
+    joins_crops: ClassVar[bool | None] = None
+    """True: reads all crops of an image at once. False: reads one vector. None: not stated."""
     out_dim: int
     notes: tuple[str, ...] = ()
     """Sentences that training prints at the start, such as a number that was limited."""

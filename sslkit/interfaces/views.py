@@ -38,6 +38,13 @@ class PretextTransform(ABC):
     """
 
     views: ClassVar[tuple[str, ...]]
+    counts: ClassVar[dict[str, str | None] | None] = None
+    """View with several crops per image → the option with their number, such as `local.count`.
+
+    The option is None if the number follows from others. None for all views: not stated.
+    """
+    targets: ClassVar[tuple[str, ...] | None] = None
+    """Targets that some options of the transform provide; None: not stated."""
     size: int
     shapes: dict[str, tuple[int, ...]]
     num_targets: dict[str, int]

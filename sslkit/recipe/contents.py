@@ -48,6 +48,11 @@ class Choice:
             signature = read_class(self.part.load(), str(self.part))
         return signature.arguments(self.options)
 
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """Return the literal class attributes of the part."""
+        return self.part.signature().attributes
+
     def as_dict(self) -> dict[str, Any]:
         """Return the choice as plain data."""
         return {"use": self.use, **plain(self.options)}

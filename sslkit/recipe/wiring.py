@@ -4,12 +4,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from sslkit.errors import PluginError
-from sslkit.recipe import registry
+from sslkit.recipe import crops, registry, roles
 from sslkit.recipe.contents import PARTS, Choice
+from sslkit.recipe.roles import Wrong
 from sslkit.recipe.settings import Train
-
-Wrong = tuple[tuple[str, ...], str]
-"""Key and message of a fault."""
+from sslkit.recipe.words import nearest
 
 RUNTIME = {
     "encoders": ("sizes", "channels"),
@@ -51,7 +50,7 @@ def faults(chosen: Mapping[str, Any], heads: Mapping[str, Choice | None]) -> Ite
     method: Choice | None = chosen.get("method")
     if method is None:
         return
-    wiring = dict(attributes(method))
+    wiring = dict(method.attributes)
     if EVERY in (wiring.get("reads") or ()):
         if not heads:
             message = f"method '{method.use}' needs heads, one for each segment of the encoder"
@@ -64,14 +63,10 @@ def faults(chosen: Mapping[str, Any], heads: Mapping[str, Choice | None]) -> Ite
     yield from _lengths(method, wiring, heads)
     yield from _sampler(method, wiring, chosen)
     yield from _loss(method, wiring, chosen.get("loss"))
+    yield from roles.faults(method, wiring, chosen, heads)
+    yield from crops.faults(method, wiring, chosen.get("transform"), heads)
     encoder = chosen.get("encoder")
-    if wiring.get("needs_tokens") and encoder is not None:
-        if not attributes(encoder).get("has_tokens"):
-            message = (
-                f"method '{method.use}' needs an encoder with tokens, '{encoder.use}' has none"
-            )
-            yield ("encoder",), message
-    if encoder is not None and not attributes(encoder).get("has_weights", True):
+    if encoder is not None and not encoder.attributes.get("has_weights", True):
         message = (
             f"'{encoder.use}' has no weights to train; evaluate it: sslkit eval linear --encoder "
             f"{encoder.use}:{encoder.options.get('model')} --data DIR"
@@ -84,11 +79,6 @@ def faults(chosen: Mapping[str, Any], heads: Mapping[str, Choice | None]) -> Ite
             f"the loss of method '{method.use}' looks across the batch, so micro-batches would "
             "change it; set it to 1",
         )
-
-
-def attributes(choice: Choice) -> Mapping[str, Any]:
-    """Return the literal class attributes of a part."""
-    return choice.part.signature().attributes
 
 
 def unknown_runtime(choice: Choice) -> str | None:
@@ -163,7 +153,7 @@ def _heads(
     reads = wiring.get("reads")
     views = None
     if transform is not None:
-        views = attributes(transform).get("views")
+        views = transform.attributes.get("views")
         if views is None:
             yield (
                 ("transform", "use"),
@@ -175,7 +165,9 @@ def _heads(
         return
     for name in needed:
         if name not in heads:
-            yield ("heads",), f"method '{method.use}' needs a head named '{name}'"
+            near = nearest(name, [other for other in heads if other not in needed])
+            remedy = f"; rename '{near[0]}'" if near else ""
+            yield ("heads",), f"method '{method.use}' needs a head named '{name}'{remedy}"
     for name in heads:
         if name not in needed:
             yield (
@@ -188,6 +180,9 @@ def _heads(
     wanted = list(wiring.get("stores") or ())
     if reads is not None:
         wanted = [view for name in reads if (view := _view(reads, name)) is not None]
+    wanted += [views.partition("+")[0] for views in wiring.get("crops") or ()]
+    if all(view in views for view in wanted):
+        yield from _targets(method, wiring, transform)
     for view in dict.fromkeys(wanted):
         if view not in views:
             able = ", ".join(_transforms_with(view)) or "none that is installed"
@@ -195,6 +190,18 @@ def _heads(
                 ("transform",),
                 f"method '{method.use}' reads the view '{view}', which transform "
                 f"'{transform.use}' does not make; transforms that do: {able}",
+            )
+
+
+def _targets(method: Choice, wiring: Mapping[str, Any], transform: Choice) -> Iterator[Wrong]:
+    """Check that the transform provides the targets; `label` comes from the data set."""
+    provided = transform.attributes.get("targets")
+    for target in (wiring.get("predicts") or {}).values():
+        if provided is not None and target not in ("label", *provided):
+            yield (
+                ("transform", "use"),
+                f"'{transform.use}' provides no target '{target}', which method '{method.use}' "
+                "predicts",
             )
 
 
@@ -251,7 +258,7 @@ def _sampler(
         )
     sampler = chosen.get("sampler")
     if stores and sampler is not None and wiring.get("recalls"):
-        if not attributes(sampler).get("recalls"):
+        if not sampler.attributes.get("recalls"):
             yield (
                 ("sampler", "use"),
                 f"method '{method.use}' reads the stored vector of each image, and "
@@ -262,7 +269,7 @@ def _sampler(
 def _loss(method: Choice, wiring: Mapping[str, Any], loss: Choice | None) -> Iterator[Wrong]:
     if loss is None:
         return
-    needs = attributes(loss).get("needs_negatives", False)
+    needs = loss.attributes.get("needs_negatives", False)
     if needs and not wiring.get("contrasts"):
         yield (
             ("loss", "use"),

@@ -79,11 +79,23 @@ def curves(folder: Path, bins: Bins, *, title: str, epoch: int, chances: dict[st
     del names[PANELS:]
     columns = min(3, max(len(names), 1))
     lines = math.ceil(len(names) / columns) or 1
-    figure = Figure(figsize=(3.6 * columns, 0.6 + 2.5 * lines), layout="constrained")
-    figure.suptitle(title, fontsize=9, parse_math=False, wrap=True)
+    width, height = 3.6 * columns, 0.6 + 2.5 * lines
+    figure = Figure(figsize=(width, height))
+    figure.suptitle(title, fontsize=9, y=1 - 0.2 / height, va="center", parse_math=False, wrap=True)
+    # Fixed margins, inches. A layout engine would lay out every text twice.
+    grid = figure.add_gridspec(
+        lines,
+        columns,
+        left=0.55 / width,
+        right=1 - 0.1 / width,
+        bottom=0.45 / height,
+        top=1 - 0.7 / height,
+        wspace=0.22,
+        hspace=0.36,
+    )
     epochs = bins.mean("step") / epoch if names else np.zeros(0)
-    for place, name in enumerate(names, 1):
-        axes = plain_axes(figure.add_subplot(lines, columns, place))
+    for place, name in enumerate(names):
+        axes = plain_axes(figure.add_subplot(grid[place // columns, place % columns]))
         level = _level(bins, name, chances)
         _draw_curve(axes, epochs, bins.mean(name), name, level)
     return save(figure, folder / "curves.png")

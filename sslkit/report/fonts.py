@@ -5,11 +5,14 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import RendererAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, fontManager
 from matplotlib.ft2font import FT2Font
+from matplotlib.legend import Legend
 from matplotlib.text import Text
+from matplotlib.ticker import ScalarFormatter
 
 DPI = 110
 """Resolution of the written figures, dots per inch."""
@@ -17,9 +20,24 @@ DPI = 110
 
 def choose(figure: Figure) -> None:
     """Set fonts that have the characters of a figure's texts, if they are installed."""
-    for text in figure.findobj(Text):
-        if isinstance(text, Text) and not text.get_text().isascii():
+    for text in _texts(figure):
+        if not text.get_text().isascii():
             text.set_fontfamily(families(text.get_text()))
+
+
+def _texts(figure: Figure) -> Iterator[Text]:
+    """Yield all texts except numbers of ticks. `Figure.findobj` takes longer than drawing."""
+    yield from figure.texts
+    for axes in figure.axes:
+        for child in axes.get_children():
+            if isinstance(child, Text):
+                yield child
+            elif isinstance(child, Legend):
+                yield from [child.get_title(), *child.get_texts()]
+            elif isinstance(child, Axis):
+                yield child.label
+                if not isinstance(child.get_major_formatter(), ScalarFormatter):
+                    yield from child.get_ticklabels()
 
 
 @functools.lru_cache(maxsize=1000)

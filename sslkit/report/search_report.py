@@ -54,6 +54,7 @@ def draw(found: Mapping[str, Any], path: Path, *, title: str, option: str = "") 
         axes.scatter(values[:1], scores[:1], s=40, color="C3", label="best")
         if key in found["log"]:
             axes.set_xscale("log")
+            axes.tick_params(which="both", labelsize=7)
         axes.set_xlabel(key, fontsize=8, parse_math=False)
         if place == 1:
             axes.set_ylabel(f"{found['evaluation']}, {metric.title}", fontsize=8)

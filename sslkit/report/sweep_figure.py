@@ -176,4 +176,4 @@ def _heat_map(axes: Axes, keys: list[str], rows: list[dict[str, Any]], metric: M
     axes.set_xlabel(keys[0], fontsize=8, parse_math=False)
     axes.set_ylabel(keys[1], fontsize=8, parse_math=False)
     assert axes.figure is not None
-    axes.figure.colorbar(image, ax=axes)
+    axes.figure.colorbar(image, ax=axes).ax.tick_params(labelsize=7)

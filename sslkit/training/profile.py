@@ -150,7 +150,7 @@ class Profile:
 
     `step` and `waiting` are the duration of a normal step and its wait for data. `seconds` are
     durations by section, with synchronisation at every border. `busy` is the fraction of a step in
-    which a GPU computes; None on a CPU.
+    which a GPU computes; None on a CPU. `precision` is the number format of the networks.
     """
 
     images: int
@@ -158,6 +158,7 @@ class Profile:
     waiting: float
     seconds: dict[str, float]
     busy: float | None
+    precision: torch.dtype = torch.float32
 
     @property
     def total(self) -> float:
@@ -193,11 +194,13 @@ class Profile:
                 "larger batch (--set train.batch_size=…)"
             )
         largest = max(self.seconds, key=lambda name: self.seconds[name])
+        lower = ""
+        if self.precision == torch.float32:
+            lower = ", train.precision: bf16 if the hardware supports it"
         return (
             f"compute-bound: the largest section is {largest}, "
             f"{100 * self.seconds[largest] / self.total:.0f} % of a step; use smaller views, a "
-            "smaller encoder, train.precision: bf16 if the hardware supports it, or more devices "
-            "(--devices)"
+            f"smaller encoder{lower}, or more devices (--devices)"
         )
 
 
@@ -220,7 +223,8 @@ def measure(run: Run, steps: int, trace: Path | None = None) -> Profile:
     names = [*SECTIONS, *(name for name in by_section if name not in SECTIONS)]
     seconds = {name: by_section[name] for name in names if name in by_section}
     seconds[REST] = max(0.0, total - sum(seconds.values()))
-    return Profile(run.recipe.train.batch_size, step, light.get(WAITING, 0.0), seconds, busy)
+    waiting, precision = light.get(WAITING, 0.0), run.precision
+    return Profile(run.recipe.train.batch_size, step, waiting, seconds, busy, precision)
 
 
 def _timed(

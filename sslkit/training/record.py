@@ -1,7 +1,9 @@
 """Writes the files of a session to its run folder, which exists from the first step on."""
 
 import json
+import math
 import shlex
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,6 +15,9 @@ from sslkit.runs.folders import NewFolder
 from sslkit.runs.lock import Lock, held
 from sslkit.runs.metrics import Metrics, Row
 from sslkit.runs.run import Run
+
+REDRAW = 30
+"""Shortest time between drawings of the curves during training, s."""
 
 
 class Record:
@@ -34,6 +39,8 @@ class Record:
         """Step of the newest checkpoint of this session."""
         self.metrics: Metrics | None = None
         self.board: Any = None
+        self._drawn = -math.inf
+        """Time of the last drawing of the curves."""
         self._held = ExitStack()
         self._lock: Lock | None = None
 
@@ -88,10 +95,11 @@ class Record:
                 for name, value in {"loss": row.loss, "lr": row.lr, **row.metrics}.items():
                     self.board.add_scalar(name, value, row.step)
 
-    def save(self) -> None:
+    def save(self, *, last: bool = True) -> None:
         """Write the encoder, the checkpoint and the curves.
 
-        The checkpoint follows the encoder, so a run with its last checkpoint is complete.
+        The checkpoint follows the encoder, so a run with its last checkpoint is complete. Draws
+        curves at most every `REDRAW` seconds, except after the `last` step of the session.
         """
         assert self.folder is not None
         if self._lock is not None:
@@ -100,18 +108,23 @@ class Record:
             checkpoint.save_encoder(self.run, self.folder)
         checkpoint.save(self.run, self.folder)
         self.saved = self.run.step
-        if self.leader:
-            from sslkit.report import figures
+        if self.leader and (last or time.monotonic() - self._drawn >= REDRAW):
+            self._draw_curves()
+            self._drawn = time.monotonic()
 
-            with files.writing(self.folder / "curves.png"):
-                assert self.metrics is not None
-                figures.curves(
-                    self.folder,
-                    self.metrics.bins,
-                    title=self._title(),
-                    epoch=self.run.loader.steps_per_epoch,
-                    chances=self.run.method.at_chance(self.run.recipe.train.batch_size),
-                )
+    def _draw_curves(self) -> None:
+        """Write curves.png."""
+        from sslkit.report import figures
+
+        assert self.folder is not None and self.metrics is not None
+        with files.writing(self.folder / "curves.png"):
+            figures.curves(
+                self.folder,
+                self.metrics.bins,
+                title=self._title(),
+                epoch=self.run.loader.steps_per_epoch,
+                chances=self.run.method.at_chance(self.run.recipe.train.batch_size),
+            )
 
     def _name(self) -> str:
         """Return the names of the run and its method."""

@@ -306,7 +306,7 @@ def follow(
                 waited = time.monotonic() - saved >= 60 * chosen.save_minutes
                 due = distributed.any_rank(waited, run.device)
                 if stop or due or run.step == run.steps:
-                    _save(run, record)
+                    _save(run, record, last=stop or run.step == run.steps)
                     saved = time.monotonic()
                 if stop:
                     raise Stopped(caught[0] if caught else signal.SIGTERM)
@@ -314,7 +314,7 @@ def follow(
             if section.name == trainer.WAITING and run.step > record.began:
                 if pending:
                     yield _flush(run, record, health, pending, evaluations)
-                _save(run, record)
+                _save(run, record, last=True)
             raise
 
 
@@ -337,11 +337,11 @@ class _Section:
         self.name = ""
 
 
-def _save(run: Run, record: Record) -> None:
+def _save(run: Run, record: Record, *, last: bool) -> None:
     """Save a checkpoint, unless the weights are not finite."""
     assert record.folder is not None
     check_weights(run, record.folder)
-    record.save()
+    record.save(last=last)
 
 
 def _flush(

@@ -202,7 +202,10 @@ class Virtual(ImageSource):
         try:
             image = decode(Path(path), self.max_pixels)
         except Exception as error:
-            raise DataError(f"the source image {root} cannot be read: {error}") from error
+            raise DataError(
+                f"the source image {root} cannot be read: {error}; name an image or a folder of "
+                "images: --data PATH"
+            ) from error
         patch_box(image.width, image.height, self.distortion, np.random.default_rng(0))
         self._decoded[0] = image
         return None

@@ -54,6 +54,7 @@ class AlexNet(Encoder):
     smaller than its window, so images of any size work.
     """
 
+    roles = ()
     initial_options: ClassVar[tuple[str, ...]] = ("weights",)
     paths: ClassVar[dict[str, tuple[str, ...]]] = {"weights": ()}
     libraries: ClassVar[tuple[str, ...]] = ("torch",)

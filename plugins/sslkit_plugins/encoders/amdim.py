@@ -74,6 +74,8 @@ class AmdimEncoder(Encoder):
     128 px. The features are the single location of the last map (`model.py` of amdim-public).
     """
 
+    roles = ("locations",)
+
     def __init__(
         self,
         sizes: tuple[int, ...],

@@ -37,6 +37,7 @@ class ChannelGroups(Encoder):
     channels, so the encoder's normalisation changes nothing.
     """
 
+    roles = ("segments",)
     libraries: ClassVar[tuple[str, ...]] = ("timm",)
 
     def __init__(

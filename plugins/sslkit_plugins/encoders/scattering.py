@@ -24,6 +24,7 @@ class Scattering(Encoder):
     `pip install 'sslkit[scattering]'`.
     """
 
+    roles = ()
     has_weights: ClassVar[bool] = False
 
     def __init__(

@@ -20,6 +20,21 @@ Norm = Literal["model", "group", "layer", "split", "frozen"]
 Rate = Annotated[float, Field(ge=0, lt=1)]
 Side = Annotated[int, Field(ge=1)]
 
+CONVOLUTIONAL = (
+    "*convnext*",
+    "*efficientnet*",
+    "*mobilenet*",
+    "densenet*",
+    "regnet*",
+    "resnet*",
+    "resnext*",
+    "seresnet*",
+    "test_resnet*",
+    "vgg*",
+    "wide_resnet*",
+)
+"""Patterns of timm models without tokens."""
+
 
 class Timm(Encoder):
     """Any timm model by name, without classifier; features are timm's pooled output.
@@ -29,7 +44,9 @@ class Timm(Encoder):
     models are stage1, stage2, ….
     """
 
-    has_tokens = True
+    roles = ("tokens",)
+    lacks: ClassVar[dict[str, tuple[str, ...]]] = {"tokens": CONVOLUTIONAL}
+    examples: ClassVar[dict[str, str]] = {"tokens": "vit_small_patch16_224"}
     initial_options: ClassVar[tuple[str, ...]] = ("weights", "pretrained")
     paths: ClassVar[dict[str, tuple[str, ...]]] = {"weights": ("timm",)}
     pretrained: ClassVar[str] = "timm"

@@ -15,6 +15,8 @@ class Binary(Loss):
     The loss of a discriminator (Goodfellow et al. 2014, arXiv:1406.2661, equation 1), as in BiGAN.
     """
 
+    roles = ("elements",)
+
     def forward(
         self, prediction: Tensor, target: Tensor, negatives: Negatives | None = None
     ) -> Tensor:

@@ -15,6 +15,8 @@ from sslkit_plugins.precision import at_least_float32
 class CrossEntropy(Loss):
     """Softmax cross-entropy over C classes."""
 
+    roles = ("classes",)
+
     def __init__(
         self,
         *,
@@ -50,6 +52,8 @@ class SoftCrossEntropy(Loss):
     SwAV (Caron et al. 2020, arXiv:2006.09882, equation 2), DINO (Caron et al. 2021,
     arXiv:2104.14294, equation 1), DeepCluster. A row of q that does not sum to 1 weighs its row.
     """
+
+    roles = ()
 
     def __init__(self, *, temperature: Temperature = 0.1) -> None:
         super().__init__()

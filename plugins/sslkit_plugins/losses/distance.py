@@ -13,6 +13,8 @@ class Cosine(Loss):
     BYOL (Grill et al. 2020, arXiv:2006.07733, equation 2). SimSiam's -cos is half of it, minus 1.
     """
 
+    roles = ()
+
     def forward(
         self, prediction: Tensor, target: Tensor, negatives: Negatives | None = None
     ) -> Tensor:
@@ -27,6 +29,8 @@ class Cosine(Loss):
 
 class NegativeCosine(Loss):
     """-cos(prediction, target). SimSiam (Chen & He 2020, arXiv:2011.10566, equation 1)."""
+
+    roles = ()
 
     def forward(
         self, prediction: Tensor, target: Tensor, negatives: Negatives | None = None
@@ -45,6 +49,8 @@ class SquaredError(Loss):
 
     MAE (He et al. 2022, arXiv:2111.06377, section 3).
     """
+
+    roles = ("elements",)
 
     def forward(
         self, prediction: Tensor, target: Tensor, negatives: Negatives | None = None

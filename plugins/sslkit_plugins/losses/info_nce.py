@@ -18,6 +18,7 @@ class InfoNCE(Loss):
     equation 1).
     """
 
+    roles = ()
     needs_negatives = True
 
     def __init__(self, *, temperature: Temperature = 0.07) -> None:

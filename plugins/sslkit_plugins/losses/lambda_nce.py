@@ -36,6 +36,7 @@ class LambdaNCE(Loss):
     * `info_nce`: -log(e₀/(e₀+Σⱼ eⱼ)), as in PIRL's MLP models (τ = 0.1) and PyContrast.
     """
 
+    roles = ()
     needs_negatives = True
 
     def __init__(
@@ -69,11 +70,13 @@ class LambdaNCE(Loss):
     def forward(
         self, prediction: Tensor, target: Tensor, negatives: Negatives | None = None
     ) -> Tensor:
-        """prediction [T,N,D], target [N,D] bank entries of the images → scalar.
+        """prediction [T,N,D] or [N,D], target [N,D] bank entries of the images → scalar.
 
-        The terms are pretext view and image (T = 2), or image alone (T = 1).
+        The terms are pretext view and image (T = 2), or image alone (T = 1, or [N,D]).
         """
         assert negatives is not None, "check refuses a method without negatives"
+        if prediction.dim() == 2:
+            prediction = prediction.unsqueeze(0)
         positive, others = contrast(prediction, target, negatives, self.temperature)
         if self.form == "info_nce":
             terms = info_nce_terms(positive, others)

@@ -32,6 +32,7 @@ class ClippedNCE(Loss):
     neither positives nor negatives.
     """
 
+    roles = ("locations",)
     needs_negatives = True
 
     def __init__(
@@ -88,6 +89,8 @@ class Amdim(Method):
     1→7 and 5→5 are averaged over both directions and added.
     """
 
+    needs: ClassVar = {"encoder": "locations", "loss": "locations"}
+    crops: ClassVar = {"global": (2, 2)}
     reads: ClassVar = {}
     contrasts = True
     joins = True

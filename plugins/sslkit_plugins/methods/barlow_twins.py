@@ -28,6 +28,7 @@ class BarlowTwins(Method):
     official code. The loss sees the features of all ranks.
     """
 
+    crops: ClassVar = {"global": (2, 2)}
     reads: ClassVar = {"projector": "global"}
     joins = True
 
@@ -62,6 +63,8 @@ class CrossCorrelation(Loss):
     L = s·(Σᵢ (1 - Cᵢᵢ)² + λ·Σᵢ Σⱼ≠ᵢ Cᵢⱼ²) with C = z₁ᵀz₂/N of standardised features. Barlow Twins
     (Zbontar et al. 2021, arXiv:2103.03230, equations 1 and 2).
     """
+
+    roles = ()
 
     def __init__(
         self,

@@ -56,6 +56,9 @@ class Generator(Head):
     The official `deconvnet_64`. Returns images, not vectors: [N,Z] → [N,C,S,S] in 0 … 1.
     """
 
+    roles = ("generator",)
+    special = True
+
     def __init__(
         self,
         in_dim: int,
@@ -95,6 +98,9 @@ class Discriminator(Head):
     The official `convnet_64`, every layer but the first conditioned on z.
     """
 
+    roles = ("discriminator",)
+    special = True
+
     def __init__(
         self,
         in_dim: int,
@@ -133,6 +139,12 @@ class BiGan(Method):
     Steps take turns: `discriminator_steps` steps of D, then one of E and G with flipped labels.
     """
 
+    needs: ClassVar = {
+        "heads.generator": "generator",
+        "heads.discriminator": "discriminator",
+        "loss": "elements",
+    }
+    crops: ClassVar = {}
     reads: ClassVar = {"latent": "image", "generator": "latent", "discriminator": "latent"}
     uses_every_parameter = False
 

@@ -4,16 +4,15 @@
 google-deepmind/deepmind-research, folder byol. Letters: B images, D features.
 """
 
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
 from sslkit.interfaces import Batch, Method, Output, Parts, Progress
 from sslkit_plugins.methods.pair import pair
-from sslkit_plugins.momentum import Momentum, feature_std
+from sslkit_plugins.momentum import Momentum, TeacherMomentum, feature_std
 
 
 class Byol(Method):
@@ -24,6 +23,7 @@ class Byol(Method):
     code.
     """
 
+    crops: ClassVar = {"global": (2, 2)}
     reads: ClassVar = {"projector": "global", "predictor": "projector"}
     compares = ("projector", "predictor")
 
@@ -32,15 +32,7 @@ class Byol(Method):
         parts: Parts,
         /,
         *,
-        momentum: Annotated[
-            float,
-            Field(
-                ge=0,
-                le=1,
-                description="Momentum of the target network at the first step; it increases to 1. "
-                "BYOL: 0.99 for 100 and 300 epochs, 0.996 for 1,000.",
-            ),
-        ] = 0.996,
+        momentum: TeacherMomentum = 0.996,
     ) -> None:
         super().__init__(parts)
         self.momentum = momentum

@@ -28,6 +28,7 @@ class Cmc(Method):
     L(zᵢ | bank j), where the positive of an image is its row in the bank of the *other* view.
     """
 
+    crops: ClassVar = {}
     reads: ClassVar = {"*": "image.*"}
     compares = None
     stores = ("*",)

@@ -50,6 +50,9 @@ class Target(Head):
     It has no bias, which would add the same number to all scores of a prediction.
     """
 
+    roles = ()
+    joins_crops = False
+
     def __init__(self, in_dim: int, /, *, out_dim: Length = 64) -> None:
         super().__init__()
         self.out_dim = out_dim
@@ -83,6 +86,9 @@ class Context(Head):
     The context of row i depends on rows up to i only (appendix A.1 of CPC v2).
     """
 
+    roles = ("context",)
+    special = True
+
     def __init__(
         self,
         in_dim: int,
@@ -113,6 +119,9 @@ class Context(Head):
 
 class Predictor(Head):
     """Linear predictions of cells further down, one matrix for each direction and offset."""
+
+    roles = ("cell_predictor",)
+    special = True
 
     def __init__(
         self,
@@ -172,6 +181,12 @@ class Cpc(Method):
     have to find the patch of row i + k in the same column among all patches of all images.
     """
 
+    needs: ClassVar = {
+        "heads.context": "context",
+        "heads.predictor": "cell_predictor",
+        "loss": "classes",
+    }
+    crops: ClassVar = {"patches": (1, None)}
     reads: ClassVar = {"target": "patches", "context": "patches", "predictor": "context"}
     compares = ("target", "predictor")
     joins = True

@@ -27,6 +27,7 @@ class DeepCluster(Method):
     count equally.
     """
 
+    crops: ClassVar = {}
     reads: ClassVar = {"classifier": "image"}
 
     def __init__(
@@ -47,7 +48,9 @@ class DeepCluster(Method):
     ) -> None:
         super().__init__(parts)
         self.components, self.iterations = components, iterations
-        (self.clusters,), self.notes = capped((self.head("classifier").out_dim,), parts.images)
+        clusters = (self.head("classifier").out_dim,)
+        option = "heads.classifier.out_dim"
+        (self.clusters,), self.notes = capped(clusters, parts.images, option)
         self.assigned: Tensor
         self.weights: Tensor
         self.register_buffer("assigned", torch.arange(parts.images) % self.clusters)

@@ -28,6 +28,7 @@ class DeepClusterV2(Method):
     The centres are fixed during an epoch.
     """
 
+    crops: ClassVar = {"global+local": (1, None)}
     reads: ClassVar = {"projector": "global"}
 
     def __init__(
@@ -49,7 +50,7 @@ class DeepClusterV2(Method):
     ) -> None:
         super().__init__(parts)
         self.iterations = iterations
-        self.clusters, self.notes = capped(clusters, parts.images)
+        self.clusters, self.notes = capped(clusters, parts.images, "method.clusters")
         crops, dim = global_crops(parts, at_least=1), self.head("projector").out_dim
         self.bank: Tensor
         self.assigned: Tensor
@@ -123,12 +124,18 @@ class DeepClusterV2(Method):
         return {"accuracy": sum(1 / count for count in self.clusters) / len(self.clusters)}
 
 
-def capped(clusters: tuple[int, ...], images: int) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """Limit numbers of clusters to the number of images; return notes for what was limited."""
+def capped(
+    clusters: tuple[int, ...], images: int, option: str
+) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """Limit numbers of clusters to the number of images; return notes for what was limited.
+
+    `option` is the recipe key of the numbers.
+    """
     notes = []
     for count in sorted(set(clusters)):
         if count > images:
             notes.append(
-                f"{count:,} clusters are more than the {images:,} images, so {images:,} are used"
+                f"{option} has {count:,} clusters, more than the {images:,} images, so {images:,} "
+                "are used; set a few per expected class"
             )
     return tuple(min(count, images) for count in clusters), tuple(notes)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from sslkit.errors import Fault, RecipeError
 from sslkit.interfaces import Batch, Encoder, Method, Output, Parts, Progress
-from sslkit_plugins.momentum import Momentum, feature_std, frozen
+from sslkit_plugins.momentum import Momentum, TeacherMomentum, feature_std, frozen
 from sslkit_plugins.precision import at_least_float32
 
 CENTRE_MOMENTUM = 0.9
@@ -30,6 +30,7 @@ class Dino(Method):
     centred and sharpened. The exported encoder is the teacher's.
     """
 
+    crops: ClassVar = {"global+local": (2, None)}
     reads: ClassVar = {"projector": "global", "prototypes": "projector"}
     uses_every_parameter = False
 
@@ -38,15 +39,7 @@ class Dino(Method):
         parts: Parts,
         /,
         *,
-        momentum: Annotated[
-            float,
-            Field(
-                ge=0,
-                le=1,
-                description="Momentum of the teacher at the first step; it increases to 1. DINO: "
-                "0.996, with batches of 256 images 0.9995.",
-            ),
-        ] = 0.996,
+        momentum: TeacherMomentum = 0.996,
         teacher_temperature: Annotated[
             float,
             Field(gt=0, description="Temperature of the teacher. DINO: 0.04 to 0.07."),

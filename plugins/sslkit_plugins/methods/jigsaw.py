@@ -112,6 +112,8 @@ class Puzzle(Photometric):
     """
 
     views = ("patches",)
+    counts: ClassVar = {"patches": None}
+    targets = ("order",)
 
     def __init__(
         self,
@@ -170,3 +172,4 @@ class Jigsaw(Predict):
 
     reads: ClassVar = {"order": "patches"}
     predicts: ClassVar = {"order": "order"}
+    crops: ClassVar = {}

@@ -47,6 +47,9 @@ class MaeDecoder(Head):
     The paper's section 3, "MAE decoder". Reads tokens and the order of the patches, not features.
     """
 
+    roles = ("decoder",)
+    special = True
+
     def __init__(
         self,
         in_dim: int,
@@ -112,7 +115,7 @@ class Mae(Method):
     """Reconstruct the pixels of masked patches from the other patches."""
 
     reads: ClassVar = {"decoder": "image"}
-    needs_tokens = True
+    needs: ClassVar = {"encoder": "tokens", "heads.decoder": "decoder", "loss": "elements"}
 
     def __init__(
         self,

@@ -47,6 +47,8 @@ class Moco(Method):
     A slow copy of encoder and head, f_k, computes the keys. The loss is equation 1 of the paper.
     """
 
+    needs: ClassVar = {"sampler": "queue"}
+    crops: ClassVar = {"global": (2, 2)}
     reads: ClassVar = {"projector": "global"}
     stores = ("projector",)
     contrasts = True

@@ -22,6 +22,8 @@ class Nnclr(Method):
     The neighbour is the nearest projection in a queue, so the positive is usually another image.
     """
 
+    needs: ClassVar = {"sampler": "queue"}
+    crops: ClassVar = {"global": (2, 2)}
     reads: ClassVar = {"projector": "global", "predictor": "projector"}
     compares = ("projector", "predictor")
     stores = ("projector",)

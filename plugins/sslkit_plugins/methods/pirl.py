@@ -4,7 +4,7 @@
 facebookresearch/vissl. Letters: B images, K patches, D features.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -50,6 +50,8 @@ class Jigsaw(Photometric):
     """
 
     views = ("image", "patches")
+    counts: ClassVar = {"patches": None}
+    targets = ("order",)
 
     def __init__(
         self,
@@ -129,6 +131,8 @@ class Rotation(Photometric):
     """
 
     views = ("image", "rotated")
+    counts: ClassVar = {}
+    targets = ("rotation",)
 
     def __init__(
         self,
@@ -162,6 +166,7 @@ class Pirl(Method):
     Each head is named after the view that it reads: `image`, and the transform's pretext view.
     """
 
+    crops: ClassVar = {}
     compares = None
     stores = ("image",)
     recalls = True

@@ -5,12 +5,13 @@ Girshick 2020, arXiv:1911.05722. Letters: B images, D features.
 """
 
 from dataclasses import replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sslkit.interfaces import Batch, Draws, Output, Parts, Progress
+from sslkit.interfaces import Batch, Draws, Negatives, Output, Parts, Progress
 from sslkit_plugins.methods.moco import FinalMomentum, MomentumOption, Shuffle
 from sslkit_plugins.methods.pirl import Pirl
 from sslkit_plugins.momentum import Momentum, shuffled
@@ -25,6 +26,7 @@ class PirlMoco(Pirl):
     queue is at most K / B steps old. Prefer this method if an epoch is long.
     """
 
+    needs: ClassVar = {"sampler": "queue"}
     recalls = False
 
     def __init__(
@@ -53,7 +55,8 @@ class PirlMoco(Pirl):
         keys = self.keys(batch.views["image"], progress.draws)
         negatives = self.queue.draw(batch.index, progress.draws, terms=len(outputs))
         output = self.compare(outputs, keys, negatives)
-        return replace(output, keep={"image": keys})
+        metrics = output.metrics | {"accuracy": accuracy(outputs["image"], keys, negatives)}
+        return replace(output, metrics=metrics, keep={"image": keys})
 
     @torch.no_grad()
     def keys(self, images: Tensor, draws: Draws) -> Tensor:
@@ -74,3 +77,18 @@ class PirlMoco(Pirl):
     def at_start(self, images: int) -> float | None:
         """Return None: at first f_k equals f, and the queue holds random vectors."""
         return None
+
+    def at_chance(self, images: int) -> dict[str, float]:
+        """Return the accuracy of random guesses among 1 + K keys, as MoCo does.
+
+        The loss has no such level. It rises while the queue fills, and may exceed log(1 + K).
+        """
+        return {"accuracy": 1 / (1 + self.queue.candidates)}
+
+
+@torch.no_grad()
+def accuracy(queries: Tensor, keys: Tensor, negatives: Negatives) -> Tensor:
+    """Return the fraction of queries [B,D] whose key [B,D] is nearer than all negatives."""
+    unit = F.normalize(at_least_float32(queries), dim=-1)
+    own = (unit * keys).sum(-1)
+    return (own > negatives.similarity(unit).amax(-1)).float().mean()

@@ -1,10 +1,14 @@
 """Prediction of a target, the base of RotNet, Jigsaw and supervised training."""
 
+from typing import ClassVar
+
 from sslkit.interfaces import Batch, Method, Output, Progress
 
 
 class Predict(Method):
     """Predict a target of a view with one head; subclasses define `reads` and `predicts`."""
+
+    needs: ClassVar = {"loss": "classes"}
 
     def forward(self, batch: Batch, progress: Progress) -> Output:
         """Compare logits [B,C] or [B,K,C] with targets [B] or [B,K]."""

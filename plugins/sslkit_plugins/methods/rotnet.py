@@ -26,6 +26,8 @@ class Rotate(Photometric):
     """
 
     views = ("rotated",)
+    counts: ClassVar = {}
+    targets = ("rotation",)
 
     def __init__(
         self,
@@ -71,3 +73,4 @@ class RotNet(Predict):
 
     reads: ClassVar = {"rotation": "rotated"}
     predicts: ClassVar = {"rotation": "rotation"}
+    crops: ClassVar = {}

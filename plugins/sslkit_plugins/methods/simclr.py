@@ -22,6 +22,7 @@ class SimClr(Method):
     crops, which is twice the mean over all 2B rows that this method returns.
     """
 
+    crops: ClassVar = {"global": (2, 2)}
     reads: ClassVar = {"projector": "global"}
     contrasts = True
     joins = True

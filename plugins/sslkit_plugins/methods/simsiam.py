@@ -22,6 +22,7 @@ class SimSiam(Method):
     one view at a time, as in the official code.
     """
 
+    crops: ClassVar = {"global": (2, 2)}
     reads: ClassVar = {"projector": "global", "predictor": "projector"}
     compares = ("projector", "predictor")
 

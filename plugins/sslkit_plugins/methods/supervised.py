@@ -16,3 +16,4 @@ class Supervised(Predict):
 
     reads: ClassVar = {"label": "image"}
     predicts: ClassVar = {"label": "label"}
+    crops: ClassVar = {}

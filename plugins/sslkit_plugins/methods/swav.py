@@ -45,6 +45,8 @@ class Swav(Method):
     number, and the queue fills from the first step.
     """
 
+    needs: ClassVar = {"heads.prototypes": "prototypes"}
+    crops: ClassVar = {"global+local": (2, None)}
     reads: ClassVar = {"projector": "global", "prototypes": "projector"}
     joins = True
     uses_every_parameter = False

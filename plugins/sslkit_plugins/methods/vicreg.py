@@ -4,7 +4,7 @@
 code is facebookresearch/vicreg. Letters: N images of all ranks, D features.
 """
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
@@ -26,6 +26,8 @@ class VicReg(BarlowTwins):
     the paper.
     """
 
+    crops: ClassVar = {"global": (2, 2)}
+
     def at_chance(self, images: int) -> dict[str, float]:
         """Return nothing: a random network is already below the loss of constant features."""
         return {}
@@ -39,6 +41,8 @@ class VarianceCovariance(Loss):
     covariances divided by D. VICReg (Bardes et al. 2021, arXiv:2105.04906, section 4); the half is
     in its code (`main_vicreg.py`), not in the paper.
     """
+
+    roles = ()
 
     def __init__(
         self,

@@ -53,6 +53,7 @@ class MemoryBank(NegativeSampler):
     block of rows, with the same results up to rounding.
     """
 
+    roles = ()
     recalls = True
 
     def __init__(

@@ -21,6 +21,8 @@ class Queue(NegativeSampler):
     in MoCo's code. Any batch size fits: the keys wrap around.
     """
 
+    roles = ("queue",)
+
     def __init__(
         self,
         dim: int,

@@ -1,7 +1,7 @@
 """Transforms whose views are augmented random resized crops."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -55,6 +55,8 @@ class Augment(Photometric):
     """
 
     views = ("image",)
+    counts: ClassVar = {}
+    targets = ()
 
     def __init__(
         self,
@@ -86,6 +88,8 @@ class Crops(Photometric):
     """
 
     views = ("global",)
+    counts: ClassVar = {"global": "count"}
+    targets = ()
 
     def __init__(
         self,
@@ -153,6 +157,8 @@ class MultiCrop(Photometric):
     """
 
     views = ("global", "local")
+    counts: ClassVar = {"global": "count", "local": "local.count"}
+    targets = ()
 
     def __init__(
         self,

@@ -1,5 +1,7 @@
 """Views in CIE L*a*b*, as in CMC."""
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -76,7 +78,10 @@ class Lab(Photometric):
     """
 
     views = ("image",)
+    counts: ClassVar = {}
+    targets = ()
     space = "CIE L*a*b* (D65)"
+    ranges = "L 0 … 100, a -86.183 … 98.233, b -107.857 … 94.478"
 
     def __init__(
         self,
@@ -108,7 +113,10 @@ class Lab(Photometric):
 
     def scales(self) -> str:
         """Describe the values that `plain` returns, as in a model card."""
-        return f"sRGB pixels converted to {self.space}, each channel scaled to -1 … 1 by its range"
+        return (
+            f"sRGB pixels converted to {self.space}, each channel scaled to -1 … 1 by its range: "
+            f"{self.ranges}"
+        )
 
     def picture(self, views: Tensor) -> Tensor:
         """Convert Lab views to RGB in 0 … 1."""

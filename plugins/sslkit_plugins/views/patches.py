@@ -1,6 +1,6 @@
 """Views of overlapping patches of one crop."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from PIL import Image
@@ -23,6 +23,8 @@ class PatchGrid(Photometric):
     """
 
     views = ("patches",)
+    counts: ClassVar = {"patches": None}
+    targets = ()
 
     def __init__(
         self,

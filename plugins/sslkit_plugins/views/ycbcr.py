@@ -49,6 +49,7 @@ class YCbCr(Lab):
     """
 
     space = "YCbCr (BT.601, full range)"
+    ranges = "Y 0 … 1, Cb and Cr -0.5 … 0.5"
 
     def encoding(self, device: torch.device) -> Encoding:
         """Return the conversion of sRGB in 0 … 255 to YCbCr."""

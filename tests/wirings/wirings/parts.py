@@ -13,6 +13,8 @@ from sslkit_plugins.views.photometric import Photometric
 class Halves(Encoder):
     """Two networks side by side, whose vectors are the segments `left` and `right`."""
 
+    roles = ("segments",)
+
     def __init__(self, channels: int, /, *, width: int = 6) -> None:
         super().__init__()
         self.left = nn.Conv2d(channels, width, 5, stride=4)

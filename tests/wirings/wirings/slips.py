@@ -16,7 +16,7 @@ class Tokens(Slip):
     """Needs the tokens of a transformer."""
 
     reads: ClassVar = {"decoder": "image"}
-    needs_tokens = True
+    needs: ClassVar = {"encoder": "tokens"}
 
 
 class Circle(Slip):
