@@ -278,9 +278,11 @@ def evaluate(
         built = build.build(request, needs, progress=console.progress, show=console.show_splits)
     else:
         built = build.build(request, needs)
+    built.probe.home = None if out is None else Path(out)
     result = store.measure(choice, built.probe)
     if out is not None:
         store.write(Path(out), result.as_dict(), result.files)
+        built.probe.discard()
     return result
 
 

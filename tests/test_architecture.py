@@ -269,6 +269,7 @@ def third_party(names):
         "sklearn": "scikit-learn",
         "yaml": "pyyaml",
         "annotated_types": "pydantic",
+        "faster_coco_eval": "faster-coco-eval",
         "typing_extensions": "pydantic",
     }
     tops = {name.partition(".")[0] for name in names}

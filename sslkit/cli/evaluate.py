@@ -260,8 +260,15 @@ def evaluate(part: Part, given: dict[str, Any]) -> None:
     if given["plan"]:
         console.print_fields(plan(choice, probe))
         return
-    measured = store.measure(choice, probe)
+    probe.home = home
+    try:
+        measured = store.measure(choice, probe)
+    except KeyboardInterrupt:
+        if any(folder.exists() for folder in probe.unfinished_folders):
+            console.print_text("stopped; run the same command again to go on", stderr=True)
+        raise
     result = measured.as_dict()
     path = store.write(home, result, measured.files)
+    probe.discard()
     console.print_result(result)
     console.print_text(f"written: {path}")

@@ -5,14 +5,17 @@ from sslkit.evaluation.compare import combine
 from sslkit.evaluation.intervals import bootstrap, percentiles, resample, student
 from sslkit.evaluation.pooling import pool
 from sslkit.evaluation.rows import Rows, split
+from sslkit.evaluation.state import load_state, save_state
 
 __all__ = [
     "Rows",
     "bootstrap",
     "combine",
+    "load_state",
     "percentiles",
     "pool",
     "resample",
+    "save_state",
     "split",
     "split_by_class",
     "student",

@@ -96,6 +96,7 @@ def build(
         workers,
         progress,
         home,
+        chosen_size=request.size,
     )
     if statistics:
         probe.fit_statistics()

@@ -9,6 +9,7 @@ import numpy as np
 
 from sslkit.data.summary import NAMED, evaluation, place_of
 from sslkit.errors import DataError, Fault, RecipeError
+from sslkit.evaluation.boxes import unseen_objects
 from sslkit.evaluation.rows import relabelled, split
 from sslkit.interfaces import ImageSource
 from sslkit.parts import make
@@ -64,6 +65,10 @@ def check(splits: Splits, needs: str) -> Splits:
     _check_needs(splits.train, needs, splits.where)
     summary = evaluation(splits.train, splits.val, splits.where, splits.how)
     splits = splits._replace(summary=summary, unseen=())
+    if needs == "boxes":
+        names = class_names(splits.train)
+        missing = unseen_objects(splits.train, splits.val, names, splits.where)
+        return _noted(splits, missing, len(names)) if missing else splits
     train, val = splits.train.labels, splits.val.labels
     if needs != "labels" or train is None or val is None:
         return splits
@@ -75,14 +80,17 @@ def check(splits: Splits, needs: str) -> Splits:
             f"{splits.where} has validation images of {_named([names[one] for one in strange])}, "
             "but no training images; add some, or remove these validation images"
         )
-    unseen = tuple(names[label] for label in sorted(learnt - shown))
-    if not unseen:
-        return splits
+    unseen = [names[label] for label in sorted(learnt - shown)]
+    return _noted(splits, unseen, len(learnt)) if unseen else splits
+
+
+def _noted(splits: Splits, unseen: Sequence[str], classes: int) -> Splits:
+    """Record the classes without validation images, with a note."""
     note = (
         f"no validation image shows {_named(unseen)}: measured on the other "
-        f"{len(shown)} of {len(learnt)} classes"
+        f"{classes - len(unseen)} of {classes} classes"
     )
-    return splits._replace(unseen=unseen, notes=(*splits.notes, note))
+    return splits._replace(unseen=tuple(unseen), notes=(*splits.notes, note))
 
 
 def _named(names: Sequence[str]) -> str:

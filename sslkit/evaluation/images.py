@@ -96,6 +96,12 @@ class RandomCrops:
         return (torch.stack(cuts),)
 
 
+def entire(image: Picture, rng: np.random.Generator) -> tuple[Tensor, ...]:
+    """Return the image itself: [C,h,w]."""
+    pixels = image if isinstance(image, Pixels) else Pixels.of(image)
+    return (pixels.values,)
+
+
 Cut = Callable[[Picture, np.random.Generator], tuple[Tensor, ...]]
 
 
@@ -160,9 +166,15 @@ class _Builder(Dataset):
 
 
 def read_images(
-    source: ImageSource, cut: Cut, orders: Iterable[Order], *, seed: int = 0, workers: int = 0
+    source: ImageSource,
+    cut: Cut,
+    orders: Iterable[Order],
+    *,
+    seed: int = 0,
+    workers: int = 0,
+    batch: int = BATCH,
 ) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
-    """Yield the cuts of each order, and the index int64 [N].
+    """Yield the cuts of each order of at most `batch` images, and the index int64 [N].
 
     Uses fewer workers if shared memory is too small for all. Raises UnreadableImage for the first
     image that cannot be read.
@@ -170,7 +182,7 @@ def read_images(
     builder, size = _Builder(source, cut, seed), 0
     first = builder[Order(0, np.arange(1))] if workers else None
     if isinstance(first, tuple):
-        size = BATCH * sum([value.nbytes for value in first[0]])
+        size = batch * sum([value.nbytes for value in first[0]])
     fitting = shared.fitting(workers, size)
     return deliver(builder, orders, fitting, size=size, remedy=ALONE)
 

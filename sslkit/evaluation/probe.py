@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +26,7 @@ from sslkit.evaluation.images import (
     Resized,
     UnreadableImage,
     View,
+    entire,
     in_order,
     in_pieces,
     in_random_order,
@@ -33,6 +34,7 @@ from sslkit.evaluation.images import (
     shown,
     shuffled,
 )
+from sslkit.evaluation.state import discard, unfinished_folder
 from sslkit.interfaces import (
     Batch,
     Candidate,
@@ -74,6 +76,11 @@ class ImageProbe(Probe):
         default_factory=dict, repr=False
     )
     """Resized images by (source, view) and size, uint8 or uint16 [N,C,S,S]."""
+    chosen_size: int | None = None
+    home: Path | None = None
+    """Folder of results; None if nothing may be written."""
+    unfinished_folders: list[Path] = field(default_factory=list)
+    """Folders that `unfinished` returned."""
     skippable: bool = True
     """False if there is no option --skip-unreadable."""
 
@@ -127,6 +134,25 @@ class ImageProbe(Probe):
         for (crops,), index in self._read(source, cut, orders, seed):
             yield crops.to(self.device), index
 
+    def pictures(self, source: ImageSource, rows: Iterable[int]) -> Iterator[Tensor]:
+        """Yield entire decoded images in the order of `rows`: integer [C,h,w] in CPU memory."""
+        orders = (Order(0, np.array([row])) for row in rows)
+        for (images,), _ in self._read(source, entire, orders, batch=1):
+            yield images[0]
+
+    def unfinished(self, name: str, conditions: Mapping[str, Any]) -> Path | None:
+        """Return a folder for the state of an unfinished evaluation, if there is a `home`."""
+        if self.home is None:
+            return None
+        folder = unfinished_folder(self.home, name, {**self.protocol(), **conditions})
+        self.unfinished_folders.append(folder)
+        return folder
+
+    def discard(self) -> None:
+        """Remove the folders of `unfinished`, after the result is written."""
+        for folder in self.unfinished_folders:
+            discard(folder)
+
     def pretext(
         self, source: ImageSource, transform: PretextTransform, *, seed: int = 0
     ) -> Iterator[Batch]:
@@ -178,11 +204,18 @@ class ImageProbe(Probe):
         return self._sized(source, view, in_order(len(source)), self._sizes())
 
     def _read(
-        self, source: ImageSource, cut: Cut, orders: Iterable[Order], seed: int = 0
+        self,
+        source: ImageSource,
+        cut: Cut,
+        orders: Iterable[Order],
+        seed: int = 0,
+        batch: int = BATCH,
     ) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
         """Yield cuts and index. Raises DataError with all unreadable images of both splits."""
         try:
-            yield from read_images(source, cut, orders, seed=seed, workers=self.workers)
+            yield from read_images(
+                source, cut, orders, seed=seed, workers=self.workers, batch=batch
+            )
         except UnreadableImage:
             splits = {"train": self.train, "val": self.val}
             found = unreadable.find(splits, self.workers, self.progress)

@@ -1,9 +1,10 @@
 """Evaluations, their inputs and their results."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import fmean
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -165,6 +166,8 @@ class Probe(ABC):
     candidates: Sequence[Candidate]
     size: int
     """Default side of the images of `images`, `augmented` and `views`, px."""
+    chosen_size: int | None = None
+    """The user's `--size`, px; None without it. For evaluations that read entire images."""
     device: torch.device
     progress: Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
     """title → context manager of a function of the newly completed number and the total."""
@@ -199,6 +202,19 @@ class Probe(ABC):
         self, source: ImageSource, *, count: int, seed: int = 0, size: int | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield `count` random crops of every image once, in order: [N,count,C,S,S], index [N]."""
+
+    @abstractmethod
+    def pictures(self, source: ImageSource, rows: Iterable[int]) -> Iterator[Tensor]:
+        """Yield entire decoded images in the order of `rows`: integer [C,h,w] in CPU memory."""
+
+    @abstractmethod
+    def unfinished(self, name: str, conditions: Mapping[str, Any]) -> Path | None:
+        """Return a folder for the state of evaluation `name` until its result is written.
+
+        Equal conditions and an equal `protocol` give the same folder, so the same command continues
+        after a kill. The evaluation creates the folder; sslkit removes it. Returns None if nothing
+        may be written.
+        """
 
     @abstractmethod
     def pretext(

@@ -1,0 +1,53 @@
+"""Folders for unfinished evaluations, and files with their state."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from sslkit.runs import files
+
+UNFINISHED = "unfinished"
+"""Folder of unfinished evaluations, below the folder of results."""
+
+
+def unfinished_folder(home: Path, name: str, conditions: Mapping[str, Any]) -> Path:
+    """Return a path below `home` for evaluation `name`, the same for equal conditions."""
+    text = json.dumps(conditions, sort_keys=True, default=str)
+    return home / UNFINISHED / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+def discard(folder: Path) -> None:
+    """Remove such a folder, and its parent if that is empty."""
+    shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):
+        folder.parent.rmdir()
+
+
+def save_state(path: Path, tensors: dict[str, Tensor], notes: Mapping[str, str]) -> None:
+    """Write tensors and notes atomically to a safetensors file. Creates its folder.
+
+    Raises CheckpointError if the file cannot be written.
+    """
+    with files.writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with files.replacing(path) as beside:
+        files.save_tensors(tensors, beside, dict(notes))
+
+
+def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:
+    """Return tensors and notes of `save_state`; None if there is no such file, or it is damaged."""
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            names = file.keys()
+            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
+    except (SafetensorError, OSError):
+        return None
