@@ -254,7 +254,9 @@ def evaluate(
         raise RecipeError(Fault("evaluation", f"{written(evaluation)} is not a name"))
     choice = recipe.choose_evaluation(evaluation, options, COMMON)
     from sslkit.evaluation import build, store
+    from sslkit.parts import make
 
+    make(choice)  # Options are checked before images are opened.
     request = _request(
         run,
         data=data,
@@ -278,7 +280,7 @@ def evaluate(
         built = build.build(request, needs)
     result = store.measure(choice, built.probe)
     if out is not None:
-        store.write(Path(out), result.as_dict())
+        store.write(Path(out), result.as_dict(), result.files)
     return result
 
 

@@ -59,6 +59,7 @@ def test_sobel_sees_edges_of_the_mean_colour_only():
 def test_fc_are_the_features_and_the_sequence_is_the_trunk():
     encoder = AlexNet(3, fc=24, sobel=True).eval()
     assert encoder.dim == 24 and encoder(IMAGES).shape == (2, 24)
+    assert list(encoder.stages()) == ["conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7"]
     values, maps = IMAGES, encoder.maps(IMAGES)
     for name, layer in encoder.sequence().items():
         values = layer(values)

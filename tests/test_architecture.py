@@ -141,6 +141,7 @@ ORDER = [
     ("sslkit.report",),
     ("sslkit.evaluation",),
     ("sslkit.training",),
+    ("sslkit.sweep",),
     ("sslkit.console",),
     ("sslkit.api", "sslkit.cli"),
     ("sslkit.__main__",),

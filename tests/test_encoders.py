@@ -503,7 +503,32 @@ def test_stages_in_sequence_give_the_maps(stem):
 
 def test_models_without_a_chain_say_so():
     with pytest.raises(SslkitError, match="is not a sequence of stages; use a ResNet"):
-        encoder("test_vit").stages()
+        encoder("test_vit").sequence()
+
+
+@pytest.mark.parametrize(
+    "model, stages",
+    [
+        ("test_vit", ["stem", *(f"stage{i}" for i in range(1, 7))]),
+        ("test_convnext", ["stem", "stage1", "stage2", "stage3", "stage4"]),
+        ("regnety_002", ["stem", "block1", "block2", "block3", "block4"]),
+    ],
+)
+def test_models_without_a_chain_have_timms_stages(model, stages):
+    made = encoder(model)
+    assert list(made.stages()) == stages
+    maps = list(made.eval().maps(noise()))
+    assert stages[1].startswith("block") or maps == stages[1:]
+    deepest = {id(value) for one in made.stages()[stages[-1]] for value in one.parameters()}
+    last = list(made.model.parameters())[-1]  # the final norm, where there is one
+    assert id(last) in deepest
+
+
+def test_models_that_timm_does_not_group_say_so(monkeypatch):
+    made = encoder("test_vit")
+    monkeypatch.delattr(type(made.model), "group_matcher")
+    with pytest.raises(SslkitError, match="timm has no stages of 'test_vit'"):
+        made.stages()
 
 
 # ------------------------------------------------------------------------------------------ runs

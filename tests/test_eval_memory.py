@@ -42,7 +42,7 @@ def short(monkeypatch, tmp_path):
 def test_scores_from_disk_are_those_from_memory(short, name, options):
     choice = recipe.read_evaluation(name, options)
     probe = made([network(), network("untrained", baseline=True), RawPixels()])
-    probe.scratch = short
+    probe.home = short
     stored = store.run(choice, probe)
     assert stored["protocol"]["features"] == "float16 on disk"
     with pytest.MonkeyPatch.context() as patch:
@@ -57,7 +57,7 @@ def test_scores_from_disk_are_those_from_memory(short, name, options):
 
 def test_other_evaluations_get_float32_of_one_layer(short):
     probe, seen = made(), []
-    probe.scratch = short
+    probe.home = short
 
     def score(given, seed):
         seen.append((given.train.dtype, given.val.dtype))
@@ -226,7 +226,7 @@ def test_no_block_exceeds_its_budget(monkeypatch):
 
 def test_features_are_dropped_layer_by_layer(short):
     probe = made(train=Noise(30))
-    probe.scratch = short
+    probe.home = short
     kept = compare.embed(probe, layers=True, view="crop")
     rows = list(kept)
     left = []

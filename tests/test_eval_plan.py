@@ -56,7 +56,7 @@ def test_features_beyond_the_memory_are_planned_on_disk(monkeypatch, tmp_path):
     monkeypatch.setattr(memory, "total", lambda: 2**20)
     monkeypatch.delenv("TMPDIR", raising=False)
     probe = made()
-    probe.scratch = tmp_path
+    probe.home = tmp_path
     lines = planned("knn", probe, layers="all")
     assert lines["disk"] == f"0.4 MiB of features in float16, in {tmp_path}, deleted at the end"
     assert not list(tmp_path.iterdir())

@@ -14,6 +14,7 @@ from sslkit.version import __version__
 ORDER = (
     "train",
     "eval",
+    "sweep",
     "embed",
     "export",
     "recipes",

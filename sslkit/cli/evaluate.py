@@ -222,7 +222,10 @@ def evaluate(part: Part, given: dict[str, Any]) -> None:
 
     from sslkit.evaluation import build, store
     from sslkit.evaluation.plan import plan
+    from sslkit.parts import make
     from sslkit.runs import folders
+
+    make(choice)  # Options are checked before images are opened.
 
     run = given["run"]
     if run is not None or given["encoder"] is None:
@@ -257,7 +260,8 @@ def evaluate(part: Part, given: dict[str, Any]) -> None:
     if given["plan"]:
         console.print_fields(plan(choice, probe))
         return
-    result = store.run(choice, probe)
-    path = store.write(home, result)
+    measured = store.measure(choice, probe)
+    result = measured.as_dict()
+    path = store.write(home, result, measured.files)
     console.print_result(result)
     console.print_text(f"written: {path}")

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -211,6 +212,7 @@ def network(
         device=device,
         baseline=not trained,
         fits=not trained,
+        parts=partial(run.parts, trained=trained),
     )
 
 

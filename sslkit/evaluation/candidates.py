@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from sslkit.errors import SslkitError
 from sslkit.evaluation.pooling import pool
-from sslkit.interfaces import Candidate, Encoder, Normalisation
+from sslkit.interfaces import Candidate, Encoder, Method, Normalisation, PretextTransform
 from sslkit.recipe.signature import sentence
 
 PIXELS = 32
@@ -20,7 +20,8 @@ PIXELS = 32
 class Network(Candidate):
     """An encoder with its normalisation, integer [N,C,S,S] → float [N,C,S,S].
 
-    `fits`: untrained batch norms get the statistics of the training split.
+    `fits`: untrained batch norms get the statistics of the training split. `parts` creates the
+    method and the transform of the run.
     """
 
     def __init__(
@@ -33,9 +34,10 @@ class Network(Candidate):
         device: torch.device,
         baseline: bool = False,
         fits: bool = False,
+        parts: Callable[[], tuple[Method, PretextTransform]] | None = None,
     ) -> None:
         self.name, self.baseline, self.size, self.device = name, baseline, size, device
-        self.fits = fits
+        self.fits, self.parts = fits, parts
         self.encoder = encoder.to(device).to(memory_format=torch.channels_last).eval()
         self.normalise = normalise
 
@@ -67,6 +69,17 @@ class Network(Candidate):
     def network(self) -> tuple[Encoder, Callable[[Tensor], Tensor]]:
         """Return a copy of the encoder to train, and its normalisation."""
         return copy.deepcopy(self.encoder), self.normalise
+
+    def pretext(self) -> tuple[Method, PretextTransform] | None:
+        """Return the method of the run in evaluation mode, and its transform; None without a run.
+
+        The method gets a copy of this encoder's weights and fitted statistics.
+        """
+        if self.parts is None:
+            return None
+        method, transform = self.parts()
+        method.exported.load_state_dict(self.encoder.state_dict())
+        return method.to(self.device).eval(), transform
 
     def _pixels(self, images: Tensor) -> Tensor:
         pixels = self.normalise(images.to(self.device))

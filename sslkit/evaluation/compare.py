@@ -40,8 +40,7 @@ class Embedder(Protocol):
     val: ImageSource
     candidates: Sequence[Candidate]
     device: torch.device
-
-    scratch: Path | None
+    home: Path | None
 
     @property
     def progress(self) -> Progress: ...
@@ -57,7 +56,7 @@ def embed(probe: Embedder, *, layers: bool, view: View) -> FeatureStore:
     They are float32 in CPU memory, or float16 on disk if they exceed a quarter of the memory.
     """
     sources = (probe.train, probe.val)
-    kept = FeatureStore((len(probe.train), len(probe.val)), probe.scratch)
+    kept = FeatureStore((len(probe.train), len(probe.val)), probe.home)
     for number, source in enumerate(sources):
         with probe.progress("embedding") as advance:
             for images, index in probe.passes(source, view):
@@ -145,21 +144,24 @@ def combine(
     *,
     chance: dict[str, float] | None = None,
     protocol: dict[str, Any] | None = None,
+    images: ImageSource | None = None,
 ) -> Result:
     """Build the result from outcomes by row and candidate.
 
     The first candidate that is not a baseline is compared with all others of its row and with those
-    whose row is None, paired by image. `chance` has the metrics at chance level.
+    whose row is None, paired by image. `chance` has the metrics at chance level. `images` are those
+    of the outcomes per image, by default the validation images.
     """
+    groups = (probe.val if images is None else images).groups
     subject = next((one.name for one in probe.candidates if not one.baseline), None)
     entries = []
     for (row, name), found in outcomes.items():
-        scores = {metric.name: _score(found, metric, probe) for metric in metrics}
+        scores = {metric.name: _score(found, metric, groups) for metric in metrics}
         differences = {}
         if name == subject:
             for (other_row, other), others in outcomes.items():
                 if other != subject and other_row in (row, None):
-                    differences[other] = _differences(found, others, metrics, probe)
+                    differences[other] = _differences(found, others, metrics, groups)
         entries.append(Entry(row, name, scores, differences))
     if chance:
         guess = {name: Score((value,)) for name, value in chance.items()}
@@ -167,22 +169,24 @@ def combine(
     return Result(tuple(metrics), entries, {**probe.protocol(), **(protocol or {})})
 
 
-def _score(found: Sequence[Mapping[str, Outcome]], metric: Metric, probe: Probe) -> Score:
-    return score([seed[metric.name] for seed in found], metric, probe.val.groups)
+def _score(
+    found: Sequence[Mapping[str, Outcome]], metric: Metric, groups: Sequence[str] | None
+) -> Score:
+    return score([seed[metric.name] for seed in found], metric, groups)
 
 
 def _differences(
     found: Sequence[Mapping[str, Outcome]],
     others: Sequence[Mapping[str, Outcome]],
     metrics: Sequence[Metric],
-    probe: Probe,
+    groups: Sequence[str] | None,
 ) -> dict[str, Interval]:
     """Return the paired differences of two candidates by metric, if there are any."""
     differences = {}
     for metric in metrics:
         ours = [seed[metric.name] for seed in found]
         theirs = [seed[metric.name] for seed in others]
-        interval = difference(ours, theirs, probe.val.groups)
+        interval = difference(ours, theirs, groups)
         if interval is not None:
             differences[metric.name] = interval
     return differences

@@ -104,7 +104,7 @@ def _storage(probe: ImageProbe, work: Work, needs: Estimate) -> Lines:
         size = FeatureStore.size(widths, (work.train, work.val))
         if size > room:
             disk = (
-                f"{_size(size / 2)} of features in float16, in {place(probe.scratch)}, deleted at "
+                f"{_size(size / 2)} of features in float16, in {place(probe.home)}, deleted at "
                 "the end"
             )
             size = 4 * max(widths) * (work.train + work.val)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sslkit.data.loader import Loader
 from sslkit.evaluation import compare as comparison
 from sslkit.evaluation import unreadable
 from sslkit.evaluation.candidates import Network
@@ -33,11 +34,14 @@ from sslkit.evaluation.images import (
     shuffled,
 )
 from sslkit.interfaces import (
+    Batch,
     Candidate,
+    Draws,
     Features,
     ImageSource,
     Metric,
     Outcome,
+    PretextTransform,
     Probe,
     Result,
 )
@@ -64,8 +68,8 @@ class ImageProbe(Probe):
     facts: dict[str, Any] = field(default_factory=dict)
     workers: int = 0
     progress: Progress = silent
-    scratch: Path | None = None
-    """Folder for features that exceed the memory; None: the system's temporary folder."""
+    home: Path | None = None
+    """Folder of results, near which large features are stored; None: in memory or TMPDIR only."""
     kept: dict[tuple[ImageSource, View], dict[int, np.ndarray]] = field(
         default_factory=dict, repr=False
     )
@@ -122,6 +126,18 @@ class ImageProbe(Probe):
         cut = RandomCrops(self.size if size is None else size, count)
         for (crops,), index in self._read(source, cut, orders, seed):
             yield crops.to(self.device), index
+
+    def pretext(
+        self, source: ImageSource, transform: PretextTransform, *, seed: int = 0
+    ) -> Iterator[Batch]:
+        """Yield the augmented views of `transform` for every image once, in order, on the device.
+
+        The last batch is padded with the first images.
+        """
+        size = min(BATCH, len(source))
+        loader = Loader(source, transform, batch_size=size, seed=seed, workers=self.workers)
+        for number, batch in enumerate(loader.full_pass(0)):
+            yield transform.on_device(batch.to(self.device), Draws(seed, number))
 
     def compare(
         self,

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import PurePath
 from statistics import fmean
 from typing import Any
 
@@ -53,7 +54,8 @@ def score(
     intervals = [*first.intervals] if isinstance(first, Score) else []
     if arrays and math.isfinite(fmean(values)):
         found = _over_images(_mean_of(arrays), arrays[0].dtype == bool, groups)
-        intervals += [found] if found is not None else []
+        if found is not None:
+            intervals.append(_clipped((found.low, found.high), metric, found.of))
     if len(values) > 1 and math.isfinite(fmean(values)):
         intervals.append(_clipped(student(values), metric, f"{len(values)} probe seeds"))
     return Score(values, tuple(intervals))
@@ -272,6 +274,9 @@ def fault(result: Any) -> str | None:
         wrong = _figure_fault(figure)
         if wrong is not None:
             return wrong
+    for name, text in result.files.items():
+        if not isinstance(text, str) or PurePath(name).name != name:
+            return f"a file {written(name)} that is not text with a plain name"
     if not isinstance(result.protocol, Mapping):
         return f"a protocol that is not a mapping: {written(type(result.protocol).__name__)}"
     return None

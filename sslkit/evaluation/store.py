@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ def measure(choice: Choice, probe: ImageProbe) -> EvaluationResult:
         found.entries,
         found.protocol,
         found.figures,
+        found.files,
         evaluation=choice.use,
         owner=str(choice.part),
     )
@@ -52,8 +54,8 @@ def check_place(home: Path) -> None:
     folders.check_place(home, "the folder of results", OPTION)
 
 
-def write(home: Path, result: dict[str, Any]) -> Path:
-    """Write `<evaluation>.json` and its figure to `home`.
+def write(home: Path, result: dict[str, Any], texts: Mapping[str, str] | None = None) -> Path:
+    """Write `<evaluation>.json`, its figure and `texts` (name → content) to `home`.
 
     An existing result with another protocol is renamed to the next free number.
     """
@@ -68,6 +70,8 @@ def write(home: Path, result: dict[str, Any]) -> Path:
                 path.replace(path.with_suffix(f".{number}.json"))
         files.write_text(path, json.dumps(result, indent=1, ensure_ascii=False), OPTION)
         results.picture(result, path.with_suffix(".png"), OPTION)
+        for name, text in (texts or {}).items():
+            files.write_text(home / name, text, OPTION)
     except files.WriteError:
         # rmdir does not remove folders with earlier results.
         with suppress(OSError):

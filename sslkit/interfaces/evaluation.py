@@ -11,8 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sslkit.interfaces.images import ImageSource
+from sslkit.interfaces.images import Batch, ImageSource
+from sslkit.interfaces.method import Method
 from sslkit.interfaces.networks import Encoder
+from sslkit.interfaces.views import PretextTransform
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,8 @@ class Result:
     entries: list[Entry]
     protocol: dict[str, Any]
     figures: list[Figure] = field(default_factory=list)
+    files: dict[str, str] = field(default_factory=dict)
+    """Text files to write beside the result, name → content."""
 
 
 Outcome = float | np.ndarray | Tensor | Score
@@ -144,6 +148,13 @@ class Candidate(ABC):
         """Return a copy of the encoder to train, and its normalisation; None for pixels."""
         return None
 
+    def pretext(self) -> tuple[Method, PretextTransform] | None:
+        """Return the method of a run in evaluation mode, and its transform; None without a run.
+
+        The method has a copy of this encoder, and heads with weights of the same time.
+        """
+        return None
+
 
 class Probe(ABC):
     """The images of an evaluation and its candidates."""
@@ -188,6 +199,15 @@ class Probe(ABC):
         self, source: ImageSource, *, count: int, seed: int = 0, size: int | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield `count` random crops of every image once, in order: [N,count,C,S,S], index [N]."""
+
+    @abstractmethod
+    def pretext(
+        self, source: ImageSource, transform: PretextTransform, *, seed: int = 0
+    ) -> Iterator[Batch]:
+        """Yield the augmented views of `transform` for every image once, in order, on the device.
+
+        The last batch is padded with the first images.
+        """
 
     @abstractmethod
     def compare(

@@ -1,6 +1,7 @@
 """Draws the figure of an evaluation from its JSON: bars of the headline, then its figures."""
 
 import math
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from sslkit.report.tables import heading
 
 GREYS = ("0.45", "0.62", "0.78", "0.88")
 """Grey levels of the baselines; other candidates have colours."""
+TITLE = 44
+"""Characters per line of the title of a small figure."""
 
 
 def picture(result: dict[str, Any], path: Path, option: str = "") -> Path:
@@ -123,9 +126,7 @@ def _set_ends(axes: Axes, metric: Metric, values: list[tuple[float, float, str]]
 
 def _draw_figure(axes: Axes, drawn: dict[str, Any], colours: dict[str, str]) -> None:
     if drawn["kind"] == "histogram":
-        for name, counts in drawn["counts"].items():
-            axes.stairs(counts, drawn["edges"], color=colours.get(name), label=name)
-        axes.set_ylabel("images", fontsize=7)
+        _draw_histogram(axes, drawn, colours)
     else:
         for name, (xs, ys) in drawn["lines"].items():
             ys = [math.nan if value is None else value for value in ys]
@@ -133,6 +134,22 @@ def _draw_figure(axes: Axes, drawn: dict[str, Any], colours: dict[str, str]) -> 
         axes.set_xscale("log" if drawn["log"] else "linear")
         axes.set_ylabel(drawn["y"], fontsize=7)
     axes.set_xlabel(drawn["x"], fontsize=7)
-    axes.set_title(drawn["title"], fontsize=8, loc="left", parse_math=False)
+    title = textwrap.fill(drawn["title"], TITLE)
+    axes.set_title(title, fontsize=8, loc="left", parse_math=False)
     if axes.get_legend_handles_labels()[1]:
         axes.legend(fontsize=7, frameon=False)
+
+
+def _draw_histogram(axes: Axes, drawn: dict[str, Any], colours: dict[str, str]) -> None:
+    """Draw one outline per candidate; baselines are thin, candidates with a colour are shaded."""
+    edges = drawn["edges"]
+    for name, counts in drawn["counts"].items():
+        colour = colours.get(name)
+        if colour in GREYS:
+            axes.stairs(counts, edges, color=colour, linewidth=1, label=name)
+            continue
+        axes.stairs(counts, edges, color=colour, fill=True, alpha=0.15)
+        axes.stairs(counts, edges, color=colour, linewidth=1.5, label=name)
+    axes.set_xlim(edges[0], edges[-1])
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel("images per bin", fontsize=7)

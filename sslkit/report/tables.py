@@ -101,11 +101,12 @@ def _difference(pivot: Pivot, row: str | None, other: str, metric: Metric, legen
 
 
 def _candidates(pivot: Pivot, legend: Legend) -> Table:
-    """Return the table of one row: candidates × metrics, and the headline's difference."""
+    """Return the table of one row: candidates × metrics, and the first metric's difference."""
     row = pivot.rows[0] if pivot.rows else None
     found, headline = pivot.compared(row), pivot.metrics[0]
     columns = ["", *(metric.title for metric in pivot.metrics)]
     if found is not None:
+        headline = _first_compared(pivot, found[1])
         columns.append(f"{found[0]} − other, {headline.name}")
     table = Table("", tuple(columns))
     for name in pivot.candidates:
@@ -117,6 +118,14 @@ def _candidates(pivot: Pivot, legend: Legend) -> Table:
             cells.append(_difference(pivot, row, name, headline, legend))
         table.rows.append(tuple(cells))
     return table
+
+
+def _first_compared(pivot: Pivot, differences: dict[str, Any]) -> Metric:
+    """Return the first metric with a paired difference, else the headline."""
+    for metric in pivot.metrics:
+        if any(metric.name in metrics for metrics in differences.values()):
+            return metric
+    return pivot.metrics[0]
 
 
 def _rows(pivot: Pivot, metric: Metric, legend: Legend) -> Table:

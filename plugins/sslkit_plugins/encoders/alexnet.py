@@ -184,6 +184,13 @@ class AlexNet(Encoder):
         layers = self._layers()
         return {**layers, "conv1": nn.Sequential(self.sobel, layers["conv1"])}
 
+    def stages(self) -> dict[str, list[nn.Module]]:
+        """Return conv1 … conv5, and fc6 and fc7 if there are any."""
+        found = super().stages()
+        if self.fc is not None:
+            found |= {"fc6": [*self.fc[:5]], "fc7": [*self.fc[5:]]}
+        return found
+
     @classmethod
     def opens(cls, folder: Path) -> dict[str, Any] | None:
         """Return the options that load a folder written by `export`."""

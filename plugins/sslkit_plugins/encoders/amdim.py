@@ -157,6 +157,12 @@ class AmdimEncoder(Encoder):
         """Return the modules whose sequential outputs are `maps`."""
         return {f"stage{i}": layer for i, layer in enumerate(self.layers, 1)}
 
+    def stages(self) -> dict[str, list[nn.Module]]:
+        """Return the layers; the last one with the norms and the embeddings of larger maps."""
+        found = super().stages()
+        found[f"stage{len(found)}"] += [self.norms, self.embed7, self.embed5]
+        return found
+
 
 def _stem(side: int, channels: int, width: int) -> nn.Sequential:
     """Return the first layers, to a map of 62×62 (30×30 for 32 px)."""

@@ -12,7 +12,7 @@ from torch import Tensor, cat, nn
 
 from sslkit.errors import Fault, RecipeError, SslkitError
 from sslkit.interfaces import Encoder, Normalisation
-from sslkit_plugins.encoders import formats, initial, norms
+from sslkit_plugins.encoders import formats, initial, norms, timm_stages
 from sslkit_plugins.encoders.fit import create, first_line, fit, is_resnet
 from sslkit_plugins.encoders.strided import guard_strided
 
@@ -296,6 +296,15 @@ class Timm(Encoder):
             "res4": model.layer3,
             "res5": model.layer4,
         }
+
+    def stages(self) -> dict[str, list[nn.Module]]:
+        """Return conv1, res2 … res5 of a ResNet; stem, stage1, … of other models.
+
+        Raises SslkitError if timm defines no groups of layers.
+        """
+        if isinstance(self.model, ResNet):
+            return super().stages()
+        return timm_stages.stages(self.model, self.name)
 
     def tokens(self, images: Tensor, kept: Tensor | None = None) -> Tensor:
         """float [N,C,H,W] → normalised [N,prefix_tokens+L,width] of a vision transformer.

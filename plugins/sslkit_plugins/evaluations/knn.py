@@ -191,7 +191,8 @@ class Knn(Evaluation):
             if width not in measured:
                 measured[width] = self._seconds(width, work)
             total += measured[width] * work.train * work.val
-        return Estimate(layers=self.layers == "all", seconds=total, bytes=3 * BLOCK_BYTES)
+        block = min(BLOCK_BYTES, 4 * work.train * work.val)
+        return Estimate(layers=self.layers == "all", seconds=total, bytes=3 * block)
 
     def _seconds(self, width: int, work: Work) -> float:
         """Return the time of a search per query and training image, s."""

@@ -1,0 +1,87 @@
+"""An encoder with a linear head, and its training."""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.transforms import v2
+
+from sslkit.interfaces import Encoder
+from sslkit_plugins.evaluations.finetune_presets import Preset
+
+HEAD_STD = 0.01
+"""Standard deviation of the head's initial weights (SwAV, Barlow Twins)."""
+MIXUP, CUTMIX = 0.8, 1.0
+"""α of the beta distributions of mixing (MAE)."""
+
+
+class Classifier(nn.Module):
+    """An encoder with a linear head. `frozen` modules stay in evaluation mode.
+
+    `normalise` converts integer images [N,C,S,S] to pixels, float [N,C,S,S].
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        normalise: Callable[[Tensor], Tensor],
+        classes: int,
+        frozen: list[nn.Module],
+    ) -> None:
+        super().__init__()
+        self.encoder, self.normalise, self.frozen = encoder, normalise, frozen
+        self.head = nn.Linear(encoder.dim, classes)
+        nn.init.normal_(self.head.weight, std=HEAD_STD)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """float [N,C,S,S] → logits [N,classes]."""
+        return self.head(self.encoder(pixels.contiguous(memory_format=torch.channels_last)))
+
+    def train(self, mode: bool = True) -> "Classifier":
+        """Set training mode, except of the frozen modules."""
+        super().train(mode)
+        for module in self.frozen:
+            module.eval()
+        return self
+
+    def fit(
+        self,
+        batches: Iterable[tuple[Tensor, Tensor]],
+        optimizer: torch.optim.Optimizer,
+        plan: Preset,
+        steps: int,
+        advance: Callable[[int, int], None],
+    ) -> None:
+        """Train on `steps` batches of integer images [B,C,S,S] and labels [B].
+
+        The learning rates of `optimizer` are the highest of each group. Ends in evaluation mode.
+        """
+        peaks = [group["lr"] for group in optimizer.param_groups]
+        mix = _mixing(self.head.out_features)
+        self.train()
+        for step, (images, labels) in enumerate(batches):
+            factor = plan.factor(step * plan.epochs / steps)
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                group["lr"] = peak * factor
+            pixels, targets = self.normalise(images), labels
+            if plan.mixing:
+                pixels, targets = mix(pixels, targets)
+            loss = F.cross_entropy(self(pixels), targets, label_smoothing=plan.smoothing)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            advance(1, steps)
+        self.eval()
+
+    @torch.no_grad()
+    def predict(self, batches: Iterable[Tensor]) -> Tensor:
+        """Return the logits [N,classes] of batches of integer images [B,C,S,S]."""
+        return torch.cat([self(self.normalise(images)) for images in batches])
+
+
+def _mixing(classes: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Return Mixup or CutMix, drawn for every batch (Zhang et al. 2018; Yun et al. 2019)."""
+    mixup = v2.MixUp(num_classes=classes, alpha=MIXUP)
+    return v2.RandomChoice([mixup, v2.CutMix(num_classes=classes, alpha=CUTMIX)])

@@ -1,0 +1,248 @@
+"""Measures of features that need no labels: RankMe, alpha-ReQ, alignment, uniformity, LiDAR.
+
+Each measure is a function of features, for use outside the evaluation. Letters: N images, Q views
+of each, D features.
+"""
+
+import math
+from typing import Annotated
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from sslkit.evaluation import combine
+from sslkit.interfaces import (
+    Candidate,
+    Curves,
+    Evaluation,
+    ImageSource,
+    Metric,
+    Outcome,
+    Probe,
+    Result,
+)
+from sslkit_plugins.evaluations.transforms import some
+
+EPSILON = 1e-7
+"""Added to every normalised singular value or eigenvalue by `rankme` and `lidar`."""
+RIDGE = 1e-4
+"""δ of LiDAR, added to the diagonal of the within-image covariance."""
+SLOPE = (3, 100)
+"""Indices of the first and last eigenvalue of alpha-ReQ's fit, counted from 1."""
+BLOCK = 2**24
+"""Similarities per block of `uniformity`."""
+ROWS = 25_600
+"""Largest number of rows of each measure (RankMe, section 3)."""
+POINTS = 200
+"""Largest number of eigenvalues in the figure."""
+
+METRICS = (
+    Metric("RankMe", low=0),
+    Metric("alpha-ReQ", better="neither"),
+    Metric("alignment", better="lower", low=0, high=4),
+    Metric("uniformity", better="lower", low=-8, high=0),
+    Metric("LiDAR", low=0),
+)
+WITHIN = "compare these values within one method and architecture only"
+
+
+def rankme(features: Tensor) -> float:
+    """Return the effective rank of features [N,D], exp of the entropy of the singular values.
+
+    The features are not centred. NaN if all are 0. Garrido et al. 2023, arXiv:2210.02885,
+    equation 1; ε = 1e-7 is added to every normalised singular value.
+    """
+    return _effective_rank(torch.linalg.svdvals(features.double()))
+
+
+def alpha_req(features: Tensor) -> float:
+    """Return the exponent α of the eigenvalues of the covariance, λ_i ∝ i^-α, of features [N,D].
+
+    Fits log λ_i to log i with weights 1/i for i = 3 … 100. NaN for fewer than two non-zero
+    eigenvalues in this range. Agrawal et al. 2022, "α-ReQ", NeurIPS.
+    """
+    return _slope(spectrum(features))
+
+
+def alignment(views: Tensor) -> Tensor:
+    """Return the mean squared distance between unit-norm views of each image, float64 [N].
+
+    `views` [N,Q,D]. Wang & Isola 2020, arXiv:2005.10242, section 4.1 (α = 2), over all pairs of
+    views. The squared length of the mean view gives the mean over pairs.
+    """
+    count = views.shape[1]
+    mean = F.normalize(views.double(), dim=-1).mean(1)
+    return (2 * count / (count - 1) * (1 - mean.square().sum(1))).clamp_min(0)
+
+
+def uniformity(features: Tensor) -> float:
+    """Return log mean exp(-2·squared distance) over all pairs of unit-norm features [N,D].
+
+    0 if all features are equal; about -4 if they are spread over the sphere. NaN for one row. Wang
+    & Isola 2020, arXiv:2005.10242, section 4.1 (t = 2). Holds blocks of similarities only.
+    """
+    unit, count = F.normalize(features.float(), dim=1), len(features)
+    if count < 2:
+        return math.nan
+    total, rows = 0.0, max(1, BLOCK // count)
+    for start in range(0, count, rows):
+        block = unit[start : start + rows]
+        later = (block @ unit[start:].T).mul_(4).sub_(4).exp_().triu_(1)
+        total += later.sum(dtype=torch.float64).item()
+    return math.log(total / (count * (count - 1) / 2))
+
+
+def lidar(views: Tensor) -> float:
+    """Return the effective rank of the differences between images relative to those between views.
+
+    `views` [N,Q,D]. The value is the effective rank of the eigenvalues of Σw^-½ Σb Σw^-½: Σb is the
+    covariance of the images' mean views, Σw that of views around their image's mean, plus δ = 1e-4
+    on the diagonal. At most min(D, N-1). NaN for one image or equal features. Thilak et al. 2023,
+    arXiv:2312.04000, section 4. If D exceeds the N·Q rows, computes in the span of the rows, where
+    Σb lies.
+    """
+    count, per_image, dim = views.shape
+    rows = views.double().flatten(0, 1)
+    centred = rows - rows.mean(0)
+    if count < 2 or _negligible(centred, rows):
+        return math.nan
+    if dim > len(rows):
+        centred = torch.linalg.qr(centred.T, mode="r").R.T
+    centred = centred.unflatten(0, (count, per_image))
+    means = centred.mean(1)
+    deviations = (centred - means.unsqueeze(1)).flatten(0, 1)
+    within = deviations.T @ deviations / (count * (per_image - 1))
+    within.diagonal().add_(RIDGE)
+    root = torch.linalg.cholesky(within)
+    whitened = torch.linalg.solve_triangular(root, means.T, upper=False)
+    eigenvalues = torch.linalg.svdvals(whitened).square()
+    return _effective_rank(F.pad(eigenvalues, (0, dim - len(eigenvalues))))
+
+
+def spectrum(features: Tensor) -> Tensor:
+    """Return the non-zero eigenvalues of the covariance of features [N,D], float64, descending."""
+    rows = features.double()
+    centred = rows - rows.mean(0)
+    if _negligible(centred, rows):
+        return rows.new_empty(0)
+    values = torch.linalg.svdvals(centred).square() / max(1, len(rows) - 1)
+    return values[values > 1e-14 * values[0]]
+
+
+def _negligible(centred: Tensor, rows: Tensor) -> bool:
+    """Return whether float32 rows [N,D] differ by rounding only."""
+    return bool(centred.norm() <= 1e-6 * rows.norm())
+
+
+def _effective_rank(values: Tensor) -> float:
+    shares = values / values.sum() + EPSILON
+    return math.exp(-(shares * shares.log()).sum().item()) if values.sum() > 0 else math.nan
+
+
+def _slope(eigenvalues: Tensor) -> float:
+    """Return α of `alpha_req` for descending eigenvalues."""
+    first, last = SLOPE
+    values = eigenvalues[first - 1 : last].log()
+    if len(values) < 2:
+        return math.nan
+    index = torch.arange(first, first + len(values), dtype=torch.float64, device=values.device)
+    weights, x = 1 / index, index.log()
+    x = x - (weights * x).sum() / weights.sum()
+    return -((weights * x * values).sum() / (weights * x * x).sum()).item()
+
+
+class Quality(Evaluation):
+    """Quality of features without labels: RankMe, alpha-ReQ, alignment, uniformity, LiDAR.
+
+    RankMe, alpha-ReQ and uniformity use the training images, at most 25,600. Alignment and LiDAR
+    use random crops with flips of training images, at most 25,600 crops. All values belong to the
+    encoder's features; values of a projection head differ.
+    """
+
+    needs = ""
+
+    def __init__(
+        self,
+        *,
+        views: Annotated[
+            int,
+            Field(
+                ge=2,
+                description="Random crops of each image, for alignment and LiDAR. LiDAR: 10.",
+            ),
+        ] = 10,
+    ) -> None:
+        self.views = views
+
+    def measure(self, probe: Probe) -> Result:
+        """Compute every measure for every candidate."""
+        images = some(probe.train, ROWS)
+        viewed = some(probe.train, max(2, ROWS // self.views))
+        outcomes: dict[tuple[str | None, str], list[dict[str, Outcome]]] = {}
+        lines, notes = {}, [WITHIN]
+        for candidate in probe.candidates:
+            features = self.features(probe, candidate, images)
+            views = self.crops(probe, candidate, viewed)
+            row = "features" if candidate.has_layers else None
+            if not (features.isfinite().all() and views.isfinite().all()):
+                found: dict[str, Outcome] = {metric.name: math.nan for metric in METRICS}
+            else:
+                eigenvalues = spectrum(features)
+                lines[candidate.name] = _line(eigenvalues)
+                found = {
+                    "RankMe": rankme(features),
+                    "alpha-ReQ": _slope(eigenvalues),
+                    "alignment": alignment(views),
+                    "uniformity": uniformity(features),
+                    "LiDAR": lidar(views),
+                }
+            outcomes[row, candidate.name] = [found]
+            if len(images) <= features.shape[1]:
+                notes.append(
+                    f"{candidate.name}: {len(images):,} images limit the ranks of "
+                    f"{features.shape[1]:,} features; use more images: --data DIR"
+                )
+        protocol = {
+            "rows": len(images),
+            "views": self.views,
+            "viewed_images": len(viewed),
+            "epsilon": EPSILON,
+            "ridge": RIDGE,
+            "slope_over": list(SLOPE),
+            "notes": notes,
+        }
+        result = combine(probe, outcomes, METRICS, protocol=protocol, images=viewed)
+        result.figures.append(
+            Curves(
+                "Eigenvalues of the covariance; the slope is −alpha-ReQ",
+                "index",
+                "log10 (eigenvalue / largest)",
+                lines,
+                log=True,
+            )
+        )
+        return result
+
+    def features(self, probe: Probe, candidate: Candidate, images: ImageSource) -> Tensor:
+        """Return the features of un-augmented images, float32 [N,D]."""
+        passed = probe.images(images, size=candidate.size)
+        return torch.cat([candidate.embed(batch)["features"] for batch, _ in passed])
+
+    def crops(self, probe: Probe, candidate: Candidate, images: ImageSource) -> Tensor:
+        """Return the features of random crops, float32 [N,Q,D]."""
+        rows = []
+        for crops, _ in probe.views(images, count=self.views, size=candidate.size):
+            features = candidate.embed(crops.flatten(0, 1))["features"]
+            rows.append(features.unflatten(0, crops.shape[:2]))
+        return torch.cat(rows)
+
+
+def _line(eigenvalues: Tensor) -> tuple[list[float], list[float]]:
+    """Return indices, spaced evenly on a log axis, and log10 of the relative eigenvalues."""
+    count = len(eigenvalues)
+    index = np.unique(np.geomspace(1, max(1, count), POINTS).round().astype(int))[:count]
+    relative = (eigenvalues / eigenvalues.max()).log10() if count else eigenvalues
+    return index.tolist(), relative[index - 1].tolist()

@@ -1,0 +1,1 @@
+"""Sweeps: grids and searches of recipe values, with a run folder for each cell."""
