@@ -19,7 +19,7 @@ def no_data(monkeypatch):
 
 
 def screen(steps=200, warmup=0.0, epochs=4):
-    train = Thing(epochs=epochs, batch_size=8)
+    train = Thing(epochs=epochs, batch_size=8, evaluate=None)
     recipe = Thing(
         name="mine",
         data=None,
