@@ -71,14 +71,12 @@ class ImageProbe(Probe):
     workers: int = 0
     progress: Progress = silent
     home: Path | None = None
-    """Folder of results, near which large features are stored; None: in memory or TMPDIR only."""
+    """Folder of results and of unfinished evaluations; None if nothing may be written."""
     kept: dict[tuple[ImageSource, View], dict[int, np.ndarray]] = field(
         default_factory=dict, repr=False
     )
     """Resized images by (source, view) and size, uint8 or uint16 [N,C,S,S]."""
     chosen_size: int | None = None
-    home: Path | None = None
-    """Folder of results; None if nothing may be written."""
     unfinished_folders: list[Path] = field(default_factory=list)
     """Folders that `unfinished` returned."""
     skippable: bool = True
