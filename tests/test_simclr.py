@@ -108,7 +108,7 @@ def test_expected_values():
     [
         (
             "transform.count=3",
-            "transform.count  the method compares 2 crops of an image, not 3; set it to 2",
+            "transform.count  method 'simclr' compares 2 crops of an image, not 3; set it to 2",
         ),
         (
             "train.accumulate=2",

@@ -254,7 +254,7 @@ def test_small_crops_are_compared_with_one_large_crop():
 
 
 def test_another_head_than_prototypes_is_refused():
-    with pytest.raises(RecipeError, match=r"heads\.prototypes\.use.*set it to prototypes"):
+    with pytest.raises(RecipeError, match=r"heads\.prototypes\.use .*; use: prototypes"):
         made("heads.prototypes.use=linear", "heads.prototypes.out_dim=6")
 
 
