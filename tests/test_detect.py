@@ -240,7 +240,7 @@ def test_difficult_objects_are_trained_and_ignored_in_the_test():
 def test_an_infinite_loss_ends_a_training_with_a_note():
     result = Detect(steps=30, batch_size=2, lr=1e9).measure(made())
     assert np.isnan(result.entries[0].scores["AP50"].value)
-    assert result.protocol["notes"] == ["trained: the loss became infinite; use a smaller --lr"]
+    assert result.protocol["notes"] == ["trained: the loss was not finite; use a smaller --lr"]
 
 
 def test_squares_are_found_after_a_short_training():

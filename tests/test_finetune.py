@@ -264,6 +264,17 @@ def test_rates_scale_with_the_batch_as_published(preset, batch, rates):
     assert PRESETS[preset].rates(batch) == pytest.approx(rates)
 
 
+def test_lars_adapts_the_matrices_of_the_encoder_only():
+    model = Finetune(preset="simclr_v2").classifier(timm(), lambda images: images, 3)
+    assert not model.head.weight.any() and not model.head.bias.any()
+    adapted = set()
+    for group in Finetune(preset="simclr_v2").optimizer(model, 256).param_groups:
+        if group["always_adapt"]:
+            adapted.update(group["params"])
+    matrices = {value for value in model.encoder.parameters() if value.ndim > 1}
+    assert adapted == matrices
+
+
 def scheduled(preset: str, make) -> None:
     """Compare the factors of a preset with a scheduler of torch, epoch by epoch."""
     plan, value = PRESETS[preset], nn.Parameter(torch.zeros(1))

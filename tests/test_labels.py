@@ -103,7 +103,7 @@ def test_groups_are_never_split(flat, tmp_path):
 
 def test_a_group_in_both_splits_is_refused(flat, tmp_path):
     lines = rows(flat, lambda number: f",p{number // 3},{'train' if number % 20 < 16 else 'VAL'}")
-    with pytest.raises(DataError, match=r"2 groups of .* in both splits: p\d+, p\d+; all images"):
+    with pytest.raises(DataError, match=r"both splits have 2 groups of .*: p\d+, p\d+; all images"):
         opened(flat, tmp_path, table(lines, "name,label,group,split"))
 
 

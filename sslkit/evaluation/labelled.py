@@ -261,7 +261,7 @@ def _check_apart(train: ImageSource, val: ImageSource, file: LabelFile) -> None:
     if both:
         more = f" and {len(both) - NAMED:,} more" if len(both) > NAMED else ""
         raise DataError(
-            f"{counted(len(both), 'group')} of {file.path} in both splits: "
+            f"both splits have {counted(len(both), 'group')} of {file.path}: "
             f"{', '.join(map(printable, both[:NAMED]))}{more}; all images of a group must be in "
             "one split"
         )

@@ -56,7 +56,7 @@ def score(
         found = _over_images(_mean_of(arrays), arrays[0].dtype == bool, groups)
         if found is not None:
             intervals.append(_clipped((found.low, found.high), metric, found.of))
-    if len(values) > 1 and math.isfinite(fmean(values)):
+    if len(set(values)) > 1 and math.isfinite(fmean(values)):
         intervals.append(_clipped(student(values), metric, f"{len(values)} probe seeds"))
     return Score(values, tuple(intervals))
 

@@ -127,4 +127,4 @@ class Home:
         except OSError:
             lines = []
         spoken = [line.strip() for line in lines if line.strip()]
-        return written(spoken[-1], 300)[1:-1] if spoken else "it said nothing"
+        return written(spoken[-1], 300)[1:-1] if spoken else "no output"

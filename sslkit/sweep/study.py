@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 Sampler = Literal["tpe", "gp", "random"]
 HEARTBEAT = 15
-"""Time between two signs of life of a trial, s."""
+"""Interval of the heartbeats of a trial, s."""
 GRACE = 60
-"""Time without a sign of life after which another process takes over a trial, s."""
+"""Time without a heartbeat after which another process takes over a trial, s."""
 TIMEOUT = 60
 """Time that SQLite waits for other processes, s."""
 PLAN = "plan"

@@ -57,7 +57,7 @@ class Ranking:
         """Return the AUC of each class, float64 [C] or [1]; NaN without positives or negatives.
 
         AUC is the fraction of pairs (positive, negative) in which the positive has the higher
-        score; equal scores count half. `counts` [n] tells how often each image counts.
+        score; equal scores count half. `counts` [n] is the number of times each image counts.
         """
         found = []
         for label, ranks in zip(self.measured, self.ranks, strict=True):
@@ -102,7 +102,7 @@ def standard_error(positives: int, negatives: int) -> float:
 class Measured:
     """The ranking of one candidate, and its metrics on resampled images, float64 [draws,2].
 
-    `drawn` tells what was resampled, images or groups; "" for fewer than ten of them.
+    `drawn` names the resampled unit, images or groups; "" if there are fewer than ten.
     """
 
     def __init__(self, ranking: Ranking, groups: Sequence[object] | None) -> None:

@@ -10,8 +10,6 @@ from torchvision.transforms import v2
 from sslkit.interfaces import Encoder
 from sslkit_plugins.evaluations.finetune_presets import Preset
 
-HEAD_STD = 0.01
-"""Standard deviation of the head's initial weights (SwAV, Barlow Twins)."""
 MIXUP, CUTMIX = 0.8, 1.0
 """α of the beta distributions of mixing (MAE)."""
 
@@ -19,6 +17,7 @@ MIXUP, CUTMIX = 0.8, 1.0
 class Classifier(nn.Module):
     """An encoder with a linear head. `frozen` modules stay in evaluation mode.
 
+    `head_std` is the standard deviation of the head's initial weights, None for PyTorch's default.
     `normalise` converts integer images [N,C,S,S] to pixels, float [N,C,S,S].
     """
 
@@ -28,12 +27,14 @@ class Classifier(nn.Module):
         normalise: Callable[[Tensor], Tensor],
         classes: int,
         frozen: list[nn.Module],
+        head_std: float | None = 0.01,
     ) -> None:
         super().__init__()
         self.encoder, self.normalise, self.frozen = encoder, normalise, frozen
         self.head = nn.Linear(encoder.dim, classes)
-        nn.init.normal_(self.head.weight, std=HEAD_STD)
-        nn.init.zeros_(self.head.bias)
+        if head_std is not None:
+            nn.init.normal_(self.head.weight, std=head_std)
+            nn.init.zeros_(self.head.bias)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """float [N,C,S,S] → logits [N,classes]."""

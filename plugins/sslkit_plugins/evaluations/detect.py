@@ -247,7 +247,7 @@ class Detect(Evaluation):
         for name, seeds in found.items():
             done = [detections for detections in seeds if detections is not None]
             if len(done) < len(seeds):
-                notes.append(f"{name}: the loss became infinite; use a smaller --lr")
+                notes.append(f"{name}: the loss was not finite; use a smaller --lr")
                 done = []
             rankings[name] = [rank(detections, truth, classes) for detections in done]
             if not done:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from sslkit.errors import counted
 from sslkit.interfaces import Estimate, Work
 from sslkit_plugins.evaluations import logistic
 from sslkit_plugins.evaluations.classifiers import EMBEDDED, batch_of, classifier
@@ -99,5 +100,5 @@ def training(work: Work, protocol: Protocol, seeds: int, *, layers: bool) -> Est
         val_passes=float(protocol.test_crops * seeds),
         seconds=total,
         bytes=4 * batch_size * largest + 12 * largest * work.classes,
-        how=f"{protocol.epochs} epochs × {seeds} seeds of random crops",
+        how=f"{protocol.epochs} epochs × {counted(seeds, 'seed')} of random crops",
     )

@@ -11,7 +11,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 
-from sslkit.errors import Fault, RecipeError
+from sslkit.errors import Fault, RecipeError, counted
 from sslkit.evaluation import Rows, combine
 from sslkit.interfaces import (
     Candidate,
@@ -205,7 +205,7 @@ class Finetune(Evaluation):
         if self.list is not None:
             share = len(image_lists.names(self.list)) / work.train
         passes = BACKWARD * self.plan.epochs * self.seeds * share
-        how = f"{self.plan.epochs} epochs × {self.seeds} seeds of {share:.0%} of the images"
+        how = f"{self.plan.epochs} epochs × {counted(self.seeds, 'seed')} of {share:.0%} of them"
         return Estimate(
             features=False,
             passes=passes,
@@ -280,7 +280,7 @@ class Finetune(Evaluation):
             frozen = layer_groups.freeze(encoder, stage)
         if self.plan.drop_path:
             set_drop_path(encoder, self.plan.drop_path)
-        return Classifier(encoder, normalise, classes, frozen)
+        return Classifier(encoder, normalise, classes, frozen, self.plan.head_std)
 
     def optimizer(self, model: Classifier, batch_size: int) -> torch.optim.Optimizer:
         """Return the preset's optimizer with the highest learning rates of all groups."""
@@ -291,9 +291,11 @@ class Finetune(Evaluation):
             layer_decay=self.plan.layer_decay,
             weight_decay=self.plan.weight_decay,
         )
-        if self.plan.optimizer == "lars":  # adapts matrices also without weight decay
+        if self.plan.optimizer == "lars":  # SimCLR adapts the encoder's matrices, not the head
+            head = set(model.head.parameters())
             for group in groups:
-                group["always_adapt"] = group["params"][0].ndim > 1
+                first = group["params"][0]
+                group["always_adapt"] = first.ndim > 1 and first not in head
         return create_optimizer_v2(groups, self.plan.optimizer, lr=self.plan.lr)
 
     def _protocol(self, count: int) -> dict[str, Any]:

@@ -34,6 +34,8 @@ class Preset:
     """Mixup (α = 0.8) or CutMix (α = 1), one of them for every batch."""
     smoothing: float = 0.0
     """Label smoothing."""
+    head_std: float | None = 0.01
+    """Standard deviation of the head's initial weights; None: PyTorch's default."""
 
     def rates(self, batch_size: int) -> tuple[float, float]:
         """Return the highest learning rates of encoder and head for a batch size."""
@@ -66,6 +68,7 @@ SWAV = Preset(
     schedule="drops",
     drops=(12 / 20, 16 / 20),
     drop_factor=0.2,
+    head_std=None,
 )
 VICREG = Preset(
     "VICReg, README.md and evaluate.py, 10 % of the labels",
@@ -86,6 +89,7 @@ PRESETS = {
         lr=0.01,
         schedule="drops",
         drops=(30 / 70,),
+        head_std=None,
     ),
     "vissl": Preset(
         "VISSL, fulltune/imagenet1k, all labels",
@@ -94,6 +98,7 @@ PRESETS = {
         lr=0.1,
         schedule="drops",
         drops=(30 / 105, 60 / 105, 90 / 105, 100 / 105),
+        head_std=None,
     ),
     "swav-1%": replace(
         SWAV, source="SwAV, README.md and eval_semisup.py, 1 % of the labels", lr=0.02, head_lr=5.0
@@ -106,6 +111,7 @@ PRESETS = {
         optimizer="lars",
         lr=0.005,
         scaling="sqrt",
+        head_std=0.0,
     ),
     "barlow": replace(
         VICREG,
@@ -132,5 +138,6 @@ PRESETS = {
         drop_path=0.1,
         mixing=True,
         smoothing=0.1,
+        head_std=2e-5,
     ),
 }

@@ -83,12 +83,12 @@ def embed_again(probe: Probe, candidate: Candidate, source: ImageSource) -> Tens
 class Invariance(Evaluation):
     """Distance between an image and its transformed copy, as in figure 4 of PIRL.
 
-    The distance of unit-norm features, √(2 - 2 cos), divided by the mean distance between different
-    images: 0 for an invariant encoder, 1 if a transform changes an image as much as another image
-    would. Features after a ReLU are never negative, so absolute distances of two encoders are not
-    comparable. Rows are the views of the run's recipe, standard transforms, and two references: the
-    same image, and different images. PIRL's views are compared by its heads, f(image) and
-    g(view) (Misra & van der Maaten 2020, arXiv:1912.01991, section 4.4).
+    The distance is √(2 - 2 cos) of unit-norm features, divided by the mean distance between
+    different images. An invariant encoder has 0. At 1, a transform changes an image as much as
+    another image would. Features after a ReLU are never negative, so absolute distances of two
+    encoders are not comparable. Rows are the views of the run's recipe, standard transforms, and
+    two references: the same image, and different images. PIRL's views are compared by its heads,
+    f(image) and g(view) (Misra & van der Maaten 2020, arXiv:1912.01991, section 4.4).
     """
 
     needs = ""

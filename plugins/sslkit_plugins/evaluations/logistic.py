@@ -163,9 +163,12 @@ def objective(
 def choose_strength(rows: Standardised, labels: Tensor, classes: int) -> float:
     """Return the strength with the best accuracy on a held-out fifth of every class.
 
-    Each fit starts from the previous solution.
+    Each fit starts from the previous solution. With one image per class none is held out, and the
+    middle strength is returned.
     """
     fit, held_out = map(torch.as_tensor, split_by_class(labels.cpu().numpy(), 0.2, 0))
+    if not len(held_out):
+        return STRENGTHS[len(STRENGTHS) // 2]
     some, rest = rows.some(fit), rows.some(held_out)
     best, chosen, fitted = -1.0, STRENGTHS[0], None
     for strength in STRENGTHS:
