@@ -205,7 +205,8 @@ class Finetune(Evaluation):
         if self.list is not None:
             share = len(image_lists.names(self.list)) / work.train
         passes = BACKWARD * self.plan.epochs * self.seeds * share
-        how = f"{self.plan.epochs} epochs × {counted(self.seeds, 'seed')} of {share:.0%} of them"
+        seeds, images = counted(self.seeds, "seed"), f"{share:.0%} of the images"
+        how = f"{self.plan.epochs} epochs × {seeds} of {images}"
         return Estimate(
             features=False,
             passes=passes,
