@@ -546,8 +546,8 @@ def test_a_written_list_trains_the_same(run, tmp_path):
 @pytest.mark.parametrize(
     "words, sentence",
     [
-        (["--share", "1"], "--share  1 is not between 0 and 1; write 1%, 10%, 100% or 0.1"),
-        (["--share", "0%"], "--share  0% is not between 0 and 1"),
+        (["--share", "1"], "--share  1 is not above 0 and below 1; write 1%, 10%, 100% or 0.1"),
+        (["--share", "0%"], "--share  0% is not above 0 and below 1"),
         (["--share", "10%", "--list", "x.txt"], "--list names the images already"),
         (["--list", "none.txt"], "--list  none.txt cannot be read"),
         (["--freeze", "res9"], "--freeze  there is no stage 'res9'; did you mean 'res"),

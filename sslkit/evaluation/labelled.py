@@ -225,6 +225,11 @@ def _split(
             f"{file.path} has no training images, only the splits {', '.join(held_out)}; write "
             "train for some of them"
         )
+    if training and not held_out and None not in kinds:
+        raise DataError(
+            f"{file.path} has no validation images, only the split train; write val for some of "
+            "them, or remove the column split"
+        )
     if not training or not held_out:
         _check_groups(found, file)
         return split(found, seed or 0)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from sslkit.errors import DataError, printable
+from sslkit.errors import DataError, counted, printable
 from sslkit.recipe.words import near_files, written
 
 NEEDED, OPTIONAL = ("name", "label"), ("group", "split")
@@ -108,9 +108,12 @@ def _rows(path: Path, text: str, delimiter: str, columns: list[str]) -> Iterator
         if not any(cell.strip() for cell in cells):
             continue
         if len(cells) != len(columns):
+            remedy = "add the missing ones"
+            if len(cells) > len(columns):
+                remedy = f"put a cell that contains {written(delimiter)} in double quotes"
             raise DataError(
-                f"{path}, line {line} has {len(cells)} cells and its first line {len(columns)}; "
-                f"put a cell that contains {written(delimiter)} in double quotes"
+                f"{path}, line {line} has {counted(len(cells), 'cell')} and its first line "
+                f"{len(columns)}; {remedy}"
             )
         yield _row(path, line, dict(zip(columns, map(str.strip, cells), strict=True)))
 

@@ -81,7 +81,10 @@ def _object(one: ElementTree.Element) -> tuple[str, list[float], bool]:
         text = one.findtext(f"bndbox/{side}")
         if text is None:
             raise ValueError(f"an object ({name}) has no {side} in its bndbox")
-        corners.append(float(text))
+        try:
+            corners.append(float(text))
+        except ValueError:
+            raise ValueError(f"{side} of an object ({name}) is {text!r}, not a number") from None
     return name, corners, (one.findtext("difficult") or "0").strip() == "1"
 
 
@@ -127,7 +130,9 @@ def read_list(file: Path) -> list[str]:
         raise DataError(f"the list {file} is empty; write the name of one image on each line")
     repeated = len(names) - len(set(names))
     if repeated:
+        first = next(name for name in names if names.count(name) > 1)
         raise DataError(
-            f"the list {file} repeats {counted(repeated, 'name')}; name every image once"
+            f"the list {file} repeats {counted(repeated, 'name')}, such as {printable(first)}; "
+            "name every image once"
         )
     return names

@@ -46,6 +46,7 @@ def read_layout(root: Path) -> Layout:
     rest = set(folders) - {*train, *val}
     links = [name for name in sorted(rest) if os.path.islink(root / name)]
     others = _filled(root, rest - set(links))
+    named = val
     val = sorted(_filled(root, val), key=lambda name: VAL.index(name.lower()))
     filled = _filled(root, train)
     if not filled and not val:
@@ -60,6 +61,7 @@ def read_layout(root: Path) -> Layout:
     if (others and not (train and val)) or not train:
         _refuse_mixture(root, [*train, *val], others, loose)
     unused = _shown(sorted([*val[1:], *others, *links]))
+    unused += [f"{name}/ (without images)" for name in sorted(set(named) - set(val))]
     if loose:
         unused.append(counted(loose, "image"))
     return Layout(train[0], val[0] if val else None, tuple(unused))

@@ -232,7 +232,7 @@ class Finetune(Evaluation):
         if encoder is None:
             return [f"{candidate.name}: no weights to train, logistic regression instead"]
         notes = []
-        if candidate.baseline:
+        if candidate.baseline and self.plan.epochs:
             notes.append(f"{candidate.name}: trained from scratch, on the same images and budget")
         if self.freeze is not None:
             layer_groups.find_stage(encoder, self.freeze)

@@ -26,7 +26,7 @@ def read_share(value: str | float) -> float:
     if text.endswith("%") and 0 < share <= 1:
         return share
     if not 0 < share < 1:
-        raise _fault("share", f"{text} is not between 0 and 1; write 1%, 10%, 100% or 0.1")
+        raise _fault("share", f"{text} is not above 0 and below 1; write 1%, 10%, 100% or 0.1")
     return share
 
 

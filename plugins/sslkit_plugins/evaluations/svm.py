@@ -252,7 +252,8 @@ def _check_classes(train: np.ndarray, val: np.ndarray, classes: Sequence[str]) -
             if not (tags[:, number] == 1).any():
                 raise DataError(
                     f"no {split} image shows the class {name} (other than as difficult), but its "
-                    "AP needs positives; add such images, or remove the class from the annotations"
+                    "AP needs positives; add such images, choose another --split-seed if there is "
+                    "no list of test images, or remove the class from the annotations"
                 )
         if not (train[:, number] == 0).any():
             raise DataError(
