@@ -346,12 +346,20 @@ def test_a_run_of_other_channels_is_refused(trained, tmp_path):
 
 # ----------------------------------------------------------- promises of every evaluation
 
-every = pytest.mark.parametrize(
-    "part", [pytest.param(part, id=part.name) for part in registry.parts("evaluations")]
+PARTS = registry.parts("evaluations")
+every = pytest.mark.parametrize("part", [pytest.param(part, id=part.name) for part in PARTS])
+# Detectors need boxes and train for thousands of steps: see test_detect.py.
+brief = pytest.mark.parametrize(
+    "part",
+    [
+        pytest.param(part, id=part.name)
+        for part in PARTS
+        if part.signature().attributes.get("needs") != "boxes"
+    ],
 )
 
 
-@every
+@brief
 def test_it_changes_no_weight_and_no_buffer(part):
     probe = made()
     before = [copy.deepcopy(one.encoder.state_dict()) for one in probe.candidates[:2]]
@@ -361,7 +369,7 @@ def test_it_changes_no_weight_and_no_buffer(part):
         assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-@every
+@brief
 def test_it_gives_the_same_json_twice(part):
     choice = recipe.read_evaluation(part.name, {})
     one, other = (store.run(choice, made()) for _ in range(2))
@@ -371,7 +379,7 @@ def test_it_gives_the_same_json_twice(part):
     }
 
 
-@every
+@brief
 def test_features_that_are_nan_are_shown_as_a_dash(part, capsys):
     class Broken(RawPixels):
         def embed(self, images, *, layers=False):

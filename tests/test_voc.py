@@ -198,7 +198,7 @@ BOMB = """<!DOCTYPE a [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;
         (annotation([DOG, ("cat", (-2, 1, 9, 9), False)]), "object 2 (cat) is outside"),
         (annotation([("cat", (9, 1, 9, 9), False)]), "object 1 (cat) is empty: xmin 9"),
         (annotation([("cat", ("nan", 1, 9, 9), False)]), "is not finite"),
-        (annotation([("cat", ("a", 1, 9, 9), False)]), "is .a., not a number"),
+        (annotation([("cat", ("a", 1, 9, 9), False)]), "is 'a', not a number"),
         (annotation([("", BOX, False)]), "an object has no name"),
         (annotation([EASY]).replace("bndbox", "box"), "an object (cat) has no xmin"),
         (annotation([EASY]) + " " * (4 << 20), "more than 4,194,304"),
