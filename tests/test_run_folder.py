@@ -318,6 +318,7 @@ def test_the_newest_run_is_found_also_right_below_runs(complete, tmp_path):
 # ------------------------------------------------------------------------------------- kills
 
 
+@pytest.mark.slow
 def test_killed_and_called_again_it_ends_as_if_never_killed(shared, complete, tmp_path):
     place = tmp_path / "run"
     words = ("train", shared / "tiny.yaml", *LONG, "--run", place)

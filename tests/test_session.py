@@ -76,6 +76,7 @@ def is_writing(runs: Path):
     )
 
 
+@pytest.mark.slow
 def test_a_killed_and_signalled_run_ends_as_an_unbroken_one(tiny, unbroken, tmp_path):
     runs = tmp_path / "runs"
 
