@@ -61,6 +61,12 @@ def test_large_and_small_crops_count_together(method):
     assert check(method, "transform={use: multi_crop, count: 1, local: {count: 1}}")[0] == 0
 
 
+@pytest.mark.parametrize("setting", ["transform.count=[1]", "transform.local.count={a: [1]}"])
+def test_a_count_that_is_no_number_is_said_once(setting):
+    code, output = check("dino", setting)
+    assert code == 2 and "expected int ≥ 1" in output and "compares" not in output
+
+
 @pytest.mark.parametrize("method", ["moco", "pirl_moco", "nnclr"])
 def test_a_queue_is_no_bank(method):
     code, output = check(method, "sampler={use: memory_bank}")

@@ -25,7 +25,11 @@ def faults(
         known = [key for key in keys if key is not None]
         if not keys or len(known) < len(keys):
             continue
-        made = sum(_count(transform, key) for key in known)
+        counts = [_count(transform, key) for key in known]
+        numbers = [count for count in counts if count is not None]
+        if len(numbers) < len(counts):
+            continue
+        made = sum(numbers)
         if made < fewest or (most is not None and made > most):
             number = f"{fewest}" if most == fewest else f"at least {fewest}"
             yield (
@@ -55,12 +59,12 @@ def faults(
         yield ("heads", name, "use"), message
 
 
-def _count(transform: Choice, option: str) -> int:
-    """Return the value of a dotted option of a transform."""
+def _count(transform: Choice, option: str) -> int | None:
+    """Return the value of a dotted option of a transform; None if it is no number."""
     value: Any = transform.options
     for key in option.split("."):
-        value = value[key] if isinstance(value, Mapping) else getattr(value, key)
-    return value
+        value = value.get(key) if isinstance(value, Mapping) else getattr(value, key, None)
+    return value if isinstance(value, int) else None
 
 
 def _view(reads: Mapping[str, str], name: str) -> str | None:
