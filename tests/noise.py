@@ -11,6 +11,20 @@ from sslkit.evaluation.candidates import Network, RawPixels, normaliser
 from sslkit.evaluation.probe import ImageProbe
 from sslkit.interfaces import Encoder, ImageSource, Normalisation, Pixels
 
+NPID = """\
+name: npid
+method: {{use: npid}}
+data: {{use: image_folder, root: '{root}'}}
+transform: {{use: augment, size: 32}}
+encoder: {{use: timm, model: test_resnet}}
+heads: {{image: {{use: linear, out_dim: 16}}}}
+sampler: {{use: memory_bank, negatives: 4}}
+loss: {{use: lambda_nce}}
+optimizer: {{lr: 0.1}}
+train: {{epochs: 1, batch_size: 4, device: cpu, precision: fp32, workers: 0}}
+"""
+"""A recipe on the image folder `root`; no step of it is needed."""
+
 
 class Noise(ImageSource):
     """Random pictures of three classes, whose decoding is counted."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from noise import made, network
+from noise import NPID, made, network
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -24,18 +24,6 @@ from sslkit.runs import checkpoint
 from sslkit.training import build as training
 from sslkit_plugins.evaluations.knn import Knn
 
-RECIPE = """\
-name: evaluated
-method: {{use: npid}}
-data: {{use: image_folder, root: '{root}'}}
-transform: {{use: augment, size: 32}}
-encoder: {{use: timm, model: test_resnet}}
-heads: {{image: {{use: linear, out_dim: 16}}}}
-sampler: {{use: memory_bank, negatives: 4}}
-loss: {{use: lambda_nce}}
-optimizer: {{lr: 0.1}}
-train: {{epochs: 1, batch_size: 4, device: cpu, precision: fp32, workers: 0}}
-"""
 COLOURS = {"blue": (20, 30, 200), "green": (30, 180, 40), "red": (220, 30, 20)}
 LAYERS = ["features", "conv1", "res2", "res3", "res4", "res5"]
 
@@ -62,7 +50,7 @@ def trained(tmp_path_factory, painted) -> Path:
     """A run folder of zero steps: what evaluations need."""
     folder = tmp_path_factory.mktemp("runs") / "evaluated" / "now"
     folder.mkdir(parents=True)
-    (folder / "recipe.yaml").write_text(RECIPE.format(root=painted))
+    (folder / "recipe.yaml").write_text(NPID.format(root=painted))
     checkpoint.save(training.build(recipe.read(folder / "recipe.yaml")), folder)
     return folder
 
@@ -296,7 +284,7 @@ def test_splits_with_different_classes_are_refused_in_a_sentence(trained, tmp_pa
 def test_a_run_whose_images_are_gone_is_evaluated_on_others(trained, tmp_path):
     folder = tmp_path / "evaluated" / "then"
     shutil.copytree(trained, folder)
-    (folder / "recipe.yaml").write_text(RECIPE.format(root=tmp_path / "gone"))
+    (folder / "recipe.yaml").write_text(NPID.format(root=tmp_path / "gone"))
     code, _, err = sslkit("eval", "knn", folder)
     assert code == 2 and "does not exist" in err and "--data DIR" in err
     result = evaluated("knn", folder, "--data", paint(tmp_path / "here", 5))

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from noise import CPU, Noise, made
+from noise import CPU, NPID, Noise, made
 from PIL import Image
 from torch import nn
 from torch.nn import functional as F
@@ -457,18 +457,6 @@ def test_files_beside_a_result_have_plain_names():
 
 # ----------------------------------------------------------------------------- the command line
 
-RECIPE = """\
-name: tuned
-method: {{use: npid}}
-data: {{use: image_folder, root: '{root}'}}
-transform: {{use: augment, size: 32}}
-encoder: {{use: timm, model: test_resnet}}
-heads: {{image: {{use: linear, out_dim: 16}}}}
-sampler: {{use: memory_bank, negatives: 4}}
-loss: {{use: lambda_nce}}
-optimizer: {{lr: 0.1}}
-train: {{epochs: 1, batch_size: 4, device: cpu, precision: fp32, workers: 0}}
-"""
 
 
 @pytest.fixture(scope="module")
@@ -489,7 +477,7 @@ def run(tmp_path_factory, painted) -> Path:
     """A run folder of zero steps."""
     folder = tmp_path_factory.mktemp("runs") / "tuned" / "now"
     folder.mkdir(parents=True)
-    (folder / "recipe.yaml").write_text(RECIPE.format(root=painted))
+    (folder / "recipe.yaml").write_text(NPID.format(root=painted))
     checkpoint.save(training.build(recipe.read(folder / "recipe.yaml")), folder)
     return folder
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY
-from noise import Noise, made, network
+from noise import NPID, Noise, made, network
 from torch import nn
 from torch.nn import functional as F
 from typer.testing import CliRunner
@@ -23,18 +23,6 @@ from sslkit_plugins.evaluations.invariance import Invariance, between, distances
 from sslkit_plugins.evaluations.pretext import compared_heads, embed_views
 
 STANDARD = ["jigsaw", "rotation", "crop", "colour", "blur", "flip"]
-NPID = """\
-name: npid
-method: {{use: npid}}
-data: {{use: image_folder, root: '{root}'}}
-transform: {{use: augment, size: 32}}
-encoder: {{use: timm, model: test_resnet}}
-heads: {{image: {{use: linear, out_dim: 16}}}}
-sampler: {{use: memory_bank, negatives: 4}}
-loss: {{use: lambda_nce}}
-optimizer: {{lr: 0.1}}
-train: {{epochs: 1, batch_size: 4, device: cpu, precision: fp32, workers: 0}}
-"""
 
 
 def run_of(text: str, root: Path, folder: Path) -> Path:

@@ -3,7 +3,6 @@
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent import futures
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
@@ -11,7 +10,7 @@ from sslkit.errors import counted
 from sslkit.sweep.cell import Cell
 from sslkit.sweep.home import Home
 from sslkit.sweep.runner import Failed, Interrupted, Runner
-from sslkit.sweep.slot import Slot
+from sslkit.sweep.slot import Slot, work_at
 
 WAIT = 2.0
 """Time between two looks at cells that other processes have, s."""
@@ -75,15 +74,7 @@ class Grid:
                 self._done.add(cell.name)
         if self._done:
             self.say(f"{len(self._done)} of {counted(len(self.cells), 'cell')} finished already")
-        with futures.ThreadPoolExecutor(len(self.slots)) as pool:
-            try:
-                running = {pool.submit(self._work, slot) for slot in self.slots}
-                while running and not stopped():
-                    ended, running = futures.wait(running, 0.2, futures.FIRST_EXCEPTION)
-                    for one in ended:
-                        one.result()
-            finally:
-                self.runner.stop.set()
+        work_at(self.slots, self._work, stopped, self.runner.stop)
 
     def unfinished(self) -> list[Cell]:
         """Return the cells that are neither finished nor failed."""

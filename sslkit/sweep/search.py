@@ -5,7 +5,6 @@ import io
 import json
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent import futures
 from contextlib import ExitStack
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -21,7 +20,7 @@ from sslkit.sweep.grid import WAIT, duration
 from sslkit.sweep.home import OPTION, Home
 from sslkit.sweep.plan import Plan
 from sslkit.sweep.runner import Failed, Interrupted, Runner
-from sslkit.sweep.slot import Slot
+from sslkit.sweep.slot import Slot, work_at
 from sslkit.sweep.study import Sampler, make_sampler, open_study
 from sslkit.sweep.table import CANDIDATES, scores_of
 
@@ -123,15 +122,7 @@ class Search:
         done = len(self.finished())
         if done:
             self.say(f"{done} of {counted(self.trials, 'trial')} finished already")
-        with futures.ThreadPoolExecutor(len(self.slots)) as pool:
-            try:
-                running = {pool.submit(self._work, slot) for slot in self.slots}
-                while running and not stopped():
-                    ended, running = futures.wait(running, 0.2, futures.FIRST_EXCEPTION)
-                    for one in ended:
-                        one.result()
-            finally:
-                self.runner.stop.set()
+        work_at(self.slots, self._work, stopped, self.runner.stop)
 
     def _work(self, slot: Slot) -> None:
         """Run trials at a slot until none is left."""

@@ -1,6 +1,9 @@
 """Shares the devices of this machine among the cells that run at the same time."""
 
 import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent import futures
 from dataclasses import dataclass, field
 
 
@@ -45,3 +48,24 @@ def _cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def work_at(
+    slots: Sequence[Slot],
+    work: Callable[[Slot], None],
+    stopped: Callable[[], bool],
+    stop: threading.Event,
+) -> None:
+    """Run `work(slot)` in a thread for each slot, until all return or `stopped()`.
+
+    Sets `stop` at the end, also after an exception of `work`, which is raised.
+    """
+    with futures.ThreadPoolExecutor(len(slots)) as pool:
+        try:
+            running = {pool.submit(work, slot) for slot in slots}
+            while running and not stopped():
+                ended, running = futures.wait(running, 0.2, futures.FIRST_EXCEPTION)
+                for one in ended:
+                    one.result()
+        finally:
+            stop.set()
