@@ -458,7 +458,6 @@ def test_files_beside_a_result_have_plain_names():
 # ----------------------------------------------------------------------------- the command line
 
 
-
 @pytest.fixture(scope="module")
 def painted(tmp_path_factory) -> Path:
     """25 pictures of each of two colours."""
