@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from noise import NPID
 from PIL import Image
-from test_evaluate import RECIPE, paint
+from test_evaluate import paint
 
 import sslkit
 from sslkit import recipe
@@ -67,7 +68,7 @@ def trained(tmp_path_factory, painted) -> Path:
     """A run folder of one epoch."""
     root = tmp_path_factory.mktemp("runs")
     source = root / "evaluated.yaml"
-    source.write_text(RECIPE.format(root=painted))
+    source.write_text(NPID.format(root=painted))
     return sslkit.train(source, runs=root, progress=False).folder
 
 
@@ -75,7 +76,7 @@ def trained(tmp_path_factory, painted) -> Path:
 def tiny(tmp_path, painted) -> dict:
     """A recipe as a dict: one epoch of seven steps."""
     path = tmp_path / "tiny.yaml"
-    path.write_text(RECIPE.format(root=painted))
+    path.write_text(NPID.format(root=painted))
     return sslkit.read_recipe(path).as_dict()
 
 
@@ -376,7 +377,7 @@ except KeyboardInterrupt as stopped:
 
 def test_ctrl_c_saves_and_raises_keyboard_interrupt(tmp_path, painted):
     source, folder = tmp_path / "long.yaml", tmp_path / "run"
-    source.write_text(RECIPE.format(root=painted))
+    source.write_text(NPID.format(root=painted))
     process = subprocess.Popen(
         [sys.executable, "-c", STOPPED, str(source), str(folder)],
         stdout=subprocess.PIPE,

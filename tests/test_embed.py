@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from noise import NPID
 from PIL import Image
-from test_evaluate import RECIPE, paint
+from test_evaluate import paint
 from typer.testing import CliRunner
 
 from sslkit import recipe
@@ -31,7 +32,7 @@ def trained(tmp_path_factory, painted) -> Path:
     """A run folder of zero steps."""
     folder = tmp_path_factory.mktemp("runs") / "evaluated" / "now"
     folder.mkdir(parents=True)
-    (folder / "recipe.yaml").write_text(RECIPE.format(root=painted))
+    (folder / "recipe.yaml").write_text(NPID.format(root=painted))
     checkpoint.save(build.build(recipe.read(folder / "recipe.yaml")), folder)
     return folder
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import finish, start
+from noise import NPID
 from PIL import Image
-from test_evaluate import COLOURS, RECIPE, evaluated, paint, scores, sslkit
+from test_evaluate import COLOURS, evaluated, paint, scores, sslkit
 
 from sslkit import recipe
 from sslkit.evaluation.build import Request, build
@@ -22,7 +23,7 @@ def trained(tmp_path_factory) -> Path:
     home = tmp_path_factory.mktemp("runs")
     folder = home / "evaluated" / "now"
     folder.mkdir(parents=True)
-    (folder / "recipe.yaml").write_text(RECIPE.format(root=paint(home / "painted", 4)))
+    (folder / "recipe.yaml").write_text(NPID.format(root=paint(home / "painted", 4)))
     checkpoint.save(training.build(recipe.read(folder / "recipe.yaml")), folder)
     return folder
 

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from noise import Noise, made, network
+from noise import NPID, Noise, made, network
 from sklearn.metrics import average_precision_score
 from sklearn.model_selection import cross_val_score
 from sklearn.svm import LinearSVC
-from test_evaluate import RECIPE, evaluated, sslkit
+from test_evaluate import evaluated, sslkit
 from voc_folder import random_voc, write_image, write_list
 
 import sslkit as toolkit
@@ -448,7 +448,7 @@ def run(tmp_path_factory, folder) -> Path:
     """A run of zero steps on the folder, without its labels."""
     place = tmp_path_factory.mktemp("runs") / "run"
     place.mkdir()
-    text = RECIPE.format(root=folder).replace("image_folder", "voc")
+    text = NPID.format(root=folder).replace("image_folder", "voc")
     (place / "recipe.yaml").write_text(text)
     checkpoint.save(training.build(recipe.read(place / "recipe.yaml")), place)
     return place
