@@ -77,7 +77,7 @@ Device = Annotated[
 Encoder = Annotated[
     str | None,
     typer.Option(
-        metavar="PART:MODEL | FOLDER",
+        metavar="PART[:MODEL] | FOLDER",
         help="Encoder to use, such as timm:resnet18 or an exported folder. `eval` also measures it "
         "beside RUN.",
         show_default=False,
@@ -88,7 +88,7 @@ Weights = Annotated[
     str | None,
     typer.Option(
         metavar="none | FILE | RUN",
-        help="Initial weights of PART:MODEL, by default its pretrained ones.",
+        help="Initial weights of PART[:MODEL], by default its pretrained ones.",
         show_default=False,
         parser=filled("--weights"),
     ),
