@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator
 
 from sslkit.errors import SslkitError
 from sslkit.report import fonts
@@ -41,6 +42,14 @@ def plain_axes(axes: Axes) -> Axes:
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=7)
     return axes
+
+
+def log_axis(axes: Axes) -> None:
+    """Make the horizontal axis logarithmic, with ticks at 1, 2 and 5 times powers of 10."""
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:g}"))
+    axes.minorticks_off()
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
