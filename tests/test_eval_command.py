@@ -19,7 +19,7 @@ from sslkit.recipe import registry, source
 
 HERE = Path(__file__).parent
 STRANGER = HERE / "silhouette"
-DOC = (HERE.parent / "docs" / "evaluations.md").read_text("utf-8")
+DOC = (HERE.parent / "docs" / "write-an-evaluation.md").read_text("utf-8")
 
 OPTIONS = '''\
 """An evaluation with options of every kind."""
