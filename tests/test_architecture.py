@@ -97,7 +97,9 @@ def test_no_circle_of_imports(package):
     """Imports in functions and for type checkers count as well."""
     graph = {}
     for name in set(package) - {"sslkit"}:
-        found = {node for node in ast.walk(TREES[name]) if isinstance(node, ast.Import | ast.ImportFrom)}
+        found = {
+            node for node in ast.walk(TREES[name]) if isinstance(node, ast.Import | ast.ImportFrom)
+        }
         needs = module_names(name, package[name], ast.Module([*found], []), top_level_only=False)
         needs &= set(package) - {"sslkit"}
         # `from sslkit.recipe import source` inside sslkit.recipe imports the module alone.

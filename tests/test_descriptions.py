@@ -1,13 +1,10 @@
 """Each option and each parameter of the command line has a description, and it is shown."""
 
-import os
 import re
-import subprocess
-import sys
 
-import pytest
 import typer
 from typer.main import get_command
+from typer.testing import CliRunner
 
 from sslkit.cli import app
 from sslkit.recipe import SCHEDULES, json_schema, optimizers, registry, sections
@@ -77,13 +74,8 @@ def test_each_command_and_parameter_has_help():
 
 def shown(*arguments):
     """What a command prints, in one line."""
-    done = subprocess.run(
-        [sys.executable, "-m", "sslkit", *arguments],
-        env=os.environ | {"COLUMNS": "300"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = CliRunner().invoke(app, arguments, env={"COLUMNS": "300"})
+    assert done.exit_code == 0, done.output
     return " ".join(done.stdout.split())
 
 

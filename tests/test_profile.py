@@ -5,7 +5,7 @@ import time
 
 import pytest
 import torch
-from conftest import finish, start
+from conftest import finish, sslkit, start
 
 from sslkit.training.profile import SECTIONS, WAITING, Profile, Stopwatch, measure
 
@@ -112,5 +112,5 @@ def test_the_command_prints_a_table_and_writes_a_trace_no_run(tiny, tmp_path, de
 
 
 def test_a_profile_of_a_resumed_run_is_refused(tmp_path):
-    code, _, err = finish(start("train", "--resume", tmp_path, "--profile"))
+    code, _, err = sslkit("train", "--resume", tmp_path, "--profile")
     assert code == 2 and "it resumes no run" in err
