@@ -92,11 +92,13 @@ def test_modules_of_a_method_have_sections_of_their_names(make):
     assert "teacher" in measure(run, 2).seconds
 
 
-@pytest.mark.parametrize("devices", [1, 2])
-def test_the_command_prints_a_table_and_writes_a_trace_no_run(tiny, tmp_path, devices):
-    code, out, err = finish(
-        start("train", tiny, "--profile", "--devices", devices, "--runs", tmp_path / "runs")
-    )
+def on_two_ranks(*words: object) -> tuple[int, str, str]:
+    return finish(start(*words, "--devices", 2))
+
+
+@pytest.mark.parametrize("command", [sslkit, pytest.param(on_two_ranks, marks=pytest.mark.slow)])
+def test_the_command_prints_a_table_and_writes_a_trace_no_run(tiny, tmp_path, command):
+    code, out, err = command("train", tiny, "--profile", "--runs", tmp_path / "runs")
     assert (code, err) == (0, "")
     assert (
         out.count("images/s") == 1 and all(name in out for name in SECTIONS) and "-bound: " in out

@@ -303,22 +303,6 @@ def test_two_runs_in_one_folder_are_refused(tiny, tmp_path):
         pass
 
 
-def test_a_folder_that_is_removed_ends_the_run_with_a_sentence(tiny, tmp_path):
-    runs = tmp_path / "runs"
-    process = start("train", tiny, *LONG, "--set", "train.epochs=1000", "--runs", runs)
-    wait_for(steps_done(runs, 2), process)
-    process.send_signal(signal.SIGSTOP)  # It writes nothing while its folder is removed.
-    shutil.rmtree(runs)
-    process.send_signal(signal.SIGCONT)
-    code, _, err = finish(process)
-    assert (
-        code == 2
-        and err.startswith("cannot write")
-        and "No such file" in err
-        and len(err.splitlines()) == 1
-    )
-
-
 def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(tiny, tmp_path, monkeypatch):
     break_loss(monkeypatch, 3)
     code, _, err = sslkit("train", tiny, *LONG, "--runs", tmp_path)
