@@ -453,7 +453,7 @@ def test_the_command_needs_no_torch_and_shows_no_traceback() -> None:
     for arguments, code, words in [
         ("--help", 0, "check"),
         ("--version", 0, "sslkit 0."),
-        ("check mine.yaml", 0, "mine.yaml is valid: pirl, "),
+        ("check mine.yaml --quick", 0, "mine.yaml is valid: pirl, "),
         ("check broken.yaml", 2, sentence),
         ("plugins", 0, "lambda_nce"),
         ("plugins losses", 0, "info_nce"),
