@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torchvision
 from PIL import Image
+from test_npz import pixels
 
 from sslkit.errors import DataError
 from sslkit_plugins.datasets import (

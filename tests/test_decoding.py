@@ -3,7 +3,6 @@
 import io
 import re
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,24 +19,6 @@ from sslkit_plugins.datasets import (
 )
 from sslkit_plugins.methods.pirl import Jigsaw, Rotation
 from sslkit_plugins.views import Augment
-
-CIFAR_JPEG = Path(__file__).resolve().parents[2] / "shared" / "data" / "cifar10_jpeg"
-
-
-def lay(root: Path, *names: str) -> Path:
-    """Small images of these names below `root`, red at the left and blue at the right; a name that
-    is no image's gets text.
-    """
-    for name in names:
-        file = root / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        if file.suffix.lower() in Image.registered_extensions():
-            picture = Image.new("RGB", (8, 4), "red")
-            picture.paste("blue", (4, 0, 8, 4))
-            picture.save(file)
-        else:
-            file.write_text("no image")
-    return root
 
 
 def coded(image: Image.Image, file_format: str, **options) -> io.BytesIO:

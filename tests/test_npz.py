@@ -1,6 +1,5 @@
 """Arrays of images in one file: their forms, their labels, what is refused."""
 
-import io
 import pickle
 import re
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from test_decoding import coded
 
 from sslkit.errors import DataError
 from sslkit_plugins.datasets import (
@@ -15,29 +15,6 @@ from sslkit_plugins.datasets import (
 )
 
 CIFAR_JPEG = Path(__file__).resolve().parents[2] / "shared" / "data" / "cifar10_jpeg"
-
-
-def lay(root: Path, *names: str) -> Path:
-    """Small images of these names below `root`, red at the left and blue at the right; a name that
-    is no image's gets text.
-    """
-    for name in names:
-        file = root / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        if file.suffix.lower() in Image.registered_extensions():
-            picture = Image.new("RGB", (8, 4), "red")
-            picture.paste("blue", (4, 0, 8, 4))
-            picture.save(file)
-        else:
-            file.write_text("no image")
-    return root
-
-
-def coded(image: Image.Image, file_format: str, **options) -> io.BytesIO:
-    file = io.BytesIO()
-    image.save(file, file_format, **options)
-    file.seek(0)
-    return file
 
 
 def pack(file: Path, **arrays) -> str:
@@ -174,3 +151,9 @@ def test_npz_that_is_none(tmp_path):
     for name in ("a.npy", "text.npz", "pickled.npz"):
         with pytest.raises(DataError, match=re.escape(f"{name} is not a NumPy archive")):
             Npz("train", file=str(tmp_path / name))
+
+
+@pytest.mark.skipif(not CIFAR_JPEG.exists(), reason="CIFAR-10 as JPEG is not beside the checkout")
+def test_cifar10_as_jpeg():
+    made = Npz("val", file=str(CIFAR_JPEG / "test.npz"), val_file=str(CIFAR_JPEG / "test.npz"))
+    assert len(made) == 10_000 and made.image(0).size == (32, 32) and made.classes[3] == "cat"
