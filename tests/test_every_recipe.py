@@ -1,10 +1,7 @@
 """Every recipe of a method, run as a user runs it, on a few images of two classes."""
 
-import contextlib
 import signal
-import subprocess
 from importlib.util import find_spec
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -50,13 +47,6 @@ def small(name):
     return ()
 
 
-def here(command, cwd, **_):
-    """Run `python -P -c SCRIPT` in this process."""
-    with contextlib.chdir(cwd):
-        exec(command[-1], {})
-    return subprocess.CompletedProcess(command, 0, "", "")
-
-
 def exports(run):
     """Export a run to the encoder's own library, or to ONNX where it has none and ONNX is there."""
     done = CliRunner().invoke(app, ["export", str(run)])
@@ -66,12 +56,12 @@ def exports(run):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
-def test_it_trains_on_a_small_folder(name, photos, tmp_path, monkeypatch):
+def test_it_trains_on_a_small_folder(name, photos, tmp_path, request):
     run = tmp_path / "run"
     few = ("--set", "train.epochs=1", "--set", "train.workers=0", "--set", "train.device=cpu")
     few += small(name)
     if name not in ALONE:
-        monkeypatch.setattr("sslkit.runs.export.subprocess", SimpleNamespace(run=here))
+        request.getfixturevalue("loaded_here")
     sslkit("train", name, "--data", photos, "--run", run, *few, "--set", "train.batch_size=8")
     assert "knn" in sslkit("eval", "knn", run).lower()
     exports(run)
