@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from strangers import install, present
 
 from sslkit import distributed, recipe
+from sslkit.errors import RecipeError
 from sslkit.interfaces import Output
 from sslkit.runs import checkpoint
 from sslkit.runs.run import Run
@@ -198,6 +199,43 @@ def test_two_ranks_train_as_one(path, photos, ranks, tmp_path):
 
 
 @every
+JOINING = [path for path in OURS if recipe.read(path).method.part.load().joins]
+"""Recipes whose loss looks across the batch."""
+MICRO = [path for path in OURS if path not in JOINING]
+QUICK = ("dino", "moco")
+"""Recipes with a centre, and with a queue; the others are slow tests."""
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, id=path.stem, marks=() if path.stem in QUICK else pytest.mark.slow)
+        for path in MICRO
+    ],
+)
+def test_micro_batches_train_as_one_batch(path, photos):
+    """Four steps, over the border of an epoch; so `accumulate` needs no refusal."""
+    made = small(path, photos)
+    settings = without_batch_norm(made)
+    if made.optimizer.use == "adamw" and not made.optimizer.options:
+        settings += SGD
+    found = []
+    for count in (1, 2):
+        run = build(small(path, photos, *settings, f"train.accumulate={count}"))
+        steps(run, EPOCH + 1)
+        found.append(everything(run))
+    one, other = found
+    for key, value in one.items():
+        torch.testing.assert_close(other[key], value, rtol=1e-3, atol=2e-5, msg=key)
+
+
+@every(JOINING)
+def test_micro_batches_of_a_loss_across_the_batch_are_refused(path):
+    with pytest.raises(RecipeError, match="looks across the batch"):
+        recipe.read(path, overrides=["train.accumulate=2"])
+
+
+@every()
 def test_a_skipped_step_changes_nothing(path, photos, monkeypatch):
     run = build(small(path, photos, "train.on_nan=skip"))
     forward = run.method.forward
