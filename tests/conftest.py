@@ -16,8 +16,10 @@ import pytest
 import torch
 import torch.distributed as dist
 from PIL import Image
+from typer.testing import CliRunner
 
 from sslkit import distributed, recipe
+from sslkit.cli import app
 from sslkit.recipe import registry, source
 from sslkit.runs import checkpoint
 from sslkit.runs.folders import NewFolder
@@ -176,6 +178,13 @@ def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) ->
     assert one.keys() == other.keys()
     different = [name for name in one if not torch.equal(one[name], other[name])]
     assert not different
+
+
+def sslkit(*words: object) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of the command line, run in this process."""
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, result.stdout, result.stderr
 
 
 def start(*arguments: object, torchrun: int = 0, restarts: int = 0) -> subprocess.Popen:

@@ -17,10 +17,10 @@ from voc_folder import write_voc
 
 from sslkit.cli import app
 from sslkit.errors import DataError, RecipeError, SslkitError
+from sslkit.evaluation import resumable
 from sslkit.evaluation.candidates import Network, RawPixels, normaliser
 from sslkit.evaluation.probe import ImageProbe
 from sslkit.interfaces import Boxes, Encoder, ImageSource
-from sslkit_plugins.evaluations import box_training
 from sslkit_plugins.evaluations.box_training import Schedule, Training, flipped, order
 from sslkit_plugins.evaluations.detect import PRESETS, Detect, scaled
 from sslkit_plugins.evaluations.detector import Scale, build
@@ -323,17 +323,17 @@ def test_a_killed_command_goes_on_with_the_same_numbers(voc, tmp_path, monkeypat
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     code, out = detect(voc, whole, *options)
     assert code == 0 and "AP50 % ↑" in out and "raw pixels: left out" in out
-    monkeypatch.setattr(box_training, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(resumable, "SAVE_SECONDS", 0.0)
     train, taken = Training._train, []
 
-    def stop(training, batch):
-        if training.step == 2:
+    def stop(training, batch, step):
+        if step == 2:
             raise KeyboardInterrupt
-        train(training, batch)
+        train(training, batch, step)
 
-    def count(training, batch):
-        taken.append(training.step)
-        train(training, batch)
+    def count(training, batch, step):
+        taken.append(step)
+        train(training, batch, step)
 
     monkeypatch.setattr(Training, "_train", stop)
     code, out = detect(voc, parts, *options)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import TINY, finish, start
+from conftest import TINY, finish, sslkit, start
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from typer.testing import CliRunner
@@ -240,18 +240,8 @@ def test_a_fault_that_all_ranks_meet_is_told_once(ranks, capfd):
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(tiny, tmp_path):
-    code, _, err = finish(
-        start(
-            "train",
-            tiny,
-            "--devices",
-            2,
-            "--set",
-            "train.batch_size=7",
-            "--runs",
-            tmp_path / "runs",
-        )
-    )
+    settings = ("--set", "train.batch_size=7")
+    code, _, err = sslkit("train", tiny, "--devices", 2, *settings, "--runs", tmp_path / "runs")
     assert code == 2
     assert (
         err == "train.batch_size  7 images cannot be shared by 2 processes; take a multiple of 2\n"
@@ -436,6 +426,7 @@ def test_a_signal_during_the_first_pass_ends_all_processes_at_once(tmp_path):
     ) == 1
 
 
+@pytest.mark.slow
 def test_a_fault_that_no_restart_mends_ends_all_processes_at_once(tiny, tmp_path):
     code, _, err = finish(
         start(

@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import os
 import re
 import subprocess
 import sys
@@ -11,10 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import sslkit
 from PIL import Image
-from typer.testing import CliRunner
 
-from sslkit.cli import app
 from sslkit.recipe import registry, source
 
 HERE = Path(__file__).parent
@@ -87,12 +85,6 @@ def labelled(tmp_path_factory) -> Path:
             pixels = rng.integers(level - 40, level + 40, (20, 20, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(folder / name / f"{number}.png")
     return folder
-
-
-def sslkit(*words: object) -> tuple[int, str, str]:
-    result = CliRunner().invoke(app, [str(word) for word in words])
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result.exit_code, result.stdout, result.stderr
 
 
 def encoder(labelled: Path) -> list[object]:
@@ -233,18 +225,21 @@ def test_the_documentation_shows_its_files():
     assert len((STRANGER / "silhouette.py").read_text("utf-8").splitlines()) <= 40
 
 
-def test_it_gives_a_table_an_interval_and_a_picture(site, labelled, tmp_path):
-    words = ["eval", "silhouette", *map(str, encoder(labelled))]
-    ran = subprocess.run(
-        [sys.executable, "-m", "sslkit", *words],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert ran.returncode == 0, ran.stderr
-    assert "silhouette ↑" in ran.stdout and "95 % CI over 24 images" in ran.stdout
+@pytest.fixture
+def installed(site, monkeypatch):
+    """The stranger's distribution is found in this process."""
+    monkeypatch.syspath_prepend(site)
+    registry.discover.cache_clear()
+    yield
+    registry.discover.cache_clear()
+    sys.modules.pop("silhouette", None)
+
+
+def test_it_gives_a_table_an_interval_and_a_picture(installed, labelled, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = sslkit("eval", "silhouette", *encoder(labelled))
+    assert code == 0, err
+    assert "silhouette ↑" in out and "95 % CI over 24 images" in out
     home = tmp_path / "eval" / "timm_test_resnet"
     assert (home / "silhouette.png").read_bytes()[:4] == b"\x89PNG"
     result = json.loads((home / "silhouette.json").read_text())

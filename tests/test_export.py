@@ -10,12 +10,11 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
+from conftest import sslkit
 from hub import on_hub, serving
 from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner
 
 from sslkit import recipe
-from sslkit.cli import app
 from sslkit.errors import SslkitError
 from sslkit.runs import card, checkpoint
 from sslkit.runs import hub as hub_client
@@ -61,12 +60,6 @@ def run_folder(where: Path, *settings: str) -> tuple[Path, torch.nn.Module]:
             value.add_(torch.rand(value.shape, generator=torch.Generator().manual_seed(1)))
     checkpoint.save(run, folder)
     return folder, run.method.encoder.eval()
-
-
-def sslkit(*words: object) -> tuple[int, str, str]:
-    result = CliRunner().invoke(app, [str(word) for word in words])
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result.exit_code, result.stdout, result.stderr
 
 
 def compare(folder: Path, encoder: torch.nn.Module, side: int, *libraries: str) -> None:

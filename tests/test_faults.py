@@ -336,6 +336,11 @@ def test_all_faults_come_at_once_in_the_order_of_lines() -> None:
         ("loss.lambda.x=1", "--set loss.lambda.x 'loss.lambda' has no options; it is 0.5"),
         ("loss=info_nce", "--set loss 'info_nce' is not of the form {use: NAME, …}"),
         ("heads.patch.out_dim=64", "--set heads.patch needs 'use', a name"),
+        (
+            "optimizer=[{use: sgd, lr: 0.1}]",
+            "--set optimizer [{use: 'sgd', lr: 0.1}] is a list, but one optimizer trains all",
+        ),
+        ("data=[{use: shapes}]", "--set data [{use: 'shapes'}] is a list, but training reads one"),
         ("train.epochs={", "--set train.epochs is not valid YAML"),
         ("train.epochs=!!int 3", "--set train.epochs tag tag:yaml.org,2002:int is not allowed"),
         ("train.epochs=", "--set train.epochs expected int ≥ 1, got null"),
@@ -448,7 +453,7 @@ def test_the_command_needs_no_torch_and_shows_no_traceback() -> None:
     for arguments, code, words in [
         ("--help", 0, "check"),
         ("--version", 0, "sslkit 0."),
-        ("check mine.yaml", 0, "mine.yaml is valid: pirl, "),
+        ("check mine.yaml --quick", 0, "mine.yaml is valid: pirl, "),
         ("check broken.yaml", 2, sentence),
         ("plugins", 0, "lambda_nce"),
         ("plugins losses", 0, "info_nce"),

@@ -6,22 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TINY, new_folder
+from conftest import TINY, new_folder, sslkit
 from PIL import Image
-from typer.testing import CliRunner
 
 from sslkit import recipe
-from sslkit.cli import app
 from sslkit.recipe import registry
 from sslkit.runs import checkpoint, versions
 from sslkit.training.build import build
 from sslkit.training.trainer import train
-
-
-def sslkit(*words: object) -> tuple[int, str, str]:
-    result = CliRunner().invoke(app, [str(word) for word in words])
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result.exit_code, result.stdout, result.stderr
 
 
 def refused(*words: object) -> str:

@@ -9,11 +9,9 @@ import threading
 from pathlib import Path
 
 import pytest
-from conftest import TINY, assert_as, finish, start, steps, wait_for
-from typer.testing import CliRunner
+from conftest import TINY, assert_as, finish, sslkit, start, steps, wait_for
 
 from sslkit import recipe
-from sslkit.cli import app
 from sslkit.errors import CheckpointError
 from sslkit.runs import checkpoint, folders
 from sslkit.training import session
@@ -21,13 +19,6 @@ from sslkit.training import session
 LONG = ("--set", "train.save_minutes=0", "--set", "train.epochs=3")
 """9 steps, a checkpoint after each."""
 PROC = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks into /proc")
-
-
-def sslkit(*words: object) -> tuple[int, str, str]:
-    """Exit code, stdout, stderr of a command in this process."""
-    result = CliRunner().invoke(app, [str(word) for word in words])
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result.exit_code, result.stdout, result.stderr
 
 
 def contents(folder: Path) -> dict[Path, bytes]:

@@ -43,8 +43,8 @@ def imported(*arguments: object) -> set[str]:
         ("train", "--help"),
         ("plugins",),
         ("plugins", "show", "memory_bank"),
-        ("check", RECIPE),
-        ("check", RECIPE, "--set", "train.epochs=3", "--data", RECIPE.parent),
+        ("check", RECIPE, "--quick"),
+        ("check", RECIPE, "--quick", "--set", "train.epochs=3", "--data", RECIPE.parent),
         ("schema",),
     ],
     ids=lambda arguments: " ".join(str(word) for word in arguments if word != RECIPE),
@@ -54,7 +54,7 @@ def test_it_imports_no_torch(arguments):
 
 
 def test_help_and_a_check_that_finds_nothing_import_no_rich():
-    assert "rich" not in imported("--help") | imported("check", RECIPE)
+    assert "rich" not in imported("--help") | imported("check", RECIPE, "--quick")
 
 
 def test_a_session_imports_matplotlib_only_when_it_draws():

@@ -194,8 +194,12 @@ class Probe(ABC):
         steps: int,
         seed: int,
         size: int | None = None,
+        first: int = 0,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield `steps` shuffled batches of random crops and flips: integer [B,C,S,S], [B]."""
+        """Yield shuffled batches of random crops and flips: integer [B,C,S,S], index [B].
+
+        They are those of the steps first … steps−1, functions of `seed` and the step.
+        """
 
     @abstractmethod
     def views(
@@ -211,9 +215,9 @@ class Probe(ABC):
     def unfinished(self, name: str, conditions: Mapping[str, Any]) -> Path | None:
         """Return a folder for the state of evaluation `name` until its result is written.
 
-        Equal conditions and an equal `protocol` give the same folder, so the same command continues
-        after a kill. The evaluation creates the folder; sslkit removes it. Returns None if nothing
-        may be written.
+        Equal conditions, `protocol`, images, weights and versions give the same folder, so the same
+        command continues after a kill. The evaluation creates the folder; sslkit removes it.
+        Returns None if nothing may be written.
         """
 
     @abstractmethod

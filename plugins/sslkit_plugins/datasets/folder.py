@@ -244,7 +244,12 @@ class ImageNet(ImageFolder):
     opens: ClassVar[dict[str, str]] = {}
     paths: ClassVar[dict[str, tuple[str, ...]]] = {"root": ()}
 
-    nominal: ClassVar[dict[str, int]] = {"pretrain": 1_281_167, "train": 1_281_167, "val": 50_000}
+    nominal: ClassVar[dict[str, int]] = {
+        "pretrain": 1_281_167,
+        "train": 1_281_167,
+        "val": 50_000,
+        "classes": 1000,
+    }
 
     def __init__(
         self,

@@ -1,6 +1,6 @@
 """Fine-tuning of encoders with all labels or with a share of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -169,23 +169,24 @@ class Finetune(Evaluation):
         notes: list[str] = []
         for candidate in probe.candidates:
             notes += self._check(probe, candidate)
+        protocol = self._protocol(len(images))
+        protocol |= {"available_images": len(probe.train), "val_images": len(probe.val)}
+        text, protocol["list_sha256"] = image_lists.written(probe.train, rows)
+        folder = probe.unfinished("finetune", protocol)
         row = "all layers" if self.freeze is None else f"layers after {self.freeze}"
         outcomes: dict[tuple[str | None, str], list[dict[str, Outcome]]] = {}
-        for candidate in probe.candidates:
+        for number, candidate in enumerate(probe.candidates):
             if _encoder(candidate) is None:
                 hits = _regress(probe, candidate, images)
                 outcomes[None, candidate.name] = [hits] * self.seeds
                 continue
             found = outcomes.setdefault((row, candidate.name), [])
             for seed in range(self.seeds):
-                with probe.progress(f"fine-tuning {candidate.name}, seed {seed}") as advance:
-                    model = self.train(probe, candidate, images, seed, advance)
+                file = None if folder is None else folder / f"{number}-{seed}.safetensors"
+                model = self.train(probe, candidate, images, seed, file)
                 shown = probe.images(probe.val, size=candidate.size)
                 logits = model.predict(batch for batch, _ in shown)
                 found.append(_hits(logits, probe))
-        protocol = self._protocol(len(images))
-        protocol |= {"available_images": len(probe.train), "val_images": len(probe.val)}
-        text, protocol["list_sha256"] = image_lists.written(probe.train, rows)
         files = {}
         if len(images) < len(probe.train):
             name = f"finetune-{len(images)}-images-{protocol['list_sha256'][:8]}.txt"
@@ -248,20 +249,31 @@ class Finetune(Evaluation):
         candidate: Candidate,
         images: ImageSource,
         seed: int,
-        advance: Callable[[int, int], None],
+        file: Path | None = None,
     ) -> Classifier:
-        """Return a fine-tuned copy of a candidate's encoder with its head."""
+        """Return a fine-tuned copy of a candidate's encoder with its head.
+
+        The training continues from `file`, if it exists.
+        """
         network = candidate.network()
         assert network is not None
-        torch.manual_seed(seed)
-        model = self.classifier(*network, len(probe.classes)).to(probe.device)
         batch_size, steps = self._steps(len(images))
         labels = torch.as_tensor(images.labels, device=probe.device)
-        batches = probe.augmented(
-            images, batch_size=batch_size, steps=steps, seed=seed, size=candidate.size
-        )
-        labelled = ((crops, labels[index.to(probe.device)]) for crops, index in batches)
-        model.fit(labelled, self.optimizer(model, batch_size), self.plan, steps, advance)
+
+        def batches(first: int) -> Iterator[tuple[Tensor, Tensor]]:
+            size = candidate.size
+            augmented = probe.augmented(
+                images, batch_size=batch_size, steps=steps, seed=seed, size=size, first=first
+            )
+            return ((crops, labels[index.to(probe.device)]) for crops, index in augmented)
+
+        devices = [probe.device] if probe.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(seed)
+            model = self.classifier(*network, len(probe.classes)).to(probe.device)
+            optimizer = self.optimizer(model, batch_size)
+            with probe.progress(f"fine-tuning {candidate.name}, seed {seed}") as advance:
+                model.fit(batches, optimizer, self.plan, steps, advance, seed=seed, file=file)
         return model
 
     def _steps(self, count: int) -> tuple[int, int]:
