@@ -219,6 +219,16 @@ def test_commands_options_and_recipes_of_pages_exist(page):
         assert (ROOT / name).exists() or "mine" in name, name
 
 
+@pytest.mark.parametrize("package", ["sslkit", "plugins/sslkit_plugins"])
+def test_architecture_lists_every_file_and_folder(package):
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    listed = re.search(rf"^{package}/\n((?:  .*\n)+)", page, re.MULTILINE)[1]
+    names = set(re.findall(r"(?<= )(\w+(?:\.py|/))(?= )", listed))
+    paths = [*(ROOT / package).glob("*.py"), *(ROOT / package).glob("*/__init__.py")]
+    places = {f"{path.parent.name}/" if path.stem == "__init__" else path.name for path in paths}
+    assert names == places - {f"{Path(package).name}/"}
+
+
 def test_pages_agree_on_where_things_go():
     table = re.compile(r"^\| you add \|.*?\n\n", re.MULTILINE | re.DOTALL)
     pages = (ROOT / "CONTRIBUTING.md", ROOT / "docs" / "architecture.md")

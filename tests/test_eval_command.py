@@ -99,6 +99,7 @@ def one_line(text: str) -> str:
 def test_eval_alone_lists_the_evaluations_with_their_summaries():
     code, out, _ = sslkit("eval")
     assert code == 0
+    assert "baselines are the untrained encoder, raw pixels and chance." in one_line(out)
     assert "linear Linear classifier on frozen features" in one_line(out)
     assert "knn Vote of the k nearest training images" in one_line(out)
 
@@ -132,6 +133,19 @@ def test_help_shows_descriptions_defaults_and_choices():
     for common in ("--data", "--encoder", "--weights", "--size", "--against", "--split-seed"):
         assert common in text
     assert "--device" in text and "--out" in text and "[RUN]" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "images"),
+    [
+        ("svm", "a folder in VOC layout (JPEGImages, Annotations, ImageSets/Main)"),
+        ("detect", "Images with boxes: a folder in VOC layout"),
+        ("knn", "a folder with one folder per class"),
+        ("quality", "Images, with or without labels"),
+    ],
+)
+def test_help_describes_the_images_that_are_needed(name, images):
+    assert images in one_line(sslkit("eval", name, "--help")[1])
 
 
 def test_values_are_read_as_by_set_and_booleans_are_flags(install, labelled, tmp_path):
