@@ -232,7 +232,7 @@ def test_difficult_objects_are_trained_and_ignored_in_the_test():
     seen = []
     detector.forward = lambda images, targets: seen.extend(targets) or {"x": torch.ones(1)}
     training = Training(detector, normalise, evaluation.schedule, probe.train, seed=0, device=CPU)
-    training._losses([(0, torch.zeros(3, 72, 96)), (1, torch.zeros(3, 72, 96))], 0)
+    training.losses([(0, torch.zeros(3, 72, 96)), (1, torch.zeros(3, 72, 96))], 0)
     assert [len(target["labels"]) for target in seen] == [len(b.labels) for b in probe.train.boxes]
     assert min(target["labels"].min() for target in seen) >= 1  # 0 is the background
 
@@ -324,22 +324,22 @@ def test_a_killed_command_goes_on_with_the_same_numbers(voc, tmp_path, monkeypat
     code, out = detect(voc, whole, *options)
     assert code == 0 and "AP50 % ↑" in out and "raw pixels: left out" in out
     monkeypatch.setattr(resumable, "SAVE_SECONDS", 0.0)
-    train, taken = Training._train, []
+    take, taken = Training.take, []
 
     def stop(training, batch, step):
         if step == 2:
             raise KeyboardInterrupt
-        train(training, batch, step)
+        take(training, batch, step)
 
     def count(training, batch, step):
         taken.append(step)
-        train(training, batch, step)
+        take(training, batch, step)
 
-    monkeypatch.setattr(Training, "_train", stop)
+    monkeypatch.setattr(Training, "take", stop)
     code, out = detect(voc, parts, *options)
     assert code == 130 and "run the same command again to go on" in out
     assert [path.name for path in parts.iterdir()] == ["unfinished"]
-    monkeypatch.setattr(Training, "_train", count)
+    monkeypatch.setattr(Training, "take", count)
     code, out = detect(voc, parts, *options)
     assert code == 0 and taken == [2]
     first, second = (json.loads((one / "detect.json").read_text("utf-8")) for one in (whole, parts))
