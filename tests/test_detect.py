@@ -15,10 +15,12 @@ from torch import nn
 from typer.testing import CliRunner
 from voc_folder import write_voc
 
+from sslkit import recipe
 from sslkit.cli import app
 from sslkit.errors import DataError, RecipeError, SslkitError
 from sslkit.evaluation import resumable
 from sslkit.evaluation.candidates import Network, RawPixels, normaliser
+from sslkit.evaluation.plan import plan
 from sslkit.evaluation.probe import ImageProbe
 from sslkit.interfaces import Boxes, Encoder, ImageSource
 from sslkit_plugins.evaluations.box_training import Schedule, Training, flipped, order
@@ -251,6 +253,21 @@ def test_squares_are_found_after_a_short_training():
     assert interval.low < entry.scores["AP50"].value < interval.high
     assert interval.of == "12 images, bootstrap of 1000"
     assert [metric.name for metric in result.metrics] == ["AP50", "AP", "AP75"]
+
+
+@pytest.mark.parametrize("preset, images", [("pirl", 2 * 8 + 12), ("moco", 2 * 8 + 2 * 8 + 12)])
+def test_a_detector_is_planned_from_its_steps(preset, images):
+    """MoCo's batch norms get their statistics from as many batches as there are steps."""
+    probe = made()
+    given = copy.deepcopy(probe.candidates[0].encoder.state_dict())
+    options = {"preset": preset, "steps": "8", "batch_size": "2"}
+    found = plan(recipe.read_evaluation("detect", options), probe)
+    lines = dict(found.lines)
+    assert "1 seed of 8 steps of 2 images" in lines["time of the evaluation itself"]
+    assert f"({images} images)" in lines["time to decode images again"]
+    assert found.seconds > 0 and found.memory > 10**6
+    now = probe.candidates[0].encoder.state_dict()
+    assert all(torch.equal(given[name], now[name]) for name in given)
 
 
 # ---------------------------------------------------------------------- the result
