@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from sslkit.errors import DataError, Fault, RecipeError, printable
-from sslkit.evaluation import combine, percentiles, resample
+from sslkit.evaluation import combine, percentiles, resample, too_few
 from sslkit.interfaces import (
     Entry,
     Evaluation,
@@ -150,10 +150,11 @@ class Svm(Evaluation):
     def _by_class(self, probe: Probe, machines: Machines) -> Result:
         """Train on all images: the mean over classes, and the AP of every class."""
         train, val = _tags(probe)
+        groups = _groups(probe)
         decided: list[np.ndarray] = []
 
         def score(features: Features, seed: int) -> dict[str, Outcome]:
-            decided.append(self._decide(features, train, machines))
+            decided.append(self._decide(features, train, machines, groups))
             values = average_precisions(decided[-1], val, self.rule)(None)
             return {MAP.name: float(values.mean())}
 
@@ -163,7 +164,7 @@ class Svm(Evaluation):
             layers=self.layers == "all",
             view="squash",
             chance={MAP.name: float(prevalence(val).mean())},
-            protocol={"notes": _few(train, probe.classes)},
+            protocol={"notes": _few(train, probe.classes) + too_few(len(val), probe.val.groups)},
         )
         scored, chosen = {}, {}
         costs = np.array(machines.chosen).reshape(-1, len(probe.classes)).tolist()
@@ -182,13 +183,20 @@ class Svm(Evaluation):
             entries += [replace(entry, row=name) for entry in of_class]
         return replace(result, entries=entries)
 
-    def _decide(self, features: Features, tags: np.ndarray, machines: Machines) -> np.ndarray:
+    def _decide(
+        self,
+        features: Features,
+        tags: np.ndarray,
+        machines: Machines,
+        groups: np.ndarray | None,
+    ) -> np.ndarray:
         """Return the decision values of the validation images, [M,C]."""
         train, val = normalised(features.train), normalised(features.val)
         decided = []
         for tag in tags.T:
             rows = np.flatnonzero(tag != -1) if self.difficult == "ignore" else slice(None)
-            decided.append(machines.decide(train[rows], tag[rows] == 1, val))
+            own = None if groups is None else groups[rows]
+            decided.append(machines.decide(train[rows], tag[rows] == 1, val, own))
         return np.stack(decided, 1)
 
     # --------------------------------------------------------------------------- low-shot
@@ -197,12 +205,13 @@ class Svm(Evaluation):
         """Train on samples of k positives and 19·k negatives: the mean over classes by k."""
         train, val = _tags(probe)
         shots, notes = few_shots.possible(self.shots, train, probe.classes)
+        groups = _groups(probe)
         found: list[dict[int, float]] = []
 
         def score(features: Features, seed: int) -> dict[str, Outcome]:
             values = {}
             for k in shots:
-                decided = self._decide_few(features, train, k, seed, machines)
+                decided = self._decide_few(features, train, k, seed, machines, groups)
                 values[k] = float(average_precisions(decided, val, self.rule)(None).mean())
             found.append(values)
             return {MAP.name: values[shots[-1]]}
@@ -228,15 +237,27 @@ class Svm(Evaluation):
         return replace(result, entries=paired, figures=figures)
 
     def _decide_few(
-        self, features: Features, tags: np.ndarray, k: int, sample: int, machines: Machines
+        self,
+        features: Features,
+        tags: np.ndarray,
+        k: int,
+        sample: int,
+        machines: Machines,
+        groups: np.ndarray | None,
     ) -> np.ndarray:
         """Return the decision values of the validation images after k shots, [M,C]."""
         train, val = normalised(features.train), normalised(features.val)
         decided = []
         for number, tag in enumerate(tags.T):
             rows = few_shots.draw_few(tag, k, [sample, number])
-            decided.append(machines.decide(train[rows], tag[rows] == 1, val))
+            own = None if groups is None else groups[rows]
+            decided.append(machines.decide(train[rows], tag[rows] == 1, val, own))
         return np.stack(decided, 1)
+
+
+def _groups(probe: Probe) -> np.ndarray | None:
+    """Return the groups of the training images, [N]."""
+    return None if probe.train.groups is None else np.asarray(probe.train.groups)
 
 
 def _tags(probe: Probe) -> tuple[np.ndarray, np.ndarray]:
