@@ -34,7 +34,8 @@ def folds_of(
     """
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-    folds = min(FOLDS, positive.sum(), (~positive).sum())
+    members = len(positive) if groups is None else len(np.unique(groups))
+    folds = min(FOLDS, members, positive.sum(), (~positive).sum())
     if folds < 2:
         return []
     if groups is None:
