@@ -116,9 +116,7 @@ def test_a_quick_check_says_what_it_does_not_try(tiny, monkeypatch):
     code, out, err = sslkit("check", "tiny.yaml", "--quick", "--set", "transform.patch=30")
     assert (code, err) == (0, "")
     line = out.splitlines()[-1]
-    assert line == (
-        "the parts are not tried; next: sslkit plan tiny.yaml --set transform.patch=30"
-    )
+    assert line == ("the parts are not tried; next: sslkit plan tiny.yaml --set transform.patch=30")
     code, _, err = sslkit(*shlex.split(line.split("next: ")[1])[1:])
     assert code == 2 and "transform.patch  30 pixels do not fit" in err
 

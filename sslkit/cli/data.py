@@ -12,7 +12,6 @@ from sslkit.cli.options import DataOptions, SkipUnreadable, Workers, filled
 from sslkit.errors import PluginError, counted
 from sslkit.recipe import registry
 
-
 ANNOTATIONS = ("tags", "boxes", "groups")
 """Attributes of a data set that packed sets do not store."""
 

@@ -64,8 +64,9 @@ class Machines:
     ) -> np.ndarray:
         """Fit with the best cost, and return the decision values of `val`, [M].
 
-        `train` are [N,D], `positive` bool [N], `groups` [N] stay within a fold. If D is much larger than N, the machine is fitted in
-        the span of the training rows, N numbers instead of D. Its weights are the same.
+        `train` are [N,D], `positive` bool [N], `groups` [N] stay within a fold. If D is much larger
+        than N, the machine is fitted in the span of the training rows, N numbers instead of D. Its
+        weights are the same.
         """
         basis = None
         if train.shape[1] > 2 * len(train):
