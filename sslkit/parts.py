@@ -72,8 +72,8 @@ def make(choice: Choice, *, place: str = "", **runtime: object):
     """Create the part that a recipe chose, with the runtime arguments that it requires.
 
     `place` is the recipe key in messages, if it differs from the kind. Raises RecipeError for a
-    runtime argument that the kind does not have, and PluginError if the constructor raises or the
-    part breaks the contract of its kind.
+    runtime argument that the kind does not have. Raises PluginError if the constructor raises or
+    the part breaks the contract of its kind.
     """
     wrong = wiring.unknown_runtime(choice)
     if wrong is not None:

@@ -336,6 +336,11 @@ def test_all_faults_come_at_once_in_the_order_of_lines() -> None:
         ("loss.lambda.x=1", "--set loss.lambda.x 'loss.lambda' has no options; it is 0.5"),
         ("loss=info_nce", "--set loss 'info_nce' is not of the form {use: NAME, …}"),
         ("heads.patch.out_dim=64", "--set heads.patch needs 'use', a name"),
+        (
+            "optimizer=[{use: sgd, lr: 0.1}]",
+            "--set optimizer [{use: 'sgd', lr: 0.1}] is a list, but one optimizer trains all",
+        ),
+        ("data=[{use: shapes}]", "--set data [{use: 'shapes'}] is a list, but training reads one"),
         ("train.epochs={", "--set train.epochs is not valid YAML"),
         ("train.epochs=!!int 3", "--set train.epochs tag tag:yaml.org,2002:int is not allowed"),
         ("train.epochs=", "--set train.epochs expected int ≥ 1, got null"),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TINY, finish, start
+from conftest import TINY, sslkit
 from PIL import Image
 
 from sslkit.data.loader import fingerprint
@@ -338,10 +338,6 @@ def trained(tmp_path_factory):
 
 
 ONE_EPOCH = ("--set", "train.epochs=1")
-
-
-def sslkit(*arguments: object) -> tuple[int, str, str]:
-    return finish(start(*arguments))
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import conftest
 import numpy as np
 import pytest
 import torch
@@ -150,25 +151,24 @@ def test_its_parts_are_listed_and_shown(site: Path, tmp_path: Path) -> None:
 
 
 def test_its_recipe_trains_though_another_part_is_broken(
-    site: Path, images: Path, tmp_path: Path
+    site: Path, here: pytest.MonkeyPatch, images: Path, tmp_path: Path
 ) -> None:
     small: list[str | Path] = ["--data", images, "--runs", tmp_path / "runs"]
     for setting in ("epochs=1", "batch_size=8", "workers=0", "device=cpu"):
         small += ["--set", f"train.{setting}"]
-    broken = sslkit(
-        tmp_path, "train", RECIPE, *small, "--set", "heads.image.use=hyperbolic", site=site
-    )
-    told(
-        broken,
+    here.syspath_prepend(site)
+    code, _, err = conftest.sslkit("train", RECIPE, *small, "--set", "heads.image.use=hyperbolic")
+    sentence = (
         "head 'hyperbolic' of outsider 1.0 cannot be imported from outsider.hyperbolic: "
         "ModuleNotFoundError: "
-        "No module named 'hyperbolic_layers_that_nobody_has'; repair or reinstall outsider",
+        "No module named 'hyperbolic_layers_that_nobody_has'; repair or reinstall outsider"
     )
+    assert code == 2 and sentence in err and sentence in DOC
     assert not (tmp_path / "runs").exists()
 
-    trained = sslkit(tmp_path, "train", RECIPE, *small, site=site)
-    assert trained.returncode == 0, trained.stderr
-    assert "0.50 expected of random vectors: as expected" in trained.stdout + trained.stderr
+    code, out, err = conftest.sslkit("train", RECIPE, *small)
+    assert code == 0, err
+    assert "0.50 expected of random vectors: as expected" in out + err
     run = tmp_path / "runs" / "channel_order" / "latest"
     assert (run / "encoder.safetensors").is_file()
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 2

@@ -7,20 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TINY
-from typer.testing import CliRunner
+from conftest import TINY, sslkit
 
 from sslkit import console, recipe
-from sslkit.cli import app
 from sslkit.data.loader import check_fills
 from sslkit.errors import DataError, RecipeError
 from sslkit.recipe.document import Document, Dumper
-
-
-def sslkit(*words: object) -> tuple[int, str, str]:
-    result = CliRunner().invoke(app, [str(word) for word in words])
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result.exit_code, result.stdout, result.stderr
 
 
 def archive(place: Path, count: int, channels: int = 3) -> Path:

@@ -7,12 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import sslkit
 from noise import Noise, made, network
 from PIL import Image
 from torch.nn import functional as F
-from typer.testing import CliRunner
 
-from sslkit.cli import app
 from sslkit.errors import DataError
 from sslkit.evaluation.candidates import RawPixels
 from sslkit.interfaces import Features
@@ -259,12 +258,6 @@ def painted(tmp_path_factory) -> Path:
             picture = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
             picture.save(folder / name / f"{number}.png")
     return folder
-
-
-def sslkit(*words: object) -> tuple[int, str, str]:
-    result = CliRunner().invoke(app, [str(word) for word in words])
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result.exit_code, result.stdout, result.stderr
 
 
 def test_retrieval_and_copies_through_the_command_line(painted, tmp_path):

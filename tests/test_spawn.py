@@ -6,7 +6,9 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from conftest import TINY
+from conftest import TINY, sslkit
+
+from sslkit.data import workers
 
 SITE = """
     import sys
@@ -69,9 +71,11 @@ def spawned(home: Path, *words: object) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_part_that_cannot_be_sent_is_a_sentence(home, name):
+def test_a_part_that_cannot_be_sent_is_a_sentence(home, name, monkeypatch):
+    monkeypatch.setattr(workers, "START", "spawn")
+    monkeypatch.chdir(home)
     words = ("train", "tiny.yaml", "--set", f"data.use={name.lower()}", "--set", "data.root=photos")
-    code, err = spawned(home, *words, "--set", "train.workers=1")
+    code, _, err = sslkit(*words, "--set", "train.workers=1")
     assert code == 2 and len(err.splitlines()) == 1, err
     assert err.startswith("the data set or the transform cannot be sent to a loader worker (")
     assert "--set train.workers=0" in err

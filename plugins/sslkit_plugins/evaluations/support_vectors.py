@@ -47,11 +47,17 @@ def folds_of(
     return found
 
 
+def is_wide(rows: int, width: int) -> bool:
+    """Tell whether a machine is fitted in the span of its rows."""
+    return width > 2 * rows
+
+
 class Machines:
     """Fits support vector machines, counts the fits that do not converge, records the costs."""
 
-    def __init__(self, costs: Sequence[float]) -> None:
+    def __init__(self, costs: Sequence[float], groups: Sequence[object] | None = None) -> None:
         self.costs = sorted(costs)
+        self.groups = None if groups is None else np.asarray(groups)
         self.fits = self.unfinished = 0
         self.chosen: list[float] = []
 
@@ -60,16 +66,17 @@ class Machines:
         train: np.ndarray,
         positive: np.ndarray,
         val: np.ndarray,
-        groups: np.ndarray | None = None,
+        rows: np.ndarray | slice = slice(None),
     ) -> np.ndarray:
         """Fit with the best cost, and return the decision values of `val`, [M].
 
-        `train` are [N,D], `positive` bool [N], `groups` [N] stay within a fold. If D is much larger
-        than N, the machine is fitted in the span of the training rows, N numbers instead of D. Its
-        weights are the same.
+        `train` are [N,D], `positive` bool [N], `rows` their places in `groups`, which stay within a
+        fold. If D is much larger than N, the machine is fitted in the span of the training rows, N
+        numbers instead of D. Its weights are the same.
         """
+        groups = None if self.groups is None else self.groups[rows]
         basis = None
-        if train.shape[1] > 2 * len(train):
+        if is_wide(*train.shape):
             basis, upper = np.linalg.qr(train.T)
             train = upper.T
         self.chosen.append(self.choose_cost(train, positive, groups))
