@@ -13,7 +13,7 @@ from strangers import install, present
 
 from sslkit import distributed, recipe
 from sslkit.errors import RecipeError
-from sslkit.interfaces import Output
+from sslkit.interfaces import Loss, Output
 from sslkit.runs import checkpoint
 from sslkit.training.build import build
 from sslkit.training.trainer import train
@@ -235,7 +235,12 @@ def test_the_first_loss_is_about_what_the_method_expects(path, photos):
 def test_metrics_are_finite_scalars_of_the_same_names_at_every_step(path, photos):
     run = build(small(path, photos))
     before = {name: value.clone() for name, value in run.method.encoder.named_parameters()}
+    losses = [module for module in run.method.modules() if isinstance(module, Loss)]
+    called = []
+    for module in losses:
+        module.register_forward_hook(lambda *_: called.append(True))
     found = steps(run, 2 * EPOCH)
+    assert len(called) >= len(found), "every number goes through the loss of the recipe"
     for step in found:
         assert step.metrics.keys() == found[0].metrics.keys()
         for value in (step.loss, *step.metrics.values()):
