@@ -2,6 +2,7 @@
 the command line in a process.
 """
 
+import contextlib
 import faulthandler
 import multiprocessing
 import os
@@ -10,6 +11,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -131,6 +133,18 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.undo()
     for cached in (registry.discover, registry._signature, source.find):
         cached.cache_clear()
+
+
+@pytest.fixture
+def loaded_here(monkeypatch):
+    """`sslkit export` loads what it wrote in this process, which saves an import of PyTorch."""
+
+    def run(command, cwd, **_):
+        with contextlib.chdir(cwd):
+            exec(command[-1], {})
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr("sslkit.runs.export.subprocess", SimpleNamespace(run=run))
 
 
 @pytest.fixture

@@ -319,8 +319,9 @@ def worker_pids(launcher: int) -> list[int]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the processes below /proc")
-@pytest.mark.parametrize("launcher", ["devices", pytest.param("torchrun", marks=pytest.mark.slow)])
-def test_a_killed_rank_restarts_from_the_checkpoint(images, tmp_path, launcher):
+@pytest.mark.slow
+def test_a_killed_rank_restarts_in_the_folder_that_it_made(images, tmp_path):
+    """`--devices` without a folder; tests/test_run_folder.py names one."""
     path, runs = tmp_path / "tiny.yaml", tmp_path / "runs"
     path.write_text(TINY.format(root=images))
     arguments = (
@@ -331,11 +332,7 @@ def test_a_killed_rank_restarts_from_the_checkpoint(images, tmp_path, launcher):
         "--set",
         "train.epochs=4",
     )
-    if launcher == "devices":
-        process = start(*arguments, "--runs", runs, "--devices", 2)
-    else:
-        folder = runs / "tiny" / "latest"
-        process = start(*arguments, "--run-dir", folder, torchrun=2, restarts=1)
+    process = start(*arguments, "--runs", runs, "--devices", 2)
     metrics = runs / "tiny" / "latest" / "metrics.jsonl"
     while process.poll() is None and not (
         metrics.exists() and len(metrics.read_text().splitlines()) >= 4

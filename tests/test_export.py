@@ -75,7 +75,7 @@ def compare(folder: Path, encoder: torch.nn.Module, side: int, *libraries: str) 
         assert (features - expected).abs().max() <= bound * expected.abs().max(), library
 
 
-def test_both_libraries_give_the_features_of_the_run(tmp_path):
+def test_both_libraries_give_the_features_of_the_run(tmp_path, loaded_here):
     folder, encoder = run_folder(tmp_path)
     for library in ("timm", "torchvision"):
         home = folder / "export" / library
@@ -93,7 +93,7 @@ def test_both_libraries_give_the_features_of_the_run(tmp_path):
     compare(folder, encoder, 48, "timm", "torchvision")
 
 
-def test_a_vision_transformer_is_exported_at_the_size_of_its_images(tmp_path):
+def test_a_vision_transformer_is_exported_at_the_size_of_its_images(tmp_path, loaded_here):
     settings = ("encoder.model=vit_tiny_patch16_224", "transform.size=96")
     folder, encoder = run_folder(tmp_path, *settings)
     code, out, err = sslkit("export", folder, "--to", "timm")
@@ -129,7 +129,7 @@ def test_what_a_library_does_not_have_leaves_nothing_behind(tmp_path, settings, 
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_features_that_differ_are_not_exported(tmp_path, monkeypatch):
+def test_features_that_differ_are_not_exported(tmp_path, monkeypatch, loaded_here):
     folder, _ = run_folder(tmp_path)
     export = Timm.export
 

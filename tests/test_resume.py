@@ -321,7 +321,7 @@ def test_a_plugin_that_is_gone_is_named(photos, monkeypatch):
 # ------------------------------------------------------------------------- without the data
 
 
-def test_an_export_needs_no_data_set(photos, source):
+def test_an_export_needs_no_data_set(photos, source, loaded_here):
     folder, place = photos
     shutil.rmtree(place)
     forget()
@@ -341,7 +341,7 @@ def test_a_run_to_compare_with_needs_no_data_set(photos, source, tmp_path):
     assert code == 0, err
 
 
-def test_an_environment_that_is_none_is_ignored(source, tmp_path):
+def test_an_environment_that_is_none_is_ignored(source, tmp_path, loaded_here):
     folder = begun(tmp_path, TINY.format(root=source / "photos"))
     odd = [b"[]", b"[" * 9000, b"\xff", b'{"plugins": [], "parts": 3}', b'{"plugins": {"a": {}}}']
     for content in odd:

@@ -318,10 +318,10 @@ def test_killed_and_called_again_it_ends_as_if_never_killed(shared, complete, tm
         wait_for(lambda done=done: steps(place) >= done, process)
         process.kill()
         assert finish(process)[0] == -signal.SIGKILL
-    code, out, err = finish(start(*words))
+    code, out, err = sslkit(*words)
     assert (code, err) == (0, "") and "resumed at step" in out
     assert_as(place, complete)
-    code, out, _ = finish(start(*words))
+    code, out, _ = sslkit(*words)
     assert code == 0 and out.endswith("nothing to do\n")
 
 

@@ -107,8 +107,7 @@ def test_a_killed_and_signalled_run_ends_as_an_unbroken_one(tiny, unbroken, tmp_
         )
         assert rows(folder)[-1]["step"] == state["step"]
 
-    process = resume()
-    code, out, err = finish(process)
+    code, out, err = sslkit("train", "--resume", runs / "tiny" / "latest")
     assert (code, err) == (0, "") and "resumed at step" in out
 
     newest, expected = (checkpoint.newest(path)[0] for path in (folder, unbroken))

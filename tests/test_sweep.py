@@ -301,10 +301,11 @@ def made_table(keys, values, recipes=("pirl",)):
         (["loss.lambda"], [(0,), (0.5,), (1,)], ("pirl", "npid")),
         (["negatives"], [(8,), (64,), (512,)], ("pirl",)),
         (["encoder.model"], [("a",), ("b",)], ("pirl",)),
+        (["encoder.model"], [("a" * 40,), ("b" * 40,)], ("pirl",)),
         (["a.x", "b.y"], [(0, "p"), (0, "q"), (1, "p"), (1, "q")], ("pirl",)),
         ([], [()], ("pirl", "npid")),
     ],
-    ids=["lines", "log_lines", "bars", "heat_map", "recipes"],
+    ids=["lines", "log_lines", "bars", "rotated_names", "heat_map", "recipes"],
 )
 def test_figures_show_each_kind_of_sweep(tmp_path, keys, values, recipes):
     found = made_table(keys, values, recipes)

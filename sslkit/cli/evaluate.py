@@ -290,7 +290,7 @@ def evaluate(part: Part, given: dict[str, Any]) -> None:
         console.print_text(note, stderr=True)
     store.check_place(home)
     if given["plan"]:
-        console.print_fields(plan(choice, probe))
+        console.print_fields(plan(choice, probe).lines)
         return
     probe.home = home
     try:

@@ -3,6 +3,7 @@
 from sslkit.data.splits import split_by_class
 from sslkit.evaluation.compare import combine
 from sslkit.evaluation.intervals import bootstrap, percentiles, resample, student
+from sslkit.evaluation.memory import activations
 from sslkit.evaluation.pooling import pool
 from sslkit.evaluation.resumable import ResumableTraining
 from sslkit.evaluation.rows import Rows, split
@@ -11,6 +12,7 @@ from sslkit.evaluation.state import load_state, save_state
 __all__ = [
     "ResumableTraining",
     "Rows",
+    "activations",
     "bootstrap",
     "combine",
     "load_state",

@@ -84,14 +84,14 @@ class Network(Candidate):
 
     def digest(self) -> str:
         """Return the SHA-256 of the weights, and of the buffers unless images determine them."""
-        tensors = dict(self.encoder.named_parameters())
+        tensors: dict[str, Tensor] = {**dict(self.encoder.named_parameters())}
         if not self.fits:
             tensors |= dict(self.encoder.named_buffers())
         found = hashlib.sha256()
         for name, value in sorted(tensors.items()):
-            array = value.detach().cpu().contiguous()
-            found.update(f"{name} {array.dtype} {list(array.shape)}".encode())
-            found.update(array.view(-1).view(torch.uint8).numpy())
+            rows = value.detach().cpu().contiguous().view(-1)
+            found.update(f"{name} {rows.dtype} {list(value.shape)}".encode())
+            found.update(rows.view(torch.uint8).numpy().tobytes())
         return found.hexdigest()
 
     def _pixels(self, images: Tensor) -> Tensor:

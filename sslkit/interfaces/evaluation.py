@@ -264,6 +264,8 @@ class Work(NamedTuple):
     dims: Mapping[tuple[str | None, str], int]
     """Length of the features by row and candidate; includes every layer."""
     device: torch.device
+    probe: Probe
+    """Images and candidates, to time a few real steps."""
 
     def widths(self, layers: bool) -> dict[tuple[str | None, str], int]:
         """Return the lengths that are scored: of all layers, or of the last one."""
@@ -280,13 +282,16 @@ class Estimate:
 
     `features`: it keeps the features of all images, of all layers with `layers`. `passes` and
     `val_passes` are further passes of every candidate over the training and validation images.
-    `seconds` and `bytes` are the scoring's own; None if unknown. `how` tells what was assumed.
+    `reads` is the number of images that are decoded again besides. `seconds` and `bytes` are the
+    time without decoding and the memory of what the evaluation fits or trains; None if unknown.
+    `how` tells what was assumed.
     """
 
     features: bool = True
     layers: bool = False
     passes: float = 0.0
     val_passes: float = 0.0
+    reads: int = 0
     seconds: float | None = None
     bytes: int = 0
     how: str = ""
@@ -305,5 +310,5 @@ class Evaluation(ABC):
         """Return the scores of every candidate of `probe`."""
 
     def estimate(self, work: Work) -> Estimate:
-        """Return what `measure` needs, from the sizes alone; may time a small sample."""
+        """Return what `measure` needs; may time a small sample, and writes nothing."""
         return Estimate(layers=getattr(self, "layers", "last") == "all")

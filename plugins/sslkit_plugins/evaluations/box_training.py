@@ -25,6 +25,8 @@ STATISTICS_BATCHES = 200
 
 Read = Callable[[ImageSource, Iterable[int]], Iterator[Tensor]]
 """Source and rows → images, integer [C,H,W]."""
+Images = list[tuple[int, Tensor]]
+"""Rows and images, integer [C,H,W]."""
 
 
 @dataclass(frozen=True)
@@ -90,11 +92,11 @@ class Training:
         steps = self.schedule.steps
         training = ResumableTraining(self.detector, self.optimizer, file)
 
-        def batches(first: int) -> Iterator[list[tuple[int, Tensor]]]:
-            return self._batches(read, first, steps)
+        def batches(first: int) -> Iterator[Images]:
+            return self.batches(read, first, steps)
 
         for step, batch in training.steps(steps, batches, advance):
-            self._train(batch, step)
+            self.take(batch, step)
             if self.diverged:
                 return
         self._estimate_statistics(read)
@@ -114,7 +116,7 @@ class Training:
             advance(1, len(source))
         return found
 
-    def _batches(self, read: Read, first: int, last: int) -> Iterator[list[tuple[int, Tensor]]]:
+    def batches(self, read: Read, first: int, last: int) -> Iterator[Images]:
         """Yield rows and images of the steps first … last−1."""
         size, count = self.schedule.batch_size, len(self.source)
         rows = list(order(count, first * size, last * size, self.seed))
@@ -125,10 +127,10 @@ class Training:
                 yield batch
                 batch = []
 
-    def _train(self, batch: list[tuple[int, Tensor]], step: int) -> None:
-        """Take a step."""
+    def take(self, batch: Images, step: int) -> None:
+        """Take a step; sets `diverged` instead if the loss is not finite."""
         self.detector.train()
-        loss = torch.stack(list(self._losses(batch, step).values())).sum()
+        loss = torch.stack(list(self.losses(batch, step).values())).sum()
         self.diverged = not math.isfinite(loss.item())
         if self.diverged:
             return
@@ -138,7 +140,7 @@ class Training:
         loss.backward()
         self.optimizer.step()
 
-    def _losses(self, batch: list[tuple[int, Tensor]], step: int) -> dict[str, Tensor]:
+    def losses(self, batch: Images, step: int) -> dict[str, Tensor]:
         """Return the losses of a batch, half of it flipped; `step` is the key of the draws."""
         draws = Draws(self.seed, step)
         flips = draws.uniform(len(batch)) < 0.5
@@ -173,21 +175,27 @@ class Training:
             )
         return boxes
 
+    @property
+    def statistics_batches(self) -> int:
+        """Number of batches for the statistics of batch norms; 0 if none is trained."""
+        self.detector.train()
+        norms = [one for one in self.detector.modules() if isinstance(one, _BatchNorm)]
+        trained = any(norm.training for norm in norms)
+        return min(STATISTICS_BATCHES, self.schedule.steps) if trained else 0
+
     @torch.no_grad()
     def _estimate_statistics(self, read: Read) -> None:
         """Set the statistics of trained batch norms to the mean over batches after the training."""
         self.detector.train()
         norms = [one for one in self.detector.modules() if isinstance(one, _BatchNorm)]
         trained = [norm for norm in norms if norm.training]
-        if not trained:
-            return
         for norm in trained:
             norm.reset_running_stats()
             norm.momentum = None  # the mean over all batches
         steps = self.schedule.steps
-        last = steps + min(STATISTICS_BATCHES, steps)
-        for step, batch in enumerate(self._batches(read, steps, last), steps):
-            self._losses(batch, step)
+        last = steps + self.statistics_batches
+        for step, batch in enumerate(self.batches(read, steps, last), steps):
+            self.losses(batch, step)
 
     def _normalised(self, image: Tensor) -> Tensor:
         return self.normalise(image.unsqueeze(0).to(self.device))[0]

@@ -68,7 +68,6 @@ class Classifier(nn.Module):
         mode.
         """
         peaks = [group["lr"] for group in optimizer.param_groups]
-        mix = _mixing(self.head.out_features)
         training = ResumableTraining(self, optimizer, file)
         self.train()
         for step, (images, labels) in training.steps(steps, batches, advance):
@@ -76,14 +75,20 @@ class Classifier(nn.Module):
             factor = plan.factor(step * plan.epochs / steps)
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * factor
-            pixels, targets = self.normalise(images), labels
-            if plan.mixing:
-                pixels, targets = mix(pixels, targets)
-            loss = F.cross_entropy(self(pixels), targets, label_smoothing=plan.smoothing)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+            self.step(images, labels, optimizer, plan)
         self.eval()
+
+    def step(
+        self, images: Tensor, labels: Tensor, optimizer: torch.optim.Optimizer, plan: Preset
+    ) -> None:
+        """Take a step on integer images [B,C,S,S] and labels [B]."""
+        pixels, targets = self.normalise(images), labels
+        if plan.mixing:
+            pixels, targets = _mixing(self.head.out_features)(pixels, targets)
+        loss = F.cross_entropy(self(pixels), targets, label_smoothing=plan.smoothing)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
 
     @torch.no_grad()
     def predict(self, batches: Iterable[Tensor]) -> Tensor:

@@ -25,6 +25,11 @@ def normalised(features: Tensor) -> np.ndarray:
     return rows / (np.linalg.norm(rows, axis=1, keepdims=True) + 1e-5)
 
 
+def is_wide(rows: int, width: int) -> bool:
+    """Tell whether a machine is fitted in the span of its rows."""
+    return width > 2 * rows
+
+
 class Machines:
     """Fits support vector machines, counts the fits that do not converge, records the costs."""
 
@@ -40,7 +45,7 @@ class Machines:
         the span of the training rows, N numbers instead of D. Its weights are the same.
         """
         basis = None
-        if train.shape[1] > 2 * len(train):
+        if is_wide(*train.shape):
             basis, upper = np.linalg.qr(train.T)
             train = upper.T
         self.chosen.append(self.choose_cost(train, positive))
