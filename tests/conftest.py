@@ -47,6 +47,30 @@ momentum, batch norm.
 """
 
 
+LONG_FILES = (
+    "test_distributed.py",
+    "test_every_method.py",
+    "test_shared.py",
+    "test_run_folder.py",
+    "test_rehearsal.py",
+    "test_train_on.py",
+    "test_svm.py",
+    "test_finetune.py",
+)
+"""Files of tests that take long, the longest first."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let xdist keep the order of files; its own order runs files of few, long tests last."""
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with long files: with `--dist loadfile`, the last file decides when all workers end."""
+    places = {name: place for place, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
     torch.set_num_threads(1)

@@ -103,8 +103,12 @@ def name(path):
     return path.parent.name if path.stem == "recipe" else path.stem
 
 
-PATHS = [pytest.param(path, id=name(path)) for path in EVERY]
-every = pytest.mark.parametrize("path", PATHS)
+def cases(paths):
+    return [pytest.param(path, id=name(path)) for path in paths]
+
+
+def every(paths=EVERY):
+    return pytest.mark.parametrize("path", cases(paths))
 
 
 def steps(run, count):
@@ -125,7 +129,7 @@ class Unbroken(NamedTuple):
     run: Run
 
 
-@pytest.fixture(scope="module", params=PATHS)
+@pytest.fixture(scope="module", params=cases(EVERY))
 def unbroken(request, photos, tmp_path_factory):
     """Train a recipe. Checkpoints: before the last step of an epoch, and after it."""
     made, folder = small(request.param, photos), tmp_path_factory.mktemp("unbroken")
@@ -172,7 +176,7 @@ def without_batch_norm(made):
     return settings
 
 
-@every
+@every()
 def test_two_ranks_train_as_one(path, photos, ranks, tmp_path):
     """Four steps, over the border of an epoch."""
     made = small(path, photos)
@@ -198,7 +202,6 @@ def test_two_ranks_train_as_one(path, photos, ranks, tmp_path):
         torch.testing.assert_close(first[name], value, rtol=1e-3, atol=atol, msg=name)
 
 
-@every
 JOINING = [path for path in OURS if recipe.read(path).method.part.load().joins]
 """Recipes whose loss looks across the batch."""
 MICRO = [path for path in OURS if path not in JOINING]
@@ -255,7 +258,7 @@ def test_a_skipped_step_changes_nothing(path, photos, monkeypatch):
     assert any(not torch.equal(value, before[name]) for name, value in everything(run).items())
 
 
-@every
+@every()
 def test_the_first_loss_is_about_what_the_method_expects(path, photos):
     """Mean over the micro-batches of one step of all twelve images, untrained."""
     run = build(small(path, photos, "train.batch_size=12"))

@@ -215,15 +215,16 @@ with torch.no_grad():
 """
 
 
-def test_an_uploaded_encoder_opens_from_the_hub(tmp_path):
+def test_an_uploaded_encoder_opens_from_the_hub(tmp_path, monkeypatch, loaded_here):
     folder, encoder = run_folder(tmp_path, "encoder.model=test_resnet")
     images = torch.randn(3, 3, 32, 32)
     save_file({"images": images}, tmp_path / "images")
     with serving() as hub:
-        words = ("-m", "sslkit", "export", folder, "--to", "hub:me/mine")
-        done = on_hub(tmp_path, hub.address, *words)
-        assert done.returncode == 0, done.stderr
-        assert f"written: {hub.address}/me/mine" in done.stdout
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.address)
+        monkeypatch.setenv("HF_TOKEN", "hf_none")
+        code, out, err = sslkit("export", folder, "--to", "hub:me/mine")
+        assert code == 0, err
+        assert f"written: {hub.address}/me/mine" in out
         assert sorted(hub.files) == ["README.md", "config.json", "load.py", "model.safetensors"]
         private = hub.made.get("private", hub.made.get("visibility") == "private")
         assert private and hub.tokens == {"Bearer hf_none"}
