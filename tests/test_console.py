@@ -6,9 +6,9 @@ from types import SimpleNamespace as Thing
 import pytest
 import torch
 
-from sslkit.screen import TrainingScreen
 from sslkit.data import summary
 from sslkit.runs.metrics import Row
+from sslkit.screen import TrainingScreen
 from sslkit.training.health import Health
 from sslkit_plugins.methods.pirl import Pirl
 
