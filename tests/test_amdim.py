@@ -156,7 +156,7 @@ def test_residual_branches_start_at_zero():
 
 
 def test_other_sizes_encoders_losses_and_crops_are_a_sentence():
-    with pytest.raises(RecipeError, match="takes images of 32, 64 or 128 px, not 48"):
+    with pytest.raises(RecipeError, match="takes images of one size, 32, 64 or 128 px, not 48"):
         AmdimEncoder((48,), 3)
     with pytest.raises(RecipeError, match="not 64 and 32; change"):
         AmdimEncoder((64, 32), 3)

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from conftest import finish, start
 from safetensors.torch import load_file, save_file
 
 from sslkit import distributed, recipe
@@ -111,13 +110,3 @@ def test_accumulation_is_refused():
     sentence = r"train\.accumulate  the loss of method 'barlow_twins' looks across the batch"
     with pytest.raises(RecipeError, match=sentence):
         recipe.read("recipes/barlow_twins.yaml", overrides=["train.accumulate=2"])
-
-
-@pytest.mark.slow
-def test_it_trains_through_the_command_line(images, tmp_path):
-    words = ["--data", images, "--run", tmp_path / "run"]
-    for setting in TINY:
-        words += ["--set", setting]
-    code, _, err = finish(start("train", "barlow_twins", *words))
-    assert code == 0, err
-    assert (tmp_path / "run" / "encoder.safetensors").is_file()

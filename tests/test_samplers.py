@@ -1,12 +1,11 @@
 """Samplers: who is drawn, what is written, in which form similarity is computed."""
 
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import sslkit
 from torch.nn import functional as F
 
 from sslkit.errors import RecipeError
@@ -231,10 +230,9 @@ def test_a_bank_that_never_moves_may_have_any_type():
 def test_a_momentum_that_is_rounded_away_ends_a_training(tmp_path):
     recipe = Path(__file__).parents[1] / "recipes" / "npid.yaml"
     options = ["--set", "sampler.dtype=bfloat16", "--set", "sampler.momentum=0.999"]
-    command = [sys.executable, "-m", "sslkit", "train", recipe, *options, "--runs", tmp_path / "r"]
-    ran = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert ran.returncode == 2 and "use at most 0.992" in ran.stderr
-    assert "Traceback" not in ran.stderr and not (tmp_path / "r").exists()
+    code, _, err = sslkit("train", recipe, *options, "--runs", tmp_path / "r")
+    assert code == 2 and "use at most 0.992" in err
+    assert "Traceback" not in err and not (tmp_path / "r").exists()
 
 
 def test_a_new_bank_needs_no_numbers():

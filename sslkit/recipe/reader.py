@@ -41,6 +41,16 @@ def read(
     return _Reading(Draft(source, overrides, data)).recipe(wired, opened)
 
 
+def placed(
+    error: RecipeError, source: Source, *, overrides: Sequence[str] = (), data: str | None = None
+) -> RecipeError:
+    """Return an error whose faults have the file and line of their keys."""
+    draft = Draft(source, overrides, data)
+    for fault in error.faults:
+        draft.refuse(tuple(fault.key.split(".")), fault.message)
+    return RecipeError(*draft.ordered_faults())
+
+
 def _no_mapping(section: str, content: Any) -> str:
     """Say that the content of a section is not a mapping with the name of a part."""
     if isinstance(content, list) and section in SINGLE:
