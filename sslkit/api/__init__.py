@@ -90,7 +90,9 @@ def train(
 
     viewer = session.SILENT
     if progress:
-        viewer = session.Viewer(console.show_data, console.print_text, console.Training)
+        from sslkit.screen import TrainingScreen
+
+        viewer = session.Viewer(console.show_data, console.print_text, TrainingScreen)
     folder = None if run is None else Path(run).expanduser()
     try:
         ended = session.train(
