@@ -48,14 +48,18 @@ momentum, batch norm.
 
 
 LONG_FILES = (
+    "test_every_recipe.py",
+    "test_fuzz.py",
+    "test_run_folder.py",
+    "test_learning.py",
     "test_distributed.py",
     "test_every_method.py",
+    "test_audit.py",
     "test_shared.py",
-    "test_run_folder.py",
     "test_rehearsal.py",
     "test_train_on.py",
     "test_svm.py",
-    "test_finetune.py",
+    "test_wheel.py",
 )
 """Files of tests that take long, the longest first."""
 

@@ -229,6 +229,13 @@ def test_architecture_lists_every_file_and_folder(package):
     assert names == places - {f"{Path(package).name}/"}
 
 
+def test_tests_that_pages_name_exist():
+    for page in DOCS:
+        text = page.read_text(encoding="utf-8")
+        for name in re.findall(r"`(?:tests/)?(test_[\w*]+\.py)`", text):
+            assert list((ROOT / "tests").glob(name)), f"{page.name}: {name}"
+
+
 def test_the_table_of_places_names_files_that_exist():
     page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     table = re.search(r"^\| you add \|.*?\n\n", page, FENCED)[0]

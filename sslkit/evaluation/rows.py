@@ -51,12 +51,13 @@ def relabelled(source: ImageSource, classes: Sequence[str]) -> ImageSource:
 def split(source: ImageSource, seed: int) -> tuple[Rows, Rows, str]:
     """Return training images, validation images, and how they were split.
 
-    Splits by group if there are groups, else by class if there are labels, else at random.
+    Splits by group if there are groups, else by class if a class has several images, else at
+    random.
     """
     if source.groups is not None:
         train, val = _split_groups(source.groups, source.labels, seed)
         how = "a fifth of the groups"
-    elif source.labels is not None:
+    elif source.labels is not None and np.bincount(source.labels).max() > 1:
         train, val = split_labelled(source.labels, None, seed)
         how = "a fifth of every class"
     else:

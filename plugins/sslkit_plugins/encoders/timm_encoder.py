@@ -212,7 +212,7 @@ class Timm(Encoder):
     def _checked(self, source: initial.Source) -> initial.Source:
         """Raise RecipeError if a folder's weights are for another model or normalisation."""
         if source.model is not None and _plain_name(source.model) != _plain_name(self.name):
-            message = f"these weights are of '{source.model}'; set encoder.model to that name"
+            message = f"these weights are of '{source.model}'; name that model"
             raise RecipeError(Fault("encoder.weights", message))
         for name in ("mean", "std"):
             stated, own = getattr(source, name), getattr(self.normalisation, name)
