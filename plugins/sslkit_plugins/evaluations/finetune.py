@@ -54,7 +54,7 @@ class Finetune(Evaluation):
     training mode. Every candidate trains on the same images for the same number of steps, the
     untrained encoder too ("from scratch"). Candidates without weights, such as raw pixels, get a
     logistic regression on the same images. The last epoch is scored; nothing is chosen by
-    validation images.
+    validation images. A killed evaluation goes on when the same command runs again.
     """
 
     def __init__(
