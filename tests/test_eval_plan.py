@@ -120,7 +120,7 @@ def test_the_cost_of_a_step_is_that_of_its_images(monkeypatch):
         layer(rows).sum().backward()
         optimizer.step()
 
-    monkeypatch.setattr(effort, "seconds", lambda work, device: 5.0 if work is step else 1.0)
+    monkeypatch.setattr(effort, "seconds", lambda work, device, warm: 5.0 if work is step else 1.0)
     cost = step_cost.measure(layer, optimizer, step, 4, CPU)
     assert (cost.update, cost.image) == (1.0, 1.0)
     assert cost.seconds(steps=7, images=16) == 7 * (1 + 16)
