@@ -9,12 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import sslkit
 from noise import NPID, made, network
 from PIL import Image
-from typer.testing import CliRunner
 
 from sslkit import console, parts, recipe
-from sslkit.cli import app
 from sslkit.errors import DataError, PluginError
 from sslkit.evaluation import store
 from sslkit.evaluation.build import Request, build
@@ -53,12 +52,6 @@ def trained(tmp_path_factory, painted) -> Path:
     (folder / "recipe.yaml").write_text(NPID.format(root=painted))
     checkpoint.save(training.build(recipe.read(folder / "recipe.yaml")), folder)
     return folder
-
-
-def sslkit(*words: object) -> tuple[int, str, str]:
-    result = CliRunner().invoke(app, [str(word) for word in words])
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result.exit_code, result.stdout, result.stderr
 
 
 def evaluated(*words: object) -> dict:
@@ -239,10 +232,14 @@ def test_a_split_takes_a_fifth_of_every_class_by_seed(trained):
         (["--k", "[1"], "--k  is not valid YAML"),
         (["--k"], "requires an argument"),
         (["--weights", "none"], "--weights  requires an encoder"),
-        (["--encoder", "resnet18"], "neither a folder nor of the form PART:MODEL"),
+        (["--encoder", "resnet18"], "neither a folder nor an encoder"),
         (["--encoder", "tim:resnet18"], "did you mean 'timm'?"),
         (["--encoder", "timm:resnet18", "--weights", "none.pt"], "none.pt"),
-        (["--encoder", "{run}"], "channel_groups, scattering, timm) can load"),
+        (["--encoder", "{run}"], "is a run; write it as RUN, or --against"),
+        (["--encoder", "{run}/checkpoints"], "channel_groups, scattering, timm) can load"),
+        (["--encoder", "alexnet:a"], "has no models; write --encoder alexnet"),
+        (["--encoder", "timm"], "name a model of encoder 'timm': --encoder timm:MODEL"),
+        (["--encoder", "alexnet"], "has no pretrained weights; name some: --weights RUN"),
         (["--against", "{run}"], "is already measured"),
         (["--size", "0"], "--size"),
         (["--data", "nowhere"], "there is no such folder"),

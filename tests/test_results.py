@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -264,14 +265,21 @@ def test_a_wrong_result_is_refused_in_one_sentence(made, sentence):
 
 
 def test_a_result_of_another_protocol_is_kept(tmp_path):
+    pictures = []
     for k, value in ((20, 0.5), (20, 0.51), (200, 0.4)):
         write(tmp_path / "eval", plain(result(entry("features", "trained", value), k=k)))
+        pictures.append((tmp_path / "eval" / "linear.png").read_bytes())
     held = {}
     for path in (tmp_path / "eval").glob("*.json"):
         found = json.loads(path.read_text())
         held[path.name] = found["protocol"]["k"], found["entries"][0]["scores"]["top-1"]["value"]
     assert held == {"linear.json": (200, 0.4), "linear.1.json": (20, 0.51)}
-    assert (tmp_path / "eval" / "linear.png").read_bytes()[:4] == b"\x89PNG"
+    assert sorted(path.name for path in (tmp_path / "eval").glob("*.png")) == [
+        "linear.1.png",
+        "linear.png",
+    ]
+    assert (tmp_path / "eval" / "linear.1.png").read_bytes() == pictures[1]
+    assert (tmp_path / "eval" / "linear.png").read_bytes() == pictures[2] != pictures[1]
 
 
 # ----------------------------------------------------------------------------------- tables
@@ -390,6 +398,25 @@ def test_figures_stand_two_abreast_below(tmp_path, drawn):
     places = [axes.get_position() for axes in others]
     assert places[0].y0 == pytest.approx(places[1].y0) and places[2].y1 < places[0].y0
     assert bars.get_position().y0 > places[0].y1
+
+
+def test_long_names_leave_room_for_the_bars(tmp_path, drawn):
+    name = "a_run_with_a_long_name_" * 5
+    rows = [Entry(f"class {row} {name}", name, {"top-1": Score((0.5,))}) for row in "ab"]
+    line = replace(CURVES, lines={name: ([1, 2, 64], [0.1, 0.2, 0.3])})
+    results.picture(plain(result(*rows, figures=[line])), tmp_path / "x.png")
+    bars, panel = drawn[0].axes
+    assert max(len(label.get_text()) for label in bars.get_yticklabels()) < 70
+    assert bars.get_position().width > 0.3
+    assert [label.get_text() for label in panel.get_xticklabels()] == ["1", "2", "64"]
+    assert panel.get_legend() is None and len(drawn[0].legends) == 1
+
+
+def test_a_picture_has_at_most_thirty_rows(tmp_path, drawn):
+    rows = [Entry(f"class {number}", "trained", {"top-1": Score((0.5,))}) for number in range(500)]
+    results.picture(plain(result(*rows)), tmp_path / "x.png")
+    axes = drawn[0].axes[0]
+    assert len(axes.patches) == 30 and "30 of 500 rows" in axes.get_xlabel()
 
 
 def test_nan_is_drawn_as_a_dash(tmp_path, drawn):

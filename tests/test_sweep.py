@@ -10,10 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import finish, start, steps, wait_for
-from typer.testing import CliRunner
+from conftest import finish, sslkit, start, steps, wait_for
 
-from sslkit.cli import app
 from sslkit.errors import RecipeError
 from sslkit.evaluation.intervals import student
 from sslkit.report import sweep_figure, sweep_table
@@ -23,12 +21,6 @@ from sslkit.sweep.home import Home
 from sslkit.sweep.slot import Slot, slots
 
 pytest_plugins = ("sweep_fixtures",)
-
-
-def sslkit(*words: object) -> tuple[int, str, str]:
-    result = CliRunner().invoke(app, [str(word) for word in words])
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result.exit_code, result.stdout, result.stderr
 
 
 @pytest.mark.parametrize(
@@ -309,10 +301,11 @@ def made_table(keys, values, recipes=("pirl",)):
         (["loss.lambda"], [(0,), (0.5,), (1,)], ("pirl", "npid")),
         (["negatives"], [(8,), (64,), (512,)], ("pirl",)),
         (["encoder.model"], [("a",), ("b",)], ("pirl",)),
+        (["encoder.model"], [("a" * 40,), ("b" * 40,)], ("pirl",)),
         (["a.x", "b.y"], [(0, "p"), (0, "q"), (1, "p"), (1, "q")], ("pirl",)),
         ([], [()], ("pirl", "npid")),
     ],
-    ids=["lines", "log_lines", "bars", "heat_map", "recipes"],
+    ids=["lines", "log_lines", "bars", "rotated_names", "heat_map", "recipes"],
 )
 def test_figures_show_each_kind_of_sweep(tmp_path, keys, values, recipes):
     found = made_table(keys, values, recipes)

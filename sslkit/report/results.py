@@ -14,12 +14,18 @@ from sslkit.report.tables import heading
 
 GREYS = ("0.45", "0.62", "0.78", "0.88")
 """Grey levels of the baselines; other candidates have colours."""
-TITLE = 44
-"""Characters per line of the title of a small figure."""
+FEW = 12
+"""Largest number of points that have a tick each on a logarithmic axis."""
+ROWS = 30
+"""Largest number of rows that are drawn; the table has all."""
+NAME, TITLE, HEADING = 30, 44, 80
+"""Characters of a name, and per line of the titles of a small figure and of the picture."""
 
 
 def picture(result: dict[str, Any], path: Path, option: str = "") -> Path:
     """Draw a bar with its 95 % interval for each row and candidate, and the figures below.
+
+    One legend below them names the candidates. A single figure is as wide as the bars.
 
     Raises SslkitError if `path` cannot be written; the message names `option`, which selects
     another path.
@@ -27,13 +33,24 @@ def picture(result: dict[str, Any], path: Path, option: str = "") -> Path:
     pivot = Pivot(result)
     bars = _bars(pivot)
     lines = math.ceil(len(result["figures"]) / 2)
-    high = 1.0 + 0.24 * len(bars) + 0.12 * len(pivot.rows)
+    high = 1.0 + 0.24 * len(bars) + 0.12 * min(len(pivot.rows), ROWS)
     figure = Figure(figsize=(7.5, high + 2.8 * lines), layout="constrained")
     grid = figure.add_gridspec(1 + lines, 2, height_ratios=[high, *[2.8] * lines])
     _draw_bars(plain_axes(figure.add_subplot(grid[0, :])), pivot, bars)
+    candidates, named = [short(name) for name in pivot.candidates], {}
     for number, drawn in enumerate(result["figures"]):
-        axes = plain_axes(figure.add_subplot(grid[1 + number // 2, number % 2]))
+        column = number % 2 if len(result["figures"]) > 1 else slice(None)
+        axes = plain_axes(figure.add_subplot(grid[1 + number // 2, column]))
         _draw_figure(axes, drawn, _colours(pivot))
+        handles, names = axes.get_legend_handles_labels()
+        if set(names) <= set(candidates):
+            named |= dict(zip(names, handles, strict=True))
+        else:
+            axes.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    if named:
+        order = [name for name in candidates if name in named]
+        style = {"fontsize": 7, "frameon": False, "ncols": 3}
+        figure.legend([named[name] for name in order], order, loc="outside lower left", **style)
     return save(figure, path, option)
 
 
@@ -58,15 +75,15 @@ def _bars(pivot: Pivot) -> list[Bar]:
     """Return the bars from top to bottom, grouped by row."""
     metric, bars, place = pivot.metrics[0], [], 0.0
     several = len(pivot.rows) > 1
-    for row in [*pivot.rows, None]:
+    for row in [*pivot.rows[:ROWS], None]:
         first = True
         for name in pivot.candidates:
             score = pivot.score(row, name, metric)
             if score is None:
                 continue
-            label = name
-            if several and row is not None:
-                label = f"{row}   {name}" if first else name
+            label = short(name)
+            if several and row is not None and first:
+                label = f"{short(row)}   {label}"
             bars.append((place, label, name, score))
             place, first = place + 1, False
         place += 0.5 if several else 0.0
@@ -91,12 +108,21 @@ def _draw_bars(axes: Axes, pivot: Pivot, bars: list[Bar]) -> None:
             end = max(value, high)
         values.append((place, end, metric.text(score["value"])))
     axes.set_yticks([bar[0] for bar in bars], [bar[1] for bar in bars], fontsize=8)
-    axes.invert_yaxis()
+    axes.set_ylim(max([bar[0] for bar in bars], default=0) + 0.7, -0.7)
     _set_ends(axes, metric, values)
-    whisker = f"; whisker: 95 % CI over {', '.join(dict.fromkeys(kinds))}" if kinds else ""
-    axes.set_xlabel(f"{metric.title}{whisker}", fontsize=8)
-    title = "\n".join(filter(None, (heading(pivot.result), _subject(pivot.result))))
+    whisker = f"; whisker: 95 % CI over {' or '.join(dict.fromkeys(kinds))}" if kinds else ""
+    drawn = f"; {ROWS} of {len(pivot.rows):,} rows" if len(pivot.rows) > ROWS else ""
+    axes.set_xlabel(f"{metric.title}{whisker}{drawn}", fontsize=8)
+    lines = filter(None, (heading(pivot.result), _subject(pivot.result)))
+    title = "\n".join(textwrap.fill(line, HEADING) for line in lines)
     axes.set_title(title, fontsize=9, loc="left", parse_math=False)
+
+
+def short(name: str, length: int = NAME) -> str:
+    """Replace the middle of a long name by an ellipsis."""
+    if len(name) <= length:
+        return name
+    return f"{name[: length // 2]}…{name[1 - length // 2 :]}"
 
 
 def _subject(result: dict[str, Any]) -> str:
@@ -130,14 +156,17 @@ def _draw_figure(axes: Axes, drawn: dict[str, Any], colours: dict[str, str]) -> 
     else:
         for name, (xs, ys) in drawn["lines"].items():
             ys = [math.nan if value is None else value for value in ys]
-            axes.plot(xs, ys, color=colours.get(name), label=name)
+            label = short(name, NAME if name in colours else TITLE)
+            axes.plot(xs, ys, color=colours.get(name), label=label)
         axes.set_xscale("log" if drawn["log"] else "linear")
+        places = sorted(set().union(*(xs for xs, _ in drawn["lines"].values())))
+        if drawn["log"] and len(places) <= FEW:
+            axes.set_xticks(places, [f"{place:g}" for place in places])
+            axes.minorticks_off()
         axes.set_ylabel(drawn["y"], fontsize=7)
     axes.set_xlabel(drawn["x"], fontsize=7)
     title = textwrap.fill(drawn["title"], TITLE)
     axes.set_title(title, fontsize=8, loc="left", parse_math=False)
-    if axes.get_legend_handles_labels()[1]:
-        axes.legend(fontsize=7, frameon=False)
 
 
 def _draw_histogram(axes: Axes, drawn: dict[str, Any], colours: dict[str, str]) -> None:
@@ -146,10 +175,10 @@ def _draw_histogram(axes: Axes, drawn: dict[str, Any], colours: dict[str, str]) 
     for name, counts in drawn["counts"].items():
         colour = colours.get(name)
         if colour in GREYS:
-            axes.stairs(counts, edges, color=colour, linewidth=1, label=name)
+            axes.stairs(counts, edges, color=colour, linewidth=1, label=short(name))
             continue
         axes.stairs(counts, edges, color=colour, fill=True, alpha=0.15)
-        axes.stairs(counts, edges, color=colour, linewidth=1.5, label=name)
+        axes.stairs(counts, edges, color=colour, linewidth=1.5, label=short(name))
     axes.set_xlim(edges[0], edges[-1])
     axes.set_ylim(bottom=0)
     axes.set_ylabel("images per bin", fontsize=7)

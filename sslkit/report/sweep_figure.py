@@ -4,7 +4,7 @@ One numeric key gives lines, one key of names gives bars, two keys give heat map
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,9 @@ from sslkit.report.sweep_table import clipped, shown
 LOG_FROM = 20
 """Ratio of the largest to the smallest positive value from which an axis is logarithmic."""
 
+LETTERS = 60
+"""Characters below an axis, with three between names, above which names are rotated."""
+
 
 def draw(table: Mapping[str, Any], path: Path, *, title: str, option: str = "") -> Path | None:
     """Draw one panel for each evaluation; heat maps have one for each recipe.
@@ -31,7 +34,7 @@ def draw(table: Mapping[str, Any], path: Path, *, title: str, option: str = "") 
         return None
     columns = min(2, len(panels))
     lines = math.ceil(len(panels) / columns)
-    figure = Figure(figsize=(5.2 * columns, 0.4 + 3.6 * lines), layout="constrained")
+    figure = Figure(figsize=(6.4 * columns, 0.4 + 3.6 * lines), layout="constrained")
     figure.suptitle(title, fontsize=9, parse_math=False, wrap=True)
     for place, panel in enumerate(panels, 1):
         axes = plain_axes(figure.add_subplot(lines, columns, place))
@@ -77,7 +80,7 @@ def _draw(axes: Axes, table: Mapping[str, Any], panel: Mapping[str, Any]) -> Non
         )
     axes.set_ylabel(metric.title, fontsize=8)
     axes.set_title(_caption(panel), fontsize=8, loc="left", parse_math=False)
-    axes.legend(fontsize=7, frameon=False)
+    axes.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def _caption(panel: Mapping[str, Any]) -> str:
@@ -136,9 +139,17 @@ def _lines(axes: Axes, table: Mapping[str, Any], panel: Mapping[str, Any], metri
     if smallest > 0 and max(positions) / smallest >= LOG_FROM:
         axes.set_xscale("log")
     ticks = sorted(set(positions))
-    axes.set_xticks(ticks, [shown(tick) for tick in ticks])
+    _name_ticks(axes, ticks, [shown(tick) for tick in ticks])
     axes.minorticks_off()
     axes.set_xlabel(key, fontsize=8, parse_math=False)
+
+
+def _name_ticks(axes: Axes, places: Iterable[float], names: list[str]) -> None:
+    """Name the ticks of the horizontal axis. Names that are too long side by side are rotated."""
+    axes.set_xticks(list(places), names, fontsize=7)
+    if sum(len(name) + 3 for name in names) > LETTERS:
+        for label in axes.get_xticklabels():
+            label.set(rotation=60, ha="right", rotation_mode="anchor")
 
 
 def _bars(axes: Axes, table: Mapping[str, Any], rows: list[dict[str, Any]], metric: Metric) -> None:
@@ -152,8 +163,8 @@ def _bars(axes: Axes, table: Mapping[str, Any], rows: list[dict[str, Any]], metr
     for row in rows:
         several = len(table["recipes"]) > 1 or not row["values"]
         words = [row["recipe"]] if several else []
-        names.append("\n".join([*words, *map(shown, row["values"].values())]))
-    axes.set_xticks(places, names, fontsize=7, rotation=30 if len(rows) > 5 else 0)
+        names.append(", ".join([*words, *map(shown, row["values"].values())]))
+    _name_ticks(axes, places, names)
     axes.set_xlabel(", ".join(table["keys"]), fontsize=8, parse_math=False)
 
 
@@ -171,7 +182,7 @@ def _heat_map(axes: Axes, keys: list[str], rows: list[dict[str, Any]], metric: M
         colour = "white" if value < middle else "black"
         text = metric.text(value / metric.factor)
         axes.text(column, line, text, ha="center", va="center", color=colour, fontsize=8)
-    axes.set_xticks(range(len(xs)), xs, fontsize=7)
+    _name_ticks(axes, range(len(xs)), xs)
     axes.set_yticks(range(len(ys)), ys, fontsize=7)
     axes.set_xlabel(keys[0], fontsize=8, parse_math=False)
     axes.set_ylabel(keys[1], fontsize=8, parse_math=False)

@@ -46,9 +46,9 @@ LARGEST_BANK = 2**16
 class Rehearsal:
     """The measurements of a rehearsal.
 
-    `run` is the temporary run, `images` the size of a rank's micro-batch, `seconds` the durations
-    of steps without loading (without the first, if there are several), `activations` the memory for
-    the backward pass, bytes.
+    `run` is the temporary run, `images` the size of a rank's micro-batch. `seconds` are the
+    durations of steps without loading; the first is left out if there are several. `activations` is
+    the memory for the backward pass, bytes.
     """
 
     run: Run

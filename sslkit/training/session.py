@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 class Screen(Protocol):
-    """The output of a session, such as `console.Training`."""
+    """The output of a session, such as `screen.TrainingScreen`."""
 
     def begin(self, notes: list[str], folder: Path | None) -> None:
         """Show the settings of the run; `folder` is the folder of a resumed run."""

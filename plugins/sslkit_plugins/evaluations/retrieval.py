@@ -55,6 +55,15 @@ def step_ap(similarity: Tensor, relevant: Tensor) -> Tensor:
     return (precision * hits).sum(1) / hits.sum(1)
 
 
+def first_precision(similarity: Tensor, relevant: Tensor) -> Tensor:
+    """Return the share of relevant images among the nearest of each query, float64 [Q].
+
+    `similarity` [Q,N] and `relevant` bool [Q,N]. It is 0 or 1, except for ties.
+    """
+    nearest = similarity == similarity.amax(1, keepdim=True)
+    return (nearest & relevant).sum(1).double() / nearest.sum(1)
+
+
 def chance_ap(relevant: int, count: int) -> float:
     """Return the expected average precision of a random order of `count` images.
 
@@ -74,7 +83,8 @@ class Retrieval(Evaluation):
     al. 2015, arXiv:1504.03410), or the other validation images, as in metric learning (Musgrave et
     al. 2020, arXiv:2003.08505). mAP is the mean over queries of the average precision over the full
     ranking, without interpolation. P@1 is recall@1: the share of queries whose nearest image is of
-    their class.
+    their class. Ties are averaged: of several nearest images, P@1 is the share of the class, so
+    equal features score at chance whatever the order of the files.
     """
 
     def __init__(
@@ -164,6 +174,8 @@ class Retrieval(Evaluation):
                 similarity.diagonal(start).fill_(-torch.inf)
                 relevant.diagonal(start).fill_(False)
             precisions.append(step_ap(similarity, relevant))
-            nearest = similarity.argmax(1, keepdim=True)
-            hits.append(relevant.gather(1, nearest).squeeze(1))
-        return {"mAP": torch.cat(precisions), "P@1": torch.cat(hits)}
+            hits.append(first_precision(similarity, relevant))
+        nearest = torch.cat(hits)
+        if (nearest == nearest.round()).all():
+            nearest = nearest.bool()  # Hits, whose interval is Wilson's.
+        return {"mAP": torch.cat(precisions), "P@1": nearest}

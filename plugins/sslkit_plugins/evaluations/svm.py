@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from sslkit.errors import DataError, Fault, RecipeError, counted, printable
-from sslkit.evaluation import combine, percentiles, resample
+from sslkit.evaluation import combine, percentiles, resample, too_few
 from sslkit.interfaces import (
     Entry,
     Estimate,
@@ -126,7 +126,7 @@ class Svm(Evaluation):
         """Score every candidate. Raises DataError for a class without positives or negatives."""
         train, val = _tags(probe)
         _check_classes(train, val, probe.classes)
-        machines = Machines(self.costs)
+        machines = Machines(self.costs, probe.train.groups)
         if self.low_shot:
             result = self._by_shots(probe, machines)
         else:
@@ -199,7 +199,7 @@ class Svm(Evaluation):
             layers=self.layers == "all",
             view="squash",
             chance={MAP.name: float(prevalence(val).mean())},
-            protocol={"notes": _few(train, probe.classes)},
+            protocol={"notes": _few(train, probe.classes) + too_few(len(val), probe.val.groups)},
         )
         scored, chosen = {}, {}
         costs = np.array(machines.chosen).reshape(-1, len(probe.classes)).tolist()
@@ -224,7 +224,7 @@ class Svm(Evaluation):
         decided = []
         for tag in tags.T:
             rows = np.flatnonzero(tag != -1) if self.difficult == "ignore" else slice(None)
-            decided.append(machines.decide(train[rows], tag[rows] == 1, val))
+            decided.append(machines.decide(train[rows], tag[rows] == 1, val, rows))
         return np.stack(decided, 1)
 
     # --------------------------------------------------------------------------- low-shot
@@ -271,7 +271,7 @@ class Svm(Evaluation):
         decided = []
         for number, tag in enumerate(tags.T):
             rows = few_shots.draw_few(tag, k, [sample, number])
-            decided.append(machines.decide(train[rows], tag[rows] == 1, val))
+            decided.append(machines.decide(train[rows], tag[rows] == 1, val, rows))
         return np.stack(decided, 1)
 
 
