@@ -153,6 +153,12 @@ class Detect(Evaluation):
         self.preset, self.neck, self.rule, self.seeds = PRESETS[preset], neck, rule, seeds
         self.name = preset
         self.schedule = scaled(self.preset, steps, batch_size, lr)
+        given = {
+            "batch_size": batch_size != IMAGES,
+            "lr": lr is not None,
+            "steps": steps is not None,
+        }
+        self.replaced = [name for name, is_given in given.items() if is_given]
 
     def measure(self, probe: Probe) -> Result:
         """Train and test a detector of every candidate but raw pixels."""
@@ -244,6 +250,7 @@ class Detect(Evaluation):
         found = {
             "view": "the full image; in training, half of them flipped",
             "preset": self.name,
+            "replaced": self.replaced,
             "source": self.preset.source,
             "detector": f"Faster R-CNN of torchvision, {self.neck.upper()}",
             **dataclasses.asdict(self.schedule),

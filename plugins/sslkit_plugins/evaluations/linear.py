@@ -214,7 +214,7 @@ class Linear(Evaluation):
             "batch_size": batch_size,
             "seeds": self.seeds,
             "layers": self.layers,
-            "given": list(self.given),
+            "replaced": sorted(self.given),
             "notes": notes,
         }
 
