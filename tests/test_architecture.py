@@ -163,7 +163,7 @@ ORDER = [
     ("sslkit.evaluation",),
     ("sslkit.training",),
     ("sslkit.sweep",),
-    ("sslkit.console",),
+    ("sslkit.console", "sslkit.screen"),
     ("sslkit.api", "sslkit.cli"),
     ("sslkit.__main__",),
 ]

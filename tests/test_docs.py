@@ -229,10 +229,21 @@ def test_architecture_lists_every_file_and_folder(package):
     assert names == places - {f"{Path(package).name}/"}
 
 
-def test_pages_agree_on_where_things_go():
-    table = re.compile(r"^\| you add \|.*?\n\n", re.MULTILINE | re.DOTALL)
-    pages = (ROOT / "CONTRIBUTING.md", ROOT / "docs" / "architecture.md")
-    first, second = (table.search(page.read_text(encoding="utf-8"))[0] for page in pages)
-    assert first == second
-    for name in re.findall(r"`(sslkit/[\w/]+(?:\.py)?)`", first):
+def test_every_name_for_evaluations_is_described():
+    page = (ROOT / "docs" / "write-an-evaluation.md").read_text(encoding="utf-8")
+    described = set(re.findall(r"`(\w+)", page))
+    assert described >= set(importlib.import_module("sslkit.evaluation").__all__)
+
+
+def test_tests_that_pages_name_exist():
+    for page in DOCS:
+        text = page.read_text(encoding="utf-8")
+        for name in re.findall(r"`(?:tests/)?(test_[\w*]+\.py)`", text):
+            assert list((ROOT / "tests").glob(name)), f"{page.name}: {name}"
+
+
+def test_the_table_of_places_names_files_that_exist():
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    table = re.search(r"^\| you add \|.*?\n\n", page, FENCED)[0]
+    for name in re.findall(r"`(sslkit/[\w/]+(?:\.py)?)`", table):
         assert (ROOT / name.removesuffix("NAME.py")).exists(), name

@@ -193,6 +193,15 @@ def test_boxes_cannot_come_from_a_file(flat, tmp_path):
         opened(flat, tmp_path, table(rows(flat)), needs="boxes")
 
 
+def test_classes_of_one_image_are_split_at_random():
+    from noise import Noise
+
+    source = Noise(10)
+    source.labels = np.arange(10)
+    train, val, how = split(source, 0)
+    assert (len(train), len(val)) == (8, 2) and how == "a fifth of the images, split with seed 0"
+
+
 def test_groups_too_few_for_folds_still_split():
     from noise import Noise
 

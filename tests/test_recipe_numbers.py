@@ -278,7 +278,12 @@ CIFAR = {
         "loss.temperature": 0.1,
         "encoder.norm_splits": 8,
     },
-    "mae": {"optimizer.lr": 2e-4, "encoder.options.patch_size": 4, "transform.min_area": 0.08},
+    "mae": {
+        "optimizer.lr": 2e-4,
+        "encoder.options.patch_size": 4,
+        "encoder.std": [0.247, 0.2435, 0.2616],
+        "transform.min_area": 0.08,
+    },
     "cpc": {"transform.patch": 8, "transform.stride": 4, "optimizer.lr": 4e-5},
 }
 
@@ -311,6 +316,7 @@ def test_recipes_of_solo_learn_have_its_optimizer_and_encoder(name):
     expected |= {"optimizer.use": "larc", "optimizer.trust_coeff": 0.02}
     expected |= {"train.batch_size": 256, "train.epochs": 1000, "train.sync_batchnorm": True}
     expected |= {"encoder.options.zero_init_last": False, "encoder.stem": "small"}
+    expected |= {"encoder.std": [0.247, 0.2435, 0.2616], "transform.interpolation": "bicubic"}
     assert not differences(f"cifar10/{name}", expected)
 
 

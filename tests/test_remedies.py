@@ -223,5 +223,5 @@ def test_tables_are_not_padded(capsys):
 def test_the_recipe_of_a_run_may_be_given_to_train(tiny, tmp_path):
     """What the sentence about --set at a resume names."""
     (tmp_path / "run.yaml").write_text(recipe.read(tiny).as_yaml())
-    assert sslkit("check", tmp_path / "run.yaml", "--set", "train.epochs=9")[0] == 0
+    assert sslkit("check", tmp_path / "run.yaml", "--quick", "--set", "train.epochs=9")[0] == 0
     assert TINY.split("\n")[0] in (tmp_path / "run.yaml").read_text()

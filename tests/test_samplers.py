@@ -100,6 +100,14 @@ def test_update_by_hand():
     )
 
 
+def test_the_momentum_weighs_the_old_row():
+    """normalize(0.75·(1,0) + 0.25·(0,1)) = (3, 1)/√10."""
+    memory = MemoryBank(2, 2, momentum=0.75)
+    memory.bank.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
+    memory.update(torch.tensor([0]), torch.tensor([[0.0, 1.0]]))
+    torch.testing.assert_close(memory.bank[0], torch.tensor([3.0, 1.0]) / 10**0.5)
+
+
 def test_rows_have_unit_norm_after_every_write():
     memory = bank(50, momentum=0.9)
     generator = torch.Generator().manual_seed(0)

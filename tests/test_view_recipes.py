@@ -164,8 +164,9 @@ def test_multi_crop_trains_from_the_command_line(here, tmp_path):
 def test_a_list_of_the_wrong_length_writes_nothing(here, tmp_path):
     path = write(tmp_path, LINES[BYOL])
     words = ("--set", "transform.count=3", "--runs", tmp_path / "runs")
-    assert sslkit("check", path, *words[:2])[0] == 0, "only the part itself knows"
-    for command in (("plan", path, *words[:2]), ("train", path, *words)):
+    assert sslkit("check", path, "--quick", *words[:2])[0] == 0, "only the part itself knows"
+    tried = ("check", "plan")
+    for command in [*((name, path, *words[:2]) for name in tried), ("train", path, *words)]:
         code, _, err = sslkit(*command)
         assert code == 2
         assert (

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 from voc_folder import annotation, random_voc, write_list, write_voc
 
+from sslkit.cli import app
 from sslkit.data.contract import check_source
 from sslkit.errors import DataError
 from sslkit.parts import make
@@ -133,7 +135,7 @@ def test_a_devkit_opens_by_any_of_its_folders(devkit, below):
 
 
 @pytest.mark.parametrize(
-    "years, train, val", [("2012", ["b1"], ["b2"]), ("2007+2012", ["a1", "b1"], ["a2"])]
+    "years, train, val", [(2012, ["b1"], ["b2"]), ("2007+2012", ["a1", "b1"], ["a2"])]
 )
 def test_years_of_a_devkit(devkit, years, train, val):
     assert [file.stem for file in opened(devkit, years=years).files] == train
@@ -146,7 +148,15 @@ def test_years_that_are_not_there_are_refused(devkit, tmp_path):
     with pytest.raises(DataError, match="has no folder VOC2007"):
         opened(tmp_path, years="2007+2012")
     with pytest.raises(DataError, match=r"one year; remove data\.years"):
-        opened(tmp_path / "VOC2012", years="2012")
+        opened(tmp_path / "VOC2012", years=2012)
+
+
+def test_packing_says_that_it_drops_tags_and_boxes(folder, tmp_path):
+    words = ["pack", str(folder), str(tmp_path / "set"), "--workers", "0"]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    told = f"not packed: tags and boxes; evaluations that need them read {folder}\n"
+    assert told in done.stderr
 
 
 def test_other_folders_open_as_before(tmp_path):
@@ -166,6 +176,18 @@ def test_images_without_annotations_have_no_classes(folder):
 def test_boxes_one_pixel_outside_are_moved(folder):
     (folder / "Annotations" / "1.xml").write_text(annotation([("cat", (0, 0, 49, 41), False)]))
     assert opened(folder).boxes[0].corners.tolist() == [[0, 0, 48, 40]]
+
+
+@pytest.mark.parametrize("place", [1, 48])
+def test_a_box_may_be_one_pixel_wide(folder, place):
+    box = (place, 3, place, 5)
+    (folder / "Annotations" / "1.xml").write_text(annotation([("cat", box, False)]))
+    assert opened(folder).boxes[0].corners.tolist() == [[place - 1, 2, place, 5]]
+
+
+def test_lists_may_have_extensions(folder):
+    write_list(folder, "trainval", ["1.jpg", "2.png"])
+    assert [file.name for file in opened(folder).files] == ["1.png", "2.png"]
 
 
 def test_a_size_of_zero_is_read_from_the_image(folder):
@@ -196,7 +218,9 @@ BOMB = """<!DOCTYPE a [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;
         (BOMB, "declares a DOCTYPE"),
         (annotation([("cat", (0, 0, 60, 30), False)]), "object 1 (cat) is outside the picture"),
         (annotation([DOG, ("cat", (-2, 1, 9, 9), False)]), "object 2 (cat) is outside"),
-        (annotation([("cat", (9, 1, 9, 9), False)]), "object 1 (cat) is empty: xmin 9"),
+        (annotation([("cat", (9, 1, 8, 9), False)]), "object 1 (cat) is empty: xmin 9"),
+        (annotation([("cat", (0, 0, 0, 9), False)]), "object 1 (cat) is outside the picture"),
+        (annotation([("cat", (49, 1, 49, 9), False)]), "object 1 (cat) is outside the picture"),
         (annotation([("cat", ("nan", 1, 9, 9), False)]), "is not finite"),
         (annotation([("cat", ("a", 1, 9, 9), False)]), "is 'a', not a number"),
         (annotation([("", BOX, False)]), "an object has no name"),
@@ -210,6 +234,8 @@ BOMB = """<!DOCTYPE a [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;
         "outside",
         "negative",
         "empty",
+        "before_the_first",
+        "behind_the_last",
         "nan",
         "word",
         "nameless",

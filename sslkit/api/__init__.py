@@ -90,7 +90,9 @@ def train(
 
     viewer = session.SILENT
     if progress:
-        viewer = session.Viewer(console.show_data, console.print_text, console.Training)
+        from sslkit.screen import TrainingScreen
+
+        viewer = session.Viewer(console.show_data, console.print_text, TrainingScreen)
     folder = None if run is None else Path(run).expanduser()
     try:
         ended = session.train(
@@ -218,7 +220,8 @@ def evaluate(
     Args:
         run: A run, its folder, or another encoder: "timm:resnet18", or a folder of `sslkit export`.
         evaluation: "linear", "knn" or another installed evaluation.
-        data: Labelled images: a folder, a packed set or a .npz file; by default the run's data.
+        data: Images as the evaluation needs them: a folder of class folders or in VOC layout, a
+            packed set or a .npz file; by default the run's data.
         labels: A CSV file with the columns name and label, and optionally group and split, which
             replaces the labels of the images.
         encoder: Another encoder to evaluate beside the run, such as "timm:resnet18".

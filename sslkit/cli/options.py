@@ -78,8 +78,9 @@ Device = Annotated[
 Encoder = Annotated[
     str | None,
     typer.Option(
-        metavar="PART:MODEL | FOLDER",
-        help="Encoder to use, such as timm:resnet18 or a folder of `sslkit export`.",
+        metavar="PART[:MODEL] | FOLDER",
+        help="Encoder to use, such as timm:resnet18 or a folder of `sslkit export`. `eval` also "
+        "measures it beside RUN.",
         show_default=False,
         parser=filled("--encoder"),
     ),
@@ -88,7 +89,7 @@ Weights = Annotated[
     str | None,
     typer.Option(
         metavar="none | FILE | RUN",
-        help="Initial weights of PART:MODEL, by default its pretrained ones.",
+        help="Initial weights of PART[:MODEL], by default its pretrained ones.",
         show_default=False,
         parser=filled("--weights"),
     ),

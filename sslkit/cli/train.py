@@ -116,9 +116,10 @@ def train(
     if profile:
         _profile(made, runs)
         return
+    from sslkit.screen import TrainingScreen
     from sslkit.training import session
 
-    viewer = session.Viewer(look=console.show_data, say=console.print_text, screen=console.Training)
+    viewer = session.Viewer(look=console.show_data, say=console.print_text, screen=TrainingScreen)
     if folder is not None:
         ended = session.resume(made, folder, epochs=epochs, viewer=viewer)
     else:

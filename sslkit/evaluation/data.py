@@ -15,6 +15,11 @@ from sslkit.interfaces import ImageSource
 from sslkit.parts import make
 from sslkit.recipe import Choice
 
+VOC = (
+    "name a folder in VOC layout, which has JPEGImages, Annotations and ImageSets/Main: --data DIR"
+)
+"""Remedy for images without tags or boxes."""
+
 
 class Splits(NamedTuple):
     """Training and validation images, and how they were split.
@@ -45,6 +50,12 @@ def open_splits(data: Choice, needs: str, seed: int | None) -> Splits:
         raise DataError(f"{where} has no training images")
     _check_needs(train, needs, where)
     if not train.has_val:
+        labels = train.labels if needs == "labels" else None
+        if labels is not None and np.bincount(labels).max() < 2:
+            raise DataError(
+                f"every class of {where} has a single image, so none is left for validation; add "
+                "images, or name a folder with more: --data DIR"
+            )
         splits = Splits(*split(train, seed or 0), where=where, notes=tuple(train.notes))
     elif seed is not None:
         raise RecipeError(
@@ -143,23 +154,18 @@ def _check_needs(train: ImageSource, needs: str, where: str) -> None:
             )
     if needs == "tags" and train.tags is None:
         raise DataError(
-            f"the images of {where} have no tags (several classes per image){_because(train)}, but "
-            "this evaluation needs them; name a folder in VOC layout: --data DIR"
+            f"the images of {where} have no tags{_because(train)}, but this evaluation needs "
+            f"several classes per image; {VOC}, or a file of labels: --labels CSV"
         )
     if needs == "boxes" and train.boxes is None:
         raise DataError(
             f"the images of {where} have no boxes{_because(train)}, but this evaluation needs "
-            "them; name a folder in VOC layout: --data DIR"
+            f"them; {VOC}"
         )
 
 
 def _check_sizes(splits: Splits, where: str) -> None:
     if not len(splits.val):
-        if splits.train.labels is not None and not splits.train.has_val:
-            raise DataError(
-                f"every class of {where} has a single image, so none is left for validation; add "
-                "images, or name a folder with more: --data DIR"
-            )
         raise DataError(f"{where} has no validation images")
     if not len(splits.train):
         raise DataError(f"{where} has no training images")

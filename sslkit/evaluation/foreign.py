@@ -1,4 +1,4 @@
-"""Encoders without a run: `--encoder PART:MODEL`, or a folder written by `sslkit export`."""
+"""Encoders without a run: `--encoder PART:MODEL`, PART, or a folder written by `sslkit export`."""
 
 import os
 from dataclasses import dataclass, replace
@@ -82,28 +82,31 @@ def _of_command(fault: Fault) -> Fault:
     """Translate a fault in the encoder's options to the options of `sslkit eval`."""
     if fault.key == "encoder.weights":
         return Fault("--weights", f"{fault.message}; --weights none measures it without weights")
-    return Fault("--encoder", fault.message)
+    return Fault("--encoder", fault.message.replace("transform.size", "--size"))
 
 
 def read_encoder(text: str, weights: str | None) -> Foreign:
-    """Read `--encoder`: PART:MODEL, or a folder. Raises RecipeError if it is neither."""
+    """Read `--encoder`: PART:MODEL, PART without models, or a folder.
+
+    Raises RecipeError if it is none of them."""
     if os.path.isdir(text):
         if weights is not None:
             raise RecipeError(Fault("--weights", f"{text} has its own weights; remove the option"))
         return _of_folder(Path(text))
     name, colon, model = text.partition(":")
-    if not colon or not name or not model:
-        raise RecipeError(
-            Fault(
-                "--encoder",
-                f"{text} is neither a folder nor of the form PART:MODEL, such as timm:resnet18",
-            )
-        )
+    known = {part.name for part in registry.parts("encoders")}
+    if not name or (not colon and name not in known):
+        message = f"{text} is neither a folder nor an encoder, such as timm:resnet18 or alexnet"
+        raise RecipeError(Fault("--encoder", message))
     part = registry.find("encoders", name)
     options = part.signature().options
-    if "model" not in options:
-        raise RecipeError(Fault("--encoder", f"encoder '{name}' has no option 'model'"))
-    given: dict[str, Any] = {"model": model}
+    if "model" not in options and colon:
+        message = f"encoder '{name}' has no models; write --encoder {name}"
+        raise RecipeError(Fault("--encoder", message))
+    if "model" in options and not model:
+        message = f"name a model of encoder '{name}': --encoder {name}:MODEL"
+        raise RecipeError(Fault("--encoder", message))
+    given: dict[str, Any] = {"model": model} if model else {}
     own = part.signature().attributes.get("pretrained")
     if not part.signature().attributes.get("has_weights", True):
         if weights is not None:
@@ -111,15 +114,21 @@ def read_encoder(text: str, weights: str | None) -> Foreign:
             raise RecipeError(Fault("--weights", message))
         return Foreign(text, _choice(part, given), True)
     if weights != "none":
-        if "weights" not in options or (weights is None and own is None):
+        if "weights" not in options:
             raise RecipeError(
                 Fault("--encoder", f"encoder '{name}' loads no weights; add --weights none")
             )
+        if weights is None and own is None:
+            message = f"encoder '{name}' has no pretrained weights; name some: --weights RUN"
+            raise RecipeError(Fault("--weights", f"{message}; --weights none measures it without"))
         given["weights"] = own if weights is None else weights
     return Foreign(text, _choice(part, given), weights != "none")
 
 
 def _of_folder(folder: Path) -> Foreign:
+    if (folder / "recipe.yaml").is_file() and (folder / "checkpoints").is_dir():
+        message = f"{folder} is a run; write it as RUN, or --against {folder} to compare with it"
+        raise RecipeError(Fault("--encoder", message))
     parts = registry.parts("encoders")
     for part in parts:
         cls: Any = part.load()
@@ -131,8 +140,8 @@ def _of_folder(folder: Path) -> Foreign:
     raise RecipeError(
         Fault(
             "--encoder",
-            f"no encoder ({names}) can load {folder}; it must have the files that sslkit export "
-            "RUN --to timm writes, such as config.json; export the run again",
+            f"no encoder ({names}) can load {folder}; name a folder that sslkit export wrote, "
+            "such as RUN/export/timm",
         )
     )
 

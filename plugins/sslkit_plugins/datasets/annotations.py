@@ -37,7 +37,8 @@ class _Builder(ElementTree.TreeBuilder):
 def read_objects(file: Path, image: Path) -> Objects:
     """Return the objects of an annotation, whose image is `image`.
 
-    VOC counts pixels from 1 and includes the last one. A box from 1 to w becomes 0 to w. Corners
+    VOC counts pixels from 1 and includes the last one. A box from 1 to w becomes 0 to w, and one
+    from 9 to 9 has a width of one pixel. Corners
     at most one pixel outside, as in annotations that count from 0, are moved to the border.
     Raises DataError for broken XML, and for boxes that are empty or outside the image.
     """
@@ -50,14 +51,12 @@ def read_objects(file: Path, image: Path) -> Objects:
         names, corners, difficult = zip(*found, strict=True)
         boxes = np.array(corners, np.float64)
         for number, (name, box) in enumerate(zip(names, boxes, strict=True), 1):
-            _check_box(f"object {number} ({printable(name)})", box, width, height)
+            box[:] = _pixels(f"object {number} ({printable(name)})", box, width, height)
     except FAULTS as error:
         raise DataError(
             f"the annotation {file} cannot be used: {printable(str(error))}; correct it, or remove "
             "its image from the lists in ImageSets/Main"
         ) from None
-    boxes -= [1, 1, 0, 0]
-    boxes = boxes.clip(0, [width, height, width, height])
     return Objects(list(names), boxes.astype(np.float32), np.array(difficult, bool))
 
 
@@ -98,16 +97,22 @@ def _size(root: ElementTree.Element, image: Path) -> tuple[int, int]:
         return opened.size
 
 
-def _check_box(called: str, box: np.ndarray, width: int, height: int) -> None:
-    """Raise ValueError for a box [4] that is empty or leaves the image by more than a pixel."""
+def _pixels(called: str, box: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Return a box [4] in pixels from 0, within the image.
+
+    Raises ValueError if it is empty, has no pixel of the image, or ends more than a pixel outside.
+    """
     shown = " ".join(f"{side} {value:g}" for side, value in zip(SIDES, box, strict=True))
     if not np.isfinite(box).all():
         raise ValueError(f"the box of {called} is not finite: {shown}")
     left, top, right, bottom = box
-    if right <= left or bottom <= top:
+    if right < left or bottom < top:
         raise ValueError(f"the box of {called} is empty: {shown}")
-    if min(left, top) < 0 or right > width + 1 or bottom > height + 1:
+    moved = (box - [1, 1, 0, 0]).clip(0, [width, height, width, height])
+    is_far = min(left, top) < 0 or right > width + 1 or bottom > height + 1
+    if is_far or (moved[2:] <= moved[:2]).any():
         raise ValueError(f"the box of {called} is outside the picture of {width}×{height}: {shown}")
+    return moved
 
 
 def read_list(file: Path) -> list[str]:

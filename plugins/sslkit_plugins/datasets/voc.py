@@ -45,8 +45,8 @@ class Listed:
 
     def __init__(self, folder: Path, name: str) -> None:
         self.file = _list_file(folder, name)
-        stems = read_list(self.file)
         files = _images(folder / "JPEGImages")
+        stems = [_stem(name, files) for name in read_list(self.file)]
         self.files = [self._required(files, stem) for stem in stems]
         self.objects: list[Objects] | None = None
         annotations = folder / "Annotations"
@@ -106,7 +106,7 @@ class Voc(ImageSource):
             str, Field(description="Folder with JPEGImages, Annotations and ImageSets/Main.")
         ],
         years: Annotated[
-            Literal["2007", "2012", "2007+2012"] | None,
+            Literal[2007, 2012, "2007+2012"] | None,
             Field(
                 description="Years of a VOCdevkit folder, by default 2007, else 2012. 2007+2012 "
                 "trains on both and validates on 2007, as in the tables of detection."
@@ -188,7 +188,7 @@ class Voc(ImageSource):
         return decode_pixels(self.stored(index), reduction, self.max_pixels)
 
 
-def _folders(top: Path, years: str | None) -> list[Path]:
+def _folders(top: Path, years: int | str | None) -> list[Path]:
     """Return the folders in VOC layout: `top` itself, or those of the years below it."""
     if _is_layout(top):
         if years is not None:
@@ -196,7 +196,7 @@ def _folders(top: Path, years: str | None) -> list[Path]:
         return [top]
     for devkit in (top, top / "VOCdevkit"):
         present = [year for year in ("2007", "2012") if _is_layout(devkit / f"VOC{year}")]
-        wanted = present[:1] if years is None else years.split("+")
+        wanted = present[:1] if years is None else str(years).split("+")
         missing = [year for year in wanted if year not in present]
         if present and missing:
             raise DataError(f"{devkit} has no folder VOC{missing[0]}; choose another data.years")
@@ -231,10 +231,11 @@ def _is_annotated(folder: Path, name: str) -> bool:
     annotations = folder / "Annotations"
     if not annotations.is_dir():
         return True
-    stems = read_list(_list_file(folder, name))
+    files = _images(folder / "JPEGImages")
+    stems = [_stem(line, files) for line in read_list(_list_file(folder, name))]
     if any((annotations / f"{stem}.xml").is_file() for stem in stems):
         return True
-    return _images(folder / "JPEGImages").keys().isdisjoint(stems)
+    return files.keys().isdisjoint(stems)
 
 
 def _images(folder: Path) -> dict[str, Path]:
@@ -246,6 +247,12 @@ def _images(folder: Path) -> dict[str, Path]:
     return {
         os.path.splitext(name)[0]: folder / name for name in names if ending_of(name) in ENDINGS
     }
+
+
+def _stem(name: str, files: dict[str, Path]) -> str:
+    """Return a name of a list without its extension, which other tools add."""
+    stem = os.path.splitext(name)[0]
+    return stem if name not in files and ending_of(name) in ENDINGS else name
 
 
 def _all_objects(lists: list[Listed]) -> list[Objects] | None:

@@ -21,7 +21,7 @@ def regress(probe: Probe, candidate: Candidate, images: ImageSource) -> Tensor:
         return val.new_full((len(val), len(probe.classes)), torch.nan)
     labels = torch.as_tensor(images.labels, device=train.device)
     rows, others = standardise(train, val)
-    strength = choose_strength(rows, labels, len(probe.classes))
+    strength = choose_strength(rows, labels, len(probe.classes), images.groups)
     return others.logits(*logistic_regression(rows, labels, len(probe.classes), strength))
 
 

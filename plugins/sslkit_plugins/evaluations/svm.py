@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from sslkit.errors import DataError, Fault, RecipeError, counted, printable
-from sslkit.evaluation import combine, percentiles, resample
+from sslkit.evaluation import combine, percentiles, resample, too_few
 from sslkit.interfaces import (
     Entry,
     Estimate,
@@ -126,7 +126,7 @@ class Svm(Evaluation):
         """Score every candidate. Raises DataError for a class without positives or negatives."""
         train, val = _tags(probe)
         _check_classes(train, val, probe.classes)
-        machines = Machines(self.costs)
+        machines = Machines(self.costs, probe.train.groups)
         if self.low_shot:
             result = self._by_shots(probe, machines)
         else:
@@ -154,6 +154,10 @@ class Svm(Evaluation):
                 seconds += work.classes * (self.samples if self.low_shot else 1) * fits
             memory = max(memory, svm_cost.memory(max(sizes.values()), work.val, cost.width))
         classes = counted(work.classes, "class", "classes")
+        if self.low_shot:
+            classes += (
+                f", {counted(self.samples, 'sample')} and {counted(len(sizes), 'number')} of shots"
+            )
         images = counted(min(svm_cost.SAMPLE, work.train), "image")
         return Estimate(
             layers=layers,
@@ -195,7 +199,7 @@ class Svm(Evaluation):
             layers=self.layers == "all",
             view="squash",
             chance={MAP.name: float(prevalence(val).mean())},
-            protocol={"notes": _few(train, probe.classes)},
+            protocol={"notes": _few(train, probe.classes) + too_few(len(val), probe.val.groups)},
         )
         scored, chosen = {}, {}
         costs = np.array(machines.chosen).reshape(-1, len(probe.classes)).tolist()
@@ -220,7 +224,7 @@ class Svm(Evaluation):
         decided = []
         for tag in tags.T:
             rows = np.flatnonzero(tag != -1) if self.difficult == "ignore" else slice(None)
-            decided.append(machines.decide(train[rows], tag[rows] == 1, val))
+            decided.append(machines.decide(train[rows], tag[rows] == 1, val, rows))
         return np.stack(decided, 1)
 
     # --------------------------------------------------------------------------- low-shot
@@ -267,7 +271,7 @@ class Svm(Evaluation):
         decided = []
         for number, tag in enumerate(tags.T):
             rows = few_shots.draw_few(tag, k, [sample, number])
-            decided.append(machines.decide(train[rows], tag[rows] == 1, val))
+            decided.append(machines.decide(train[rows], tag[rows] == 1, val, rows))
         return np.stack(decided, 1)
 
 
