@@ -102,8 +102,8 @@ def test_two_ranks_have_the_loss_and_gradient_of_one(name, images, ranks, tmp_pa
     assert ranks(work) == [0, 0]
     names = ("1-0", "2-0")
     one, two = (load_file(tmp_path / f"{name}.safetensors") for name in names)
-    for name, value in one.items():
-        torch.testing.assert_close(two[name], value, rtol=1e-9, atol=1e-11)
+    for key, value in one.items():
+        torch.testing.assert_close(two[key], value, rtol=1e-9, atol=1e-11)
 
 
 def test_accumulation_is_refused():

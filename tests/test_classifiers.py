@@ -104,6 +104,9 @@ def test_a_preset_reports_each_k_and_its_headline_first():
         "top-1 is that of k = 20",
         "all 30 training images vote, fewer than 100, 200 (--k)",
     ]
+    assert protocol["replaced"] == []
+    other = knn_of(preset="dino", k="3")["protocol"]
+    assert (other["k"], other["temperature"], other["replaced"]) == (3, 0.07, ["k"])
     for k in (20, 10):
         single = knn_of(k=str(k))["entries"]
         name = "top-1" if k == 20 else "top-1, k = 10"

@@ -194,6 +194,7 @@ def test_a_preset_trains_what_it_says(preset):
     """PIRL: norms and the first two stages frozen. MoCo: everything is trained."""
     probe = made()
     candidate, evaluation = probe.candidates[0], Detect(preset=preset, steps=2, batch_size=2)
+    assert evaluation.replaced == ["batch_size", "steps"]
     given = copy.deepcopy(candidate.encoder.state_dict())
     detector, normalise = evaluation.detector(candidate, probe, Scale.of(72))
     before = copy.deepcopy(detector.state_dict())

@@ -229,6 +229,12 @@ def test_architecture_lists_every_file_and_folder(package):
     assert names == places - {f"{Path(package).name}/"}
 
 
+def test_every_name_for_evaluations_is_described():
+    page = (ROOT / "docs" / "write-an-evaluation.md").read_text(encoding="utf-8")
+    described = set(re.findall(r"`(\w+)", page))
+    assert described >= set(importlib.import_module("sslkit.evaluation").__all__)
+
+
 def test_tests_that_pages_name_exist():
     for page in DOCS:
         text = page.read_text(encoding="utf-8")

@@ -127,6 +127,8 @@ class Unbroken(NamedTuple):
     untrained: dict[str, torch.Tensor]
     steps: list[Step]
     run: Run
+    losses: int
+    """Calls of the recipe's losses."""
 
 
 @pytest.fixture(scope="module", params=cases(EVERY))
@@ -135,12 +137,16 @@ def unbroken(request, photos, tmp_path_factory):
     made, folder = small(request.param, photos), tmp_path_factory.mktemp("unbroken")
     run, found = build(made), []
     untrained = copies(run.method.encoder.named_parameters())
+    losses = []
+    for module in run.method.modules():
+        if isinstance(module, Loss):
+            module.register_forward_hook(lambda *_: losses.append(True))
     for step in islice(train(run), 2 * EPOCH):
         found.append(step)
         if step.number in (EPOCH - 1, EPOCH):
             (folder / str(step.number)).mkdir()
             checkpoint.save(run, folder / str(step.number))
-    return Unbroken(made, folder, untrained, found, run)
+    return Unbroken(made, folder, untrained, found, run, len(losses))
 
 
 @pytest.mark.parametrize("step", [EPOCH - 1, EPOCH], ids=["within an epoch", "at its border"])
@@ -155,6 +161,7 @@ def test_a_resumed_run_is_the_same_run(unbroken, step):
 
 
 def test_metrics_are_finite_scalars_of_the_same_names_at_every_step(unbroken):
+    assert unbroken.losses >= len(unbroken.steps), "every number goes through the recipe's loss"
     for step in unbroken.steps:
         assert step.metrics.keys() == unbroken.steps[0].metrics.keys()
         for value in (step.loss, *step.metrics.values()):
@@ -267,21 +274,3 @@ def test_the_first_loss_is_about_what_the_method_expects(path, photos):
         pytest.skip("nothing is expected")
     (step,) = steps(run, 1)
     assert abs(step.loss.item() - expected) < max(abs(expected) / 2, 0.5)
-
-
-@every()
-def test_metrics_are_finite_scalars_of_the_same_names_at_every_step(path, photos):
-    run = build(small(path, photos))
-    before = {name: value.clone() for name, value in run.method.encoder.named_parameters()}
-    losses = [module for module in run.method.modules() if isinstance(module, Loss)]
-    called = []
-    for module in losses:
-        module.register_forward_hook(lambda *_: called.append(True))
-    found = steps(run, 2 * EPOCH)
-    assert len(called) >= len(found), "every number goes through the loss of the recipe"
-    for step in found:
-        assert step.metrics.keys() == found[0].metrics.keys()
-        for value in (step.loss, *step.metrics.values()):
-            assert value.shape == () and value.isfinite() and not value.requires_grad
-    moved = dict(run.method.encoder.named_parameters())
-    assert any(not torch.equal(value, before[name]) for name, value in moved.items())

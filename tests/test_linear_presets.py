@@ -274,7 +274,7 @@ def test_every_preset_trains_and_leaves_the_encoder_alone(name):
     protocol = found["protocol"]
     rows = [(entry["row"], entry["candidate"]) for entry in found["entries"]]
     assert rows[:3] == [("features", "trained"), ("conv", "trained"), (None, "raw pixels")]
-    assert (protocol["preset"], protocol["given"]) == (name, ["epochs"])
+    assert (protocol["preset"], protocol["replaced"]) == (name, ["epochs"])
     assert protocol["source"] == PRESETS[name].source and protocol["batch_size"] == 30
     note = f"fewer than {PRESETS[name].batch_size:,} (preset {name})"
     assert note in protocol["notes"][0] and "all 30 training images" in protocol["notes"][0]
@@ -290,7 +290,7 @@ def test_given_options_win_over_the_preset():
     protocol = result([network()], preset="mae", epochs="1", **options)["protocol"]
     found = {name: protocol[name] for name in ("lr", "batch_size", "weight_decay", "seeds")}
     assert found == {"lr": 0.5, "batch_size": 10, "weight_decay": 0.1, "seeds": 2}
-    assert protocol["given"] == ["epochs", "lr", "batch_size", "weight_decay"]
+    assert protocol["replaced"] == ["batch_size", "epochs", "lr", "weight_decay"]
     assert not protocol["notes"], "ten images are a batch that was asked for"
 
 

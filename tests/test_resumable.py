@@ -155,6 +155,12 @@ def test_fitted_statistics_do_not_belong_to_the_weights():
     assert trained.digest() != before
 
 
+def test_states_of_other_evaluations_are_named(tmp_path):
+    assert state.left(tmp_path) is None
+    (tmp_path / "unfinished" / "finetune-0123456789ab").mkdir(parents=True)
+    assert "has 1 unfinished evaluation with other options" in state.left(tmp_path)
+
+
 def test_nothing_is_kept_where_nothing_may_be_written():
     probe = made([network()])
     assert probe.home is None and probe.unfinished("finetune", {}) is None

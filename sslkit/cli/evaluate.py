@@ -252,7 +252,7 @@ def evaluate(part: Part, given: dict[str, Any]) -> None:
     chosen = {name: value for name, value in options.items() if value is not None}
     choice = recipe.read_evaluation(part.name, chosen)
 
-    from sslkit.evaluation import build, store
+    from sslkit.evaluation import build, state, store
     from sslkit.evaluation.plan import plan
     from sslkit.parts import make
     from sslkit.runs import folders
@@ -304,3 +304,6 @@ def evaluate(part: Part, given: dict[str, Any]) -> None:
     probe.discard()
     console.print_result(result)
     console.print_text(f"written: {path}")
+    left = state.left(home)
+    if left is not None:
+        console.print_text(left, stderr=True)

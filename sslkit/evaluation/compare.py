@@ -149,8 +149,8 @@ def combine(
 ) -> Result:
     """Build the result from outcomes by row and candidate.
 
-    The first candidate that is not a baseline is compared, paired by image, with all others of its
-    row and with those whose row is None. `chance` has the metrics at chance level. `images` are
+    The first candidate that is not a baseline is compared, paired by image, with the others of its
+    row and of row None. `chance` has the metrics at chance level. `images` are
     those of the outcomes per image, by default the validation images.
     """
     images = probe.val if images is None else images

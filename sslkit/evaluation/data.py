@@ -15,7 +15,6 @@ from sslkit.interfaces import ImageSource
 from sslkit.parts import make
 from sslkit.recipe import Choice
 
-
 VOC = (
     "name a folder in VOC layout, which has JPEGImages, Annotations and ImageSets/Main: --data DIR"
 )

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sslkit.data.plain import decoded
 from sslkit.data.workers import read
+from sslkit.errors import counted
 from sslkit.interfaces import ImageSource, Pixels
 from sslkit.runs import files
 
@@ -59,6 +60,17 @@ def discard(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     with suppress(OSError):
         folder.parent.rmdir()
+
+
+def left(home: Path) -> str | None:
+    """Return a sentence about states of other evaluations below `home`; None without any."""
+    folders = sorted((home / UNFINISHED).glob("*-*"))
+    if not folders:
+        return None
+    return (
+        f"{home / UNFINISHED} has {counted(len(folders), 'unfinished evaluation')} with other "
+        "options, images or weights; delete what you do not want to go on with"
+    )
 
 
 def save_state(path: Path, tensors: dict[str, Tensor], notes: Mapping[str, str]) -> None:

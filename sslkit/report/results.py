@@ -5,6 +5,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -37,7 +38,8 @@ def picture(result: dict[str, Any], path: Path, option: str = "") -> Path:
     figure = Figure(figsize=(7.5, high + 2.8 * lines), layout="constrained")
     grid = figure.add_gridspec(1 + lines, 2, height_ratios=[high, *[2.8] * lines])
     _draw_bars(plain_axes(figure.add_subplot(grid[0, :])), pivot, bars)
-    candidates, named = [short(name) for name in pivot.candidates], {}
+    candidates = [short(name) for name in pivot.candidates]
+    named: dict[str, Artist] = {}
     for number, drawn in enumerate(result["figures"]):
         column = number % 2 if len(result["figures"]) > 1 else slice(None)
         axes = plain_axes(figure.add_subplot(grid[1 + number // 2, column]))
@@ -49,8 +51,8 @@ def picture(result: dict[str, Any], path: Path, option: str = "") -> Path:
             axes.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     if named:
         order = [name for name in candidates if name in named]
-        style = {"fontsize": 7, "frameon": False, "ncols": 3}
-        figure.legend([named[name] for name in order], order, loc="outside lower left", **style)
+        handles = [named[name] for name in order]
+        figure.legend(handles, order, loc="outside lower left", fontsize=7, frameon=False, ncols=3)
     return save(figure, path, option)
 
 

@@ -251,7 +251,7 @@ def _images(folder: Path) -> dict[str, Path]:
 
 def _stem(name: str, files: dict[str, Path]) -> str:
     """Return a name of a list without its extension, which other tools add."""
-    stem, ending = os.path.splitext(name)
+    stem = os.path.splitext(name)[0]
     return stem if name not in files and ending_of(name) in ENDINGS else name
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from itertools import count, cycle
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,8 +15,8 @@ from sslkit_plugins.evaluations import effort, step_cost
 from sslkit_plugins.evaluations.box_training import Images, Training
 from sslkit_plugins.evaluations.step_cost import StepCost
 
-SAMPLE = 2
-"""Largest number of images of a measured step."""
+SAMPLE, SAMPLE_CPU = 8, 2
+"""Largest number of images of a measured step, and on a CPU."""
 BATCHES = 3
 """Number of measured batches, whose images have other sizes."""
 
@@ -39,7 +40,8 @@ class BoxCost(NamedTuple):
 
 def measure(training: Training, probe: Probe) -> BoxCost:
     """Measure steps, losses and detections of `training`, whose detector is changed."""
-    images = min(SAMPLE, training.schedule.batch_size)
+    largest = SAMPLE_CPU if probe.device.type == "cpu" else SAMPLE
+    images = min(largest, training.schedule.batch_size)
     small = dataclasses.replace(training.schedule, batch_size=images)
     sampled = Training(
         training.detector, training.normalise, small, probe.train, seed=0, device=probe.device
@@ -53,8 +55,9 @@ def measure(training: Training, probe: Probe) -> BoxCost:
     cost = step_cost.measure(sampled.detector, sampled.optimizer, step, images, probe.device)
     forward = 0.0
     if training.statistics_batches:
-        forward = effort.seconds(lambda: _losses(sampled, next(batches)), probe.device) / images
-    some = Rows(probe.val, torch.arange(min(SAMPLE, len(probe.val))).numpy())
+        forward = effort.seconds(lambda: _losses(sampled, next(batches)), probe.device, warm=True)
+        forward /= images
+    some = Rows(probe.val, np.arange(min(largest, len(probe.val))))
     shown = list(probe.pictures(some, range(len(some))))
 
     def read(source: ImageSource, rows: Iterable[int]) -> Iterator[Tensor]:
@@ -63,7 +66,7 @@ def measure(training: Training, probe: Probe) -> BoxCost:
     def test() -> None:
         sampled.detect(some, read, lambda done, total: None)
 
-    return BoxCost(cost, forward, effort.seconds(test, probe.device) / len(some))
+    return BoxCost(cost, forward, effort.seconds(test, probe.device, warm=True) / len(some))
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import importlib.util
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
@@ -32,7 +32,8 @@ from sslkit.interfaces import (
     Score,
     Work,
 )
-from sslkit_plugins.evaluations import box_cost
+from sslkit_plugins.evaluations import box_cost, step_cost
+from sslkit_plugins.evaluations.box_cost import BoxCost
 from sslkit_plugins.evaluations.box_precision import (
     CHOSEN,
     LEVELS,
@@ -153,6 +154,12 @@ class Detect(Evaluation):
         self.preset, self.neck, self.rule, self.seeds = PRESETS[preset], neck, rule, seeds
         self.name = preset
         self.schedule = scaled(self.preset, steps, batch_size, lr)
+        given = {
+            "batch_size": batch_size != IMAGES,
+            "lr": lr is not None,
+            "steps": steps is not None,
+        }
+        self.replaced = [name for name, is_given in given.items() if is_given]
 
     def measure(self, probe: Probe) -> Result:
         """Train and test a detector of every candidate but raw pixels."""
@@ -222,10 +229,13 @@ class Detect(Evaluation):
         probe, scale = work.probe, Scale.of(work.probe.chosen_size)
         schedule, candidates = self.schedule, _networks(work.probe)
         seconds, memory, reads = 0.0, 0, 0
+        costs: dict[Hashable, BoxCost] = {}
         for candidate in candidates:
+            kind = step_cost.architecture(candidate)
             with seeded(probe.device, 0):
                 training = self.training(candidate, probe, scale, 0)
-                cost = box_cost.measure(training, probe)
+                cost = costs.get(kind) or box_cost.measure(training, probe)
+            costs[kind] = cost
             seconds += self.seeds * cost.seconds(training, work.val)
             memory = max(memory, cost.step.bytes(schedule.batch_size))
             batches = schedule.steps + training.statistics_batches
@@ -244,6 +254,7 @@ class Detect(Evaluation):
         found = {
             "view": "the full image; in training, half of them flipped",
             "preset": self.name,
+            "replaced": self.replaced,
             "source": self.preset.source,
             "detector": f"Faster R-CNN of torchvision, {self.neck.upper()}",
             **dataclasses.asdict(self.schedule),

@@ -26,9 +26,13 @@ WAYS_OUT = (
 )
 
 
-def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Return the mean time of calls after a first one: several calls if they are short, s."""
-    work()
+def seconds(work: Callable[[], object], device: torch.device, *, warm: bool = False) -> float:
+    """Return the mean time of a call, or of several short ones, s.
+
+    A first call is not timed, unless `warm` tells that there was one.
+    """
+    if not warm:
+        work()
     _finish(device)
     start, count = time.perf_counter(), 0
     while True:

@@ -1,7 +1,7 @@
 """Fine-tuning of encoders with all labels or with a share of them."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -39,8 +39,8 @@ from sslkit_plugins.evaluations.finetune_presets import PRESETS
 from sslkit_plugins.evaluations.random_state import seeded
 from sslkit_plugins.evaluations.step_cost import StepCost
 
-SAMPLE = 32
-"""Largest number of images of a measured step."""
+SAMPLE, SAMPLE_CPU = 128, 32
+"""Largest number of images of a measured step, and on a CPU."""
 Epochs = Annotated[int, Field(ge=0)]
 BatchSize = Annotated[int, Field(ge=2)]
 Decay = Annotated[float, Field(gt=0, le=1)]
@@ -54,7 +54,7 @@ class Finetune(Evaluation):
     training mode. Every candidate trains on the same images for the same number of steps, the
     untrained encoder too ("from scratch"). Candidates without weights, such as raw pixels, get a
     logistic regression on the same images. The last epoch is scored; nothing is chosen by
-    validation images.
+    validation images. A killed evaluation goes on when the same command runs again.
     """
 
     def __init__(
@@ -212,13 +212,16 @@ class Finetune(Evaluation):
         batch_size, steps = self._steps(len(images))
         seconds, memory, reads = 0.0, 0, 0
         weightless: list[str] = []
+        costs: dict[Hashable, StepCost] = {}
         for candidate in probe.candidates:
             self._check(probe, candidate)
             if _encoder(candidate) is None:
                 weightless.append(candidate.name)
                 reads += len(images)
             elif steps:
-                cost = self.cost(probe, candidate, images)
+                kind = step_cost.architecture(candidate)
+                cost = costs.get(kind) or self.cost(probe, candidate, images)
+                costs[kind] = cost
                 seconds += self.seeds * cost.seconds(steps, batch_size)
                 memory = max(memory, cost.bytes(batch_size))
                 reads += self.seeds * steps * batch_size
@@ -236,10 +239,11 @@ class Finetune(Evaluation):
         )
 
     def cost(self, probe: Probe, candidate: Candidate, images: ImageSource) -> StepCost:
-        """Measure training steps of a candidate on at most SAMPLE images."""
+        """Measure training steps of a candidate on a few images."""
         network = candidate.network()
         assert network is not None
-        count = min(SAMPLE, self._steps(len(images))[0])
+        largest = SAMPLE_CPU if probe.device.type == "cpu" else SAMPLE
+        count = min(largest, self._steps(len(images))[0])
         ((crops, index),) = probe.augmented(
             images, batch_size=count, steps=1, seed=0, size=candidate.size
         )

@@ -89,6 +89,8 @@ class Knn(Evaluation):
         self.setting = Setting("", (20,), 0.07) if preset is None else PRESETS[preset]
         self.ks = self.setting.k if k is None else (k,)
         self.temperature = self.setting.temperature if temperature is None else temperature
+        given = {"k": k, "temperature": temperature}
+        self.replaced = [name for name, value in given.items() if value is not None]
 
     def measure(self, probe: Probe) -> Result:
         """Score every candidate by its votes."""
@@ -124,7 +126,7 @@ class Knn(Evaluation):
             notes.append(f"top-1 is that of k = {first}")
         if self.preset is not None:
             stated |= {"preset": self.preset, "source": self.setting.source}
-            stated["differs"] = list(self.setting.differs)
+            stated |= {"differs": list(self.setting.differs), "replaced": self.replaced}
         more = [k for k in self.ks if k > count]
         if more:
             few = f"all {count} training images vote, fewer than "

@@ -38,9 +38,9 @@ class Linear(Evaluation):
     """Linear classifier on frozen features.
 
     `solver: lbfgs` fits a logistic regression on standardised features of the un-augmented images.
-    For each layer of each candidate, a held-out fifth of the training split, of its groups if there
-    are any, selects the strength of the regulariser; the final fit uses the full split. Only the
-    choice of the fifth is random.
+    For each layer of each candidate, a held-out fifth of the training split selects the strength of
+    the regulariser. If there are groups, it is a fifth of the groups. The final fit uses the full
+    split. Only the choice of the fifth is random.
 
     `preset` trains on random crops and flips as a paper's code does: optimizer, learning rate per
     256 images, weight decay, epochs, schedule, initial weights, batch norm before the classifier.
@@ -214,7 +214,7 @@ class Linear(Evaluation):
             "batch_size": batch_size,
             "seeds": self.seeds,
             "layers": self.layers,
-            "given": list(self.given),
+            "replaced": sorted(self.given),
             "notes": notes,
         }
 

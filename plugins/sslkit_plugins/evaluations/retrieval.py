@@ -1,5 +1,6 @@
 """Retrieval of images of the same class by cosine similarity."""
 
+import functools
 from typing import Annotated, Literal
 
 import torch
@@ -8,12 +9,24 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sslkit.errors import DataError
-from sslkit.interfaces import Evaluation, Features, Metric, Outcome, Probe, Result
+from sslkit.interfaces import (
+    Estimate,
+    Evaluation,
+    Features,
+    Metric,
+    Outcome,
+    Probe,
+    Result,
+    Work,
+)
+from sslkit_plugins.evaluations import effort
 
 BLOCK_BYTES = 2**28
 """Memory of one block (queries × base images), bytes."""
 CELL = 48
 """Bytes per query and base image: similarity, order, relevance and their running sums."""
+SAMPLE = 512
+"""Largest number of queries and of base images of a measured ranking."""
 TIE = 2.0**-20
 """Similarities are rounded to multiples of this number, so rounding errors do not break ties."""
 
@@ -131,6 +144,20 @@ class Retrieval(Evaluation):
                 f"'{probe.classes[single[0]]}' has a single validation image, so a query of this "
                 "class has none to find; add images, or rank the training images: --base train"
             )
+
+    def estimate(self, work: Work) -> Estimate:
+        """Estimate the ranking from random features of a few images of each width."""
+        seconds, layers = 0.0, self.layers == "all"
+        base = work.train if self.base == "train" else work.val
+        for width in work.widths(layers).values():
+            count, queries = min(base, SAMPLE), min(work.val, SAMPLE)
+            labels = torch.arange(SAMPLE, device=work.device) % 2
+            rows = torch.randn(SAMPLE, width, device=work.device)
+            given = Features(rows[:count], labels[:count], rows[:queries], labels[:queries])
+            took = effort.seconds(functools.partial(self.rank, given), work.device)
+            seconds += took * base * work.val / (count * queries)
+        block = min(BLOCK_BYTES, CELL * base * work.val)
+        return Estimate(layers=layers, seconds=seconds, bytes=block)
 
     def rank(self, features: Features) -> dict[str, Outcome]:
         """Return the average precision and the hit at rank 1 of every query."""

@@ -1,12 +1,13 @@
 """Measures time and memory of training steps."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from sslkit.evaluation import activations
+from sslkit.interfaces import Candidate
 from sslkit_plugins.evaluations import effort
 
 
@@ -31,6 +32,14 @@ class StepCost(NamedTuple):
         return self.weights + round(images * self.activations)
 
 
+def architecture(candidate: Candidate) -> Hashable:
+    """Return a key that is equal for candidates whose steps cost the same."""
+    network = candidate.network()
+    assert network is not None
+    tensors = network[0].state_dict()
+    return candidate.size, tuple((name, value.shape) for name, value in tensors.items())
+
+
 def measure(
     module: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -41,8 +50,8 @@ def measure(
     """Measure `step`, a full training step of `images` images. Changes the module."""
     with activations(module) as sizes:
         step()
-    took = effort.seconds(step, device)
-    update = min(took, effort.seconds(optimizer.step, device))
+    took = effort.seconds(step, device, warm=True)
+    update = min(took, effort.seconds(optimizer.step, device, warm=True))
     weights = sum(value.nbytes for value in module.state_dict().values())
     for parameter in module.parameters():
         weights += 0 if parameter.grad is None else parameter.grad.nbytes

@@ -154,6 +154,10 @@ class Svm(Evaluation):
                 seconds += work.classes * (self.samples if self.low_shot else 1) * fits
             memory = max(memory, svm_cost.memory(max(sizes.values()), work.val, cost.width))
         classes = counted(work.classes, "class", "classes")
+        if self.low_shot:
+            classes += (
+                f", {counted(self.samples, 'sample')} and {counted(len(sizes), 'number')} of shots"
+            )
         images = counted(min(svm_cost.SAMPLE, work.train), "image")
         return Estimate(
             layers=layers,

@@ -58,6 +58,7 @@ def measure(probe: Probe, machines: Machines, *, layers: bool) -> dict[Key, FitC
     chosen = np.sort(np.random.default_rng(0).permutation(len(probe.train))[:count])
     images = Rows(probe.train, chosen)
     classes = _classes(images)
+    machines.fit(np.eye(2), np.array([True, False]), 1.0)  # imports scikit-learn
     found = {}
     for key, features in _features(probe, images, layers=layers).items():
         if features.isfinite().all():  # others are not fitted
