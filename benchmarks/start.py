@@ -100,7 +100,7 @@ def first_step(recipe: str, words: list[str]) -> None:
     import timm.optim  # noqa: F401
 
     lap("import timm and torchvision")
-    from sslkit import console
+    from sslkit.screen import TrainingScreen
     from sslkit.training import build, session, trainer
 
     lap("import the rest" + (", matplotlib" * ("matplotlib" in sys.modules)))
@@ -138,7 +138,7 @@ def first_step(recipe: str, words: list[str]) -> None:
     with tempfile.TemporaryDirectory() as runs, open(os.devnull, "w") as nowhere:
         shown, sys.stdout = sys.stdout, nowhere
         try:
-            session.train(made, runs=Path(runs), viewer=session.Viewer(screen=console.Training))
+            session.train(made, runs=Path(runs), viewer=session.Viewer(screen=TrainingScreen))
         except SystemExit:
             sys.stdout = shown
     print(json.dumps(spent))

@@ -15,15 +15,17 @@ from typing import TYPE_CHECKING
 from sslkit.version import __version__
 
 if TYPE_CHECKING:
-    from sslkit.api import embed, evaluate, load, read_recipe, train
+    from sslkit.api import embed, evaluate, load, plan_evaluation, read_recipe, train
     from sslkit.errors import RecipeError, SslkitError
     from sslkit.evaluation.embedding import Embeddings
+    from sslkit.evaluation.plan import EvaluationPlan
     from sslkit.evaluation.result import EvaluationResult
     from sslkit.recipe import Recipe
     from sslkit.runs.trained import TrainedRun
 
 __all__ = [
     "Embeddings",
+    "EvaluationPlan",
     "EvaluationResult",
     "Recipe",
     "RecipeError",
@@ -33,12 +35,14 @@ __all__ = [
     "embed",
     "evaluate",
     "load",
+    "plan_evaluation",
     "read_recipe",
     "train",
 ]
 
 _PLACES = {
     "Embeddings": "sslkit.evaluation.embedding",
+    "EvaluationPlan": "sslkit.evaluation.plan",
     "EvaluationResult": "sslkit.evaluation.result",
     "Recipe": "sslkit.recipe",
     "RecipeError": "sslkit.errors",
@@ -47,6 +51,7 @@ _PLACES = {
     "embed": "sslkit.api",
     "evaluate": "sslkit.api",
     "load": "sslkit.api",
+    "plan_evaluation": "sslkit.api",
     "read_recipe": "sslkit.api",
     "train": "sslkit.api",
 }

@@ -16,8 +16,8 @@ TOGETHER = ("torch", "torchvision")
 def fault(error: BaseException) -> str | None:
     """Return a message if an exception comes from a broken dependency, else None.
 
-    A dependency is broken if it is missing or if one of its modules raises on import, for example
-    because of a missing shared library or incompatible releases.
+    A dependency is broken if it is missing or if one of its modules raises on import. Causes are
+    missing shared libraries and incompatible releases.
     """
     modules = _modules()
     broken = _missing(error) or _importing(error.__traceback__, set(modules))

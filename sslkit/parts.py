@@ -59,13 +59,21 @@ class DataFormat:
             classes = max(len(source.classes), int(source.labels.max()) + 1)
         return cls(len(source), source.channels, source.bits, classes)
 
+    @classmethod
+    def published(cls, data: Choice) -> "DataFormat | None":
+        """Return the format of a known data set without its images; None for other data sets."""
+        nominal = getattr(data.part.load(), "nominal", {})
+        if "pretrain" not in nominal:
+            return None
+        return cls(nominal["pretrain"], classes=nominal.get("classes"))
+
 
 def make(choice: Choice, *, place: str = "", **runtime: object):
     """Create the part that a recipe chose, with the runtime arguments that it requires.
 
     `place` is the recipe key in messages, if it differs from the kind. Raises RecipeError for a
-    runtime argument that the kind does not have, and PluginError if the constructor raises or the
-    part breaks the contract of its kind.
+    runtime argument that the kind does not have. Raises PluginError if the constructor raises or
+    the part breaks the contract of its kind.
     """
     wrong = wiring.unknown_runtime(choice)
     if wrong is not None:
@@ -128,7 +136,7 @@ def encoder_faults(recipe: Recipe, data: DataFormat) -> tuple[Fault, ...]:
     except SslkitError:
         return ()
     try:
-        choice = _without_initial_weights(recipe.encoder)
+        choice = without_initial_weights(recipe.encoder)
         make(choice, sizes=sizes, channels=data.channels)
     except RecipeError as error:
         return error.faults
@@ -163,7 +171,7 @@ def make_method(
     """
     torch.manual_seed(recipe.train.seed)
     cls: type[Method] = recipe.method.part.load()
-    choice = _without_initial_weights(recipe.encoder) if restored else recipe.encoder
+    choice = without_initial_weights(recipe.encoder) if restored else recipe.encoder
     encoder = make(choice, sizes=sides(transform), channels=data.channels)
     transform.normalisation = encoder.normalisation
     reads = read_by(cls, transform, recipe.heads)
@@ -177,7 +185,7 @@ def make_method(
     return make(recipe.method, parts=parts)
 
 
-def _without_initial_weights(encoder: Choice) -> Choice:
+def without_initial_weights(encoder: Choice) -> Choice:
     """Return the choice with the defaults of the options that select initial weights."""
     signature = encoder.part.signature()
     names = signature.attributes.get("initial_options", ())

@@ -2,6 +2,7 @@
 the command line in a process.
 """
 
+import contextlib
 import faulthandler
 import multiprocessing
 import os
@@ -10,14 +11,17 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 from PIL import Image
+from typer.testing import CliRunner
 
 from sslkit import distributed, recipe
+from sslkit.cli import app
 from sslkit.recipe import registry, source
 from sslkit.runs import checkpoint
 from sslkit.runs.folders import NewFolder
@@ -41,6 +45,34 @@ train:     {{epochs: 2, batch_size: 8, precision: fp32, device: cpu, workers: 0}
 """PIRL with every trait that a checkpoint must hold: a memory, drawn negatives, a frozen constant,
 momentum, batch norm.
 """
+
+
+LONG_FILES = (
+    "test_every_recipe.py",
+    "test_fuzz.py",
+    "test_run_folder.py",
+    "test_learning.py",
+    "test_distributed.py",
+    "test_every_method.py",
+    "test_audit.py",
+    "test_shared.py",
+    "test_rehearsal.py",
+    "test_train_on.py",
+    "test_svm.py",
+    "test_wheel.py",
+)
+"""Files of tests that take long, the longest first."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let xdist keep the order of files; its own order runs files of few, long tests last."""
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with long files: with `--dist loadfile`, the last file decides when all workers end."""
+    places = {name: place for place, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -132,6 +164,18 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.fixture
+def loaded_here(monkeypatch):
+    """`sslkit export` loads what it wrote in this process, which saves an import of PyTorch."""
+
+    def run(command, cwd, **_):
+        with contextlib.chdir(cwd):
+            exec(command[-1], {})
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr("sslkit.runs.export.subprocess", SimpleNamespace(run=run))
+
+
+@pytest.fixture
 def tiny(images: Path, tmp_path: Path) -> Path:
     """The tiny recipe as a file."""
     path = tmp_path / "tiny.yaml"
@@ -176,6 +220,13 @@ def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) ->
     assert one.keys() == other.keys()
     different = [name for name in one if not torch.equal(one[name], other[name])]
     assert not different
+
+
+def sslkit(*words: object) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of the command line, run in this process."""
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, result.stdout, result.stderr
 
 
 def start(*arguments: object, torchrun: int = 0, restarts: int = 0) -> subprocess.Popen:

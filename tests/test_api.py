@@ -1,5 +1,6 @@
 """`import sslkit`: the public names, what they return, how they fail and stop."""
 
+import importlib
 import importlib.util
 import inspect
 import os
@@ -23,7 +24,7 @@ from sslkit import recipe
 from sslkit.runs import checkpoint, folders
 from sslkit.training import build
 
-FUNCTIONS = ("embed", "evaluate", "load", "read_recipe", "train")
+FUNCTIONS = ("embed", "evaluate", "load", "plan_evaluation", "read_recipe", "train")
 SNIPPET = """\
 import sslkit
 
@@ -86,6 +87,7 @@ def tiny(tmp_path, painted) -> dict:
 def test_the_public_names_are_these():
     assert sslkit.__all__ == [
         "Embeddings",
+        "EvaluationPlan",
         "EvaluationResult",
         "Recipe",
         "RecipeError",
@@ -95,6 +97,7 @@ def test_the_public_names_are_these():
         "embed",
         "evaluate",
         "load",
+        "plan_evaluation",
         "read_recipe",
         "train",
     ]
@@ -131,13 +134,10 @@ def test_functions_stay_callable_whatever_was_imported():
     """A module of the same name below `sslkit` would take the function's place."""
     beside = {module.name for module in pkgutil.iter_modules(sslkit.__path__)}
     assert not beside & set(sslkit.__all__)
-    code = (
-        "import importlib, pkgutil, sslkit\n"
-        "for found in pkgutil.walk_packages(sslkit.__path__, 'sslkit.'):\n"
-        "    if not found.name.endswith('__main__'): importlib.import_module(found.name)\n"
-        f"for name in {FUNCTIONS!r}: assert callable(getattr(sslkit, name)), name\n"
-    )
-    python(code)
+    for found in pkgutil.walk_packages(sslkit.__path__, "sslkit."):
+        if not found.name.endswith("__main__"):
+            importlib.import_module(found.name)
+    assert all(callable(getattr(sslkit, name)) for name in FUNCTIONS)
 
 
 @pytest.mark.slow
@@ -240,6 +240,26 @@ def test_evaluate_takes_options_of_the_evaluation(trained, painted):
     with pytest.raises(sslkit.SslkitError, match="no score 'top-9' of 'trained'"):
         result.score("top-9")
     assert not (trained / "eval").exists()
+
+
+def test_an_evaluation_is_planned_with_the_same_arguments(trained, painted, tmp_path, capfd):
+    options = {"preset": "moco", "epochs": 2, "data": painted, "workers": 0, "progress": False}
+    plan = sslkit.plan_evaluation(trained, "linear", **options, out=tmp_path / "out")
+    assert 0 < plan.seconds < 600 and plan.memory > 0 and plan.disk == 0
+    lines = dict(plan.lines)
+    assert lines["rows"] == "24 training and 6 validation images, 3 classes"
+    assert "(2 passes over the training images)" in lines["time of further passes"]
+    assert str(plan).startswith("rows                           24 training and 6")
+    assert not (tmp_path / "out").exists() and capfd.readouterr() == ("", "")
+
+
+def test_a_plan_refuses_what_the_evaluation_refuses(trained):
+    with pytest.raises(sslkit.RecipeError, match=r"neighbours  no such option of knn"):
+        sslkit.plan_evaluation(trained, "knn", neighbours=3)
+    with pytest.raises(sslkit.SslkitError, match="no such folder or file"):
+        sslkit.plan_evaluation(trained, "knn", data="nowhere")
+    with pytest.raises(sslkit.RecipeError, match="evaluation  3 is not a name"):
+        sslkit.plan_evaluation(trained, 3)
 
 
 def test_evaluate_measures_an_encoder_and_writes_on_request(painted, tmp_path):

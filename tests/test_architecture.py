@@ -1,6 +1,7 @@
 """Who may import whom, and what may stand nowhere, read from the source."""
 
 import ast
+import functools
 import sys
 from pathlib import Path
 
@@ -20,6 +21,7 @@ def modules(root, package):
 
 CORE = modules(ROOT, "sslkit")
 PLUGINS = modules(ROOT / "plugins", "sslkit_plugins")
+TREES = {name: ast.parse(path.read_bytes()) for name, path in (CORE | PLUGINS).items()}
 WITHOUT_TORCH = {"torch", "torchvision", "timm", "safetensors", "matplotlib"}
 
 
@@ -50,27 +52,44 @@ def module_names(name, path, tree, *, top_level_only):
     return found
 
 
+@functools.cache
 def imports(name, *, top_level_only=False):
     path = (CORE | PLUGINS)[name]
-    return module_names(name, path, ast.parse(path.read_bytes()), top_level_only=top_level_only)
+    return frozenset(module_names(name, path, TREES[name], top_level_only=top_level_only))
 
 
 def below(names, package):
     return {name for name in names if name == package or name.startswith(f"{package}.")}
 
 
-@pytest.mark.parametrize("name", CORE)
-def test_the_core_never_imports_the_plugins(name):
-    assert not below(imports(name), "sslkit_plugins")
+def calls(name):
+    """Each call in a module: the function as it is written, and the node."""
+    for node in ast.walk(TREES[name]):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func), node
 
 
-@pytest.mark.parametrize("name", PLUGINS)
-def test_plugins_import_only_the_interfaces_the_errors_and_ranks(name):
+def faults(names, of):
+    """The modules that have faults, with their faults `of(name)`."""
+    found = {name: of(name) for name in names}
+    return {name: faults for name, faults in found.items() if faults}
+
+
+def test_the_core_never_imports_the_plugins():
+    assert not faults(CORE, lambda name: below(imports(name), "sslkit_plugins"))
+
+
+def imports_beyond_the_interfaces(name):
+    """The modules of the core that a plugin imports and should not."""
     allowed = {"sslkit", "sslkit.interfaces", "sslkit.errors", "sslkit.distributed", "sslkit.draws"}
     if name.startswith("sslkit_plugins.evaluations."):
         allowed.add("sslkit.evaluation")
-    inside = below(imports(name), "sslkit") & (set(CORE) | {"sslkit"})
-    assert {module for module in inside if not below({module}, "sslkit.interfaces")} <= allowed
+    others = (below(imports(name), "sslkit") & set(CORE)) - allowed
+    return others - below(others, "sslkit.interfaces")
+
+
+def test_plugins_import_only_the_interfaces_the_errors_and_ranks():
+    assert not faults(PLUGINS, imports_beyond_the_interfaces)
 
 
 @pytest.mark.parametrize("package", [CORE, PLUGINS], ids=["sslkit", "sslkit_plugins"])
@@ -78,8 +97,9 @@ def test_no_circle_of_imports(package):
     """Imports in functions and for type checkers count as well."""
     graph = {}
     for name in set(package) - {"sslkit"}:
-        tree = ast.parse(package[name].read_bytes())
-        found = {node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)}
+        found = {
+            node for node in ast.walk(TREES[name]) if isinstance(node, ast.Import | ast.ImportFrom)
+        }
         needs = module_names(name, package[name], ast.Module([*found], []), top_level_only=False)
         needs &= set(package) - {"sslkit"}
         # `from sslkit.recipe import source` inside sslkit.recipe imports the module alone.
@@ -90,12 +110,13 @@ def test_no_circle_of_imports(package):
     assert not graph, f"these import each other: {graph}"
 
 
-@pytest.mark.parametrize("name", sorted(CORE | PLUGINS))
-def test_only_one_file_knows_torch_distributed(name):
+def mentions_of_torch_distributed(name):
     source = (CORE | PLUGINS)[name].read_text(encoding="utf-8")
-    if name != "sslkit.distributed":
-        assert not below(imports(name), "torch.distributed")
-        assert "torch.distributed." not in source
+    return below(imports(name), "torch.distributed") or "torch.distributed." in source
+
+
+def test_only_one_file_knows_torch_distributed():
+    assert set(faults(CORE | PLUGINS, mentions_of_torch_distributed)) == {"sslkit.distributed"}
 
 
 def reached(name):
@@ -142,7 +163,7 @@ ORDER = [
     ("sslkit.evaluation",),
     ("sslkit.training",),
     ("sslkit.sweep",),
-    ("sslkit.console",),
+    ("sslkit.console", "sslkit.screen"),
     ("sslkit.api", "sslkit.cli"),
     ("sslkit.__main__",),
 ]
@@ -159,10 +180,12 @@ def floor(name):
     return places[name]
 
 
-@pytest.mark.parametrize("name", CORE)
-def test_no_arrow_runs_back_up(name):
-    higher = {other for other in imports(name) & set(CORE) if floor(other) > floor(name)}
-    assert not higher
+def imports_from_above(name):
+    return {other for other in imports(name) & set(CORE) if floor(other) > floor(name)}
+
+
+def test_no_arrow_runs_back_up():
+    assert not faults(CORE, imports_from_above)
 
 
 def test_the_package_names_its_roof_and_imports_nothing_of_it():
@@ -177,11 +200,9 @@ def test_the_package_names_its_roof_and_imports_nothing_of_it():
     assert set(sslkit._PLACES.values()) <= set(CORE)
 
 
-@pytest.mark.parametrize("name", sorted(CORE | PLUGINS))
-def test_nothing_below_the_roof_uses_the_public_functions(name):
-    if name != "sslkit":
-        public = {"sslkit.api", *(f"sslkit.{name}" for name in sslkit_functions())}
-        assert not imports(name) & public
+def test_nothing_below_the_roof_uses_the_public_functions():
+    public = {"sslkit.api", *(f"sslkit.{name}" for name in sslkit_functions())}
+    assert not faults((CORE | PLUGINS).keys() - {"sslkit"}, lambda name: imports(name) & public)
 
 
 def sslkit_functions():
@@ -191,60 +212,50 @@ def sslkit_functions():
     return {name for name, place in sslkit._PLACES.items() if place == "sslkit.api"}
 
 
-def calls(path):
-    for node in ast.walk(ast.parse(path.read_bytes())):
-        if isinstance(node, ast.Call):
-            yield ast.unparse(node.func)
+def test_nothing_prints_but_the_console():
+    printing = faults(CORE | PLUGINS, lambda name: "print" in dict(calls(name)))
+    assert set(printing) <= {"sslkit.console"}
 
 
-@pytest.mark.parametrize("name", sorted(CORE | PLUGINS))
-def test_nothing_prints_but_the_console(name):
-    if name != "sslkit.console":
-        assert "print" not in set(calls((CORE | PLUGINS)[name]))
+UNSAFE_MODULES = {"pickle", "cloudpickle", "dill", "shelve", "marshal", "joblib"}
+UNSAFE_CALLS = {
+    "torch.save",
+    "torch.load",
+    "yaml.load",
+    "yaml.unsafe_load",
+    "yaml.full_load",
+    "eval",
+    "exec",
+    "compile",
+    "os.system",
+}
 
 
-@pytest.mark.parametrize("name", sorted(CORE | PLUGINS))
-def test_no_code_is_run_from_files(name):
+def ways_to_run_code_from_files(name):
+    modules = {imported.partition(".")[0] for imported in imports(name)} & UNSAFE_MODULES
+    return modules | dict(calls(name)).keys() & UNSAFE_CALLS
+
+
+def test_no_code_is_run_from_files():
     """Neither pickles nor torch's files of them, nor YAML with tags, nor eval."""
-    assert not {imported.partition(".")[0] for imported in imports(name)} & {
-        "pickle",
-        "cloudpickle",
-        "dill",
-        "shelve",
-        "marshal",
-        "joblib",
-    }
-    forbidden = {
-        "torch.save",
-        "torch.load",
-        "yaml.load",
-        "yaml.unsafe_load",
-        "yaml.full_load",
-        "eval",
-        "exec",
-        "compile",
-        "os.system",
-    }
-    assert not set(calls((CORE | PLUGINS)[name])) & forbidden
+    assert not faults(CORE | PLUGINS, ways_to_run_code_from_files)
 
 
-@pytest.mark.parametrize("name", sorted(CORE | PLUGINS))
-def test_numpy_archives_are_read_without_pickles(name):
-    for node in ast.walk(ast.parse((CORE | PLUGINS)[name].read_bytes())):
-        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("np.load", "numpy.load"):
-            assert any(
-                word.arg == "allow_pickle" and ast.unparse(word.value) == "False"
-                for word in node.keywords
-            )
+def loads_that_may_unpickle(name):
+    """Lines of `np.load` without `allow_pickle=False`."""
+    for function, node in calls(name):
+        words = {word.arg: ast.unparse(word.value) for word in node.keywords}
+        if function in ("np.load", "numpy.load") and words.get("allow_pickle") != "False":
+            yield node.lineno
 
 
-@pytest.mark.parametrize("name", sorted(CORE | PLUGINS))
-def test_every_module_begins_with_a_docstring(name):
-    path = (CORE | PLUGINS)[name]
-    assert ast.get_docstring(ast.parse(path.read_bytes())) or name in (
-        "sslkit.__main__",
-        "sslkit",
-    )
+def test_numpy_archives_are_read_without_pickles():
+    assert not faults(CORE | PLUGINS, lambda name: list(loads_that_may_unpickle(name)))
+
+
+def test_every_module_begins_with_a_docstring():
+    bare = faults(CORE | PLUGINS, lambda name: ast.get_docstring(TREES[name]) is None)
+    assert set(bare) <= {"sslkit.__main__", "sslkit"}
 
 
 def test_all_that_is_imported_is_declared():

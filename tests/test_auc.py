@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from noise import Noise, made
+from noise import Noise, made, network
 from sklearn import linear_model, metrics
 
 from sslkit.errors import DataError
@@ -142,6 +142,15 @@ def test_groups_select_the_strength_and_give_the_interval():
     assert set(result.protocol["auc_by_class"]["trained"]) == {"a", "b", "c"}
     rows = {(entry.row, entry.candidate) for entry in result.entries if entry.differences}
     assert rows == {("features", "trained"), ("conv", "trained")}
+
+
+def test_fewer_than_ten_images_have_no_interval_and_a_note():
+    probe = made([network()], train=separable(30, 0), val=separable(9, 1))
+    probe.classes = ["a", "b"]
+    result = Auc().measure(probe)
+    assert not result.entries[0].scores["AUC"].intervals
+    note = "values without a 95 % CI: 9 images are too few; it needs 10"
+    assert result.protocol["notes"][-1] == note
 
 
 def test_features_that_are_not_finite_have_no_auc():

@@ -1,8 +1,7 @@
-"""Barlow Twins: closed forms of its loss in float64, and the gathered batch."""
+"""Barlow Twins: closed forms of its loss in float64, and the gathered batch, also of VICReg."""
 
 import pytest
 import torch
-from conftest import finish, start
 from safetensors.torch import load_file, save_file
 
 from sslkit import distributed, recipe
@@ -17,9 +16,8 @@ TINY += ["heads.projector.hidden_norm=false", "heads.projector.hidden_dim=16"]
 TINY += ["heads.projector.out_dim=8"]
 
 
-def made(images, *more):
-    path, data = "recipes/barlow_twins.yaml", str(images)
-    return build(recipe.read(path, overrides=[*TINY, *more], data=data))
+def made(images, name):
+    return build(recipe.read(name, overrides=TINY, data=str(images)))
 
 
 def rows(count, dim, seed=0):
@@ -83,10 +81,11 @@ def test_it_computes_in_float32_under_autocast_and_keeps_float64():
     assert CrossCorrelation()(first, second).dtype == torch.float64
 
 
-def test_two_ranks_have_the_loss_and_gradient_of_one(images, ranks, tmp_path):
+@pytest.mark.parametrize("name", ["barlow_twins", "vicreg"])
+def test_two_ranks_have_the_loss_and_gradient_of_one(name, images, ranks, tmp_path):
     """In float64; the mean of the ranks' gradients is that of the joined batch."""
     view = torch.randn(8, 2, 3, 32, 32, generator=torch.Generator().manual_seed(0)).double()
-    run = made(images)
+    run = made(images, name)
     method = run.method.double()
 
     def work(folder):
@@ -103,21 +102,11 @@ def test_two_ranks_have_the_loss_and_gradient_of_one(images, ranks, tmp_path):
     assert ranks(work) == [0, 0]
     names = ("1-0", "2-0")
     one, two = (load_file(tmp_path / f"{name}.safetensors") for name in names)
-    for name, value in one.items():
-        torch.testing.assert_close(two[name], value, rtol=1e-9, atol=1e-11)
+    for key, value in one.items():
+        torch.testing.assert_close(two[key], value, rtol=1e-9, atol=1e-11)
 
 
 def test_accumulation_is_refused():
     sentence = r"train\.accumulate  the loss of method 'barlow_twins' looks across the batch"
     with pytest.raises(RecipeError, match=sentence):
         recipe.read("recipes/barlow_twins.yaml", overrides=["train.accumulate=2"])
-
-
-@pytest.mark.slow
-def test_it_trains_through_the_command_line(images, tmp_path):
-    words = ["--data", images, "--run", tmp_path / "run"]
-    for setting in TINY:
-        words += ["--set", setting]
-    code, _, err = finish(start("train", "barlow_twins", *words))
-    assert code == 0, err
-    assert (tmp_path / "run" / "encoder.safetensors").is_file()

@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -27,38 +28,39 @@ from sslkit_plugins.samplers import in_batch
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
-def printed(name, *options):
-    """What a benchmark prints."""
-    done = subprocess.run(
-        [sys.executable, BENCHMARKS / name, *options],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+@pytest.fixture
+def printed(monkeypatch, capfd):
+    """`printed("views.py", "--images", "4")`: what a benchmark prints, run in this process."""
+
+    def run(name: str, *options: str) -> str:
+        monkeypatch.setattr(sys, "argv", [name, *options])
+        monkeypatch.syspath_prepend(BENCHMARKS)
+        runpy.run_path(str(BENCHMARKS / name), run_name="__main__")
+        return capfd.readouterr().out
+
+    return run
 
 
+@pytest.mark.filterwarnings("ignore:The image decoding and encoding:DeprecationWarning")
 @pytest.mark.parametrize(
     ("options", "shown"), [((), "ours, both on one core"), (("--decode",), "WEBP")]
 )
-def test_views(options, shown):
+def test_views(printed, options, shown):
     assert shown in printed("views.py", "--images", "4", "--repeats", "1", *options)
 
 
 @pytest.mark.parametrize("more", [(), ("--wide",)], ids=["closure", "wide"])
-def test_probe(more):
+def test_probe(printed, more):
     small = ("--rows", "100", "--classes", "3", "--dim", "8", "--repeats", "1")
     assert "| ratio |" in printed("probe.py", *small, *more)
 
 
-def test_evaluations():
+def test_evaluations(printed):
     table = printed("evaluations.py", "--rows", "60", "--classes", "3", "--dim", "8")
     assert "| linear, one closure | 60 | 3 |" in table and "| knn --k 20, 1,000 queries |" in table
 
 
-def test_step():
+def test_step(printed):
     cases = ("tiny", "tiny-simclr", "tiny-moco", "tiny-swav")
     small = ("--cases", ",".join(cases), "--steps", "2", "--set", "train.precision=fp32")
     shown = printed("step.py", *small)
@@ -91,14 +93,14 @@ def test_hand_written_steps_have_sslkits_loss(benchmark_modules, method):
     torch.testing.assert_close(hand.loss(batch), ours, rtol=1e-4, atol=1e-4)
 
 
-def test_parity_without_lightly(tmp_path):
+def test_parity_without_lightly(printed, tmp_path, capfd):
     if importlib.util.find_spec("lightly") is not None:
         pytest.skip("lightly is installed")
     for split in ("train", "val"):
         (tmp_path / split).mkdir()
-    words = [sys.executable, BENCHMARKS / "parity.py", "--data", tmp_path]
-    done = subprocess.run(words, check=False, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 2 and "python -m pip install lightly" in done.stderr
+    with pytest.raises(SystemExit, match="2"):
+        printed("parity.py", "--data", str(tmp_path))
+    assert "python -m pip install lightly" in capfd.readouterr().err
 
 
 @pytest.mark.skipif(importlib.util.find_spec("lightly") is None, reason="lightly is optional")
@@ -158,7 +160,7 @@ def test_parity_recipes_are_valid(benchmark_modules, tmp_path):
 
 
 @pytest.mark.slow
-def test_parity_trains_evaluates_and_goes_on(tmp_path):
+def test_parity_trains_evaluates_and_goes_on(printed, tmp_path):
     for split, count in (("train", 4), ("val", 2)):
         for name in ("red", "blue"):
             folder = tmp_path / "data" / split / name
@@ -181,7 +183,7 @@ def test_parity_trains_evaluates_and_goes_on(tmp_path):
         (("--step", "test_resnet", "--size", "64"), "goal: at most 3 %"),
     ],
 )
-def test_negatives(options, shown):
+def test_negatives(printed, options, shown):
     assert shown in printed(
         "negatives.py",
         "--rows",
@@ -196,12 +198,13 @@ def test_negatives(options, shown):
     )
 
 
-def test_pack():
+def test_pack(printed):
     shown = printed("pack.py", "--files", "60", "--images", "50", "--repeats", "1")
     assert "| 60 | cold | bytes |" in shown and "| 60 | warm | views, 2 workers |" in shown
 
 
-def test_start():
+@pytest.mark.slow
+def test_start(printed):
     shown = printed(
         "start.py", "--repeats", "1", "--set=train.batch_size=4", "--set=data.images=40"
     )
@@ -234,6 +237,6 @@ def test_gpu_without_one(tmp_path):
 
 
 @pytest.mark.slow
-def test_kill():
+def test_kill(printed):
     said = printed("kill.py", "--kills", "2", "--lives", "2")
     assert "0 workers: identical" in said and "identical end" in said

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import finish, start
+from conftest import finish, sslkit, start
 from PIL import Image
 from safetensors.torch import load_file
 from strangers import install, present
@@ -155,16 +155,15 @@ def words(photos, *settings):
 
 
 @pytest.mark.slow
-def test_it_trains_evaluates_and_exports(site, photos, tmp_path, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(site))
+def test_it_trains_evaluates_and_exports(here, photos, tmp_path, monkeypatch, loaded_here):
     monkeypatch.chdir(tmp_path)
-    code, out, err = finish(start("check", RECIPE, *words(photos)))
+    code, out, err = sslkit("check", RECIPE, *words(photos))
     assert (code, err) == (0, ""), err
-    code, out, err = finish(start("plan", RECIPE, *words(photos)))
+    code, out, err = sslkit("plan", RECIPE, *words(photos))
     assert (code, err) == (0, ""), err
     assert "head predictor (bootstrap_mlp)" in out
 
-    code, out, err = finish(start("train", RECIPE, *words(photos, "train.epochs=3")))
+    code, out, err = sslkit("train", RECIPE, *words(photos, "train.epochs=3"))
     assert code == 0, err
     run = tmp_path / "runs" / "bootstrap" / "latest"
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -172,17 +171,17 @@ def test_it_trains_evaluates_and_exports(site, photos, tmp_path, monkeypatch):
     method = load_file(next((run / "checkpoints").glob("*/method.safetensors")))
     assert "method.target.encoder.model.conv1.0.weight" in method
 
-    code, out, err = finish(start("eval", "knn", run))
+    code, out, err = sslkit("eval", "knn", run)
     assert code == 0, err
     assert (run / "eval" / "knn.json").is_file()
-    code, out, err = finish(start("export", run, "--to", "timm"))
+    code, out, err = sslkit("export", run, "--to", "timm")
     assert code == 0, err
     weights = load_file(run / "encoder.safetensors")
     assert weights.keys() and not any("target" in name for name in weights)
 
 
 @pytest.mark.slow
-def test_killed_and_resumed_it_ends_as_if_unbroken(site, photos, tmp_path, monkeypatch):
+def test_killed_and_resumed_it_ends_as_if_unbroken(site, here, photos, tmp_path, monkeypatch):
     """SIGKILL after the third of eight steps."""
     monkeypatch.setenv("PYTHONPATH", str(site))
     given = words(photos, "train.epochs=4", "train.save_minutes=0")
@@ -193,8 +192,8 @@ def test_killed_and_resumed_it_ends_as_if_unbroken(site, photos, tmp_path, monke
     process.kill()
     finish(process)
     run = metrics.parent.resolve()
-    assert finish(start("train", "--resume", run))[0] == 0
-    assert finish(start("train", RECIPE, *given, "--runs", tmp_path / "unbroken"))[0] == 0
+    assert sslkit("train", "--resume", run)[0] == 0
+    assert sslkit("train", RECIPE, *given, "--runs", tmp_path / "unbroken")[0] == 0
     other = tmp_path / "unbroken" / "bootstrap" / "latest"
     for file in ("encoder.safetensors", "metrics.jsonl", "checkpoints/step-00000008/SHA256SUMS"):
         one, two = (run / file).read_text("latin-1"), (other / file).read_text("latin-1")

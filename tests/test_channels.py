@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import finish, start
+from conftest import sslkit
 from PIL import Image
 
 from sslkit import recipe
@@ -242,7 +242,7 @@ def test_a_five_channel_set_trains_a_step(bands, tmp_path, dtype):
 def test_colours_that_need_rgb_are_refused_before_a_run(bands, tmp_path):
     words = ("--set", "transform.colours=simclr", "--runs", tmp_path / "runs")
     for command in (("plan", bands, *words[:2]), ("train", bands, *words)):
-        code, _, err = finish(start(*command))
+        code, _, err = sslkit(*command)
         assert code == 2 and "Traceback" not in err
         assert "colours 'simclr' change saturation, hue and gray and need 3 channels" in err
         assert "the data set has 5; set these to 0 (saturation and hue are" in err
@@ -377,13 +377,13 @@ def test_other_bands_end_a_command_with_a_sentence(bands, tmp_path):
     folder = tmp_path / "fields"
     folder.mkdir()
     (folder / "field.tif").write_bytes(tiff(np.zeros((20, 20, 5), np.uint8), 2, (0, 0)))
-    code, _, err = finish(start("train", bands, "--data", folder, "--runs", tmp_path / "runs"))
+    code, _, err = sslkit("train", bands, "--data", folder, "--runs", tmp_path / "runs")
     assert code == 2 and "field.tif has 5 bands; files may have 1, 3 or 4" in " ".join(err.split())
     assert not (tmp_path / "runs").exists()
 
 
 def test_images_of_other_channels_are_not_packed(tmp_path):
     file = archive(tmp_path, pixels(5))
-    code, _, err = finish(start("pack", file, tmp_path / "set"))
+    code, _, err = sslkit("pack", file, tmp_path / "set")
     assert code == 2 and "have 5 channels in 8 bits, but packed sets store 8-bit RGB" in err
     assert not (tmp_path / "set").exists()

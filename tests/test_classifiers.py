@@ -5,11 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from noise import made
+from noise import Noise, made, network
 from torch.nn import functional as F
 
 from sslkit import recipe
-from sslkit.evaluation import pool, store
+from sslkit.evaluation import pool, split_labelled, store
 from sslkit.evaluation.pooling import FEATURES
 from sslkit.interfaces import Features
 from sslkit_plugins.evaluations import classifiers, linear, logistic
@@ -243,6 +243,21 @@ def test_validation_labels_never_choose_the_regulariser(monkeypatch):
     held_out = "a fifth of every class held out, then all"
     assert [count for _, count in honest] == [31] * len(logistic.STRENGTHS) + [40], held_out
     assert right > wrong["top-1"].mean()
+
+
+def test_the_strength_is_selected_on_images_of_other_groups():
+    """Twelve groups of five images: a fifth of the groups is held out, never part of one."""
+    labels, groups = np.arange(60) % 3, [f"patient {number // 5}" for number in range(60)]
+    fit, held_out = split_labelled(labels, groups, 0)
+    assert sorted([*fit, *held_out]) == list(range(60)) and 10 <= len(held_out) <= 15
+    assert not {groups[row] for row in fit} & {groups[row] for row in held_out}
+    rows, _ = logistic.standardise(torch.randn(60, 4), torch.randn(1, 4))
+    middle = logistic.STRENGTHS[len(logistic.STRENGTHS) // 2]
+    assert logistic.choose_strength(rows, torch.as_tensor(labels), 3, ["one"] * 60) == middle
+    train = Noise(30)
+    train.groups = [f"p{number // 3}" for number in range(30)]
+    protocol = Linear().measure(made([network()], train=train)).protocol
+    assert protocol["chosen_on"] == "a fifth of the groups of the training split"
 
 
 def test_batch_norm_of_a_pooled_map_is_by_channel():

@@ -25,7 +25,10 @@ def method(groups=HALVES, loss=None, images=12, heads=None, **options):
     torch.manual_seed(0)
     encoder = ChannelGroups((32,), 3, model="test_resnet", groups=groups)
     made = {name: Linear(encoder.dims[name], out_dim=8) for name in heads or groups}
-    banks = {name: MemoryBank(8, images, negatives="all") for name in made}
+    banks = {}
+    for name in made:
+        torch.manual_seed(len(banks))  # A bank draws its first rows from the seed.
+        banks[name] = MemoryBank(8, images, negatives="all")
     parts = Parts(encoder, made, banks, loss or InfoNCE(temperature=0.5), images)
     return Cmc(parts, **options)
 

@@ -6,9 +6,9 @@ from types import SimpleNamespace as Thing
 import pytest
 import torch
 
-from sslkit import console
 from sslkit.data import summary
 from sslkit.runs.metrics import Row
+from sslkit.screen import TrainingScreen
 from sslkit.training.health import Health
 from sslkit_plugins.methods.pirl import Pirl
 
@@ -41,7 +41,7 @@ def screen(steps=200, warmup=0.0, epochs=4):
         unreadable={},
         skipped=0,
     )
-    shown = console.Training(run)
+    shown = TrainingScreen(run)
     shown.made(Path("runs/mine/1"))
     return shown, Health(10.0, steps, chances={"loss": 10.0})
 
@@ -81,7 +81,7 @@ def test_a_run_that_only_warms_up_is_told(capsys):
 
 def test_a_pass_over_the_images_is_told_of_ever_more_seldom(monkeypatch, capsys):
     clock = iter(range(51))
-    monkeypatch.setattr(console.time, "monotonic", lambda: 2.0 * next(clock))
+    monkeypatch.setattr("sslkit.screen.time.monotonic", lambda: 2.0 * next(clock))
     shown = screen()[0]
     for batch in range(1, 51):
         shown.passing(8 * batch)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from sslkit.interfaces import Batch, Draws, Encoder, Parts, Progress
 from sslkit_plugins.heads import ConcatPatches, Linear
 from sslkit_plugins.losses import CrossEntropy
-from sslkit_plugins.methods.jigsaw import Jigsaw, Puzzle, hamming_permutations
+from sslkit_plugins.methods.jigsaw import Cutter, Jigsaw, Puzzle, hamming_permutations
 from sslkit_plugins.methods.rotnet import Rotate, RotNet
 
 PROGRESS = Progress(0, 10, 0, 1, Draws(0))
@@ -28,11 +28,18 @@ def smallest_distance(orders):
     return min((a != b).sum() for a, b in combinations(orders, 2))
 
 
-def test_hamming_set():
-    orders = hamming_permutations(9, 60)
-    assert orders.shape == (60, 9) and (np.sort(orders, 1) == np.arange(9)).all()
-    assert len(np.unique(orders, axis=0)) == 60
-    assert smallest_distance(orders) >= 7
+@pytest.mark.parametrize(
+    ("count", "smallest", "mean"),
+    [(24, 7, 8.2), (100, 6, 8.03), pytest.param(1000, 5, 7.91, marks=pytest.mark.slow)],
+)
+def test_hamming_sets_are_those_of_a_greedy_search(count, smallest, mean):
+    """A search for the largest sum reaches a smallest distance of 2 only, as random orders do."""
+    orders = hamming_permutations(9, count)
+    assert orders.shape == (count, 9) and (np.sort(orders, 1) == np.arange(9)).all()
+    assert len(np.unique(orders, axis=0)) == count
+    distances = [(a != b).sum() for a, b in combinations(orders, 2)]
+    assert min(distances) == smallest
+    assert np.mean(distances) == pytest.approx(mean, abs=0.08)
 
 
 def test_a_larger_set_begins_with_the_smaller_one_and_seeds_differ():
@@ -82,6 +89,19 @@ def test_puzzle_tells_the_order():
     assert transform.shapes == {"patches": (9, 3, 8, 8)}
 
 
+def test_patches_without_room_tile_the_crop_and_argsort_restores_them():
+    """Bit for bit: cells of 8 px, patches of 8 px."""
+    pixels = np.random.default_rng(1).integers(0, 256, (24, 24, 3), dtype=np.uint8)
+    whole = torch.from_numpy(pixels).permute(2, 0, 1)
+    tiles = whole.unfold(1, 8, 8).unfold(2, 8, 8).permute(1, 2, 0, 3, 4).flatten(0, 1)
+    assert torch.equal(torch.stack(Cutter(3, 24, 8)(whole, np.random.default_rng(0))), tiles)
+    transform = Puzzle(size=8, resize=24, patch=8, min_area=1, permutations=6, flip=0.0)
+    sample = transform(Image.fromarray(pixels), np.random.default_rng(0))
+    order = transform.permutations[sample.targets["order"]]
+    assert not torch.equal(sample.views["patches"], tiles)
+    assert torch.equal(sample.views["patches"][order.argsort()], tiles)
+
+
 def test_puzzle_is_gray_as_a_whole_or_not_at_all():
     transform = Puzzle(size=8, resize=24, patch=8, permutations=4)
     view = torch.randint(
@@ -111,6 +131,18 @@ def test_four_turns_of_one_crop():
     ).views["rotated"][0]
     for turns, copy in enumerate(done):
         torch.testing.assert_close(torch.rot90(copy, -turns, (1, 2)), done[0], atol=1e-3, rtol=1e-3)
+
+
+def test_turns_are_exact_and_those_of_the_official_code():
+    """90°: flipud(transpose). The labels of a batch are uniform."""
+    copies = Rotate(size=12)(photo(), np.random.default_rng(0)).views["rotated"].numpy()
+    upright = copies[0].transpose(1, 2, 0)
+    turned = [copy.transpose(1, 2, 0) for copy in copies]
+    assert (turned[1] == np.flipud(upright.transpose(1, 0, 2))).all()
+    assert (turned[2] == np.fliplr(np.flipud(upright))).all()
+    assert (turned[3] == np.flipud(upright).transpose(1, 0, 2)).all()
+    assert (np.rot90(turned[3]) == upright).all()
+    assert (np.flipud(upright) == np.rot90(np.fliplr(upright), 2)).all(), "a vertical flip lies"
 
 
 def test_one_turn():
@@ -167,6 +199,28 @@ def test_rotnet_predicts_the_turn_of_every_copy(copies):
     torch.testing.assert_close(output.loss, F.cross_entropy(logits, turns.flatten()))
     assert output.metrics["accuracy"] == (logits.argmax(1) == turns.flatten()).float().mean()
     assert method.at_start(64) == pytest.approx(math.log(4))
+
+
+@pytest.mark.parametrize(
+    ("upright", "expected"), [(False, 0.25), (True, 1.0)], ids=["noise", "ramp"]
+)
+def test_turns_of_noise_stay_at_chance(upright, expected):
+    """New images at every step: of noise alone, or of noise on a ramp that stands upright."""
+    torch.manual_seed(0)
+    head = Linear(75, out_dim=4)
+    method = RotNet(Parts(Pixels(75), {"rotation": head}, {}, CrossEntropy(), images=64))
+    optimizer = torch.optim.SGD(head.parameters(), lr=0.1)
+    ramp = torch.linspace(-2, 2, 5).unsqueeze(1) if upright else 0.0
+    truth, found = torch.arange(4).repeat(64, 1), []
+    for _ in range(60):
+        images = torch.randn(64, 3, 5, 5) + ramp
+        copies = torch.stack([images.rot90(turns, (2, 3)) for turns in range(4)], 1)
+        output = method(Batch({"rotated": copies}, {"rotation": truth}, truth), PROGRESS)
+        optimizer.zero_grad()
+        output.loss.backward()
+        optimizer.step()
+        found.append(output.metrics["accuracy"].item())
+    assert np.mean(found[20:]) == pytest.approx(expected, abs=0.02)
 
 
 def test_untrained_answers_cost_log_of_their_number():

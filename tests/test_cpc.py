@@ -79,7 +79,9 @@ def test_each_direction_predicts_its_neighbours(direction, down, right):
 
 
 def test_the_loss_is_the_cross_entropy_over_all_cells_of_all_images():
-    """Brute force in float64: one direction, offsets 1 and 2, scores of 0.1·<prediction, z>."""
+    """Brute force in float64, gradients included: one direction, offsets 1 and 2, scores of
+    0.1·<prediction, z>.
+    """
     made, given = method(directions=1).double(), cells(2, 4).double()
     targets = made.heads["target"](given)
     context = made.heads["context"](given)
@@ -94,8 +96,13 @@ def test_the_loss_is_the_cross_entropy_over_all_cells_of_all_images():
                 wanted = image * 16 + cell + 4 * offset
                 terms.append(scores.logsumexp(0) - scores[wanted])
         means.append(torch.stack(terms).mean())
-    found = made.compare(given, targets).loss
-    torch.testing.assert_close(found, torch.stack(means).mean().to(found), rtol=1e-6, atol=1e-6)
+    found, expected = made.compare(given, targets).loss, torch.stack(means).mean()
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+    weights = list(made.heads.parameters())
+    wanted = torch.autograd.grad(expected, weights, retain_graph=True)
+    for one, other in zip(torch.autograd.grad(found, weights), wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-14)
 
 
 def test_it_starts_near_the_logarithm_of_all_cells():

@@ -1,5 +1,6 @@
 """The loader: what is in a batch depends on seed and step alone."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -289,22 +290,21 @@ def test_odd_shapes_are_shown(size):
     assert plain_view(Image.new("RGB", size, "red"), 8).size == (8, 8)
 
 
-SIGNALLED = """
-import signal, sys, time
-sys.path.insert(0, sys.argv[1])
-from test_data import Numbered, loader
-caught = []
-for number in (signal.SIGINT, signal.SIGTERM):
-    signal.signal(number, lambda number, frame: caught.append(number))
-batches = loader(Numbered(64), workers=2).batches(0, 10**6)
-for batch in batches:
-    print("going", flush=True)
-    if caught:
-        break
-for _ in range(50):
+def training(told) -> None:
+    """A process group that trains, is told to stop, and still takes 50 batches."""
+    os.setsid()
+    caught = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, frame: caught.append(number))
+    batches = loader(Numbered(64), workers=2).batches(0, 10**6)
     next(batches)
-print("finished its work", flush=True)
-"""
+    told.send("going")
+    while not caught:
+        next(batches)
+    for _ in range(50):
+        next(batches)
+    told.send("finished its work")
+
 
 LEFT_OPEN = """
 import sys
@@ -325,12 +325,16 @@ def script(text: str) -> subprocess.Popen:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="signals of a process group")
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_to_all_stops_only_the_process_that_trains(sent):
-    process = script(SIGNALLED)
-    assert process.stdout is not None and process.stdout.readline() == "going\n"
+def test_a_signal_to_all_stops_only_the_process_that_trains(sent, capfd):
+    forking = multiprocessing.get_context("fork")
+    told, telling = forking.Pipe(duplex=False)
+    process = forking.Process(target=training, args=(telling,))
+    process.start()
+    assert told.poll(60) and told.recv() == "going"
     os.killpg(process.pid, sent)
-    out, err = process.communicate(timeout=60)
-    assert out.endswith("finished its work\n") and err == "" and process.returncode == 0
+    assert told.poll(60) and told.recv() == "finished its work"
+    process.join(60)
+    assert process.exitcode == 0 and capfd.readouterr().err == ""
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="workers by fork")

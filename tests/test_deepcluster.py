@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import finish, start
+from conftest import sslkit
 from PIL import Image
 from test_swav import Means, at
 from torch import nn
@@ -225,7 +225,7 @@ def test_the_command_says_that_clusters_are_capped(tmp_path):
     words = ["train", RECIPE, "--data", tmp_path, "--runs", tmp_path / "runs"]
     for setting in [*TINY, "heads.classifier.out_dim=300", "train.epochs=1"]:
         words += ["--set", setting]
-    code, out, err = finish(start(*words))
+    code, out, err = sslkit(*words)
     assert code == 0, err
     told = "method: heads.classifier.out_dim has 300 clusters, more than the 12 images"
     assert " ".join((out + err).split()).count(told) == 1

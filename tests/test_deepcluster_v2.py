@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import finish, start
+from conftest import sslkit
 from PIL import Image
 from test_swav import LOCAL, Means, at, unit_projections
 from torch.nn import functional as F
@@ -224,7 +224,7 @@ def test_the_command_says_that_clusters_are_capped(tmp_path):
     words = ["train", RECIPE, "--data", tmp_path, "--runs", tmp_path / "runs"]
     for setting in [*TINY, "method.clusters=[3000,3000]", "train.epochs=1"]:
         words += ["--set", setting]
-    code, out, err = finish(start(*words))
+    code, out, err = sslkit(*words)
     assert code == 0, err
     told = "method: method.clusters has 3,000 clusters, more than the 12 images, so 12 are used"
     assert " ".join((out + err).split()).count(told) == 1
@@ -232,5 +232,5 @@ def test_the_command_says_that_clusters_are_capped(tmp_path):
 
 @pytest.mark.parametrize("value", ["[]", "[0]", "[3, -1]"])
 def test_clusters_out_of_range_are_refused(value):
-    code, _, err = finish(start("check", RECIPE, "--set", f"method.clusters={value}"))
+    code, _, err = sslkit("check", RECIPE, "--set", f"method.clusters={value}")
     assert code == 2 and "method.clusters" in err and "Traceback" not in err

@@ -15,12 +15,14 @@ from torch import nn
 from typer.testing import CliRunner
 from voc_folder import write_voc
 
+from sslkit import recipe
 from sslkit.cli import app
 from sslkit.errors import DataError, RecipeError, SslkitError
+from sslkit.evaluation import resumable
 from sslkit.evaluation.candidates import Network, RawPixels, normaliser
+from sslkit.evaluation.plan import plan
 from sslkit.evaluation.probe import ImageProbe
 from sslkit.interfaces import Boxes, Encoder, ImageSource
-from sslkit_plugins.evaluations import box_training
 from sslkit_plugins.evaluations.box_training import Schedule, Training, flipped, order
 from sslkit_plugins.evaluations.detect import PRESETS, Detect, scaled
 from sslkit_plugins.evaluations.detector import Scale, build
@@ -233,7 +235,7 @@ def test_difficult_objects_are_trained_and_ignored_in_the_test():
     seen = []
     detector.forward = lambda images, targets: seen.extend(targets) or {"x": torch.ones(1)}
     training = Training(detector, normalise, evaluation.schedule, probe.train, seed=0, device=CPU)
-    training._losses([(0, torch.zeros(3, 72, 96)), (1, torch.zeros(3, 72, 96))], 0)
+    training.losses([(0, torch.zeros(3, 72, 96)), (1, torch.zeros(3, 72, 96))], 0)
     assert [len(target["labels"]) for target in seen] == [len(b.labels) for b in probe.train.boxes]
     assert min(target["labels"].min() for target in seen) >= 1  # 0 is the background
 
@@ -252,6 +254,21 @@ def test_squares_are_found_after_a_short_training():
     assert interval.low < entry.scores["AP50"].value < interval.high
     assert interval.of == "12 images, bootstrap of 1000"
     assert [metric.name for metric in result.metrics] == ["AP50", "AP", "AP75"]
+
+
+@pytest.mark.parametrize("preset, images", [("pirl", 2 * 8 + 12), ("moco", 2 * 8 + 2 * 8 + 12)])
+def test_a_detector_is_planned_from_its_steps(preset, images):
+    """MoCo's batch norms get their statistics from as many batches as there are steps."""
+    probe = made()
+    given = copy.deepcopy(probe.candidates[0].encoder.state_dict())
+    options = {"preset": preset, "steps": "8", "batch_size": "2"}
+    found = plan(recipe.read_evaluation("detect", options), probe)
+    lines = dict(found.lines)
+    assert "1 seed of 8 steps of 2 images" in lines["time of the evaluation itself"]
+    assert f"({images} images)" in lines["time to decode images again"]
+    assert found.seconds > 0 and found.memory > 10**6
+    now = probe.candidates[0].encoder.state_dict()
+    assert all(torch.equal(given[name], now[name]) for name in given)
 
 
 # ---------------------------------------------------------------------- the result
@@ -324,23 +341,23 @@ def test_a_killed_command_goes_on_with_the_same_numbers(voc, tmp_path, monkeypat
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     code, out = detect(voc, whole, *options)
     assert code == 0 and "AP50 % ↑" in out and "raw pixels: left out" in out
-    monkeypatch.setattr(box_training, "SAVE_SECONDS", 0.0)
-    train, taken = Training._train, []
+    monkeypatch.setattr(resumable, "SAVE_SECONDS", 0.0)
+    take, taken = Training.take, []
 
-    def stop(training, batch):
-        if training.step == 2:
+    def stop(training, batch, step):
+        if step == 2:
             raise KeyboardInterrupt
-        train(training, batch)
+        take(training, batch, step)
 
-    def count(training, batch):
-        taken.append(training.step)
-        train(training, batch)
+    def count(training, batch, step):
+        taken.append(step)
+        take(training, batch, step)
 
-    monkeypatch.setattr(Training, "_train", stop)
+    monkeypatch.setattr(Training, "take", stop)
     code, out = detect(voc, parts, *options)
     assert code == 130 and "run the same command again to go on" in out
     assert [path.name for path in parts.iterdir()] == ["unfinished"]
-    monkeypatch.setattr(Training, "_train", count)
+    monkeypatch.setattr(Training, "take", count)
     code, out = detect(voc, parts, *options)
     assert code == 0 and taken == [2]
     first, second = (json.loads((one / "detect.json").read_text("utf-8")) for one in (whole, parts))

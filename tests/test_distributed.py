@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import TINY, finish, start
+from conftest import TINY, finish, sslkit, start
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from typer.testing import CliRunner
@@ -240,18 +240,8 @@ def test_a_fault_that_all_ranks_meet_is_told_once(ranks, capfd):
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(tiny, tmp_path):
-    code, _, err = finish(
-        start(
-            "train",
-            tiny,
-            "--devices",
-            2,
-            "--set",
-            "train.batch_size=7",
-            "--runs",
-            tmp_path / "runs",
-        )
-    )
+    settings = ("--set", "train.batch_size=7")
+    code, _, err = sslkit("train", tiny, "--devices", 2, *settings, "--runs", tmp_path / "runs")
     assert code == 2
     assert (
         err == "train.batch_size  7 images cannot be shared by 2 processes; take a multiple of 2\n"
@@ -329,8 +319,9 @@ def worker_pids(launcher: int) -> list[int]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the processes below /proc")
-@pytest.mark.parametrize("launcher", ["devices", pytest.param("torchrun", marks=pytest.mark.slow)])
-def test_a_killed_rank_restarts_from_the_checkpoint(images, tmp_path, launcher):
+@pytest.mark.slow
+def test_a_killed_rank_restarts_in_the_folder_that_it_made(images, tmp_path):
+    """`--devices` without a folder; tests/test_run_folder.py names one."""
     path, runs = tmp_path / "tiny.yaml", tmp_path / "runs"
     path.write_text(TINY.format(root=images))
     arguments = (
@@ -341,11 +332,7 @@ def test_a_killed_rank_restarts_from_the_checkpoint(images, tmp_path, launcher):
         "--set",
         "train.epochs=4",
     )
-    if launcher == "devices":
-        process = start(*arguments, "--runs", runs, "--devices", 2)
-    else:
-        folder = runs / "tiny" / "latest"
-        process = start(*arguments, "--run-dir", folder, torchrun=2, restarts=1)
+    process = start(*arguments, "--runs", runs, "--devices", 2)
     metrics = runs / "tiny" / "latest" / "metrics.jsonl"
     while process.poll() is None and not (
         metrics.exists() and len(metrics.read_text().splitlines()) >= 4
@@ -436,6 +423,7 @@ def test_a_signal_during_the_first_pass_ends_all_processes_at_once(tmp_path):
     ) == 1
 
 
+@pytest.mark.slow
 def test_a_fault_that_no_restart_mends_ends_all_processes_at_once(tiny, tmp_path):
     code, _, err = finish(
         start(

@@ -18,7 +18,8 @@ from sslkit.recipe import registry
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted(ROOT.glob("recipes/**/*.yaml"))
 FENCED = re.MULTILINE | re.DOTALL
-PAGES = sorted([*ROOT.glob("docs/*.md"), ROOT / "README.md", *ROOT.glob("recipes/**/*.yaml")])
+DOCS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "plugins" / "README.md"])
+PAGES = [*DOCS, *RECIPES]
 
 
 def test_there_are_recipes():
@@ -74,14 +75,24 @@ def test_reference_is_current():
     assert ran.returncode == 0, "run: python scripts/reference.py"
 
 
-METHOD_PAGES = sorted(ROOT.glob("docs/methods/*.md"))
 OURS = sorted(part.name for part in registry.parts("methods") if part.distribution == "sslkit")
+
+
+def prose(page):
+    """Return a page without its blocks of code and without code within lines."""
+    text = re.sub(r"^ *```\w*\n.*?^ *```$", "", page.read_text(encoding="utf-8"), flags=FENCED)
+    return re.sub(r"`[^`\n]*`", lambda found: found[0] if "](" not in found[0] else "", text)
 
 
 def links(page):
     """Return the links of a page within the repository: file and anchor."""
-    text = re.sub(r"^```\w*\n.*?^```$", "", page.read_text(encoding="utf-8"), flags=FENCED)
-    return re.findall(r"\]\((?!http)([^)#]*)#?([^)]*)\)", text)
+    return re.findall(r"\]\((?!http)([^)#]*)#?([^)]*)\)", prose(page))
+
+
+def anchors(page):
+    """Return the anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", name.lower()).replace(" ", "-") for name in headings}
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -95,14 +106,40 @@ def test_every_method_has_a_page(name):
     assert (f"{name}.md", "") in links(page.parent / "README.md")
 
 
-@pytest.mark.parametrize("page", METHOD_PAGES, ids=lambda page: page.stem)
-def test_pages_of_methods_have_valid_links(page):
+@pytest.mark.parametrize("page", DOCS, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_to_files_headings_and_lines(page):
     for file, anchor in links(page):
         target = page.parent / file if file else page
         assert target.exists(), file
         if lines := re.fullmatch(r"L(\d+)-L(\d+)", anchor):
             count = len(target.read_text(encoding="utf-8").splitlines())
             assert 0 < int(lines[1]) <= int(lines[2]) <= count
+        elif anchor:
+            assert anchor in anchors(target), f"{file}#{anchor}"
+
+
+SECTIONS = [
+    "What it measures",
+    "When to trust it",
+    "Command",
+    "Output",
+    "Options and presets",
+    "Published numbers",
+    "How it is checked",
+    "Pitfalls",
+]
+EVALUATIONS = ROOT / "docs" / "evaluations"
+MEASURED = sorted(
+    part.name for part in registry.parts("evaluations") if part.distribution == "sslkit"
+)
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_every_evaluation_has_a_page(name):
+    page = EVALUATIONS / f"{name}.md"
+    assert re.findall(r"^## (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE) == SECTIONS
+    assert f"sslkit eval {name} RUN" in code_of(page)
+    assert (f"{name}.md", "") in links(EVALUATIONS / "README.md")
 
 
 @pytest.mark.parametrize(
@@ -145,23 +182,68 @@ def code_of(page):
     return "".join(re.findall(r"^```\w*\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))
 
 
-def test_commands_and_files_named_in_the_docs_exist():
-    commands = set(get_command(app).commands)
-    for page in PAGES:
+def shown_commands(page):
+    """Return the command lines of a page's code, without their comments."""
+    found = re.findall(r"^(?:# |\$ )?(sslkit .+)$", code_of(page), re.MULTILINE)
+    lines = (re.split(r"\s+#|\s+·", line)[0] for line in found)
+    return [line.split() for line in lines]
+
+
+def unknown(words):
+    """Return the first word of a command line that is no command or no option of it."""
+    command, known = get_command(app), {"--help"}
+    for word in words[1:]:
+        if word.startswith("--"):
+            if word.partition("=")[0] not in known:
+                return word
+        elif hasattr(command, "list_commands"):
+            if word not in command.list_commands(None):
+                return word
+            command = command.get_command(None, word)
+            for parameter in command.params:
+                known.update((*parameter.opts, *parameter.secondary_opts))
+    return ""
+
+
+def test_unknown_words_of_a_command_line_are_found():
+    assert unknown(["sslkit", "evaluate"]) == "evaluate"
+    assert unknown(["sslkit", "eval", "knn", "RUN", "--kk=3"]) == "--kk=3"
+    assert unknown(["sslkit", "train", "simclr", "--run", "DIR"]) == ""
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_options_and_recipes_of_pages_exist(page):
+    for words in shown_commands(page):
+        assert not unknown(words), " ".join(words)
+    for name in re.findall(r"recipes/[\w/]+\.yaml", page.read_text(encoding="utf-8")):
+        assert (ROOT / name).exists() or "mine" in name, name
+
+
+@pytest.mark.parametrize("package", ["sslkit", "plugins/sslkit_plugins"])
+def test_architecture_lists_every_file_and_folder(package):
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    listed = re.search(rf"^{package}/\n((?:  .*\n)+)", page, re.MULTILINE)[1]
+    names = set(re.findall(r"(?<= )(\w+(?:\.py|/))(?= )", listed))
+    paths = [*(ROOT / package).glob("*.py"), *(ROOT / package).glob("*/__init__.py")]
+    places = {f"{path.parent.name}/" if path.stem == "__init__" else path.name for path in paths}
+    assert names == places - {f"{Path(package).name}/"}
+
+
+def test_every_name_for_evaluations_is_described():
+    page = (ROOT / "docs" / "write-an-evaluation.md").read_text(encoding="utf-8")
+    described = set(re.findall(r"`(\w+)", page))
+    assert described >= set(importlib.import_module("sslkit.evaluation").__all__)
+
+
+def test_tests_that_pages_name_exist():
+    for page in DOCS:
         text = page.read_text(encoding="utf-8")
-        for command in re.findall(r"^(?:# )?sslkit ([a-z]+)", code_of(page), re.MULTILINE):
-            assert command in commands, f"{page.name}: sslkit {command}"
-        for name in re.findall(r"recipes/[\w/]+\.yaml", text):
-            assert (ROOT / name).exists() or "mine" in name, f"{page.name}: {name}"
-        prose = re.sub(r"^```python\n.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
-        for link in re.findall(r"\]\((?!http)([^)#]+)\)", prose):
-            assert (page.parent / link).exists(), f"{page.name}: {link}"
+        for name in re.findall(r"`(?:tests/)?(test_[\w*]+\.py)`", text):
+            assert list((ROOT / "tests").glob(name)), f"{page.name}: {name}"
 
 
-def test_pages_agree_on_where_things_go():
-    table = re.compile(r"^\| you add \|.*?\n\n", re.MULTILINE | re.DOTALL)
-    pages = (ROOT / "CONTRIBUTING.md", ROOT / "docs" / "architecture.md")
-    first, second = (table.search(page.read_text(encoding="utf-8"))[0] for page in pages)
-    assert first == second
-    for name in re.findall(r"`(sslkit/[\w/]+(?:\.py)?)`", first):
+def test_the_table_of_places_names_files_that_exist():
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    table = re.search(r"^\| you add \|.*?\n\n", page, FENCED)[0]
+    for name in re.findall(r"`(sslkit/[\w/]+(?:\.py)?)`", table):
         assert (ROOT / name.removesuffix("NAME.py")).exists(), name

@@ -7,13 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import sslkit
 from noise import NPID
 from PIL import Image
 from test_evaluate import paint
-from typer.testing import CliRunner
 
 from sslkit import recipe
-from sslkit.cli import app
 from sslkit.runs import checkpoint
 from sslkit.training import build
 
@@ -35,12 +34,6 @@ def trained(tmp_path_factory, painted) -> Path:
     (folder / "recipe.yaml").write_text(NPID.format(root=painted))
     checkpoint.save(build.build(recipe.read(folder / "recipe.yaml")), folder)
     return folder
-
-
-def sslkit(*words: object) -> tuple[int, str, str]:
-    result = CliRunner().invoke(app, [str(word) for word in words])
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result.exit_code, result.stdout, result.stderr
 
 
 def arrays(path: Path) -> dict[str, np.ndarray]:

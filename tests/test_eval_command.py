@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import os
 import re
 import subprocess
 import sys
@@ -11,15 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import sslkit
 from PIL import Image
-from typer.testing import CliRunner
 
-from sslkit.cli import app
 from sslkit.recipe import registry, source
 
 HERE = Path(__file__).parent
 STRANGER = HERE / "silhouette"
-DOC = (HERE.parent / "docs" / "evaluations.md").read_text("utf-8")
+DOC = (HERE.parent / "docs" / "write-an-evaluation.md").read_text("utf-8")
 
 OPTIONS = '''\
 """An evaluation with options of every kind."""
@@ -89,12 +87,6 @@ def labelled(tmp_path_factory) -> Path:
     return folder
 
 
-def sslkit(*words: object) -> tuple[int, str, str]:
-    result = CliRunner().invoke(app, [str(word) for word in words])
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result.exit_code, result.stdout, result.stderr
-
-
 def encoder(labelled: Path) -> list[object]:
     """The words that measure a small encoder without a run."""
     return ["--encoder", "timm:test_resnet", "--weights", "none", "--data", labelled, "--size", 32]
@@ -107,6 +99,7 @@ def one_line(text: str) -> str:
 def test_eval_alone_lists_the_evaluations_with_their_summaries():
     code, out, _ = sslkit("eval")
     assert code == 0
+    assert "baselines are the untrained encoder, raw pixels and chance." in one_line(out)
     assert "linear Linear classifier on frozen features" in one_line(out)
     assert "knn Vote of the k nearest training images" in one_line(out)
 
@@ -140,6 +133,19 @@ def test_help_shows_descriptions_defaults_and_choices():
     for common in ("--data", "--encoder", "--weights", "--size", "--against", "--split-seed"):
         assert common in text
     assert "--device" in text and "--out" in text and "[RUN]" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "images"),
+    [
+        ("svm", "a folder in VOC layout (JPEGImages, Annotations, ImageSets/Main)"),
+        ("detect", "Images with boxes: a folder in VOC layout"),
+        ("knn", "a folder with one folder per class"),
+        ("quality", "Images, with or without labels"),
+    ],
+)
+def test_help_describes_the_images_that_are_needed(name, images):
+    assert images in one_line(sslkit("eval", name, "--help")[1])
 
 
 def test_values_are_read_as_by_set_and_booleans_are_flags(install, labelled, tmp_path):
@@ -219,18 +225,21 @@ def test_the_documentation_shows_its_files():
     assert len((STRANGER / "silhouette.py").read_text("utf-8").splitlines()) <= 40
 
 
-def test_it_gives_a_table_an_interval_and_a_picture(site, labelled, tmp_path):
-    words = ["eval", "silhouette", *map(str, encoder(labelled))]
-    ran = subprocess.run(
-        [sys.executable, "-m", "sslkit", *words],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert ran.returncode == 0, ran.stderr
-    assert "silhouette ↑" in ran.stdout and "95 % CI over 24 images" in ran.stdout
+@pytest.fixture
+def installed(site, monkeypatch):
+    """The stranger's distribution is found in this process."""
+    monkeypatch.syspath_prepend(site)
+    registry.discover.cache_clear()
+    yield
+    registry.discover.cache_clear()
+    sys.modules.pop("silhouette", None)
+
+
+def test_it_gives_a_table_an_interval_and_a_picture(installed, labelled, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = sslkit("eval", "silhouette", *encoder(labelled))
+    assert code == 0, err
+    assert "silhouette ↑" in out and "95 % CI over 24 images" in out
     home = tmp_path / "eval" / "timm_test_resnet"
     assert (home / "silhouette.png").read_bytes()[:4] == b"\x89PNG"
     result = json.loads((home / "silhouette.json").read_text())

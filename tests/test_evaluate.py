@@ -9,12 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import sslkit
 from noise import NPID, made, network
 from PIL import Image
-from typer.testing import CliRunner
 
 from sslkit import console, parts, recipe
-from sslkit.cli import app
 from sslkit.errors import DataError, PluginError
 from sslkit.evaluation import store
 from sslkit.evaluation.build import Request, build
@@ -53,12 +52,6 @@ def trained(tmp_path_factory, painted) -> Path:
     (folder / "recipe.yaml").write_text(NPID.format(root=painted))
     checkpoint.save(training.build(recipe.read(folder / "recipe.yaml")), folder)
     return folder
-
-
-def sslkit(*words: object) -> tuple[int, str, str]:
-    result = CliRunner().invoke(app, [str(word) for word in words])
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result.exit_code, result.stdout, result.stderr
 
 
 def evaluated(*words: object) -> dict:

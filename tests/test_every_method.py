@@ -2,6 +2,7 @@
 
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -12,10 +13,12 @@ from safetensors.torch import load_file, save_file
 from strangers import install, present
 
 from sslkit import distributed, recipe
-from sslkit.interfaces import Output
+from sslkit.errors import RecipeError
+from sslkit.interfaces import Loss, Output
 from sslkit.runs import checkpoint
+from sslkit.runs.run import Run
 from sslkit.training.build import build
-from sslkit.training.trainer import train
+from sslkit.training.trainer import Step, train
 
 TESTS = Path(__file__).parent
 OURS = sorted((TESTS.parent / "recipes").glob("*.yaml"))
@@ -96,32 +99,75 @@ def shrunk(made):
     return settings
 
 
-def every(paths=EVERY):
-    return pytest.mark.parametrize("path", [pytest.param(path, id=name(path)) for path in paths])
-
-
 def name(path):
     return path.parent.name if path.stem == "recipe" else path.stem
+
+
+def cases(paths):
+    return [pytest.param(path, id=name(path)) for path in paths]
+
+
+def every(paths=EVERY):
+    return pytest.mark.parametrize("path", cases(paths))
 
 
 def steps(run, count):
     return list(islice(train(run), count))
 
 
-@every()
+def copies(tensors):
+    return {name: value.clone() for name, value in tensors}
+
+
+class Unbroken(NamedTuple):
+    """A run of two epochs, with checkpoints below `folder`."""
+
+    made: recipe.Recipe
+    folder: Path
+    untrained: dict[str, torch.Tensor]
+    steps: list[Step]
+    run: Run
+    losses: int
+    """Calls of the recipe's losses."""
+
+
+@pytest.fixture(scope="module", params=cases(EVERY))
+def unbroken(request, photos, tmp_path_factory):
+    """Train a recipe. Checkpoints: before the last step of an epoch, and after it."""
+    made, folder = small(request.param, photos), tmp_path_factory.mktemp("unbroken")
+    run, found = build(made), []
+    untrained = copies(run.method.encoder.named_parameters())
+    losses = []
+    for module in run.method.modules():
+        if isinstance(module, Loss):
+            module.register_forward_hook(lambda *_: losses.append(True))
+    for step in islice(train(run), 2 * EPOCH):
+        found.append(step)
+        if step.number in (EPOCH - 1, EPOCH):
+            (folder / str(step.number)).mkdir()
+            checkpoint.save(run, folder / str(step.number))
+    return Unbroken(made, folder, untrained, found, run, len(losses))
+
+
 @pytest.mark.parametrize("step", [EPOCH - 1, EPOCH], ids=["within an epoch", "at its border"])
-def test_a_resumed_run_is_the_same_run(path, photos, tmp_path, step):
-    made = small(path, photos)
-    unbroken, before, after = build(made), build(made), build(made)
-    expected = steps(unbroken, 2 * EPOCH)
-    steps(before, step)
-    checkpoint.save(before, tmp_path)
-    checkpoint.resume(after, tmp_path)
+def test_a_resumed_run_is_the_same_run(unbroken, step):
+    after = build(unbroken.made)
+    checkpoint.resume(after, unbroken.folder / str(step))
     found = steps(after, 2 * EPOCH)
     assert [row.number for row in found] == list(range(step + 1, 2 * EPOCH + 1))
-    assert_same(everything(after), everything(unbroken))
-    for row, other in zip(found, expected[step:], strict=True):
+    assert_same(everything(after), everything(unbroken.run))
+    for row, other in zip(found, unbroken.steps[step:], strict=True):
         assert_same(row.metrics | {"loss": row.loss}, other.metrics | {"loss": other.loss})
+
+
+def test_metrics_are_finite_scalars_of_the_same_names_at_every_step(unbroken):
+    assert unbroken.losses >= len(unbroken.steps), "every number goes through the recipe's loss"
+    for step in unbroken.steps:
+        assert step.metrics.keys() == unbroken.steps[0].metrics.keys()
+        for value in (step.loss, *step.metrics.values()):
+            assert value.shape == () and value.isfinite() and not value.requires_grad
+    moved = dict(unbroken.run.method.encoder.named_parameters())
+    assert any(not torch.equal(moved[name], value) for name, value in unbroken.untrained.items())
 
 
 def without_batch_norm(made):
@@ -163,6 +209,42 @@ def test_two_ranks_train_as_one(path, photos, ranks, tmp_path):
         torch.testing.assert_close(first[name], value, rtol=1e-3, atol=atol, msg=name)
 
 
+JOINING = [path for path in OURS if recipe.read(path).method.part.load().joins]
+"""Recipes whose loss looks across the batch."""
+MICRO = [path for path in OURS if path not in JOINING]
+QUICK = ("dino", "moco")
+"""Recipes with a centre, and with a queue; the others are slow tests."""
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, id=path.stem, marks=() if path.stem in QUICK else pytest.mark.slow)
+        for path in MICRO
+    ],
+)
+def test_micro_batches_train_as_one_batch(path, photos):
+    """Four steps, over the border of an epoch; so `accumulate` needs no refusal."""
+    made = small(path, photos)
+    settings = without_batch_norm(made)
+    if made.optimizer.use == "adamw" and not made.optimizer.options:
+        settings += SGD
+    found = []
+    for count in (1, 2):
+        run = build(small(path, photos, *settings, f"train.accumulate={count}"))
+        steps(run, EPOCH + 1)
+        found.append(everything(run))
+    one, other = found
+    for key, value in one.items():
+        torch.testing.assert_close(other[key], value, rtol=1e-3, atol=2e-5, msg=key)
+
+
+@every(JOINING)
+def test_micro_batches_of_a_loss_across_the_batch_are_refused(path):
+    with pytest.raises(RecipeError, match="looks across the batch"):
+        recipe.read(path, overrides=["train.accumulate=2"])
+
+
 @every()
 def test_a_skipped_step_changes_nothing(path, photos, monkeypatch):
     run = build(small(path, photos, "train.on_nan=skip"))
@@ -176,7 +258,7 @@ def test_a_skipped_step_changes_nothing(path, photos, monkeypatch):
     monkeypatch.setattr(run.method, "forward", poisoned)
     trained = train(run)
     assert not next(trained).skipped
-    before = {name: value.clone() for name, value in everything(run).items()}
+    before = copies(everything(run).items())
     assert next(trained).skipped
     assert_same(everything(run), before)
     assert not next(trained).skipped
@@ -188,20 +270,7 @@ def test_the_first_loss_is_about_what_the_method_expects(path, photos):
     """Mean over the micro-batches of one step of all twelve images, untrained."""
     run = build(small(path, photos, "train.batch_size=12"))
     expected = run.method.at_start(12)
-    (step,) = steps(run, 1)
     if expected is None or any(sampler.needs_fill for sampler in run.method.samplers.values()):
         pytest.skip("nothing is expected")
+    (step,) = steps(run, 1)
     assert abs(step.loss.item() - expected) < max(abs(expected) / 2, 0.5)
-
-
-@every()
-def test_metrics_are_finite_scalars_of_the_same_names_at_every_step(path, photos):
-    run = build(small(path, photos))
-    before = {name: value.clone() for name, value in run.method.encoder.named_parameters()}
-    found = steps(run, 2 * EPOCH)
-    for step in found:
-        assert step.metrics.keys() == found[0].metrics.keys()
-        for value in (step.loss, *step.metrics.values()):
-            assert value.shape == () and value.isfinite() and not value.requires_grad
-    moved = dict(run.method.encoder.named_parameters())
-    assert any(not torch.equal(value, before[name]) for name, value in moved.items())

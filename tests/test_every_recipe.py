@@ -1,10 +1,7 @@
 """Every recipe of a method, run as a user runs it, on a few images of two classes."""
 
-import contextlib
 import signal
-import subprocess
 from importlib.util import find_spec
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -50,13 +47,6 @@ def small(name):
     return ()
 
 
-def here(command, cwd, **_):
-    """Run `python -P -c SCRIPT` in this process."""
-    with contextlib.chdir(cwd):
-        exec(command[-1], {})
-    return subprocess.CompletedProcess(command, 0, "", "")
-
-
 def exports(run):
     """Export a run to the encoder's own library, or to ONNX where it has none and ONNX is there."""
     done = CliRunner().invoke(app, ["export", str(run)])
@@ -66,12 +56,12 @@ def exports(run):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
-def test_it_trains_on_a_small_folder(name, photos, tmp_path, monkeypatch):
+def test_it_trains_on_a_small_folder(name, photos, tmp_path, request):
     run = tmp_path / "run"
     few = ("--set", "train.epochs=1", "--set", "train.workers=0", "--set", "train.device=cpu")
     few += small(name)
     if name not in ALONE:
-        monkeypatch.setattr("sslkit.runs.export.subprocess", SimpleNamespace(run=here))
+        request.getfixturevalue("loaded_here")
     sslkit("train", name, "--data", photos, "--run", run, *few, "--set", "train.batch_size=8")
     assert "knn" in sslkit("eval", "knn", run).lower()
     exports(run)
@@ -102,12 +92,11 @@ def test_a_killed_run_ends_as_if_never_killed(name, photos, tmp_path):
     words = ["train", name, "--data", photos, *small(name)]
     for setting in settings:
         words += ["--set", setting]
-    assert finish(start(*words, "--run", tmp_path / "whole"))[0] == 0
+    sslkit(*words, "--run", tmp_path / "whole")
     for done in (1, 7):
         process = start(*words, "--run", tmp_path / "killed")
         wait_for(lambda done=done: steps(tmp_path / "killed") >= done, process)
         process.kill()
         assert finish(process)[0] == -signal.SIGKILL
-    code, out, err = finish(start(*words, "--run", tmp_path / "killed"))
-    assert code == 0 and "resumed at step" in out, err
+    assert "resumed at step" in sslkit(*words, "--run", tmp_path / "killed")
     assert_as(tmp_path / "killed", tmp_path / "whole")

@@ -10,12 +10,11 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
+from conftest import sslkit
 from hub import on_hub, serving
 from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner
 
 from sslkit import recipe
-from sslkit.cli import app
 from sslkit.errors import SslkitError
 from sslkit.runs import card, checkpoint
 from sslkit.runs import hub as hub_client
@@ -63,12 +62,6 @@ def run_folder(where: Path, *settings: str) -> tuple[Path, torch.nn.Module]:
     return folder, run.method.encoder.eval()
 
 
-def sslkit(*words: object) -> tuple[int, str, str]:
-    result = CliRunner().invoke(app, [str(word) for word in words])
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result.exit_code, result.stdout, result.stderr
-
-
 def compare(folder: Path, encoder: torch.nn.Module, side: int, *libraries: str) -> None:
     """Run each load.py in a process without sslkit, and compare features."""
     images = torch.randn(3, 3, side, side, generator=torch.Generator().manual_seed(2))
@@ -82,7 +75,7 @@ def compare(folder: Path, encoder: torch.nn.Module, side: int, *libraries: str) 
         assert (features - expected).abs().max() <= bound * expected.abs().max(), library
 
 
-def test_both_libraries_give_the_features_of_the_run(tmp_path):
+def test_both_libraries_give_the_features_of_the_run(tmp_path, loaded_here):
     folder, encoder = run_folder(tmp_path)
     for library in ("timm", "torchvision"):
         home = folder / "export" / library
@@ -100,7 +93,7 @@ def test_both_libraries_give_the_features_of_the_run(tmp_path):
     compare(folder, encoder, 48, "timm", "torchvision")
 
 
-def test_a_vision_transformer_is_exported_at_the_size_of_its_images(tmp_path):
+def test_a_vision_transformer_is_exported_at_the_size_of_its_images(tmp_path, loaded_here):
     settings = ("encoder.model=vit_tiny_patch16_224", "transform.size=96")
     folder, encoder = run_folder(tmp_path, *settings)
     code, out, err = sslkit("export", folder, "--to", "timm")
@@ -136,7 +129,7 @@ def test_what_a_library_does_not_have_leaves_nothing_behind(tmp_path, settings, 
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_features_that_differ_are_not_exported(tmp_path, monkeypatch):
+def test_features_that_differ_are_not_exported(tmp_path, monkeypatch, loaded_here):
     folder, _ = run_folder(tmp_path)
     export = Timm.export
 
@@ -222,15 +215,16 @@ with torch.no_grad():
 """
 
 
-def test_an_uploaded_encoder_opens_from_the_hub(tmp_path):
+def test_an_uploaded_encoder_opens_from_the_hub(tmp_path, monkeypatch, loaded_here):
     folder, encoder = run_folder(tmp_path, "encoder.model=test_resnet")
     images = torch.randn(3, 3, 32, 32)
     save_file({"images": images}, tmp_path / "images")
     with serving() as hub:
-        words = ("-m", "sslkit", "export", folder, "--to", "hub:me/mine")
-        done = on_hub(tmp_path, hub.address, *words)
-        assert done.returncode == 0, done.stderr
-        assert f"written: {hub.address}/me/mine" in done.stdout
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.address)
+        monkeypatch.setenv("HF_TOKEN", "hf_none")
+        code, out, err = sslkit("export", folder, "--to", "hub:me/mine")
+        assert code == 0, err
+        assert f"written: {hub.address}/me/mine" in out
         assert sorted(hub.files) == ["README.md", "config.json", "load.py", "model.safetensors"]
         private = hub.made.get("private", hub.made.get("visibility") == "private")
         assert private and hub.tokens == {"Bearer hf_none"}

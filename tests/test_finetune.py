@@ -49,7 +49,7 @@ def tuned(encoder: Encoder, *, seed: int = 0, **options):
     given = candidate(encoder)
     probe = made([given, RawPixels()])
     evaluation = Finetune(**{"epochs": 2, "batch_size": 10, "lr": 2.0, **options})
-    return evaluation.train(probe, given, probe.train, seed, lambda done, total: None)
+    return evaluation.train(probe, given, probe.train, seed)
 
 
 def moved(before: dict, after: dict) -> set[str]:

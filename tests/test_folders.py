@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TINY, finish, start
+from conftest import TINY, sslkit
 from PIL import Image
 
 from sslkit.data.loader import fingerprint
@@ -83,14 +83,19 @@ def test_of_several_the_first_validates_and_others_are_named(tmp_path, folders, 
     assert list(found(tmp_path).notes) == [told]
 
 
-def test_a_split_without_images_is_none(tmp_path):
+def test_a_validation_folder_without_images_is_refused(tmp_path):
     lay(tmp_path, "train/1.png", "val/", "test/2.png", "annotations/a.json")
     assert found(tmp_path, "val").names == ["2.png"]
     shutil.rmtree(tmp_path / "test")
     made = found(tmp_path)
-    assert made.names == ["1.png"] and not made.has_val and made.validation() == ""
-    with pytest.raises(DataError, match=r"has no separate validation images"):
+    assert made.names == ["1.png"] and made.has_val
+    remedy = "add images, or remove the folder, so that a fifth of the training images validates"
+    refused = f"{tmp_path / 'val'} (0 images, which evaluations refuse: {remedy})"
+    assert made.validation() == refused, "training goes on"
+    with pytest.raises(DataError, match=rf"no image below {tmp_path / 'val'}, .*; {remedy}"):
         found(tmp_path, "val")
+    (tmp_path / "val").rmdir()
+    assert not found(tmp_path).has_val
 
 
 def test_empty_split_folders_beside_classes_are_nothing(tmp_path):
@@ -333,10 +338,6 @@ def trained(tmp_path_factory):
 
 
 ONE_EPOCH = ("--set", "train.epochs=1")
-
-
-def sslkit(*arguments: object) -> tuple[int, str, str]:
-    return finish(start(*arguments))
 
 
 @pytest.mark.slow

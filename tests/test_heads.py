@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import finish, start
+from conftest import sslkit
 from PIL import Image
 from torch import nn
 from torch.nn import functional as F
@@ -142,7 +142,7 @@ def test_the_command_says_that_prototypes_are_capped(tmp_path):
     words = ["train", "swav", "--data", tmp_path, "--runs", tmp_path / "runs"]
     for setting in given:
         words += ["--set", setting]
-    code, out, err = finish(start(*words))
+    code, out, err = sslkit(*words)
     assert code == 0, err
     told = "heads.prototypes: out_dim has 300 prototypes, more than the 12 images, so 12 are used"
     assert told in " ".join((out + err).split())

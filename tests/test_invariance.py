@@ -6,14 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY
+from conftest import TINY, sslkit
 from noise import NPID, Noise, made, network
 from torch import nn
 from torch.nn import functional as F
-from typer.testing import CliRunner
 
 from sslkit import recipe
-from sslkit.cli import app
 from sslkit.evaluation.build import Request, build
 from sslkit.evaluation.candidates import RawPixels
 from sslkit.runs import checkpoint
@@ -41,12 +39,6 @@ def pirl(tmp_path_factory, images) -> Path:
 @pytest.fixture(scope="module")
 def npid(tmp_path_factory, images) -> Path:
     return run_of(NPID, images, tmp_path_factory.mktemp("runs") / "npid" / "then")
-
-
-def sslkit(*words: object) -> tuple[int, str, str]:
-    result = CliRunner().invoke(app, [str(word) for word in words])
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result.exit_code, result.stdout, result.stderr
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:

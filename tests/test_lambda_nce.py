@@ -12,7 +12,7 @@ from sslkit_plugins.losses import (
     InfoNCE,
     LambdaNCE,
 )
-from sslkit_plugins.samplers import BankNegatives, MemoryBank
+from sslkit_plugins.samplers import BankNegatives, KeyNegatives, MemoryBank
 
 T, B, M, D, N, TAU = 2, 5, 16, 8, 40, 0.07
 
@@ -67,6 +67,36 @@ def test_lambda_nce_is_the_closed_form(problem, form, weight):
     assert found == pytest.approx(weight * terms[0] + (1 - weight) * terms[1], rel=1e-5)
     assert (gradient[0].abs().max() > 0) == (weight > 0)
     assert (gradient[1].abs().max() > 0) == (weight < 1)
+
+
+def test_npids_nce_is_a_binary_cross_entropy():
+    """Logits s/τ - ln(m·Pn·Z), with Pn = 1/n and Z = n·mean(e); summed over columns, in float64."""
+    generator = torch.Generator().manual_seed(3)
+    rows = torch.randn(4, D, dtype=torch.float64, generator=generator)
+    vectors = F.normalize(torch.randn(M + 4, D, dtype=torch.float64, generator=generator), dim=1)
+    positive, negatives = vectors[:4], vectors[4:]
+    unit = F.normalize(rows, dim=1)
+    scores = torch.cat([(unit * positive).sum(1, keepdim=True), unit @ negatives.T], 1) / TAU
+    partition, noise = N * scores.exp().mean(), 1 / N
+    logits = scores - (M * noise * partition).log()
+    truth = torch.zeros_like(logits)
+    truth[:, 0] = 1
+    expected = F.binary_cross_entropy_with_logits(logits, truth, reduction="sum") / 4
+    loss = LambdaNCE(lambda_=0.0, temperature=TAU).double()
+    found = loss(rows, positive, KeyNegatives(negatives))
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+    assert loss.log_mean_exp.exp().item() == pytest.approx(scores.exp().mean().item(), rel=1e-12)
+
+
+def test_a_full_softmax_starts_above_log_n():
+    """ln N + 1/(2·D·τ²): 9.31 by the formula, 9.27 measured, for 5,000 images."""
+    torch.manual_seed(0)
+    bank, index = MemoryBank(128, 5000, negatives="all"), torch.arange(256)
+    loss = LambdaNCE(lambda_=0.0, temperature=0.07, form="info_nce")
+    found = loss(torch.randn(256, 128), bank.recall(index), bank.draw(index, Draws(0))).item()
+    assert math.log(5000) + 1 / (2 * 128 * 0.07**2) == pytest.approx(9.31, abs=0.01)
+    assert found == pytest.approx(9.27, abs=0.15)
+    assert loss.at_start(dim=128, negatives=4999) == pytest.approx(9.31, abs=0.02)
 
 
 def test_the_official_constant_is_frozen_by_the_first_batch(problem):

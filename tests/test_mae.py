@@ -167,6 +167,21 @@ def test_fixed_positions_of_the_encoder_are_not_trained(mae):
         Timm((32,), 3, model="test_resnet", positions="fixed")
 
 
+def test_the_decoder_is_given_the_place_of_every_kept_patch(mae, monkeypatch):
+    """restore[shuffle] = arange, with the shuffle of the step: kept patches come first."""
+    given = []
+
+    def spy(self, tokens, restore, prefix):
+        given.append(restore)
+        return torch.zeros(4, 16, 192)
+
+    monkeypatch.setattr(MaeDecoder, "forward", spy)
+    kept = masks(mae, monkeypatch, images(), progress())
+    (restore,) = given
+    assert torch.equal(restore.gather(1, kept), torch.arange(4).expand(4, -1))
+    assert torch.equal(restore.sort(1).values, torch.arange(16).expand(4, -1))
+
+
 def test_the_decoder_begins_with_xavier_weights():
     decoder = MaeDecoder(8, (3, 64, 64), patch_size=8, dim=64, depth=1, num_heads=2)
     bound = math.sqrt(6 / (64 + 192))
@@ -206,7 +221,10 @@ def test_it_learns_a_repeated_ramp(mae):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        (["encoder={use: timm, model: resnet18}"], "role 'tokens', which 'resnet18' does not have"),
+        (
+            ["encoder={use: timm, model: resnet18}"],
+            "'resnet18' has no tokens; use a vision transformer",
+        ),
         (["heads.decoder.patch_size=16"], "is 16, but the encoder cuts 64 patches of 8 px"),
         (["heads.decoder.patch_size=7"], "7 does not divide the image side, 64 px"),
         (

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TINY, finish, start
+from conftest import TINY, sslkit
 from PIL import Image
 
 GOOD, BROKEN = 24, 3
@@ -79,10 +79,6 @@ PASSED_OVER = (
     "1 link (--set data.follow_links=true follows them), 1 broken link, "
     "1 link to files that are read anyway, 1 pipe or device, .txt × 1\n"
 )
-
-
-def sslkit(*arguments: object) -> tuple[int, str, str]:
-    return finish(start(*arguments), timeout=120)
 
 
 @pytest.mark.parametrize("evaluation", ["linear", "knn"])

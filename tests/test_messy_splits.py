@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import finish, start
 from noise import NPID
 from PIL import Image
 from test_evaluate import COLOURS, evaluated, paint, scores, sslkit
@@ -70,7 +69,7 @@ def test_images_that_only_augmented_views_read_are_told_as_well(trained, torn):
 
 
 def test_skip_unreadable_goes_on_and_records_what_it_left_out(trained, torn):
-    code, out, err = finish(start("eval", "knn", trained, "--data", torn, "--skip-unreadable"))
+    code, out, err = sslkit("eval", "knn", trained, "--data", torn, "--skip-unreadable")
     assert code == 0, err
     assert "13 training and 8 validation images, 3 classes" in out
     assert "3 images left out, which cannot be read:\n  blue/0.png (train): is damaged" in err

@@ -6,14 +6,13 @@ import json
 import os
 import pickle
 import resource
-import subprocess
-import sys
 import zlib
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import assert_same, everything, finish, start
+from conftest import assert_same, everything, sslkit
 from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
@@ -269,9 +268,7 @@ def test_data_on_the_command_line_is_recognised(tiny, folder, tmp_path, monkeypa
 
 
 def test_the_command(folder, tmp_path):
-    code, out, err = finish(
-        start("pack", folder, tmp_path / "set", "--short-side", 32, "--workers", 1)
-    )
+    code, out, err = sslkit("pack", folder, tmp_path / "set", "--short-side", 32, "--workers", 1)
     assert (code, err) == (0, "")
     train = f"{folder / 'train'} (9 images in 2 classes: a, b)"
     assert out == (
@@ -279,7 +276,7 @@ def test_the_command(folder, tmp_path):
         "9 images (train) and 2 images (val): 8 kept their bytes, 3 were re-encoded, 0 left out\n"
         f"written: {tmp_path / 'set'}\nnext: sslkit train RECIPE --data {tmp_path / 'set'}\n"
     )
-    code, _, err = finish(start("pack", folder, tmp_path / "set"))
+    code, _, err = sslkit("pack", folder, tmp_path / "set")
     assert code == 2
     assert err == f"{tmp_path / 'set'} already exists; name a new folder, or remove it\n"
 
@@ -302,7 +299,7 @@ def test_unreadable_images_are_named_and_nothing_is_written(folder, tmp_path):
 
 def test_unreadable_images_are_left_out_when_asked(folder, tmp_path):
     (folder / "train" / "a" / "0.jpg").write_bytes(b"no image")
-    code, out, err = finish(start("pack", folder, tmp_path / "set", "--skip-unreadable"))
+    code, out, err = sslkit("pack", folder, tmp_path / "set", "--skip-unreadable")
     assert code == 0 and "8 images (train)" in out and "1 left out" in out
     assert err == "left out, it cannot be read: a/0.jpg\n"
     ours, theirs = (
@@ -342,20 +339,24 @@ def test_places_that_cannot_be_written(folder, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
+@contextmanager
+def files_of_at_most(size):
+    """The system refuses to write more than `size` bytes into a file."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
 @pytest.mark.parametrize("limit", [500, 8000])
 def test_a_full_disk_leaves_nothing(folder, tmp_path, limit):
-    """A limit on the size of files stands for the disk: the system refuses to write more. 500 bytes
-    are too few for the index too.
-    """
-    ran = subprocess.run(
-        [sys.executable, "-m", "sslkit", "pack", folder, tmp_path / "set", "--workers", "0"],
-        capture_output=True,
-        text=True,
-        check=False,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
-    )
-    assert ran.returncode == 2 and ran.stderr.count("\n") == 1, ran.stderr
-    assert ran.stderr.startswith(f"cannot write {tmp_path / 'set'} (")
+    """A limit on the size of files stands for the disk. 500 bytes are too few for the index too."""
+    with files_of_at_most(limit):
+        code, _, err = sslkit("pack", folder, tmp_path / "set", "--workers", "0")
+    assert code == 2 and err.count("\n") == 1, err
+    assert err.startswith(f"cannot write {tmp_path / 'set'} (")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder"]
 
 

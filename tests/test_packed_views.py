@@ -1,13 +1,12 @@
 """Evaluations show the same part of an image, packed or not."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import sslkit
 from noise import made, network
 from PIL import Image
 
@@ -91,9 +90,8 @@ def test_protocols_say_what_is_shown(both, tmp_path):
         out = tmp_path / solver
         given = ["--data", both[1], "--device", "cpu", "--solver", solver, "--out", out]
         given += ["--epochs", "1", "--seeds", "1"] if solver == "sgd" else []
-        command = [sys.executable, "-m", "sslkit", "eval", "linear", *words, *given]
-        ran = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert ran.returncode == 0, ran.stderr
+        code, _, err = sslkit("eval", "linear", *words, *given)
+        assert code == 0, err
         protocol = json.loads((out / "linear.json").read_text())["protocol"]
         assert protocol["view"].startswith("crop: short side to 256/224 of the size")
         assert protocol["view"].endswith(

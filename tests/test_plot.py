@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import sslkit
 from matplotlib.font_manager import FontProperties, findfont, fontManager
 from PIL import Image
 from typer.testing import CliRunner
@@ -173,12 +174,6 @@ def test_views_pass_over_images_that_cannot_be_read(photos, figures, tmp_path):
     with pytest.raises(DataError, match="can be read"):
         draw_views(source, Augment(size=32), tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()
-
-
-def sslkit(*words: object) -> tuple[int, str, str]:
-    result = CliRunner().invoke(app, [str(word) for word in words])
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result.exit_code, result.stdout, result.stderr
 
 
 def test_views_from_the_command_line(photos, tmp_path, figures):

@@ -5,7 +5,7 @@ import time
 
 import pytest
 import torch
-from conftest import finish, start
+from conftest import finish, sslkit, start
 
 from sslkit.training.profile import SECTIONS, WAITING, Profile, Stopwatch, measure
 
@@ -92,11 +92,13 @@ def test_modules_of_a_method_have_sections_of_their_names(make):
     assert "teacher" in measure(run, 2).seconds
 
 
-@pytest.mark.parametrize("devices", [1, 2])
-def test_the_command_prints_a_table_and_writes_a_trace_no_run(tiny, tmp_path, devices):
-    code, out, err = finish(
-        start("train", tiny, "--profile", "--devices", devices, "--runs", tmp_path / "runs")
-    )
+def on_two_ranks(*words: object) -> tuple[int, str, str]:
+    return finish(start(*words, "--devices", 2))
+
+
+@pytest.mark.parametrize("command", [sslkit, pytest.param(on_two_ranks, marks=pytest.mark.slow)])
+def test_the_command_prints_a_table_and_writes_a_trace_no_run(tiny, tmp_path, command):
+    code, out, err = command("train", tiny, "--profile", "--runs", tmp_path / "runs")
     assert (code, err) == (0, "")
     assert (
         out.count("images/s") == 1 and all(name in out for name in SECTIONS) and "-bound: " in out
@@ -112,5 +114,5 @@ def test_the_command_prints_a_table_and_writes_a_trace_no_run(tiny, tmp_path, de
 
 
 def test_a_profile_of_a_resumed_run_is_refused(tmp_path):
-    code, _, err = finish(start("train", "--resume", tmp_path, "--profile"))
+    code, _, err = sslkit("train", "--resume", tmp_path, "--profile")
     assert code == 2 and "it resumes no run" in err

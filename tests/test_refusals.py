@@ -8,22 +8,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+from conftest import sslkit
 from PIL import Image
-from typer.testing import CliRunner
 
-from sslkit.cli import app
 from sslkit.evaluation import store
 from sslkit.runs import files, folders
 from sslkit_plugins.datasets.folder import ImageFolder
 
 SHORT = ("--set", "train.epochs=1")
-
-
-def sslkit(*words: object) -> tuple[int, str, str]:
-    """Exit code, stdout, stderr of a command in this process."""
-    result = CliRunner().invoke(app, [str(word) for word in words])
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result.exit_code, result.stdout, result.stderr
 
 
 def refusing(number: int):

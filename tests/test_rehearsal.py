@@ -218,20 +218,19 @@ def test_a_broken_part_is_one_sentence(strangers, small, tmp_path, command, sett
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
-def test_a_transform_that_fails_in_a_worker(site, small, tmp_path):
+def test_a_transform_that_fails_in_a_worker(strangers, small, tmp_path):
     """Real images, unlike those of the rehearsal, break it."""
-    settings = ("--set", "transform={use: narrow, size: 32}", "--set", "train.workers=2")
-    code, err = start(site, tmp_path, "train", small, *settings)
+    settings = ("transform={use: narrow, size: 32}", "train.workers=2")
+    code, _, err = sslkit("train", small, *settings)
     assert code == 2 and len(err.splitlines()) == 1
     assert err.startswith("transform 'narrow' of stranger 1.0 fails in __call__ on")
     assert " px (image " in err and "g): IndexError: this picture is too small (str" in err
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("setting", ["heads.image.use=raises", "transform.use=narrow"])
-def test_two_ranks_tell_it_once_and_are_not_started_again(site, small, tmp_path, setting):
-    workers = ("--set", "train.workers=0")
-    code, err = start(site, tmp_path, "train", small, "--devices", 2, "--set", setting, *workers)
+def test_two_ranks_tell_it_once_and_are_not_started_again(site, small, tmp_path):
+    settings = ("--set", "transform.use=narrow", "--set", "train.workers=0")
+    code, err = start(site, tmp_path, "train", small, "--devices", 2, *settings)
     assert code == 2 and len(err.splitlines()) == 1
     assert " of stranger 1.0 " in err and "Traceback" not in err
     assert not (tmp_path / "runs").exists()

@@ -7,20 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TINY
-from typer.testing import CliRunner
+from conftest import TINY, sslkit
 
 from sslkit import console, recipe
-from sslkit.cli import app
 from sslkit.data.loader import check_fills
 from sslkit.errors import DataError, RecipeError
 from sslkit.recipe.document import Document, Dumper
-
-
-def sslkit(*words: object) -> tuple[int, str, str]:
-    result = CliRunner().invoke(app, [str(word) for word in words])
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result.exit_code, result.stdout, result.stderr
 
 
 def archive(place: Path, count: int, channels: int = 3) -> Path:
@@ -93,16 +85,48 @@ def test_faults_of_five_channels_come_at_once(tiny, tmp_path, command):
 # ------------------------------------------------------------------------------------- check
 
 
-def test_check_says_what_it_does_not_try(tiny, monkeypatch):
+def test_check_tries_the_parts(tiny, monkeypatch):
     monkeypatch.chdir(tiny.parent)
+    code, out, err = sslkit("check", "tiny.yaml", "--set", "transform.patch=14")
+    assert (code, err) == (0, "")
+    assert out.splitlines()[-1] == (
+        "every part takes a step on generated images; next: sslkit train tiny.yaml --set "
+        "transform.patch=14"
+    )
     code, out, err = sslkit("check", "tiny.yaml", "--set", "transform.patch=30")
+    assert (code, out) == (2, "") and err.startswith("--set  transform.patch  30 pixels do not fit")
+
+
+def test_check_places_a_fault_of_a_part_in_the_file(tiny):
+    tiny.write_text(tiny.read_text().replace("patch: 12", "patch: 30"))
+    code, _, err = sslkit("check", tiny)
+    assert code == 2 and err.startswith(f"{tiny}:4  transform.patch  30 pixels do not fit")
+
+
+def test_a_quick_check_says_what_it_does_not_try(tiny, monkeypatch):
+    monkeypatch.chdir(tiny.parent)
+    code, out, err = sslkit("check", "tiny.yaml", "--quick", "--set", "transform.patch=30")
     assert (code, err) == (0, "")
     line = out.splitlines()[-1]
-    assert line == (
-        "parts and images are not tried; next: sslkit plan tiny.yaml --set transform.patch=30"
-    )
+    assert line == ("the parts are not tried; next: sslkit plan tiny.yaml --set transform.patch=30")
     code, _, err = sslkit(*shlex.split(line.split("next: ")[1])[1:])
     assert code == 2 and "transform.patch  30 pixels do not fit" in err
+
+
+def test_check_downloads_nothing_and_needs_no_gpu(tiny, monkeypatch):
+    def refuse(*given, **named):
+        raise AssertionError("a download")
+
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    monkeypatch.setattr("sslkit_plugins.encoders.initial.downloaded", refuse)
+    words = ["data={use: cifar10, download: true}", "encoder.weights=timm", "train.device=cuda"]
+    code, out, err = sslkit("check", tiny, *(word for one in words for word in ("--set", one)))
+    assert code == 0 and "every part takes a step" in out, err
+
+
+def test_check_tries_the_evaluations_while_training(tiny):
+    code, out, err = sslkit("check", tiny, "--set", "train.evaluate={knn: {}}")
+    assert (code, out) == (2, "") and "train.evaluate.knn" in err and "have no labels" in err
 
 
 def test_check_names_paths_that_are_not_here(tiny):
@@ -113,7 +137,8 @@ def test_check_names_paths_that_are_not_here(tiny):
         "data.root  gone is not on this machine",
         "encoder.weights  gone.safetensors is not on this machine",
     ]
-    assert sslkit("check", tiny, "--set", "encoder.weights=timm")[2] == "", "a word, no path"
+    words = ("--quick", "--set", "encoder.weights=timm")
+    assert sslkit("check", tiny, *words)[2] == "", "a word, no path"
 
 
 def test_advice_that_asks_ends_its_sentence(tiny):
@@ -198,5 +223,5 @@ def test_tables_are_not_padded(capsys):
 def test_the_recipe_of_a_run_may_be_given_to_train(tiny, tmp_path):
     """What the sentence about --set at a resume names."""
     (tmp_path / "run.yaml").write_text(recipe.read(tiny).as_yaml())
-    assert sslkit("check", tmp_path / "run.yaml", "--set", "train.epochs=9")[0] == 0
+    assert sslkit("check", tmp_path / "run.yaml", "--quick", "--set", "train.epochs=9")[0] == 0
     assert TINY.split("\n")[0] in (tmp_path / "run.yaml").read_text()

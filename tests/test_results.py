@@ -265,14 +265,21 @@ def test_a_wrong_result_is_refused_in_one_sentence(made, sentence):
 
 
 def test_a_result_of_another_protocol_is_kept(tmp_path):
+    pictures = []
     for k, value in ((20, 0.5), (20, 0.51), (200, 0.4)):
         write(tmp_path / "eval", plain(result(entry("features", "trained", value), k=k)))
+        pictures.append((tmp_path / "eval" / "linear.png").read_bytes())
     held = {}
     for path in (tmp_path / "eval").glob("*.json"):
         found = json.loads(path.read_text())
         held[path.name] = found["protocol"]["k"], found["entries"][0]["scores"]["top-1"]["value"]
     assert held == {"linear.json": (200, 0.4), "linear.1.json": (20, 0.51)}
-    assert (tmp_path / "eval" / "linear.png").read_bytes()[:4] == b"\x89PNG"
+    assert sorted(path.name for path in (tmp_path / "eval").glob("*.png")) == [
+        "linear.1.png",
+        "linear.png",
+    ]
+    assert (tmp_path / "eval" / "linear.1.png").read_bytes() == pictures[1]
+    assert (tmp_path / "eval" / "linear.png").read_bytes() == pictures[2] != pictures[1]
 
 
 # ----------------------------------------------------------------------------------- tables

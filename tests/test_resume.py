@@ -6,22 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TINY, new_folder
+from conftest import TINY, new_folder, sslkit
 from PIL import Image
-from typer.testing import CliRunner
 
 from sslkit import recipe
-from sslkit.cli import app
 from sslkit.recipe import registry
 from sslkit.runs import checkpoint, versions
 from sslkit.training.build import build
 from sslkit.training.trainer import train
-
-
-def sslkit(*words: object) -> tuple[int, str, str]:
-    result = CliRunner().invoke(app, [str(word) for word in words])
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result.exit_code, result.stdout, result.stderr
 
 
 def refused(*words: object) -> str:
@@ -218,7 +210,7 @@ def test_settings_of_the_machine_may_change(source, tmp_path):
     said = refused("train", "--resume", folder, "--set", "optimizer.lr=9")
     words = said.split("sslkit train ")[1].split()
     assert words == [str(folder / "recipe.yaml"), "--set", "optimizer.lr=…"]
-    assert sslkit("check", folder / "recipe.yaml", "--set", "optimizer.lr=9")[0] == 0
+    assert sslkit("check", folder / "recipe.yaml", "--quick", "--set", "optimizer.lr=9")[0] == 0
 
 
 # ------------------------------------------------------------------------------------ plugins
@@ -329,7 +321,7 @@ def test_a_plugin_that_is_gone_is_named(photos, monkeypatch):
 # ------------------------------------------------------------------------- without the data
 
 
-def test_an_export_needs_no_data_set(photos, source):
+def test_an_export_needs_no_data_set(photos, source, loaded_here):
     folder, place = photos
     shutil.rmtree(place)
     forget()
@@ -349,7 +341,7 @@ def test_a_run_to_compare_with_needs_no_data_set(photos, source, tmp_path):
     assert code == 0, err
 
 
-def test_an_environment_that_is_none_is_ignored(source, tmp_path):
+def test_an_environment_that_is_none_is_ignored(source, tmp_path, loaded_here):
     folder = begun(tmp_path, TINY.format(root=source / "photos"))
     odd = [b"[]", b"[" * 9000, b"\xff", b'{"plugins": [], "parts": 3}', b'{"plugins": {"a": {}}}']
     for content in odd:

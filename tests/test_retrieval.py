@@ -7,18 +7,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from noise import Noise, made
+from conftest import sslkit
+from noise import Noise, made, network
 from PIL import Image
 from torch.nn import functional as F
-from typer.testing import CliRunner
 
-from sslkit.cli import app
 from sslkit.errors import DataError
 from sslkit.evaluation.candidates import RawPixels
 from sslkit.interfaces import Features
 from sslkit_plugins.evaluations import retrieval, transforms
 from sslkit_plugins.evaluations.copies import Copies, ranks, trapezoid_ap
-from sslkit_plugins.evaluations.retrieval import Retrieval, chance_ap, similarities, step_ap
+from sslkit_plugins.evaluations.retrieval import (
+    Retrieval,
+    chance_ap,
+    first_precision,
+    similarities,
+    step_ap,
+)
 
 
 def clusters(count: int, dim: int = 16, classes: int = 4, seed: int = 0):
@@ -103,9 +108,17 @@ def test_ties_share_their_last_rank_as_in_scikit_learn():
 def test_equal_features_rank_like_the_share_of_the_class():
     features = given()
     constant = features._replace(train=torch.full((60, 37), 0.3), val=torch.full((25, 37), 0.3))
-    torch.testing.assert_close(
-        Retrieval().rank(constant)["mAP"], torch.full((25,), 0.25, dtype=torch.float64)
-    )
+    quarter = torch.full((25,), 0.25, dtype=torch.float64)
+    found = Retrieval().rank(constant)
+    torch.testing.assert_close(found["mAP"], quarter)
+    torch.testing.assert_close(found["P@1"], quarter)
+
+
+def test_ties_of_the_nearest_image_are_averaged():
+    similarity = torch.tensor([[0.9, 0.9, 0.9, 0.1], [0.2, 0.9, 0.3, 0.1], [0.9, 0.2, 0.9, 0.1]])
+    relevant = torch.tensor([[1, 0, 0, 1], [0, 1, 0, 0], [0, 1, 0, 1]]).bool()
+    assert first_precision(similarity, relevant).tolist() == [1 / 3, 1.0, 0.0]
+    assert Retrieval().rank(given())["P@1"].dtype == torch.bool, "without ties they are hits"
 
 
 @pytest.mark.parametrize("base", ["train", "val"])
@@ -139,6 +152,13 @@ def test_its_result_has_intervals_differences_and_chance():
     assert chance.scores["mAP"].value == pytest.approx(chance_ap(10, 30))
     assert chance.scores["P@1"].value == pytest.approx(1 / 3)
     assert result.protocol["base"] == "training images"
+
+
+def test_means_of_fewer_than_ten_queries_have_a_note():
+    result = Retrieval().measure(made([network()], val=Noise(9, seed=1)))
+    note = "values without a 95 % CI: 9 images are too few; it needs 10"
+    assert result.protocol["notes"] == [note]
+    assert not result.entries[0].scores["mAP"].intervals
 
 
 def test_a_class_with_one_query_is_refused_with_a_remedy():
@@ -238,12 +258,6 @@ def painted(tmp_path_factory) -> Path:
             picture = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
             picture.save(folder / name / f"{number}.png")
     return folder
-
-
-def sslkit(*words: object) -> tuple[int, str, str]:
-    result = CliRunner().invoke(app, [str(word) for word in words])
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result.exit_code, result.stdout, result.stderr
 
 
 def test_retrieval_and_copies_through_the_command_line(painted, tmp_path):

@@ -9,11 +9,9 @@ import threading
 from pathlib import Path
 
 import pytest
-from conftest import TINY, assert_as, finish, start, steps, wait_for
-from typer.testing import CliRunner
+from conftest import TINY, assert_as, finish, sslkit, start, steps, wait_for
 
 from sslkit import recipe
-from sslkit.cli import app
 from sslkit.errors import CheckpointError
 from sslkit.runs import checkpoint, folders
 from sslkit.training import session
@@ -21,13 +19,6 @@ from sslkit.training import session
 LONG = ("--set", "train.save_minutes=0", "--set", "train.epochs=3")
 """9 steps, a checkpoint after each."""
 PROC = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks into /proc")
-
-
-def sslkit(*words: object) -> tuple[int, str, str]:
-    """Exit code, stdout, stderr of a command in this process."""
-    result = CliRunner().invoke(app, [str(word) for word in words])
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result.exit_code, result.stdout, result.stderr
 
 
 def contents(folder: Path) -> dict[Path, bytes]:
@@ -327,10 +318,10 @@ def test_killed_and_called_again_it_ends_as_if_never_killed(shared, complete, tm
         wait_for(lambda done=done: steps(place) >= done, process)
         process.kill()
         assert finish(process)[0] == -signal.SIGKILL
-    code, out, err = finish(start(*words))
+    code, out, err = sslkit(*words)
     assert (code, err) == (0, "") and "resumed at step" in out
     assert_as(place, complete)
-    code, out, _ = finish(start(*words))
+    code, out, _ = sslkit(*words)
     assert code == 0 and out.endswith("nothing to do\n")
 
 

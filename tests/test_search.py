@@ -6,9 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
+from conftest import sslkit
 
-from sslkit.cli import app
 from sslkit.errors import RecipeError
 from sslkit.sweep import axis, plan, search, study
 from sslkit.sweep.home import Home
@@ -18,12 +17,6 @@ from sslkit.sweep.slot import Slot
 pytest.importorskip("optuna")
 
 pytest_plugins = ("sweep_fixtures",)
-
-
-def sslkit(*words: object) -> tuple[int, str, str]:
-    result = CliRunner().invoke(app, [str(word) for word in words])
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result.exit_code, result.stdout, result.stderr
 
 
 @pytest.mark.parametrize(

@@ -14,12 +14,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import assert_same, everything, finish, new_folder, start
+from conftest import assert_same, everything, finish, new_folder, sslkit, start
 from safetensors.torch import load_file
-from typer.testing import CliRunner
 
 from sslkit import recipe
-from sslkit.cli import app
 from sslkit.errors import TrainingError
 from sslkit.runs import checkpoint
 from sslkit.runs.lock import held
@@ -28,13 +26,6 @@ from sslkit.training import finite, signals, trainer
 
 LONG = ("--set", "train.save_minutes=0", "--set", "train.epochs=5")
 """15 steps, a checkpoint after each."""
-
-
-def sslkit(*arguments: object) -> tuple[int, str, str]:
-    """Exit code, stdout, stderr of a command in this process."""
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result.exit_code, result.stdout, result.stderr
 
 
 def latest(runs: Path) -> Path:
@@ -116,8 +107,7 @@ def test_a_killed_and_signalled_run_ends_as_an_unbroken_one(tiny, unbroken, tmp_
         )
         assert rows(folder)[-1]["step"] == state["step"]
 
-    process = resume()
-    code, out, err = finish(process)
+    code, out, err = sslkit("train", "--resume", runs / "tiny" / "latest")
     assert (code, err) == (0, "") and "resumed at step" in out
 
     newest, expected = (checkpoint.newest(path)[0] for path in (folder, unbroken))
@@ -298,7 +288,7 @@ def test_two_runs_in_one_folder_are_refused(tiny, tmp_path):
     runs = tmp_path / "runs"
     process = start("train", tiny, *LONG, "--set", "train.epochs=1000", "--runs", runs)
     wait_for(steps_done(runs, 2), process)
-    code, _, err = finish(start("train", "--resume", latest(runs)))
+    code, _, err = sslkit("train", "--resume", latest(runs))
     assert code == 2
     assert (
         err
@@ -310,22 +300,6 @@ def test_two_runs_in_one_folder_are_refused(tiny, tmp_path):
     checkpoint.newest(latest(runs))
     with held(latest(runs)):
         pass
-
-
-def test_a_folder_that_is_removed_ends_the_run_with_a_sentence(tiny, tmp_path):
-    runs = tmp_path / "runs"
-    process = start("train", tiny, *LONG, "--set", "train.epochs=1000", "--runs", runs)
-    wait_for(steps_done(runs, 2), process)
-    process.send_signal(signal.SIGSTOP)  # It writes nothing while its folder is removed.
-    shutil.rmtree(runs)
-    process.send_signal(signal.SIGCONT)
-    code, _, err = finish(process)
-    assert (
-        code == 2
-        and err.startswith("cannot write")
-        and "No such file" in err
-        and len(err.splitlines()) == 1
-    )
 
 
 def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(tiny, tmp_path, monkeypatch):

@@ -1,12 +1,11 @@
 """SimCLR: NT-Xent by hand, its closed forms, two ranks, and what is refused."""
 
 import math
-import subprocess
-import sys
 
 import pytest
 import torch
 from bare import Layer, bare, crops, mean_gradients, progress, random
+from conftest import sslkit
 from torch.nn import functional as F
 
 from sslkit_plugins.methods.simclr import SimClr
@@ -119,7 +118,6 @@ def test_expected_values():
 def test_what_cannot_be_trained_is_one_sentence(setting, sentence, images, tmp_path):
     options = ["--data", images, "--run", tmp_path / "run", "--set", setting]
     options += ["--set", "train.batch_size=8", "--set", "transform.size=32"]
-    command = [sys.executable, "-m", "sslkit", "train", "simclr", *options]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and sentence in done.stderr, done.stderr
-    assert "Traceback" not in done.stderr and not (tmp_path / "run").exists()
+    code, _, err = sslkit("train", "simclr", *options)
+    assert code == 2 and sentence in err, err
+    assert "Traceback" not in err and not (tmp_path / "run").exists()

@@ -6,7 +6,9 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from conftest import TINY
+from conftest import TINY, sslkit
+
+from sslkit.data import workers
 
 SITE = """
     import sys
@@ -17,6 +19,8 @@ SITE = """
         app(prog_name="sslkit")
 """
 PARTS = """
+    import sys
+
     from sslkit_plugins.datasets import ImageFolder
 
     class Lambda(ImageFolder):
@@ -29,7 +33,7 @@ PARTS = """
     class Open(Lambda):
         def __init__(self, split, /, *, root: str) -> None:
             super().__init__(split, root=root)
-            self.change = open(root + "/class 0/00.png", "rb")
+            self.change = sys.__stdout__
 
     class Local(Lambda):
         def __init__(self, split, /, *, root: str) -> None:
@@ -69,9 +73,11 @@ def spawned(home: Path, *words: object) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_part_that_cannot_be_sent_is_a_sentence(home, name):
+def test_a_part_that_cannot_be_sent_is_a_sentence(home, name, monkeypatch):
+    monkeypatch.setattr(workers, "START", "spawn")
+    monkeypatch.chdir(home)
     words = ("train", "tiny.yaml", "--set", f"data.use={name.lower()}", "--set", "data.root=photos")
-    code, err = spawned(home, *words, "--set", "train.workers=1")
+    code, _, err = sslkit(*words, "--set", "train.workers=1")
     assert code == 2 and len(err.splitlines()) == 1, err
     assert err.startswith("the data set or the transform cannot be sent to a loader worker (")
     assert "--set train.workers=0" in err

@@ -19,15 +19,15 @@ HEAVY = (
 )
 
 
-def imported(*arguments: object) -> set[str]:
-    """The packages that a command has imported when it ends with success."""
-    code = (
+def imported(*arguments: object, code: int = 0) -> set[str]:
+    """The packages that a command has imported when it ends with that exit code."""
+    program = (
         "import sys; from sslkit.cli import app\n"
         "try: app(sys.argv[1:], prog_name='sslkit')\n"
-        "except SystemExit as ended: assert not ended.code, ended.code\n"
+        f"except SystemExit as ended: assert (ended.code or 0) == {code}, ended.code\n"
         "print('\\n' + ' '.join({name.partition('.')[0] for name in sys.modules}))"
     )
-    words = [sys.executable, "-c", code, *map(str, arguments)]
+    words = [sys.executable, "-c", program, *map(str, arguments)]
     return set(
         subprocess.run(words, capture_output=True, text=True, check=True)
         .stdout.splitlines()[-1]
@@ -43,8 +43,8 @@ def imported(*arguments: object) -> set[str]:
         ("train", "--help"),
         ("plugins",),
         ("plugins", "show", "memory_bank"),
-        ("check", RECIPE),
-        ("check", RECIPE, "--set", "train.epochs=3", "--data", RECIPE.parent),
+        ("check", RECIPE, "--quick"),
+        ("check", RECIPE, "--quick", "--set", "train.epochs=3", "--data", RECIPE.parent),
         ("schema",),
     ],
     ids=lambda arguments: " ".join(str(word) for word in arguments if word != RECIPE),
@@ -53,8 +53,13 @@ def test_it_imports_no_torch(arguments):
     assert not imported(*arguments) & set(HEAVY)
 
 
+def test_a_fault_of_a_recipe_imports_no_torch():
+    found = imported("check", RECIPE, "--set", "loss.temprature=1", code=2)
+    assert not found & {"torch", "timm", "numpy"}
+
+
 def test_help_and_a_check_that_finds_nothing_import_no_rich():
-    assert "rich" not in imported("--help") | imported("check", RECIPE)
+    assert "rich" not in imported("--help") | imported("check", RECIPE, "--quick")
 
 
 def test_a_session_imports_matplotlib_only_when_it_draws():

@@ -91,26 +91,22 @@ def sentences(tree: ast.Module) -> Iterator[tuple[int, str]]:
             yield node.lineno, " ".join(node.value.split())
 
 
-@pytest.mark.parametrize("name", TREES)
-def test_expressions_are_flat(name):
-    assert not list(shape_faults(TREES[name]))
+def dialect_faults(tree: ast.Module) -> Iterator[str]:
+    for line, text in sentences(tree):
+        if WORDS.search(text):
+            yield f"{line}: {text}"
 
 
-@pytest.mark.parametrize("name", TREES)
-def test_public_names_have_docstrings(name):
-    assert not list(docstring_faults(TREES[name]))
+@pytest.mark.parametrize("faults", [shape_faults, docstring_faults, dialect_faults])
+def test_modules_have_no_faults_of_style(faults):
+    found = {name: list(faults(tree)) for name, tree in TREES.items()}
+    assert not {name: lines for name, lines in found.items() if lines}
 
 
-@pytest.mark.parametrize("name", TREES)
-def test_sentences_use_plain_words(name):
-    found = [f"{line}: {text}" for line, text in sentences(TREES[name]) if WORDS.search(text)]
-    assert not found
-
-
-@pytest.mark.parametrize("path", TESTS, ids=lambda path: path.name)
-def test_names_of_tests_are_short(path):
-    names = re.findall(r"^ *def test_(\w+)", path.read_text("utf-8"), re.MULTILINE)
-    assert not [name for name in names if len(name) > LONGEST_NAME]
+def test_names_of_tests_are_short():
+    for path in TESTS:
+        names = re.findall(r"^ *def test_(\w+)", path.read_text("utf-8"), re.MULTILINE)
+        assert not [name for name in names if len(name) > LONGEST_NAME], path.name
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,13 @@
 
 import math
 import shutil
-import subprocess
-import sys
 from itertools import islice
 
 import numpy as np
 import pytest
 import torch
 from bare import Bare
+from conftest import sslkit
 from PIL import Image
 
 from sslkit import recipe
@@ -91,10 +90,9 @@ def test_images_without_labels_are_refused(labelled, tmp_path):
     for path in labelled.glob("*/*.png"):
         shutil.copy(path, flat)
     options = ["--data", flat, "--run", tmp_path / "run"]
-    command = [sys.executable, "-m", "sslkit", "train", "supervised", *options]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and not (tmp_path / "run").exists()
-    assert done.stderr == (
+    code, _, err = sslkit("train", "supervised", *options)
+    assert code == 2 and not (tmp_path / "run").exists()
+    assert err == (
         "data  method 'supervised' predicts labels, but the images of 'image_folder' have none; "
         "name a folder with one subfolder per class: --data DIR\n"
     )

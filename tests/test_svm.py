@@ -35,7 +35,7 @@ from sslkit_plugins.evaluations.average_precision import (
     prevalence,
 )
 from sslkit_plugins.evaluations.few_shots import draw_few, possible
-from sslkit_plugins.evaluations.support_vectors import Machines, normalised
+from sslkit_plugins.evaluations.support_vectors import Machines, folds_of, normalised
 from sslkit_plugins.evaluations.svm import Svm
 
 RULES = ["envelope", "11-point", "step"]
@@ -119,6 +119,15 @@ def test_identities_of_average_precision(rule, random_scores):
     kept = tags != -1
     assert Ranking(scores[kept], tags[kept]).average_precision(rule) == value
     assert math.isnan(Ranking(scores, np.zeros(200, np.int8)).average_precision(rule))
+
+
+def test_images_of_a_group_stay_in_one_fold():
+    positive, groups = np.arange(24) % 4 == 0, np.arange(24) // 4
+    folds = folds_of(positive, groups)
+    assert len(folds) == 3
+    for rows, held_out in folds:
+        assert not set(groups[rows]) & set(groups[held_out]) and positive[held_out].any()
+    assert folds_of(positive, np.zeros(24)) == [], "one group allows no folds"
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import finish, start
+from conftest import sslkit
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
@@ -260,5 +260,5 @@ def test_another_head_than_prototypes_is_refused():
 
 @pytest.mark.parametrize("option", ["epsilon=0", "iterations=0", "queue=-1", "freeze_steps=-1"])
 def test_options_out_of_range_are_refused(option, tmp_path):
-    code, _, err = finish(start("check", RECIPE, "--set", f"method.{option}"))
+    code, _, err = sslkit("check", RECIPE, "--set", f"method.{option}")
     assert code == 2 and f"method.{option.partition('=')[0]}" in err and "Traceback" not in err

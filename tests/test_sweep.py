@@ -10,10 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import finish, start, steps, wait_for
-from typer.testing import CliRunner
+from conftest import finish, sslkit, start, steps, wait_for
 
-from sslkit.cli import app
 from sslkit.errors import RecipeError
 from sslkit.evaluation.intervals import student
 from sslkit.report import sweep_figure, sweep_table
@@ -23,12 +21,6 @@ from sslkit.sweep.home import Home
 from sslkit.sweep.slot import Slot, slots
 
 pytest_plugins = ("sweep_fixtures",)
-
-
-def sslkit(*words: object) -> tuple[int, str, str]:
-    result = CliRunner().invoke(app, [str(word) for word in words])
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result.exit_code, result.stdout, result.stderr
 
 
 @pytest.mark.parametrize(

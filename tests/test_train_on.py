@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import TINY, finish, start
-from test_run_folder import assert_as, contents, sslkit, steps, wait_for
+from conftest import TINY, finish, sslkit, start
+from test_run_folder import assert_as, contents, steps, wait_for
 
 from sslkit import recipe
 from sslkit.errors import DataError
@@ -101,13 +101,25 @@ def test_the_recipe_changes_when_training_goes_on(run, monkeypatch):
     assert left == before and epochs(run) == 2
 
 
-@pytest.mark.parametrize("again", ["resume", "run", "epochs"])
-def test_killed_while_it_trains_on_it_ends_as_if_never_killed(home, longer, run, again):
-    process = start("train", "--resume", run, "--epochs", 4)
-    wait_for(lambda: steps(run) >= 8, process)
+@pytest.fixture(scope="module")
+def killed(home, short) -> Path:
+    """A complete run that was killed while it trained on."""
+    folder = home / "killed"
+    shutil.copytree(short, folder)
+    process = start("train", "--resume", folder, "--epochs", 4)
+    wait_for(lambda: steps(folder) >= 8, process)
     process.send_signal(signal.SIGKILL)
     finish(process)
-    assert epochs(run) == 4
+    assert epochs(folder) == 4
+    return folder
+
+
+@pytest.mark.parametrize("again", ["resume", "run", "epochs"])
+def test_killed_while_it_trains_on_it_ends_as_if_never_killed(
+    home, longer, killed, tmp_path, again
+):
+    run = tmp_path / "run"
+    shutil.copytree(killed, run)
     words = {
         "resume": ["--resume", run],
         "run": [home / "tiny.yaml", *SAVING, "--set", "train.epochs=4", "--run", run],

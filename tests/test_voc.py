@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 from voc_folder import annotation, random_voc, write_list, write_voc
 
+from sslkit.cli import app
 from sslkit.data.contract import check_source
 from sslkit.errors import DataError
 from sslkit.parts import make
@@ -147,6 +149,14 @@ def test_years_that_are_not_there_are_refused(devkit, tmp_path):
         opened(tmp_path, years="2007+2012")
     with pytest.raises(DataError, match=r"one year; remove data\.years"):
         opened(tmp_path / "VOC2012", years=2012)
+
+
+def test_packing_says_that_it_drops_tags_and_boxes(folder, tmp_path):
+    words = ["pack", str(folder), str(tmp_path / "set"), "--workers", "0"]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    told = f"not packed: tags and boxes; evaluations that need them read {folder}\n"
+    assert told in done.stderr
 
 
 def test_other_folders_open_as_before(tmp_path):

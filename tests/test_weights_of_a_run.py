@@ -1,11 +1,10 @@
 """`--set encoder.weights=RUN` starts training from the encoder of a run."""
 
-import os
-import subprocess
-import sys
+import contextlib
 from pathlib import Path
 
 import pytest
+from conftest import sslkit
 from safetensors.numpy import load_file
 
 from sslkit.errors import RecipeError
@@ -24,19 +23,13 @@ SMALL = (
 
 
 def train(folder, name, *settings):
-    """Train a shipped recipe at small sizes; returns exit code and stderr."""
+    """Train a shipped recipe at small sizes below `folder`; returns exit code and stderr."""
     options = []
     for setting in (*SMALL, *settings):
         options += ["--set", setting]
-    done = subprocess.run(
-        [sys.executable, "-m", "sslkit", "train", name, *options],
-        cwd=folder,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return done.returncode, done.stderr
+    with contextlib.chdir(folder):
+        code, _, err = sslkit("train", name, *options)
+    return code, err
 
 
 def encoder(folder, name):

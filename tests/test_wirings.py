@@ -262,7 +262,7 @@ def test_only_a_method_that_predicts_labels_gets_them(photos):
     assert torch.equal(found["labels"]["label"], labels)
 
 
-def test_a_run_on_labels_lives_on_without_its_labels(photos, tmp_path, monkeypatch):
+def test_a_run_on_labels_lives_on_without_its_labels(photos, tmp_path, monkeypatch, loaded_here):
     """The number of classes is kept: export needs no images, an evaluation its own."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(photos, "photos")
@@ -365,7 +365,9 @@ def test_a_method_that_leaves_weights_out_has_to_say_so(photos, ranks, capfd):
 # --- the exported encoder
 
 
-def test_a_teacher_is_what_is_written_evaluated_and_exported(photos, tmp_path, monkeypatch):
+def test_a_teacher_is_what_is_written_evaluated_and_exported(
+    photos, tmp_path, monkeypatch, loaded_here
+):
     monkeypatch.chdir(tmp_path)
     path = WIRINGS / "recipes" / "teacher.yaml"
     code, output = sslkit("train", path, "--data", photos)

@@ -12,6 +12,9 @@ from sslkit.cli.options import DataOptions, SkipUnreadable, Workers, filled
 from sslkit.errors import PluginError, counted
 from sslkit.recipe import registry
 
+ANNOTATIONS = ("tags", "boxes", "groups")
+"""Attributes of a data set that packed sets do not store."""
+
 
 def _writer() -> Any:
     """Return the data set class that writes packed sets."""
@@ -44,7 +47,7 @@ def pack(
     skip_unreadable: SkipUnreadable = False,
     workers: Workers = None,
 ) -> None:
-    """Pack a data set into a few large files.
+    """Pack the images and labels of a data set into a few large files.
 
     `--data DEST` trains on them. Training then opens no file per image.
     """
@@ -64,6 +67,12 @@ def pack(
     for split in splits.values():
         for note in split.notes:
             console.print_text(note, stderr=True)
+    dropped = [name for name in ANNOTATIONS if getattr(splits["train"], name) is not None]
+    if dropped:
+        console.print_text(
+            f"not packed: {' and '.join(dropped)}; evaluations that need them read {source}",
+            stderr=True,
+        )
     writer = _writer()
     with console.progress("packing") as advance:
         index = writer.write(

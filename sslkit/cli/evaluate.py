@@ -14,7 +14,6 @@ from sslkit.cli.options import (
     Data,
     DataOptions,
     Device,
-    Encoder,
     RunFolder,
     Size,
     SkipUnreadable,
@@ -42,7 +41,16 @@ def _common(
             parser=filled("--labels", Path),
         ),
     ] = None,
-    encoder: Encoder = None,
+    encoder: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PART:MODEL | FOLDER",
+            help="Encoder to measure, such as timm:resnet18 or a folder of `sslkit export`. With "
+            "RUN, both are measured.",
+            show_default=False,
+            parser=filled("--encoder"),
+        ),
+    ] = None,
     weights: Weights = None,
     size: Size = None,
     against: Annotated[
@@ -82,7 +90,16 @@ def _common(
     """Declare the options that all evaluations share."""
 
 
-COMMON = inspect.signature(_common).parameters
+COMMON = dict(inspect.signature(_common).parameters)
+
+VOC = "a folder in VOC layout (JPEGImages, Annotations, ImageSets/Main), or a VOCdevkit"
+IMAGES = {
+    "labels": "Labelled images: a folder with one folder per class, a packed set, or a .npz file.",
+    "tags": f"Images with several classes: {VOC}. Other images need --labels.",
+    "boxes": f"Images with boxes: {VOC}.",
+    "": "Images, with or without labels: a folder, a packed set, or a .npz file.",
+}
+"""Description of --data by what an evaluation needs."""
 
 
 class _Evaluations(TyperGroup):
@@ -118,8 +135,10 @@ class _Command(TyperCommand):
         return super().parse_args(context, words)
 
 
-HELP = "Measure an encoder beside its baselines.\n\nThe baselines are the untrained encoder, raw "
-"pixels and chance."
+HELP = (
+    "Measure an encoder beside its baselines.\n\nThe baselines are the untrained encoder, raw "
+    "pixels and chance."
+)
 evaluations = typer.Typer(
     cls=_Evaluations,
     rich_markup_mode=None,
@@ -149,7 +168,8 @@ def command(part: Part) -> Any:
             f"{part} has an option '{taken[0]}', which is an option of every `sslkit eval`; "
             "its author must give it another name"
         )
-    run_folder, *others = COMMON.values()
+    needs = signature.attributes.get("needs", "labels")
+    run_folder, *others = (COMMON | {"data": _data(needs)}).values()
     own = [_parameter(option) for option in signature.options.values()]
     parameters = [run_folder, *own, *others]
 
@@ -158,6 +178,18 @@ def command(part: Part) -> Any:
 
     parameters = [one.replace(kind=one.KEYWORD_ONLY) for one in parameters]
     return _made(run, part.name, parameters, signature.doc, signature.summary)
+
+
+def _data(needs: str) -> inspect.Parameter:
+    """Make --data, with the description that fits the needs of an evaluation."""
+    declared = typer.Option(
+        "--data",
+        metavar="PATH",
+        help=f"{IMAGES.get(needs, IMAGES[''])} By default those of the run.",
+        show_default=False,
+        parser=filled("--data"),
+    )
+    return COMMON["data"].replace(annotation=Annotated[str | None, declared])
 
 
 def _broken(name: str, error: PluginError) -> Any:
@@ -220,7 +252,7 @@ def evaluate(part: Part, given: dict[str, Any]) -> None:
     chosen = {name: value for name, value in options.items() if value is not None}
     choice = recipe.read_evaluation(part.name, chosen)
 
-    from sslkit.evaluation import build, store
+    from sslkit.evaluation import build, state, store
     from sslkit.evaluation.plan import plan
     from sslkit.parts import make
     from sslkit.runs import folders
@@ -258,7 +290,7 @@ def evaluate(part: Part, given: dict[str, Any]) -> None:
         console.print_text(note, stderr=True)
     store.check_place(home)
     if given["plan"]:
-        console.print_fields(plan(choice, probe))
+        console.print_fields(plan(choice, probe).lines)
         return
     probe.home = home
     try:
@@ -272,3 +304,6 @@ def evaluate(part: Part, given: dict[str, Any]) -> None:
     probe.discard()
     console.print_result(result)
     console.print_text(f"written: {path}")
+    left = state.left(home)
+    if left is not None:
+        console.print_text(left, stderr=True)

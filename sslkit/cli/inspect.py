@@ -3,46 +3,74 @@
 import json
 import os
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sslkit import console
 from sslkit.cli.app import app
 from sslkit.cli.options import Data, Overrides, RecipePath, filled
-from sslkit.errors import PluginError
+from sslkit.errors import PluginError, RecipeError
 from sslkit.recipe import registry, sections
 from sslkit.recipe.signature import Signature
 from sslkit.recipe.tables import group_tables, option_rows
 from sslkit.recipe.words import advice, written
+
+if TYPE_CHECKING:
+    from sslkit.recipe import Recipe
 
 CHOICES = {"optimizers": "optimizer", "schedules": "schedule"}
 """Kinds with options that are not parts, and their section of a recipe."""
 
 
 @app.command()
-def check(path: RecipePath, overrides: Overrides = None, data: Data = None) -> None:
+def check(
+    path: RecipePath,
+    overrides: Overrides = None,
+    data: Data = None,
+    quick: Annotated[
+        bool,
+        typer.Option("--quick", help="Only read the recipe: make no part, open no data set."),
+    ] = False,
+) -> None:
     """Validate a recipe.
 
-    Reports every fault with file, line, key and remedy. Loads no part and reads no image;
-    `sslkit plan` does both, and takes a step.
+    Reports every fault with file, line, key and remedy. A recipe without faults is tried: every
+    part is made, without initial weights, and takes a step on a few generated images.
     """
     from sslkit import recipe
     from sslkit.recipe import paths
 
     read = recipe.read(path, overrides=overrides or (), data=data)
+    tried = not quick and _tried(read, path, overrides or (), data)
     choices = [read.method, read.data, read.transform, read.encoder, read.sampler, read.loss]
     names = [choice.use for choice in choices if choice is not None]
     length = f"{read.train.epochs} epochs in batches of {read.train.batch_size}"
     console.print_text(f"{path} is valid: {', '.join(names)}, {read.optimizer.use}, {length}")
     for key, value in paths.missing(read):
         console.print_text(f"{key}  {value} is not on this machine", stderr=True)
-    words = ["sslkit", "plan", str(path)]
+    words = ["sslkit", "train" if tried else "plan", str(path)]
     for override in overrides or ():
         words += ["--set", override]
     words += [] if data is None else ["--data", data]
-    console.print_text(f"parts and images are not tried; next: {shlex.join(words)}")
+    done = "every part takes a step on generated images" if tried else "the parts are not tried"
+    console.print_text(f"{done}; next: {shlex.join(words)}")
+
+
+def _tried(read: "Recipe", path: str, overrides: Sequence[str], data: str | None) -> bool:
+    """Try the parts; return False if the images are not on this machine and have no known format.
+
+    Raises RecipeError with file and line, DataError or PluginError.
+    """
+    from sslkit import recipe
+    from sslkit.training.trial import try_recipe
+
+    try:
+        return try_recipe(read)
+    except RecipeError as error:
+        raise recipe.placed(error, path, overrides=overrides, data=data) from error
 
 
 @app.command()

@@ -48,7 +48,8 @@ Data = Annotated[
     typer.Option(
         "--data",
         metavar="PATH",
-        help="Folder of images, packed set or .npz file to use in place of the recipe's data.",
+        help="Images to use in place of the recipe's: a folder of images, a folder in VOC layout, "
+        "a packed set, or a .npz file.",
         show_default=False,
         parser=filled("--data"),
     ),
@@ -58,7 +59,7 @@ DataOptions = Annotated[
     typer.Option(
         "--set",
         metavar="data.KEY=VALUE",
-        help="Set one option of the data set; repeatable.",
+        help="Set one option of the data set, which `sslkit plugins show` lists; repeatable.",
         show_default=False,
     ),
 ]
@@ -78,8 +79,8 @@ Encoder = Annotated[
     str | None,
     typer.Option(
         metavar="PART[:MODEL] | FOLDER",
-        help="Encoder to use, such as timm:resnet18 or an exported folder. `eval` also measures it "
-        "beside RUN.",
+        help="Encoder to use, such as timm:resnet18 or a folder of `sslkit export`. `eval` also "
+        "measures it beside RUN.",
         show_default=False,
         parser=filled("--encoder"),
     ),

@@ -38,7 +38,12 @@ def sweep(
     overrides: Overrides = None,
     data: Data = None,
     seeds: Annotated[
-        int, typer.Option(min=1, max=1000, help="Training seeds of each combination of values.")
+        int,
+        typer.Option(
+            min=1,
+            max=1000,
+            help="Number of training seeds of each combination of values, usually 2 to 5.",
+        ),
     ] = 1,
     evaluate: Annotated[
         list[str] | None,
@@ -77,7 +82,7 @@ def sweep(
         int | None,
         typer.Option(
             min=1,
-            help="Runs at the same time, by default one for each GPU, or one on a CPU.",
+            help="Number of runs at the same time, by default one for each GPU, or one on a CPU.",
             show_default=False,
         ),
     ] = None,
@@ -95,8 +100,8 @@ def sweep(
 
     Runs every combination of values with several training seeds, and prints a table with
     intervals. Each run has a folder in the folder of the sweep. The same command continues a
-    stopped sweep; started several times, also on several machines with that folder in common, the
-    processes share the runs.
+    stopped sweep. Start it several times, also on several machines that have the folder in common:
+    the processes share the runs.
 
     sslkit sweep pirl_jigsaw loss.lambda=0,0.5,1 --seeds 3 --data DIR
     """

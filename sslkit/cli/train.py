@@ -26,7 +26,7 @@ Resume = Annotated[
     Path | None,
     typer.Option(
         metavar="RUN",
-        help="Resume this run exactly; --data names the new place of its images, if they moved.",
+        help="Resume this run exactly. --data names the new place of its images if they moved.",
         show_default=False,
         parser=filled("--resume", Path),
     ),
@@ -36,7 +36,8 @@ Epochs = Annotated[
     typer.Option(
         min=1,
         max=1_000_000,
-        help="With --resume: train on to this many epochs, with the schedule of such a run.",
+        help="With --resume: train until this many epochs in total, with the schedule of a run of "
+        "that length.",
         show_default=False,
     ),
 ]
@@ -80,10 +81,12 @@ def train(
     devices: Devices = None,
     profile: Profile = False,
 ) -> None:
-    """Train a recipe, or go on with a run.
+    """Train a recipe, or resume a run.
 
-    The run folder holds metrics, pictures, checkpoints and the encoder. A new run is rehearsed
+    The run folder contains metrics, pictures, checkpoints and the encoder. A new run is rehearsed
     first: a recipe that cannot train is refused before anything is written.
+
+    sslkit train pirl_jigsaw --data ~/photos
     """
     _check_usage(path, run, resume, epochs, runs, profile)
     from sslkit import recipe
@@ -113,9 +116,10 @@ def train(
     if profile:
         _profile(made, runs)
         return
+    from sslkit.screen import TrainingScreen
     from sslkit.training import session
 
-    viewer = session.Viewer(look=console.show_data, say=console.print_text, screen=console.Training)
+    viewer = session.Viewer(look=console.show_data, say=console.print_text, screen=TrainingScreen)
     if folder is not None:
         ended = session.resume(made, folder, epochs=epochs, viewer=viewer)
     else:

@@ -1,6 +1,6 @@
 """Loads batches from image sources, as a pure function of seed and step.
 
-A worker builds one micro-batch from a ticket with the indices of the global batch, so it can
+A worker builds one micro-batch from a ticket with the indices of the global batch. It can therefore
 replace an unreadable image by one that is not in the batch.
 """
 

@@ -2,13 +2,17 @@
 
 from sslkit.data.splits import split_by_class
 from sslkit.evaluation.compare import combine
-from sslkit.evaluation.intervals import bootstrap, percentiles, resample, student
+from sslkit.evaluation.intervals import bootstrap, percentiles, resample, student, too_few
+from sslkit.evaluation.memory import activations
 from sslkit.evaluation.pooling import pool
-from sslkit.evaluation.rows import Rows, split
+from sslkit.evaluation.resumable import ResumableTraining
+from sslkit.evaluation.rows import Rows, split, split_labelled
 from sslkit.evaluation.state import load_state, save_state
 
 __all__ = [
+    "ResumableTraining",
     "Rows",
+    "activations",
     "bootstrap",
     "combine",
     "load_state",
@@ -18,5 +22,7 @@ __all__ = [
     "save_state",
     "split",
     "split_by_class",
+    "split_labelled",
     "student",
+    "too_few",
 ]

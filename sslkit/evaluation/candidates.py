@@ -1,6 +1,7 @@
 """Candidates of evaluations: networks, trained or not, and raw pixels."""
 
 import copy
+import hashlib
 from collections.abc import Callable, Iterable
 from typing import Literal
 
@@ -80,6 +81,18 @@ class Network(Candidate):
         method, transform = self.parts()
         method.exported.load_state_dict(self.encoder.state_dict())
         return method.to(self.device).eval(), transform
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the weights, and of the buffers unless images determine them."""
+        tensors: dict[str, Tensor] = {**dict(self.encoder.named_parameters())}
+        if not self.fits:
+            tensors |= dict(self.encoder.named_buffers())
+        found = hashlib.sha256()
+        for name, value in sorted(tensors.items()):
+            rows = value.detach().cpu().contiguous().view(-1)
+            found.update(f"{name} {rows.dtype} {list(value.shape)}".encode())
+            found.update(rows.view(torch.uint8).numpy().tobytes())
+        return found.hexdigest()
 
     def _pixels(self, images: Tensor) -> Tensor:
         pixels = self.normalise(images.to(self.device))

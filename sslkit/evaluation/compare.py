@@ -12,7 +12,8 @@ from torch import Tensor
 from sslkit.errors import PluginError
 from sslkit.evaluation.features import FeatureStore, Row, is_finite
 from sslkit.evaluation.images import Progress, View
-from sslkit.evaluation.result import difference, outcome_fault, score
+from sslkit.evaluation.intervals import too_few
+from sslkit.evaluation.result import array, difference, outcome_fault, score
 from sslkit.interfaces import (
     Candidate,
     Entry,
@@ -148,15 +149,17 @@ def combine(
 ) -> Result:
     """Build the result from outcomes by row and candidate.
 
-    The first candidate that is not a baseline is compared with all others of its row and with those
-    whose row is None, paired by image. `chance` has the metrics at chance level. `images` are those
-    of the outcomes per image, by default the validation images.
+    The first candidate that is not a baseline is compared, paired by image, with the others of its
+    row and of row None. `chance` has the metrics at chance level. `images` are
+    those of the outcomes per image, by default the validation images.
     """
-    groups = (probe.val if images is None else images).groups
+    images = probe.val if images is None else images
+    groups, alone = images.groups, False
     subject = next((one.name for one in probe.candidates if not one.baseline), None)
     entries = []
     for (row, name), found in outcomes.items():
         scores = {metric.name: _score(found, metric, groups) for metric in metrics}
+        alone = alone or any(_lacks_interval(found[0], scores))
         differences = {}
         if name == subject:
             for (other_row, other), others in outcomes.items():
@@ -166,13 +169,22 @@ def combine(
     if chance:
         guess = {name: Score((value,)) for name, value in chance.items()}
         entries.append(Entry(None, CHANCE, guess))
-    return Result(tuple(metrics), entries, {**probe.protocol(), **(protocol or {})})
+    stated = {**probe.protocol(), **(protocol or {})}
+    if alone:
+        stated["notes"] = [*stated.get("notes", []), *too_few(len(images), groups)]
+    return Result(tuple(metrics), entries, stated)
 
 
 def _score(
     found: Sequence[Mapping[str, Outcome]], metric: Metric, groups: Sequence[str] | None
 ) -> Score:
     return score([seed[metric.name] for seed in found], metric, groups)
+
+
+def _lacks_interval(found: Mapping[str, Outcome], scores: Mapping[str, Score]) -> Iterator[bool]:
+    """Yield for each metric whether it has outcomes per image, but no interval."""
+    for name, outcome in found.items():
+        yield array(outcome) is not None and not scores[name].intervals
 
 
 def _differences(

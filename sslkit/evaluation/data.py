@@ -24,9 +24,9 @@ VOC = (
 class Splits(NamedTuple):
     """Training and validation images, and how they were split.
 
-    `where` is the place of the data set, `summary` describes the splits in one line, `notes` are
-    sentences for the user, `unseen` are the classes without validation images, `labels` are the
-    facts about a file of labels.
+    `where` is the place of the data set. `summary` describes the splits in one line. `notes` are
+    sentences for the user. `unseen` are the classes without validation images. `labels` describes
+    the file of labels for the protocol.
     """
 
     train: ImageSource

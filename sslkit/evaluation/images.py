@@ -205,12 +205,15 @@ def in_random_order(count: int, seed: int = 0) -> list[Order]:
     return [Order(0, batch) for batch in np.array_split(rows, -(-count // BATCH))]
 
 
-def shuffled(count: int, *, batch_size: int, steps: int, seed: int) -> Iterator[Order]:
-    """Yield `steps` batches from shuffled epochs; drops the incomplete last batch."""
+def shuffled(
+    count: int, *, batch_size: int, steps: int, seed: int, first: int = 0
+) -> Iterator[Order]:
+    """Yield the batches first … steps−1 of shuffled epochs; drops incomplete last batches."""
     batch_size = min(batch_size, count)
     per_epoch = count // batch_size
-    for step in range(steps):
+    drawn, rows = -1, np.arange(0)
+    for step in range(first, steps):
         epoch, place = divmod(step, per_epoch)
-        if place == 0:
-            rows = np.random.default_rng((seed, epoch)).permutation(count)
+        if epoch != drawn:
+            drawn, rows = epoch, np.random.default_rng((seed, epoch)).permutation(count)
         yield Order(epoch, rows[place * batch_size : (place + 1) * batch_size])

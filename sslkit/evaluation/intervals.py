@@ -108,6 +108,14 @@ def resample(
     return np.array(values), f"{len(members)} {unit}, bootstrap of {draws}"
 
 
+def too_few(count: int, groups: Sequence[object] | None) -> list[str]:
+    """Return a note on images or groups that are too few for intervals; [] if they suffice."""
+    members, unit = _members(count, groups)
+    if len(members) >= FEWEST:
+        return []
+    return [f"values without a 95 % CI: {len(members)} {unit} are too few; it needs {FEWEST}"]
+
+
 def percentiles(values: np.ndarray, of: str) -> Interval | None:
     """Return the percentile interval of the finite values; None if there are none."""
     finite = values[np.isfinite(values)]

@@ -58,7 +58,7 @@ def open_labelled(data: Choice, path: Path, needs: str, seed: int | None) -> Spl
     """Open a data set with the labels, groups and splits of a CSV file.
 
     A row names an image by its path below the data set's folder, with or without the folder of its
-    split, or by its file name if no other image has it; the extension may be left out. Images
+    split. The file name is enough if no other image has it. The extension may be left out. Images
     without a row are left out. Several labels of an image become tags.
 
     Without a column split, the data set's own splits apply, else a random split with `seed`.

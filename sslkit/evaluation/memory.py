@@ -1,9 +1,12 @@
-"""Sizes of the memory of this machine and of its accelerators."""
+"""Sizes of the memory of this machine and of its accelerators, and of a training step."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
 LIMITS = (
     Path("/sys/fs/cgroup/memory.max"),
@@ -33,3 +36,23 @@ def room(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] // 2
     return total() // 4
+
+
+@contextmanager
+def activations(module: nn.Module) -> Iterator[dict[int, int]]:
+    """Collect the sizes of tensors that are saved for the backward pass, by address, bytes.
+
+    Parameters and buffers of `module` do not count.
+    """
+    sizes: dict[int, int] = {}
+    own = {value.untyped_storage().data_ptr() for value in module.parameters()}
+    own |= {value.untyped_storage().data_ptr() for value in module.buffers()}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        yield sizes

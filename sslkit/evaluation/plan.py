@@ -1,10 +1,12 @@
-"""Plans an evaluation: rows, lengths of features, memory, disk and time, from one batch."""
+"""Plans an evaluation: rows, lengths of features, memory, disk and time, from a few images."""
 
 import time
+from dataclasses import dataclass, replace
 
 import torch
 
 from sslkit import faults
+from sslkit.errors import counted
 from sslkit.evaluation import memory
 from sslkit.evaluation.candidates import Network
 from sslkit.evaluation.compare import embed_batch
@@ -23,22 +25,48 @@ BATCHES = 2
 Lines = list[tuple[str, str]]
 
 
-def plan(choice: Choice, probe: ImageProbe) -> Lines:
-    """Return name and value of each line of a plan. Writes nothing.
+@dataclass(frozen=True, repr=False)
+class EvaluationPlan:
+    """What an evaluation needs. `print` shows the lines of `sslkit eval … --plan`."""
+
+    lines: Lines
+    """Name and value of each line."""
+    seconds: float | None
+    """Time in total, s; None if the evaluation cannot be estimated."""
+    memory: int
+    """Features in memory and what the evaluation fits or trains, bytes."""
+    disk: int
+    """Features on disk during the evaluation, bytes."""
+
+    def __repr__(self) -> str:
+        width = max(len(name) for name, _ in self.lines)
+        return "\n".join(f"{name:{width}}  {value}" for name, value in self.lines)
+
+
+def plan(choice: Choice, probe: ImageProbe) -> EvaluationPlan:
+    """Plan an evaluation. Writes nothing.
 
     Reads two batches of images, embeds them with every candidate, and adds the evaluation's own
     estimate.
     """
     evaluation: Evaluation = make(choice)
     layered = embedding(probe, layers=True)
-    work = Work(len(probe.train), len(probe.val), len(probe.classes), layered.widths, probe.device)
+    counts = (len(probe.train), len(probe.val), len(probe.classes))
+    work = Work(*counts, layered.widths, probe.device, replace(probe, workers=0))
     with faults.telling(f"{choice.part.shown} fails in estimate"):
         needs = evaluation.estimate(work)
     measured = layered if needs.layers else embedding(probe, layers=False)
-    lines = [_images(probe), *_widths(work, needs)]
-    lines += _storage(probe, work, needs)
-    lines += _time(probe, work, needs, measured)
-    return lines + [("note", note) for note in needs.notes]
+    kept, disk = _features(work, needs)
+    spent = _times(probe, work, needs, measured)
+    total = None if needs.seconds is None else sum(spent.values()) + needs.seconds
+    lines = [_images(probe), *_widths(work, needs), *_storage(probe, needs, kept, disk)]
+    lines += [(name, _with(duration(seconds), how)) for (name, how), seconds in spent.items()]
+    own = "not estimated" if needs.seconds is None else duration(needs.seconds)
+    lines.append(("time of the evaluation itself", _with(own, needs.how)))
+    if total is not None:
+        lines.append(("time in total", f"{duration(total)} on {probe.device.type}"))
+    lines += [("note", note) for note in needs.notes]
+    return EvaluationPlan(lines, total, kept + needs.bytes, disk)
 
 
 class Sample:
@@ -95,26 +123,31 @@ def _widths(work: Work, needs: Estimate) -> Lines:
     return [(f"features of {name}", ", ".join(texts)) for name, texts in by_name.items()]
 
 
-def _storage(probe: ImageProbe, work: Work, needs: Estimate) -> Lines:
+def _features(work: Work, needs: Estimate) -> tuple[int, int]:
+    """Return the sizes of the features in memory and on disk, bytes."""
+    if not needs.features:
+        return 0, 0
+    widths, rows = work.widths(needs.layers).values(), (work.train, work.val)
+    size, room = FeatureStore.size(widths, rows), memory.total() // 4
+    if size <= room:
+        return size, 0
+    return min(room, FeatureStore.size([max(widths)], rows)), size // 2
+
+
+def _storage(probe: ImageProbe, needs: Estimate, kept: int, disk: int) -> Lines:
     """Return the lines of memory and disk."""
-    total, room = memory.total(), memory.total() // 4
-    size, disk = 0, "none"
-    if needs.features:
-        widths = work.widths(needs.layers).values()
-        size = FeatureStore.size(widths, (work.train, work.val))
-        if size > room:
-            disk = (
-                f"{_size(size / 2)} of features in float16, in {place(probe.home)}, deleted at "
-                "the end"
-            )
-            size = 4 * max(widths) * (work.train + work.val)
-            size = min(size, room)
-    needed = f"{_size(size)} of features, {_size(needs.bytes)} of the evaluation"
-    return [("memory", f"{needed}; {_size(total)} installed"), ("disk", disk)]
+    needed = f"{_size(kept)} of features, {_size(needs.bytes)} of the evaluation"
+    place_of = f"of features in float16, in {place(probe.home)}, deleted at the end"
+    return [
+        ("memory", f"{needed}; {_size(memory.total())} installed"),
+        ("disk", f"{_size(disk)} {place_of}" if disk else "none"),
+    ]
 
 
-def _time(probe: ImageProbe, work: Work, needs: Estimate, measured: Sample) -> Lines:
-    """Return the lines of time."""
+def _times(
+    probe: ImageProbe, work: Work, needs: Estimate, measured: Sample
+) -> dict[tuple[str, str], float]:
+    """Return the time of reading and embedding by name and explanation, s."""
     reading = measured.reading / max(1, probe.workers)
     embedded = sum(measured.embedding.values())
     images = work.train + work.val
@@ -122,20 +155,23 @@ def _time(probe: ImageProbe, work: Work, needs: Estimate, measured: Sample) -> L
     for candidate in probe.candidates:
         if isinstance(candidate, Network) and candidate.fits and candidate.unfitted():
             once += work.train * measured.embedding[candidate.name]
-    lines = [("time to read and embed", duration(once))]
+    found = {("time to read and embed", ""): once}
     passed = needs.passes * work.train + needs.val_passes * work.val
-    per_image = len(probe.candidates) * reading + embedded
     if passed:
-        value = f"{duration(passed * per_image)} ({needs.passes:g} passes over the training images)"
-        lines.append(("time of further passes", value))
-    if needs.seconds is None:
-        lines.append(("time of the evaluation itself", "not estimated"))
-        return lines
-    assumed = f" ({needs.how})" if needs.how else ""
-    lines.append(("time of the evaluation itself", f"{duration(needs.seconds)}{assumed}"))
-    total = once + passed * per_image + needs.seconds
-    lines.append(("time in total", f"{duration(total)} on {probe.device.type}"))
-    return lines
+        split, count = "training", needs.passes
+        if not needs.passes:
+            split, count = "validation", needs.val_passes
+        how = f"{counted(round(count), 'pass', 'passes')} over the {split} images"
+        per_image = len(probe.candidates) * reading + embedded
+        found["time of further passes", how] = passed * per_image
+    if needs.reads:
+        how = counted(needs.reads, "image")
+        found["time to decode images again", how] = needs.reads * reading
+    return found
+
+
+def _with(text: str, how: str) -> str:
+    return f"{text} ({how})" if how else text
 
 
 def duration(seconds: float) -> str:

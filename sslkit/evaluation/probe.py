@@ -34,7 +34,7 @@ from sslkit.evaluation.images import (
     shown,
     shuffled,
 )
-from sslkit.evaluation.state import discard, unfinished_folder
+from sslkit.evaluation.state import content, discard, unfinished_folder
 from sslkit.interfaces import (
     Batch,
     Candidate,
@@ -47,6 +47,7 @@ from sslkit.interfaces import (
     Probe,
     Result,
 )
+from sslkit.version import __version__
 
 KEPT = 2**31
 """Cache of resized images, bytes. Images that do not fit are decoded in each pass."""
@@ -110,9 +111,14 @@ class ImageProbe(Probe):
         steps: int,
         seed: int,
         size: int | None = None,
+        first: int = 0,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield `steps` shuffled batches of random crops and flips: [B,C,S,S], index [B]."""
-        orders = in_pieces(shuffled(len(source), batch_size=batch_size, steps=steps, seed=seed))
+        """Yield shuffled batches of random crops and flips: [B,C,S,S], index [B].
+
+        They are those of the steps first … steps−1, functions of `seed` and the step.
+        """
+        batches = shuffled(len(source), batch_size=batch_size, steps=steps, seed=seed, first=first)
+        orders = in_pieces(batches)
         cut = RandomCrops(self.size if size is None else size, 1)
         count = -(-min(batch_size, len(source)) // PIECE)
         read = self._read(source, cut, orders, seed)
@@ -139,10 +145,20 @@ class ImageProbe(Probe):
             yield images[0]
 
     def unfinished(self, name: str, conditions: Mapping[str, Any]) -> Path | None:
-        """Return a folder for the state of an unfinished evaluation, if there is a `home`."""
+        """Return a folder for the state of an unfinished evaluation, if there is a `home`.
+
+        Its name depends on the conditions, the images, the weights and the versions.
+        """
         if self.home is None:
             return None
-        folder = unfinished_folder(self.home, name, {**self.protocol(), **conditions})
+        stated = {
+            **self.protocol(),
+            **conditions,
+            "content": [content(source) for source in (self.train, self.val)],
+            "weights": [one.digest() for one in self.candidates if isinstance(one, Network)],
+            "versions": [__version__, torch.__version__],
+        }
+        folder = unfinished_folder(self.home, name, stated)
         self.unfinished_folders.append(folder)
         return folder
 

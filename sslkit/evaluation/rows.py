@@ -55,10 +55,10 @@ def split(source: ImageSource, seed: int) -> tuple[Rows, Rows, str]:
     random.
     """
     if source.groups is not None:
-        train, val = _split_groups(source, seed)
+        train, val = _split_groups(source.groups, source.labels, seed)
         how = "a fifth of the groups"
     elif source.labels is not None and np.bincount(source.labels).max() > 1:
-        train, val = split_by_class(source.labels, HELD_OUT, seed)
+        train, val = split_labelled(source.labels, None, seed)
         how = "a fifth of every class"
     else:
         order = np.random.default_rng(seed).permutation(len(source))
@@ -68,18 +68,31 @@ def split(source: ImageSource, seed: int) -> tuple[Rows, Rows, str]:
     return Rows(source, train), Rows(source, val), f"{how}, split with seed {seed}"
 
 
-def _split_groups(source: ImageSource, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def split_labelled(
+    labels: np.ndarray, groups: Sequence[object] | None, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return training and validation rows, int64: a fifth of the groups, or of every class.
+
+    There is no validation row if every class has one image, or all images are of one group.
+    """
+    if groups is not None:
+        return _split_groups(groups, labels, seed)
+    return split_by_class(labels, HELD_OUT, seed)
+
+
+def _split_groups(
+    names: Sequence[object], labels: np.ndarray | None, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the rows of about four fifths of the groups, and the other rows.
 
     With labels, the fraction of every class is about the same in both.
     """
-    groups = np.unique(np.asarray(source.groups), return_inverse=True)[1].ravel()
+    groups = np.unique(np.asarray(names), return_inverse=True)[1].ravel()
     folds = min(FOLDS, int(groups.max()) + 1)
     if folds < 2:
         return np.arange(len(groups)), np.arange(0)
     from sklearn.model_selection import StratifiedGroupKFold
 
-    labels = source.labels
     if labels is None or np.bincount(labels).max() < folds:
         labels = np.zeros(len(groups), np.int64)
     with warnings.catch_warnings():

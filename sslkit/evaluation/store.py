@@ -57,7 +57,7 @@ def check_place(home: Path) -> None:
 def write(home: Path, result: dict[str, Any], texts: Mapping[str, str] | None = None) -> Path:
     """Write `<evaluation>.json`, its figure and `texts` (name → content) to `home`.
 
-    An existing result with another protocol is renamed to the next free number.
+    An existing result with another protocol is renamed with its figure, to the next free number.
     """
     path = home / f"{result['evaluation']}.json"
     made = [folder for folder in (home, *home.parents) if not os.path.exists(folder)]
@@ -65,9 +65,7 @@ def write(home: Path, result: dict[str, Any], texts: Mapping[str, str] | None = 
         with files.writing(path, OPTION):
             home.mkdir(parents=True, exist_ok=True)
             if path.exists() and _protocol(path) != result["protocol"]:
-                numbers = itertools.count(1)
-                number = next(n for n in numbers if not path.with_suffix(f".{n}.json").exists())
-                path.replace(path.with_suffix(f".{number}.json"))
+                _keep(path)
         files.write_text(path, json.dumps(result, indent=1, ensure_ascii=False), OPTION)
         results.picture(result, path.with_suffix(".png"), OPTION)
         for name, text in (texts or {}).items():
@@ -79,6 +77,18 @@ def write(home: Path, result: dict[str, Any], texts: Mapping[str, str] | None = 
                 folder.rmdir()
         raise
     return path
+
+
+def _keep(path: Path) -> None:
+    """Rename a result and its figure to the next free number."""
+    both = [path, path.with_suffix(".png")]
+    for number in itertools.count(1):
+        kept = [one.with_suffix(f".{number}{one.suffix}") for one in both]
+        if not any(one.exists() for one in kept):
+            break
+    for one, other in zip(both, kept, strict=True):
+        if one.exists():
+            one.replace(other)
 
 
 def _protocol(path: Path) -> Any:

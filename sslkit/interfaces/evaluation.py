@@ -194,8 +194,12 @@ class Probe(ABC):
         steps: int,
         seed: int,
         size: int | None = None,
+        first: int = 0,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield `steps` shuffled batches of random crops and flips: integer [B,C,S,S], [B]."""
+        """Yield shuffled batches of random crops and flips: integer [B,C,S,S], index [B].
+
+        They are those of the steps first … steps−1, functions of `seed` and the step.
+        """
 
     @abstractmethod
     def views(
@@ -211,9 +215,9 @@ class Probe(ABC):
     def unfinished(self, name: str, conditions: Mapping[str, Any]) -> Path | None:
         """Return a folder for the state of evaluation `name` until its result is written.
 
-        Equal conditions and an equal `protocol` give the same folder, so the same command continues
-        after a kill. The evaluation creates the folder; sslkit removes it. Returns None if nothing
-        may be written.
+        Equal conditions, `protocol`, images, weights and versions give the same folder, so the same
+        command continues after a kill. The evaluation creates the folder; sslkit removes it.
+        Returns None if nothing may be written.
         """
 
     @abstractmethod
@@ -260,6 +264,8 @@ class Work(NamedTuple):
     dims: Mapping[tuple[str | None, str], int]
     """Length of the features by row and candidate; includes every layer."""
     device: torch.device
+    probe: Probe
+    """Images and candidates, to time a few real steps."""
 
     def widths(self, layers: bool) -> dict[tuple[str | None, str], int]:
         """Return the lengths that are scored: of all layers, or of the last one."""
@@ -276,13 +282,16 @@ class Estimate:
 
     `features`: it keeps the features of all images, of all layers with `layers`. `passes` and
     `val_passes` are further passes of every candidate over the training and validation images.
-    `seconds` and `bytes` are the scoring's own; None if unknown. `how` tells what was assumed.
+    `reads` is the number of images that are decoded again besides. `seconds` and `bytes` are the
+    time without decoding and the memory of what the evaluation fits or trains; None if unknown.
+    `how` tells what was assumed.
     """
 
     features: bool = True
     layers: bool = False
     passes: float = 0.0
     val_passes: float = 0.0
+    reads: int = 0
     seconds: float | None = None
     bytes: int = 0
     how: str = ""
@@ -301,5 +310,5 @@ class Evaluation(ABC):
         """Return the scores of every candidate of `probe`."""
 
     def estimate(self, work: Work) -> Estimate:
-        """Return what `measure` needs, from the sizes alone; may time a small sample."""
+        """Return what `measure` needs; may time a small sample, and writes nothing."""
         return Estimate(layers=getattr(self, "layers", "last") == "all")

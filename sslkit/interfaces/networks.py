@@ -26,10 +26,6 @@ class Encoder(nn.Module, ABC):
 
     `tokens`: the method `tokens` works for some models. `segments`: `dims` is not empty.
     """
-    lacks: ClassVar[dict[str, tuple[str, ...]]] = {}
-    """Role → patterns of values of the option `model` that do not have it."""
-    examples: ClassVar[dict[str, str]] = {}
-    """Role → a value of the option `model` that has it."""
     has_weights: ClassVar[bool] = True
     """False if there is nothing to train, so only evaluations use the encoder."""
     initial_options: ClassVar[tuple[str, ...]] = ()

@@ -2,7 +2,7 @@
 
 from sslkit.recipe.arguments import choose_evaluation, read_data, read_evaluation
 from sslkit.recipe.contents import PARTS, SECTIONS, Choice, Recipe
-from sslkit.recipe.reader import read
+from sslkit.recipe.reader import placed, read
 from sslkit.recipe.schema import json_schema
 from sslkit.recipe.settings import (
     SCHEDULES,
@@ -34,6 +34,7 @@ __all__ = [
     "Train",
     "choose_evaluation",
     "json_schema",
+    "placed",
     "read",
     "read_data",
     "read_evaluation",

@@ -13,6 +13,12 @@ from sslkit.recipe.draft import Draft, Source
 from sslkit.recipe.settings import SETTINGS, Cosine
 from sslkit.recipe.words import advice, written
 
+SINGLE = {
+    "data": "training reads one data set",
+    "optimizer": "one optimizer trains all weights",
+}
+"""Sections that might be written as lists → why there is one."""
+
 
 def read(
     source: Source,
@@ -33,6 +39,23 @@ def read(
     `opened=False` accepts a data set that is not installed, for commands that read no images.
     """
     return _Reading(Draft(source, overrides, data)).recipe(wired, opened)
+
+
+def placed(
+    error: RecipeError, source: Source, *, overrides: Sequence[str] = (), data: str | None = None
+) -> RecipeError:
+    """Return an error whose faults have the file and line of their keys."""
+    draft = Draft(source, overrides, data)
+    for fault in error.faults:
+        draft.refuse(tuple(fault.key.split(".")), fault.message)
+    return RecipeError(*draft.ordered_faults())
+
+
+def _no_mapping(section: str, content: Any) -> str:
+    """Say that the content of a section is not a mapping with the name of a part."""
+    if isinstance(content, list) and section in SINGLE:
+        return f"{written(content)} is a list, but {SINGLE[section]}; write {{use: NAME, …}}"
+    return f"{written(content)} is not of the form {{use: NAME, …}}"
 
 
 class _Reading:
@@ -110,7 +133,7 @@ class _Reading:
             names = ", ".join(dict.fromkeys(part.name for part in registry.parts(kind)))
             held = "needs 'use', a name"
             if not isinstance(content, dict):
-                held = f"{written(content)} is not of the form {{use: NAME, …}}"
+                held = _no_mapping(key[0], content)
             self.refuse(key, f"{held}; there are: {names}")
             return None
         try:
@@ -144,6 +167,8 @@ class _Reading:
             known = settings.signature(section)
             names = ", ".join(known.options) if known else "use"
             message = f"{written(content)} is not a mapping of options; there are: {names}"
+            if isinstance(content, list) and section in SINGLE:
+                message = _no_mapping(section, content)
             self.refuse((section,), message)
             return None
         made, faults = settings.read(section, content)

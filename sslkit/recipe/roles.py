@@ -1,7 +1,6 @@
 """Checks that parts have the roles that a method needs, from their class attributes only."""
 
 from collections.abc import Iterator, Mapping
-from fnmatch import fnmatch
 from typing import Any
 
 from sslkit.errors import PluginError
@@ -46,27 +45,12 @@ def faults(
                 f"'{choice.use}' does not have; use: {_with_role(choice.kind, role)}"
             )
             yield (*place, "use"), message
-        elif role is not None and _lacks(choice, role):
-            model = choice.options["model"]
-            example = choice.attributes.get("examples", {}).get(role, "one that has it")
-            message = (
-                f"method '{method.use}' needs a model with the role '{role}', which '{model}' does "
-                f"not have; use another, such as {example}"
-            )
-            yield (*place, "model"), message
         elif choice.attributes.get("special") and role not in (own or ()):
             message = (
                 f"'{choice.use}' serves as '{' or '.join(own or ())}' only, which method "
                 f"'{method.use}' does not need here; use another head, such as linear or mlp"
             )
             yield (*place, "use"), message
-
-
-def _lacks(choice: Choice, role: str) -> bool:
-    """Return whether the encoder's class states that the chosen model lacks a role."""
-    model = choice.options.get("model")
-    patterns = choice.attributes.get("lacks", {}).get(role, ())
-    return isinstance(model, str) and any(fnmatch(model, pattern) for pattern in patterns)
 
 
 def _with_role(kind: str, role: str) -> str:

@@ -5,6 +5,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -35,7 +36,8 @@ def picture(result: dict[str, Any], path: Path, option: str = "") -> Path:
     figure = Figure(figsize=(7.5, high + 2.8 * lines), layout="constrained")
     grid = figure.add_gridspec(1 + lines, 2, height_ratios=[high, *[2.8] * lines])
     _draw_bars(plain_axes(figure.add_subplot(grid[0, :])), pivot, bars)
-    candidates, named = [short(name) for name in pivot.candidates], {}
+    candidates = [short(name) for name in pivot.candidates]
+    named: dict[str, Artist] = {}
     for number, drawn in enumerate(result["figures"]):
         column = number % 2 if len(result["figures"]) > 1 else slice(None)
         axes = plain_axes(figure.add_subplot(grid[1 + number // 2, column]))
@@ -48,8 +50,7 @@ def picture(result: dict[str, Any], path: Path, option: str = "") -> Path:
     if named:
         order = [name for name in candidates if name in named]
         handles = [named[name] for name in order]
-        where = "outside lower left"
-        figure.legend(handles, order, loc=where, ncols=3, fontsize=7, frameon=False)
+        figure.legend(handles, order, loc="outside lower left", fontsize=7, frameon=False, ncols=3)
     return save(figure, path, option)
 
 

@@ -25,9 +25,9 @@ REPORTED = 3
 """Number of skipped steps that are reported individually."""
 
 REMEDY = (
-    "Nothing was saved after it; lower the learning rate (--set optimizer.lr=…), warm up "
+    "Nothing was saved after it. Lower the learning rate (--set optimizer.lr=…), warm up "
     "(--set schedule.warmup_epochs=…), clip (--set train.clip_grad=1.0) or skip such steps "
-    "(--set train.on_nan=skip), then start a new run, or change {0}/recipe.yaml and resume: "
+    "(--set train.on_nan=skip). Then start a new run, or change {0}/recipe.yaml and resume: "
     "sslkit train --resume {1}"
 )
 

@@ -70,11 +70,11 @@ def find_data(
         source = make_source(recipe, "pretrain")
         data, how = DataFormat.of(source), "counted"
     except DataError as error:
-        published = getattr(recipe.data.part.load(), "nominal", {}).get("pretrain")
+        published = DataFormat.published(recipe.data)
         if images is None and published is None:
             message = f"{error} (or set the number of images: --images N)"
             raise RecipeError(Fault("data", message)) from error
-        data, how = DataFormat(published or 0), "as published; the data set is not on this machine"
+        data, how = published or DataFormat(0), "as published; the data set is not on this machine"
     if images is not None:
         data, how = replace(data, images=images), "given"
     return data, source, how

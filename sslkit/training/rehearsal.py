@@ -16,6 +16,7 @@ from sslkit.data.loader import Loader, check_fills
 from sslkit.data.made_up import MadeUp
 from sslkit.device import pick_device
 from sslkit.errors import PluginError
+from sslkit.evaluation.memory import activations
 from sslkit.interfaces import Batch, Encoder, ImageSource
 from sslkit.parts import DataFormat
 from sslkit.recipe import Recipe
@@ -45,9 +46,9 @@ LARGEST_BANK = 2**16
 class Rehearsal:
     """The measurements of a rehearsal.
 
-    `run` is the temporary run, `images` the size of a rank's micro-batch, `seconds` the durations
-    of steps without loading (without the first, if there are several), `activations` the memory for
-    the backward pass, bytes.
+    `run` is the temporary run, `images` the size of a rank's micro-batch. `seconds` are the
+    durations of steps without loading; the first is left out if there are several. `activations` is
+    the memory for the backward pass, bytes.
     """
 
     run: Run
@@ -129,10 +130,9 @@ def rehearse(run: Run, repeats: int = 1, *, ranks: int = 1) -> Rehearsal:
     `ranks` is the number of ranks of the real run.
     """
     images = run.loader.batch_size
-    activations: dict[int, int] = {}
     spoilt: list[str] = []
     with faults.telling(about=f"rehearsed with a batch of {images}"):
-        with _watched_parts(run, spoilt), _counted(run, activations):
+        with _watched_parts(run, spoilt), activations(run.method) as sizes:
             clock, step = _first_step(run)
         _check_finite(run, step, spoilt)
         _check_gradients(run, ranks)
@@ -142,7 +142,7 @@ def rehearse(run: Run, repeats: int = 1, *, ranks: int = 1) -> Rehearsal:
         _check_tensors(run.method, checkpoint.tensors(run))
         _check_exported(run, images)
         _check_start(run)
-    return Rehearsal(run, images, seconds[1:] or seconds, sum(activations.values()))
+    return Rehearsal(run, images, seconds[1:] or seconds, sum(sizes.values()))
 
 
 class _Clock:
@@ -188,22 +188,6 @@ def _first_step(run: Run) -> tuple[_Clock, trainer.Step]:
             raise
     setattr(run.method, "begin_epoch", lambda epoch: None)  # noqa: B010
     return clock, next(trainer.train(run, clock))
-
-
-@contextmanager
-def _counted(run: Run, sizes: dict[int, int]) -> Iterator[None]:
-    """Collect the sizes of tensors saved for the backward pass by address, bytes."""
-    values = [*run.method.parameters(), *run.method.buffers()]
-    own = {value.untyped_storage().data_ptr() for value in values}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            sizes[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        yield
 
 
 @contextmanager

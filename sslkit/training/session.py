@@ -3,18 +3,17 @@
 import gc
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 
 from sslkit import distributed, faults
 from sslkit.device import pick_device
 from sslkit.errors import CheckpointError, counted
-from sslkit.interfaces import ImageSource
 from sslkit.parts import DataFormat, make_source
 from sslkit.recipe import Recipe
 from sslkit.runs import changes, checkpoint, files, folders
@@ -28,34 +27,10 @@ from sslkit.training.notes import change_of_rate, part_notes
 from sslkit.training.record import Record
 from sslkit.training.rehearsal import rehearse_recipe
 from sslkit.training.signals import Stopped, signals
+from sslkit.training.viewer import SILENT, Screen, Viewer
 
 if TYPE_CHECKING:
     from sslkit.training.evaluations import Evaluations
-
-
-class Screen(Protocol):
-    """The output of a session, such as `console.Training`."""
-
-    def begin(self, notes: list[str], folder: Path | None) -> None:
-        """Show the settings of the run; `folder` is the folder of a resumed run."""
-
-    def made(self, folder: Path) -> None:
-        """Show the folder of a new run."""
-
-    def passing(self, done: int) -> None:
-        """Show the progress of a pass over the images."""
-
-    def show(self, rows: list[Row], skipped: list[str], health: Health) -> None:
-        """Show new steps and messages about skipped steps."""
-
-    def stopped(self, signal: str, saved: bool) -> None:
-        """Show that a signal stopped the session."""
-
-    def done(self, health: Health) -> None:
-        """Show the end of the training."""
-
-    def close(self) -> None:
-        """Release the terminal."""
 
 
 @dataclass(frozen=True)
@@ -77,19 +52,6 @@ class Ended:
         return int(self.mostly_skipped)
 
 
-@dataclass(frozen=True)
-class Viewer:
-    """Callbacks that show a session, called on rank 0. The defaults show nothing."""
-
-    look: Callable[[ImageSource, Recipe], None] = lambda source, recipe: None
-    """Called with the data set before parts are created."""
-    say: Callable[[str], None] = lambda text: None
-    """Called with sentences about the run."""
-    screen: Callable[[Run], Screen | None] = lambda run: None
-    """Creates the output of the steps."""
-
-
-SILENT = Viewer()
 FORGETS = "a restart by the launcher would begin a new run; name the folder: --run-dir DIR"
 """Note for ranks of a launcher that does not know the run folder."""
 

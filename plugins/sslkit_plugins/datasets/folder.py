@@ -45,6 +45,7 @@ Splits = Annotated[
 ]
 
 TIFF = (".tif", ".tiff")
+REFILL = "add images, or remove the folder, so that a fifth of the training images validates"
 
 
 class ImageFolder(ImageSource):
@@ -52,7 +53,7 @@ class ImageFolder(ImageSource):
 
     Splits are folders directly in `root`, in any case: train or training; val, valid,
     validation or dev. test or testing is the validation split if none of these has images. Without
-    such folders, all images form one split.
+    such folders, all images form one split. Evaluations refuse a validation folder without images.
 
     Classes are the folders directly in a split, as in torchvision. There are no classes if
     there is at most one such folder, or if images are next to it.
@@ -107,9 +108,10 @@ class ImageFolder(ImageSource):
         if not self.names:
             skipped = walk.skipped()
             contents = f": {skipped}" if skipped else ", and nothing else"
+            remedy = f"; {REFILL}" if split == "val" else ""
             raise DataError(
                 f"no image below {self.root}{contents}; files that end in "
-                f"{', '.join(sorted(ENDINGS))} count as images"
+                f"{', '.join(sorted(ENDINGS))} count as images{remedy}"
             )
         self._refuse_odd_bands()
         self._number_classes(1 if split == "val" else 2)
@@ -199,6 +201,8 @@ class ImageFolder(ImageSource):
 
     def _validation_fault(self, names: list[str]) -> str:
         """Return why the validation images do not fit the classes; "" if they do."""
+        if not names:
+            return REFILL
         if self.labels is None:
             return ""
         if any("/" not in name for name in names):
@@ -244,7 +248,12 @@ class ImageNet(ImageFolder):
     opens: ClassVar[dict[str, str]] = {}
     paths: ClassVar[dict[str, tuple[str, ...]]] = {"root": ()}
 
-    nominal: ClassVar[dict[str, int]] = {"pretrain": 1_281_167, "train": 1_281_167, "val": 50_000}
+    nominal: ClassVar[dict[str, int]] = {
+        "pretrain": 1_281_167,
+        "train": 1_281_167,
+        "val": 50_000,
+        "classes": 1000,
+    }
 
     def __init__(
         self,

@@ -13,7 +13,10 @@ from sslkit_plugins.datasets.walk import ending_of, is_hidden, json_stems
 
 TRAIN = ("train", "training")
 VAL = ("val", "valid", "validation", "dev", "test", "testing")
-"""Names of split folders in lower case. The first of VAL with images is the validation split."""
+"""Names of split folders in lower case. The first of VAL with images is the validation split.
+
+Without any images there, training ignores the first, and evaluations refuse it.
+"""
 
 NAMED = 5
 """Largest number of folders that one sentence names."""
@@ -26,7 +29,7 @@ class Layout:
     train: str = ""
     """Folder of the training images; "" for the root itself."""
     val: str | None = None
-    """Folder of the validation images, if one has images."""
+    """Folder of the validation images; one without images if no other is named so."""
     unused: tuple[str, ...] = ()
     """Folders and images next to the splits, which are not read."""
 
@@ -46,8 +49,8 @@ def read_layout(root: Path) -> Layout:
     rest = set(folders) - {*train, *val}
     links = [name for name in sorted(rest) if os.path.islink(root / name)]
     others = _filled(root, rest - set(links))
-    named = val
-    val = sorted(_filled(root, val), key=lambda name: VAL.index(name.lower()))
+    named = sorted(val, key=lambda name: VAL.index(name.lower()))
+    val = [name for name in named if holds_images(root / name)]
     filled = _filled(root, train)
     if not filled and not val:
         return Layout()
@@ -60,6 +63,7 @@ def read_layout(root: Path) -> Layout:
         _refuse_several(root, val, "choose from, none of them named train")
     if (others and not (train and val)) or not train:
         _refuse_mixture(root, [*train, *val], others, loose)
+    val = val or named[:1]
     unused = _shown(sorted([*val[1:], *others, *links]))
     unused += [f"{name}/ (without images)" for name in sorted(set(named) - set(val))]
     if loose:

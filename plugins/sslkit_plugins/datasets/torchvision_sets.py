@@ -52,7 +52,12 @@ class Cifar10(_Torchvision):
     torchvision verifies the checksums of the files.
     """
 
-    nominal: ClassVar[dict[str, int]] = {"pretrain": 50_000, "train": 50_000, "val": 10_000}
+    nominal: ClassVar[dict[str, int]] = {
+        "pretrain": 50_000,
+        "train": 50_000,
+        "val": 10_000,
+        "classes": 10,
+    }
 
     def __init__(self, split: str, /, *, root: Root = "data", download: Download = False) -> None:
         super().__init__("CIFAR10", split, root, download, {"train": split != "val"})
@@ -64,7 +69,12 @@ class Cifar100(_Torchvision):
     torchvision verifies the checksums of the files.
     """
 
-    nominal: ClassVar[dict[str, int]] = {"pretrain": 50_000, "train": 50_000, "val": 10_000}
+    nominal: ClassVar[dict[str, int]] = {
+        "pretrain": 50_000,
+        "train": 50_000,
+        "val": 10_000,
+        "classes": 100,
+    }
 
     def __init__(self, split: str, /, *, root: Root = "data", download: Download = False) -> None:
         super().__init__("CIFAR100", split, root, download, {"train": split != "val"})

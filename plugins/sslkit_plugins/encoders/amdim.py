@@ -109,8 +109,8 @@ class AmdimEncoder(Encoder):
         super().__init__()
         if len(sizes) > 1 or sizes[0] not in STAGES:
             message = (
-                f"'amdim' takes images of 32, 64 or 128 px, not {' and '.join(map(str, sizes))}; "
-                "change transform.size"
+                f"'amdim' takes images of one size, 32, 64 or 128 px, not "
+                f"{' and '.join(map(str, sizes))}; change the sizes in transform"
             )
             raise RecipeError(Fault("encoder", message))
         (side,) = sizes

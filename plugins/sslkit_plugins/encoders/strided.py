@@ -9,9 +9,9 @@ from sslkit_plugins.precision import at_least_float32
 class StridedConv2d(nn.Conv2d):
     """A convolution in float32 on the CPU, under autocast, for maps of 1×1.
 
-    In bfloat16 the CPU kernels of PyTorch 2.14 (oneDNN) return wrong or infinite gradients of the
-    weights of a strided 3×3 convolution over a map of 1×1. A ResNet reaches such maps with views of
-    16 px or less. Other maps, and GPUs, use autocast as usual.
+    The bfloat16 CPU kernels of PyTorch 2.14 (oneDNN) are wrong for a strided 3×3 convolution over a
+    map of 1×1: gradients of the weights are wrong or infinite. A ResNet reaches such maps with
+    views of 16 px or less. Other maps, and GPUs, use autocast as usual.
     """
 
     def forward(self, images: Tensor) -> Tensor:

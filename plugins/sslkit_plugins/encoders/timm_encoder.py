@@ -6,34 +6,25 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 import timm
 from pydantic import Field
-from timm.layers import build_sincos2d_pos_embed
-from timm.models import ResNet, VisionTransformer
-from torch import Tensor, cat, nn
+from timm.models import ResNet
+from torch import Tensor, nn
 
 from sslkit.errors import Fault, RecipeError, SslkitError
 from sslkit.interfaces import Encoder, Normalisation
-from sslkit_plugins.encoders import formats, initial, norms, timm_stages
-from sslkit_plugins.encoders.fit import create, first_line, fit, is_resnet
+from sslkit_plugins.encoders import (
+    formats,
+    initial,
+    norms,
+    timm_changes,
+    timm_stages,
+    timm_tokens,
+)
+from sslkit_plugins.encoders.fit import create, first_line, fit
 from sslkit_plugins.encoders.strided import guard_strided
+from sslkit_plugins.encoders.timm_changes import Norm
 
-Norm = Literal["model", "group", "layer", "split", "frozen"]
 Rate = Annotated[float, Field(ge=0, lt=1)]
 Side = Annotated[int, Field(ge=1)]
-
-CONVOLUTIONAL = (
-    "*convnext*",
-    "*efficientnet*",
-    "*mobilenet*",
-    "densenet*",
-    "regnet*",
-    "resnet*",
-    "resnext*",
-    "seresnet*",
-    "test_resnet*",
-    "vgg*",
-    "wide_resnet*",
-)
-"""Patterns of timm models without tokens."""
 
 
 class Timm(Encoder):
@@ -45,8 +36,6 @@ class Timm(Encoder):
     """
 
     roles = ("tokens",)
-    lacks: ClassVar[dict[str, tuple[str, ...]]] = {"tokens": CONVOLUTIONAL}
-    examples: ClassVar[dict[str, str]] = {"tokens": "vit_small_patch16_224"}
     initial_options: ClassVar[tuple[str, ...]] = ("weights", "pretrained")
     paths: ClassVar[dict[str, tuple[str, ...]]] = {"weights": ("timm",)}
     pretrained: ClassVar[str] = "timm"
@@ -169,7 +158,8 @@ class Timm(Encoder):
         self.model: Any = self._create("timm" if pretrained else weights, conv_init, norm_splits)
         self.prefix_tokens = getattr(self.model, "num_prefix_tokens", 0)
         if positions == "fixed":
-            self._fix_positions("timm" if pretrained else weights)
+            source = "timm" if pretrained else weights
+            timm_changes.fix_positions(self.model, model, initialised=source is not None)
 
     def _create(self, source: str | None, conv_init: str, splits: int) -> nn.Module:
         """Create the model with its initial weights."""
@@ -179,7 +169,7 @@ class Timm(Encoder):
         found = None
         more: dict[str, Any] = {}
         if source == "timm":
-            self._check_trained_norms()
+            timm_changes.check_trained_norms(self.norm)
             more = initial.downloaded(self.name)
         elif source is not None:
             found = self._checked(initial.find(source))
@@ -189,64 +179,17 @@ class Timm(Encoder):
             message = f"timm cannot create '{self.name}': {first_line(error)}"
             raise RecipeError(Fault("encoder", message)) from error
         if self.small_stem:
-            self._shrink_stem(model)
+            timm_changes.shrink_stem(model, self.name)
         if conv_init == "uniform":
             for module in model.modules():
                 if isinstance(module, nn.Conv2d | nn.BatchNorm2d):
                     module.reset_parameters()
         if self.norm != "model":
-            self._replace_norms(model, splits)
+            timm_changes.replace_norms(model, self.name, self.norm, self.norm_groups, splits)
         if found is not None:
             initial.load(model, found.file)
         guard_strided(model)
         return model
-
-    def _shrink_stem(self, model: Any) -> None:
-        if not is_resnet(model):
-            message = (
-                f"'small' requires a plain ResNet such as resnet50; '{self.name}' is none, so keep "
-                "'model'"
-            )
-            raise RecipeError(Fault("encoder.stem", message))
-        model.conv1 = nn.Conv2d(self.channels, model.conv1.out_channels, 3, padding=1, bias=False)
-        nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
-        model.maxpool = nn.Identity()
-
-    def _fix_positions(self, source: str | None) -> None:
-        """Set position embeddings to sines and cosines, 0 for prefix tokens, without training."""
-        model = self.model
-        if not isinstance(model, VisionTransformer) or model.pos_embed is None:
-            message = f"'{self.name}' has no position embeddings; keep 'model'"
-            raise RecipeError(Fault("encoder.positions", message))
-        if source is not None:
-            message = "'fixed' would overwrite the pretrained embeddings; keep 'model'"
-            raise RecipeError(Fault("encoder.positions", message))
-        rows = build_sincos2d_pos_embed(list(model.patch_embed.grid_size), self.dim)
-        embeddings = model.pos_embed.requires_grad_(False).zero_()
-        embeddings[:, -len(rows) :] = rows
-
-    def _replace_norms(self, model: nn.Module, splits: int) -> None:
-        found = norms.batch_norms(model)
-        if not found:
-            message = (
-                f"'{self.name}' has no batch norm, so there is nothing to replace; keep 'model'"
-            )
-            raise RecipeError(Fault("encoder.norm", message))
-        if self.norm == "frozen":
-            for module in found:
-                module.requires_grad_(False).eval()
-        elif self.norm == "split":
-            norms.split_batch_norms(model, splits)
-        else:
-            norms.replace_by_group_norm(model, self.norm_groups)
-
-    def _check_trained_norms(self) -> None:
-        if self.norm in ("group", "layer"):
-            message = (
-                f"timm's weights belong to batch norms, which '{self.norm}' replaces; use "
-                "'model' or 'frozen', or train without initial weights"
-            )
-            raise RecipeError(Fault("encoder.norm", message))
 
     def _normalisation(
         self, mean: tuple[float, ...] | None, std: tuple[float, ...] | None
@@ -330,39 +273,11 @@ class Timm(Encoder):
         class token and registers always enter (He et al. 2022, arXiv:2111.06377, section 3).
         Raises SslkitError if the model has no tokens.
         """
-        model = self.model
-        if kept is None:
-            rows = model.forward_features(images) if hasattr(model, "num_prefix_tokens") else None
-            if not isinstance(rows, Tensor) or rows.dim() != 3:
-                raise self._without_tokens("has no tokens")
-            return rows
-        if not isinstance(model, VisionTransformer):
-            raise self._without_tokens("cannot leave out patches")
-        rows = model._pos_embed(model.patch_embed(images))
-        prefix, patches = rows[:, : self.prefix_tokens], rows[:, self.prefix_tokens :]
-        patches = patches.gather(1, kept.unsqueeze(-1).expand(-1, -1, patches.shape[-1]))
-        return model.norm(model.blocks(model.norm_pre(cat([prefix, patches], 1))))
+        return timm_tokens.tokens(self.model, self.name, images, kept)
 
     def blocks(self, images: Tensor, count: int) -> list[Tensor]:
         """Return the normalised tokens after the last `count` blocks of a vision transformer."""
-        if not isinstance(self.model, VisionTransformer):
-            raise self._without_tokens("has no blocks of tokens")
-        found: Any = self.model.forward_intermediates(
-            images,
-            indices=min(count, len(self.model.blocks)),
-            return_prefix_tokens=True,
-            norm=True,
-            output_fmt="NLC",
-            intermediates_only=True,
-        )
-        if not self.prefix_tokens:
-            return list(found)
-        return [cat([prefix, patches], 1) for patches, prefix in found]
-
-    def _without_tokens(self, what: str) -> SslkitError:
-        return SslkitError(
-            f"'{self.name}' {what}; use a vision transformer, such as vit_small_patch16_224"
-        )
+        return timm_tokens.blocks(self.model, self.name, images, count)
 
     def weights(self) -> dict[str, Tensor]:
         """Return the tensors by timm's names, which for ResNets are also torchvision's."""

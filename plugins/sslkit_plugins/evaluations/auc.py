@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from sslkit.errors import DataError, counted, printable
-from sslkit.evaluation import percentiles, resample, split
+from sslkit.evaluation import percentiles, resample, split, too_few
 from sslkit.interfaces import (
     Curves,
     Estimate,
@@ -249,7 +249,7 @@ class Auc(Evaluation):
             "class_weights": self.class_weights,
             "strengths": STRENGTHS,
             "chosen_on": f"AUC on a fifth of the {kind} of the training split",
-            "notes": [note],
+            "notes": [note, *too_few(len(labels), probe.val.groups)],
         }
 
     def estimate(self, work: Work) -> Estimate:

@@ -1,7 +1,6 @@
-"""Trains and applies a detector. A killed training continues from its file."""
+"""Trains and applies a detector."""
 
 import math
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +13,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from sslkit.draws import Draws
 from sslkit.errors import DataError, SslkitError
-from sslkit.evaluation import load_state, save_state
+from sslkit.evaluation import ResumableTraining
 from sslkit.interfaces import Boxes, ImageSource
 from sslkit_plugins.evaluations.box_precision import Detections
 from sslkit_plugins.evaluations.detector import Detector
 
-SAVE_SECONDS = 60.0
-"""Least time between two saves of an unfinished training, s."""
 MOMENTUM, WEIGHT_DECAY = 0.9, 1e-4
 """Options of SGD in Detectron2. Norms have no weight decay."""
 STATISTICS_BATCHES = 200
@@ -28,6 +25,8 @@ STATISTICS_BATCHES = 200
 
 Read = Callable[[ImageSource, Iterable[int]], Iterator[Tensor]]
 """Source and rows → images, integer [C,H,W]."""
+Images = list[tuple[int, Tensor]]
+"""Rows and images, integer [C,H,W]."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,6 @@ class Training:
     ) -> None:
         self.detector, self.normalise = detector.to(device), normalise
         self.schedule, self.source, self.seed, self.device = schedule, source, seed, device
-        self.step = 0
         self.diverged = False
         """True after a loss that is not finite, which ends the training."""
         norms, others = _parameters(detector)
@@ -90,28 +88,18 @@ class Training:
         )
 
     def run(self, read: Read, file: Path | None, advance: Callable[[int, int], None]) -> None:
-        """Train to the end, from the state in `file` if there is one.
+        """Train to the end, from the state in `file` if there is one."""
+        steps = self.schedule.steps
+        training = ResumableTraining(self.detector, self.optimizer, file)
 
-        Saves the state every SAVE_SECONDS and at the end. `advance` receives the newly completed
-        and all steps.
-        """
-        steps, saved = self.schedule.steps, time.monotonic()
-        if file is not None:
-            self.load(file)
-        advance(self.step, steps)
-        start = self.step
-        for images in self._batches(read, start, steps):
+        def batches(first: int) -> Iterator[Images]:
+            return self.batches(read, first, steps)
+
+        for step, batch in training.steps(steps, batches, advance):
+            self.take(batch, step)
             if self.diverged:
-                break
-            self._train(images)
-            advance(1, steps)
-            if file is not None and time.monotonic() - saved >= SAVE_SECONDS:
-                self.save(file)
-                saved = time.monotonic()
-        if file is not None and self.step > start:
-            self.save(file)
-        if not self.diverged:
-            self._estimate_statistics(read)
+                return
+        self._estimate_statistics(read)
 
     def detect(
         self, source: ImageSource, read: Read, advance: Callable[[int, int], None]
@@ -128,38 +116,7 @@ class Training:
             advance(1, len(source))
         return found
 
-    def save(self, file: Path) -> None:
-        """Write weights, momentum and step."""
-        tensors = {f"model.{name}": value for name, value in self.detector.state_dict().items()}
-        for name, value in self._momenta().items():
-            tensors[f"momentum.{name}"] = value
-        save_state(file, tensors, {"step": str(self.step), "diverged": str(self.diverged)})
-
-    def load(self, file: Path) -> None:
-        """Continue from a file that `save` wrote; does nothing without one."""
-        found = load_state(file)
-        if found is None:
-            return
-        tensors, notes = found
-        names = self.detector.state_dict()
-        self.detector.load_state_dict({name: tensors[f"model.{name}"] for name in names})
-        for name, parameter in self.detector.named_parameters():
-            momentum = tensors.get(f"momentum.{name}")
-            if momentum is not None:
-                self.optimizer.state[parameter]["momentum_buffer"] = momentum.to(self.device)
-        self.step, self.diverged = int(notes["step"]), notes["diverged"] == "True"
-
-    def _momenta(self) -> dict[str, Tensor]:
-        """Return the momentum of each trained parameter."""
-        state = self.optimizer.state
-        found = {}
-        for name, parameter in self.detector.named_parameters():
-            momentum = state[parameter].get("momentum_buffer") if parameter in state else None
-            if momentum is not None:
-                found[name] = momentum
-        return found
-
-    def _batches(self, read: Read, first: int, last: int) -> Iterator[list[tuple[int, Tensor]]]:
+    def batches(self, read: Read, first: int, last: int) -> Iterator[Images]:
         """Yield rows and images of the steps first … last−1."""
         size, count = self.schedule.batch_size, len(self.source)
         rows = list(order(count, first * size, last * size, self.seed))
@@ -170,22 +127,20 @@ class Training:
                 yield batch
                 batch = []
 
-    def _train(self, batch: list[tuple[int, Tensor]]) -> None:
-        """Take one step."""
+    def take(self, batch: Images, step: int) -> None:
+        """Take a step; sets `diverged` instead if the loss is not finite."""
         self.detector.train()
-        losses = self._losses(batch, self.step)
-        loss = torch.stack(list(losses.values())).sum()
+        loss = torch.stack(list(self.losses(batch, step).values())).sum()
         self.diverged = not math.isfinite(loss.item())
         if self.diverged:
             return
         for group in self.optimizer.param_groups:
-            group["lr"] = self.schedule.rate(self.step)
+            group["lr"] = self.schedule.rate(step)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
-        self.step += 1
 
-    def _losses(self, batch: list[tuple[int, Tensor]], step: int) -> dict[str, Tensor]:
+    def losses(self, batch: Images, step: int) -> dict[str, Tensor]:
         """Return the losses of a batch, half of it flipped; `step` is the key of the draws."""
         draws = Draws(self.seed, step)
         flips = draws.uniform(len(batch)) < 0.5
@@ -220,21 +175,27 @@ class Training:
             )
         return boxes
 
+    @property
+    def statistics_batches(self) -> int:
+        """Number of batches for the statistics of batch norms; 0 if none is trained."""
+        self.detector.train()
+        norms = [one for one in self.detector.modules() if isinstance(one, _BatchNorm)]
+        trained = any(norm.training for norm in norms)
+        return min(STATISTICS_BATCHES, self.schedule.steps) if trained else 0
+
     @torch.no_grad()
     def _estimate_statistics(self, read: Read) -> None:
         """Set the statistics of trained batch norms to the mean over batches after the training."""
         self.detector.train()
         norms = [one for one in self.detector.modules() if isinstance(one, _BatchNorm)]
         trained = [norm for norm in norms if norm.training]
-        if not trained:
-            return
         for norm in trained:
             norm.reset_running_stats()
             norm.momentum = None  # the mean over all batches
         steps = self.schedule.steps
-        last = steps + min(STATISTICS_BATCHES, steps)
-        for step, batch in enumerate(self._batches(read, steps, last), steps):
-            self._losses(batch, step)
+        last = steps + self.statistics_batches
+        for step, batch in enumerate(self.batches(read, steps, last), steps):
+            self.losses(batch, step)
 
     def _normalised(self, image: Tensor) -> Tensor:
         return self.normalise(image.unsqueeze(0).to(self.device))[0]

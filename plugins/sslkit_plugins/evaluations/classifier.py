@@ -1,12 +1,15 @@
 """An encoder with a linear head, and its training."""
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
+from sslkit.draws import Draws
+from sslkit.evaluation import ResumableTraining
 from sslkit.interfaces import Encoder
 from sslkit_plugins.evaluations.finetune_presets import Preset
 
@@ -49,32 +52,43 @@ class Classifier(nn.Module):
 
     def fit(
         self,
-        batches: Iterable[tuple[Tensor, Tensor]],
+        batches: Callable[[int], Iterable[tuple[Tensor, Tensor]]],
         optimizer: torch.optim.Optimizer,
         plan: Preset,
         steps: int,
         advance: Callable[[int, int], None],
+        *,
+        seed: int,
+        file: Path | None = None,
     ) -> None:
-        """Train on `steps` batches of integer images [B,C,S,S] and labels [B].
+        """Train on the batches of `steps` steps, from the state in `file` if there is one.
 
-        The learning rates of `optimizer` are the highest of each group. Ends in evaluation mode.
+        `batches(first)` returns integer images [B,C,S,S] and labels [B] of the steps from `first`
+        on. The learning rates of `optimizer` are the highest of each group. Ends in evaluation
+        mode.
         """
         peaks = [group["lr"] for group in optimizer.param_groups]
-        mix = _mixing(self.head.out_features)
+        training = ResumableTraining(self, optimizer, file)
         self.train()
-        for step, (images, labels) in enumerate(batches):
+        for step, (images, labels) in training.steps(steps, batches, advance):
+            torch.manual_seed(Draws(seed, step).seed)
             factor = plan.factor(step * plan.epochs / steps)
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * factor
-            pixels, targets = self.normalise(images), labels
-            if plan.mixing:
-                pixels, targets = mix(pixels, targets)
-            loss = F.cross_entropy(self(pixels), targets, label_smoothing=plan.smoothing)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            advance(1, steps)
+            self.step(images, labels, optimizer, plan)
         self.eval()
+
+    def step(
+        self, images: Tensor, labels: Tensor, optimizer: torch.optim.Optimizer, plan: Preset
+    ) -> None:
+        """Take a step on integer images [B,C,S,S] and labels [B]."""
+        pixels, targets = self.normalise(images), labels
+        if plan.mixing:
+            pixels, targets = _mixing(self.head.out_features)(pixels, targets)
+        loss = F.cross_entropy(self(pixels), targets, label_smoothing=plan.smoothing)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
 
     @torch.no_grad()
     def predict(self, batches: Iterable[Tensor]) -> Tensor:

@@ -1,5 +1,6 @@
 """Copy detection: find the original of a transformed image."""
 
+import functools
 from typing import Annotated
 
 import torch
@@ -7,14 +8,17 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from sslkit.errors import counted
 from sslkit.evaluation import combine
-from sslkit.interfaces import Evaluation, Metric, Outcome, Probe, Result
-from sslkit_plugins.evaluations import transforms
+from sslkit.interfaces import Estimate, Evaluation, Metric, Outcome, Probe, Result, Work
+from sslkit_plugins.evaluations import effort, transforms
 from sslkit_plugins.evaluations.retrieval import similarities
 
 NAMES = ["crop", "jpeg", "blur", "rotation", "colour", "flip", "jigsaw"]
 BLOCK = 2**24
 """Similarities per block."""
+SAMPLE = 1024
+"""Largest number of images of a measured ranking."""
 METRICS = (Metric("mAP", "%", low=0, high=1), Metric("P@1", "%", low=0, high=1))
 
 
@@ -83,6 +87,24 @@ class Copies(Evaluation):
             "transforms": {name: transforms.SHOWN[name] for name in names},
         }
         return combine(probe, outcomes, METRICS, chance=chance, protocol=protocol, images=source)
+
+    def estimate(self, work: Work) -> Estimate:
+        """Estimate the embedding of every transform, and the ranking from a few images."""
+        source = transforms.some(work.probe.val, self.images)
+        names, count = transforms.fitting(NAMES, source), len(source)
+        seconds = count * transforms.seconds(work.probe, source, names)
+        few = min(count, SAMPLE)
+        for width in work.widths(layers=False).values():
+            rows = torch.randn(few, width, device=work.device)
+            took = effort.seconds(functools.partial(ranks, rows, rows), work.device)
+            seconds += len(names) * took * (count / few) ** 2
+        return Estimate(
+            features=False,
+            val_passes=(1 + len(names)) * count / work.val,
+            seconds=seconds,
+            bytes=12 * min(BLOCK, count * count) + 4 * 2 * count * max(work.dims.values()),
+            how=f"{counted(len(names), 'transform')} of {counted(count, 'image')}",
+        )
 
     def score(self, queries: Tensor, originals: Tensor) -> dict[str, Outcome]:
         """Return average precision and hit of every query; NaN if a feature is not finite."""

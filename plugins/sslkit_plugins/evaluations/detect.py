@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import importlib.util
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
@@ -14,13 +14,14 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import nn
 
 from sslkit.draws import Draws
-from sslkit.errors import Fault, RecipeError, SslkitError
+from sslkit.errors import Fault, RecipeError, SslkitError, counted
 from sslkit.evaluation import bootstrap, combine
 from sslkit.interfaces import (
     Candidate,
     Curves,
     Encoder,
     Entry,
+    Estimate,
     Evaluation,
     Figure,
     Interval,
@@ -29,7 +30,10 @@ from sslkit.interfaces import (
     Probe,
     Result,
     Score,
+    Work,
 )
+from sslkit_plugins.evaluations import box_cost, step_cost
+from sslkit_plugins.evaluations.box_cost import BoxCost
 from sslkit_plugins.evaluations.box_precision import (
     CHOSEN,
     LEVELS,
@@ -42,6 +46,7 @@ from sslkit_plugins.evaluations.box_precision import (
 )
 from sslkit_plugins.evaluations.box_training import Schedule, Training
 from sslkit_plugins.evaluations.detector import Detector, Neck, Scale, build
+from sslkit_plugins.evaluations.random_state import seeded
 
 METRICS = [Metric(name, "%", low=0, high=1) for name in CHOSEN]
 Rankings = Sequence[list[Ranking]]
@@ -159,7 +164,7 @@ class Detect(Evaluation):
     def measure(self, probe: Probe) -> Result:
         """Train and test a detector of every candidate but raw pixels."""
         scale = Scale.of(probe.chosen_size)
-        candidates = [one for one in probe.candidates if one.network() is not None]
+        candidates = _networks(probe)
         for candidate in candidates:  # refuses before anything is trained
             self.detector(candidate, probe, scale)
         protocol = self.protocol(probe, scale)
@@ -203,19 +208,47 @@ class Detect(Evaluation):
 
         The training continues from `file`, if it exists.
         """
-        devices = [probe.device] if probe.device.type == "cuda" else []
-        with torch.random.fork_rng(devices):
-            torch.manual_seed(Draws(seed).seed)
-            detector, normalise = self.detector(candidate, probe, scale)
-            training = Training(
-                detector, normalise, self.schedule, probe.train, seed=seed, device=probe.device
-            )
+        with seeded(probe.device, Draws(seed).seed):
+            training = self.training(candidate, probe, scale, seed)
             with probe.progress(f"training, {candidate.name}") as advance:
                 training.run(probe.pictures, file, advance)
             if training.diverged:
                 return None
             with probe.progress(f"detecting, {candidate.name}") as advance:
                 return training.detect(probe.val, probe.pictures, advance)
+
+    def training(self, candidate: Candidate, probe: Probe, scale: Scale, seed: int) -> Training:
+        """Return the training of a new detector. Raises SslkitError as `detector`."""
+        detector, normalise = self.detector(candidate, probe, scale)
+        return Training(
+            detector, normalise, self.schedule, probe.train, seed=seed, device=probe.device
+        )
+
+    def estimate(self, work: Work) -> Estimate:
+        """Estimate trainings and tests from a few of their steps for each candidate."""
+        probe, scale = work.probe, Scale.of(work.probe.chosen_size)
+        schedule, candidates = self.schedule, _networks(work.probe)
+        seconds, memory, reads = 0.0, 0, 0
+        costs: dict[Hashable, BoxCost] = {}
+        for candidate in candidates:
+            kind = step_cost.architecture(candidate)
+            with seeded(probe.device, 0):
+                training = self.training(candidate, probe, scale, 0)
+                cost = costs.get(kind) or box_cost.measure(training, probe)
+            costs[kind] = cost
+            seconds += self.seeds * cost.seconds(training, work.val)
+            memory = max(memory, cost.step.bytes(schedule.batch_size))
+            batches = schedule.steps + training.statistics_batches
+            reads += self.seeds * (batches * schedule.batch_size + work.val)
+        trainings = f"{counted(self.seeds, 'seed')} of {counted(schedule.steps, 'step')}"
+        return Estimate(
+            features=False,
+            reads=reads,
+            seconds=seconds,
+            bytes=memory,
+            how=f"{trainings} of {counted(schedule.batch_size, 'image')} for each encoder, without "
+            "the resampling of the scores",
+        )
 
     def protocol(self, probe: Probe, scale: Scale) -> dict[str, Any]:
         """Return the conditions of the training and of the test."""
@@ -288,6 +321,11 @@ def scaled(preset: Preset, steps: int | None, batch_size: int, lr: float | None)
         round(preset.warm_up * share),
         tuple(round(drop * share) for drop in preset.drops),
     )
+
+
+def _networks(probe: Probe) -> list[Candidate]:
+    """Return the candidates with a network to train."""
+    return [one for one in probe.candidates if one.network() is not None]
 
 
 def stages_of(encoder: Encoder, name: str) -> list[nn.Module]:

@@ -17,6 +17,8 @@ OPERATIONS = 2e10
 """Multiplications of a measured closure, about a second on one CPU core."""
 CLOSURES = logistic.ITERATIONS * 5 // 4
 """Largest number of closures of a fit: PyTorch's `max_eval`."""
+SHORT, CALLS = 0.3, 5
+"""Time after which a measurement ends, s, and its largest number of calls."""
 LONG = 2 * 3600
 """Time of fits from which alternatives are proposed, s."""
 WAYS_OUT = (
@@ -24,17 +26,28 @@ WAYS_OUT = (
 )
 
 
-def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Return the time of the second of two calls, s."""
-    for _ in range(2):
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        start = time.perf_counter()
+def seconds(work: Callable[[], object], device: torch.device, *, warm: bool = False) -> float:
+    """Return the mean time of a call, or of several short ones, s.
+
+    A first call is not timed, unless `warm` tells that there was one.
+    """
+    if not warm:
         work()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+    _finish(device)
+    start, count = time.perf_counter(), 0
+    while True:
+        work()
+        _finish(device)
+        count += 1
         took = time.perf_counter() - start
-    return took
+        if took > SHORT or count == CALLS:
+            return took / count
+
+
+def _finish(device: torch.device) -> None:
+    """Wait for a GPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
 
 
 def closure(rows: int, width: int, classes: int, device: torch.device) -> float:

@@ -1,6 +1,7 @@
 """Fine-tuning of encoders with all labels or with a share of them."""
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -24,18 +25,22 @@ from sslkit.interfaces import (
     Result,
     Work,
 )
-from sslkit_plugins.evaluations import accuracy, image_lists, layer_groups
+from sslkit_plugins.evaluations import (
+    accuracy,
+    effort,
+    frozen,
+    image_lists,
+    layer_groups,
+    step_cost,
+)
 from sslkit_plugins.evaluations.classifier import Classifier
 from sslkit_plugins.evaluations.drop_path import set_drop_path
 from sslkit_plugins.evaluations.finetune_presets import PRESETS
-from sslkit_plugins.evaluations.logistic import (
-    choose_strength,
-    logistic_regression,
-    standardise,
-)
+from sslkit_plugins.evaluations.random_state import seeded
+from sslkit_plugins.evaluations.step_cost import StepCost
 
-BACKWARD = 3
-"""Cost of a training step, in embeddings of its images."""
+SAMPLE, SAMPLE_CPU = 128, 32
+"""Largest number of images of a measured step, and on a CPU."""
 Epochs = Annotated[int, Field(ge=0)]
 BatchSize = Annotated[int, Field(ge=2)]
 Decay = Annotated[float, Field(gt=0, le=1)]
@@ -49,7 +54,7 @@ class Finetune(Evaluation):
     training mode. Every candidate trains on the same images for the same number of steps, the
     untrained encoder too ("from scratch"). Candidates without weights, such as raw pixels, get a
     logistic regression on the same images. The last epoch is scored; nothing is chosen by
-    validation images.
+    validation images. A killed evaluation goes on when the same command runs again.
     """
 
     def __init__(
@@ -169,23 +174,24 @@ class Finetune(Evaluation):
         notes: list[str] = []
         for candidate in probe.candidates:
             notes += self._check(probe, candidate)
+        protocol = self._protocol(len(images))
+        protocol |= {"available_images": len(probe.train), "val_images": len(probe.val)}
+        text, protocol["list_sha256"] = image_lists.written(probe.train, rows)
+        folder = probe.unfinished("finetune", protocol)
         row = "all layers" if self.freeze is None else f"layers after {self.freeze}"
         outcomes: dict[tuple[str | None, str], list[dict[str, Outcome]]] = {}
-        for candidate in probe.candidates:
+        for number, candidate in enumerate(probe.candidates):
             if _encoder(candidate) is None:
-                hits = _regress(probe, candidate, images)
+                hits = _hits(frozen.regress(probe, candidate, images), probe)
                 outcomes[None, candidate.name] = [hits] * self.seeds
                 continue
             found = outcomes.setdefault((row, candidate.name), [])
             for seed in range(self.seeds):
-                with probe.progress(f"fine-tuning {candidate.name}, seed {seed}") as advance:
-                    model = self.train(probe, candidate, images, seed, advance)
+                file = None if folder is None else folder / f"{number}-{seed}.safetensors"
+                model = self.train(probe, candidate, images, seed, file)
                 shown = probe.images(probe.val, size=candidate.size)
                 logits = model.predict(batch for batch, _ in shown)
                 found.append(_hits(logits, probe))
-        protocol = self._protocol(len(images))
-        protocol |= {"available_images": len(probe.train), "val_images": len(probe.val)}
-        text, protocol["list_sha256"] = image_lists.written(probe.train, rows)
         files = {}
         if len(images) < len(probe.train):
             name = f"finetune-{len(images)}-images-{protocol['list_sha256'][:8]}.txt"
@@ -200,20 +206,53 @@ class Finetune(Evaluation):
         return replace(result, files=files)
 
     def estimate(self, work: Work) -> Estimate:
-        """Estimate the passes; a training step costs about three embeddings of its images."""
-        share = self.share
-        if self.list is not None:
-            share = len(image_lists.names(self.list)) / work.train
-        passes = BACKWARD * self.plan.epochs * self.seeds * share
-        seeds, images = counted(self.seeds, "seed"), f"{share:.0%} of the images"
-        how = f"{self.plan.epochs} epochs × {seeds} of {images}"
+        """Estimate the trainings from a few steps of each candidate on training images."""
+        probe = work.probe
+        images = Rows(probe.train, self._rows(probe))
+        batch_size, steps = self._steps(len(images))
+        seconds, memory, reads = 0.0, 0, 0
+        weightless: list[str] = []
+        costs: dict[Hashable, StepCost] = {}
+        for candidate in probe.candidates:
+            self._check(probe, candidate)
+            if _encoder(candidate) is None:
+                weightless.append(candidate.name)
+                reads += len(images)
+            elif steps:
+                kind = step_cost.architecture(candidate)
+                cost = costs.get(kind) or self.cost(probe, candidate, images)
+                costs[kind] = cost
+                seconds += self.seeds * cost.seconds(steps, batch_size)
+                memory = max(memory, cost.bytes(batch_size))
+                reads += self.seeds * steps * batch_size
+        dims = {key: dim for key, dim in work.dims.items() if key[1] in weightless}
+        fits = effort.regression(work._replace(train=len(images), dims=dims), layers=False)
+        seconds, memory = seconds + (fits.seconds or 0.0), max(memory, fits.bytes)
+        trainings = f"{counted(self.seeds, 'seed')} of {counted(steps, 'step')}"
         return Estimate(
             features=False,
-            passes=passes,
             val_passes=float(self.seeds),
-            seconds=0.0,
-            how=f"{how}, each {BACKWARD} passes with its gradients",
+            reads=reads,
+            seconds=seconds,
+            bytes=memory,
+            how=f"{trainings} of {counted(batch_size, 'image')} for each encoder",
         )
+
+    def cost(self, probe: Probe, candidate: Candidate, images: ImageSource) -> StepCost:
+        """Measure training steps of a candidate on a few images."""
+        network = candidate.network()
+        assert network is not None
+        largest = SAMPLE_CPU if probe.device.type == "cpu" else SAMPLE
+        count = min(largest, self._steps(len(images))[0])
+        ((crops, index),) = probe.augmented(
+            images, batch_size=count, steps=1, seed=0, size=candidate.size
+        )
+        labels = torch.as_tensor(images.labels)[index].to(probe.device)
+        with seeded(probe.device, 0):
+            model = self.classifier(*network, len(probe.classes)).to(probe.device).train()
+            optimizer = self.optimizer(model, count)
+            step = functools.partial(model.step, crops, labels, optimizer, self.plan)
+            return step_cost.measure(model, optimizer, step, count, probe.device)
 
     def _rows(self, probe: Probe) -> np.ndarray:
         """Return the rows of the training images to use, int64 [n]."""
@@ -248,20 +287,29 @@ class Finetune(Evaluation):
         candidate: Candidate,
         images: ImageSource,
         seed: int,
-        advance: Callable[[int, int], None],
+        file: Path | None = None,
     ) -> Classifier:
-        """Return a fine-tuned copy of a candidate's encoder with its head."""
+        """Return a fine-tuned copy of a candidate's encoder with its head.
+
+        The training continues from `file`, if it exists.
+        """
         network = candidate.network()
         assert network is not None
-        torch.manual_seed(seed)
-        model = self.classifier(*network, len(probe.classes)).to(probe.device)
         batch_size, steps = self._steps(len(images))
         labels = torch.as_tensor(images.labels, device=probe.device)
-        batches = probe.augmented(
-            images, batch_size=batch_size, steps=steps, seed=seed, size=candidate.size
-        )
-        labelled = ((crops, labels[index.to(probe.device)]) for crops, index in batches)
-        model.fit(labelled, self.optimizer(model, batch_size), self.plan, steps, advance)
+
+        def batches(first: int) -> Iterator[tuple[Tensor, Tensor]]:
+            size = candidate.size
+            augmented = probe.augmented(
+                images, batch_size=batch_size, steps=steps, seed=seed, size=size, first=first
+            )
+            return ((crops, labels[index.to(probe.device)]) for crops, index in augmented)
+
+        with seeded(probe.device, seed):
+            model = self.classifier(*network, len(probe.classes)).to(probe.device)
+            optimizer = self.optimizer(model, batch_size)
+            with probe.progress(f"fine-tuning {candidate.name}, seed {seed}") as advance:
+                model.fit(batches, optimizer, self.plan, steps, advance, seed=seed, file=file)
         return model
 
     def _steps(self, count: int) -> tuple[int, int]:
@@ -326,24 +374,6 @@ def _encoder(candidate: Candidate) -> Encoder | None:
     if network is None or next(network[0].parameters(), None) is None:
         return None
     return network[0]
-
-
-def _regress(probe: Probe, candidate: Candidate, images: ImageSource) -> dict[str, Outcome]:
-    """Return the hits of a logistic regression on a candidate's features."""
-    train, val = (_features(probe, candidate, source) for source in (images, probe.val))
-    if not (train.isfinite().all() and val.isfinite().all()):
-        return _hits(val.new_full((len(val), len(probe.classes)), torch.nan), probe)
-    labels = torch.as_tensor(images.labels, device=train.device)
-    rows, others = standardise(train, val)
-    strength = choose_strength(rows, labels, len(probe.classes))
-    fitted = logistic_regression(rows, labels, len(probe.classes), strength)
-    return _hits(others.logits(*fitted), probe)
-
-
-def _features(probe: Probe, candidate: Candidate, images: ImageSource) -> Tensor:
-    """Return the features of all images, float32 [N,D]."""
-    shown = probe.images(images, size=candidate.size)
-    return torch.cat([candidate.embed(batch)["features"] for batch, _ in shown])
 
 
 def _hits(logits: Tensor, probe: Probe) -> dict[str, Outcome]:

@@ -55,8 +55,9 @@ def names(file: Path) -> set[str]:
 def read(file: Path, images: ImageSource, classes: Sequence[str]) -> np.ndarray:
     """Return the rows int64 [n] of the images that a file names, one per line.
 
-    A name is that of the data set, such as `cat/1.jpg`, or its last part if no other image has it,
-    as in SimCLR's lists of ImageNet. Raises RecipeError for other names and for missing classes.
+    A name is that of the data set, such as `cat/1.jpg`. SimCLR's lists of ImageNet have its last
+    part, which is enough if no other image has it. Raises RecipeError for other names and for
+    missing classes.
     """
     assert images.labels is not None
     wanted = names(file)

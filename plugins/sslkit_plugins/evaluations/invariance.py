@@ -1,5 +1,6 @@
 """Distance between the features of an image and of its transformed copy."""
 
+import functools
 import math
 from typing import Annotated
 
@@ -9,9 +10,11 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from sslkit.evaluation import combine
+from sslkit.errors import counted
+from sslkit.evaluation import Rows, combine
 from sslkit.interfaces import (
     Candidate,
+    Estimate,
     Evaluation,
     Histogram,
     ImageSource,
@@ -19,8 +22,9 @@ from sslkit.interfaces import (
     Outcome,
     Probe,
     Result,
+    Work,
 )
-from sslkit_plugins.evaluations import transforms
+from sslkit_plugins.evaluations import effort, transforms
 from sslkit_plugins.evaluations.pretext import embed_views
 
 NAMES = ["jigsaw", "rotation", "crop", "colour", "blur", "flip"]
@@ -32,6 +36,8 @@ METRICS = (
 )
 PARTNERS = 16
 """Other images that each image is compared with for the distance between images."""
+SAMPLE = 16
+"""Largest number of images whose views are timed."""
 BINS = 30
 LIMIT = 2.0
 """Largest relative distance of the histograms; the last bin has larger ones too."""
@@ -133,6 +139,26 @@ class Invariance(Evaluation):
         for name, scale in apart.items():
             found[DIFFERENT, name] = scale, scale
         return self.result(probe, source, found, shown)
+
+    def estimate(self, work: Work) -> Estimate:
+        """Estimate the embedding of every transform, and the recipe's views from a few images."""
+        probe = work.probe
+        source = transforms.some(probe.val, self.images)
+        seconds = transforms.seconds(probe, source, NAMES)
+        few = Rows(source, np.arange(min(SAMPLE, len(source))))
+        for candidate in probe.candidates:
+            views = functools.partial(embed_views, probe, candidate, few)
+            seconds += effort.seconds(views, work.device) / len(few)
+        embedded = (
+            1 + len(NAMES) + 2
+        )  # the images, their transforms, and the images again in halves
+        return Estimate(
+            features=False,
+            val_passes=embedded * len(source) / work.val,
+            seconds=len(source) * seconds,
+            bytes=4 * len(source) * (4 + PARTNERS) * max(work.dims.values()),
+            how=f"views and {len(NAMES)} transforms of {counted(len(source), 'image')}",
+        )
 
     def result(
         self,

@@ -39,7 +39,8 @@ class Linear(Evaluation):
 
     `solver: lbfgs` fits a logistic regression on standardised features of the un-augmented images.
     For each layer of each candidate, a held-out fifth of the training split selects the strength of
-    the regulariser; the final fit uses the full split. Only the choice of the fifth is random.
+    the regulariser. If there are groups, it is a fifth of the groups. The final fit uses the full
+    split. Only the choice of the fifth is random.
 
     `preset` trains on random crops and flips as a paper's code does: optimizer, learning rate per
     256 images, weight decay, epochs, schedule, initial weights, batch norm before the classifier.
@@ -146,6 +147,7 @@ class Linear(Evaluation):
         def score(features: Features, seed: int) -> dict[str, Outcome]:
             return self.regress(features, probe)
 
+        chosen_on = "" if probe.train.groups is None else "groups of the "
         return probe.compare(
             score,
             metrics,
@@ -154,7 +156,7 @@ class Linear(Evaluation):
             protocol={
                 "solver": "lbfgs",
                 "strengths": STRENGTHS,
-                "chosen_on": "a fifth of the training split",
+                "chosen_on": f"a fifth of the {chosen_on}training split",
             },
             chunked=True,
         )
@@ -163,7 +165,7 @@ class Linear(Evaluation):
         """Return the hits of the logistic regression."""
         labels, classes = features.train_labels, len(probe.classes)
         train, val = standardise(features.train, features.val, labels.device)
-        strength = choose_strength(train, labels, classes)
+        strength = choose_strength(train, labels, classes, probe.train.groups)
         logits = val.predicted(*logistic_regression(train, labels, classes, strength))
         return accuracy.hits(logits, features.val_labels, probe.classes)
 

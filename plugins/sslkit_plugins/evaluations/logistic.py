@@ -1,13 +1,13 @@
 """Logistic regression on standardised features by full-batch L-BFGS, in chunks of rows."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sslkit.evaluation import split_by_class
+from sslkit.evaluation import split_labelled
 
 STRENGTHS = [1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001]
 CHUNK = 8192
@@ -160,13 +160,15 @@ def objective(
     return total
 
 
-def choose_strength(rows: Standardised, labels: Tensor, classes: int) -> float:
+def choose_strength(
+    rows: Standardised, labels: Tensor, classes: int, groups: Sequence[object] | None = None
+) -> float:
     """Return the strength with the best accuracy on a held-out fifth of every class.
 
-    Each fit starts from the previous solution. With one image per class none is held out, and the
-    middle strength is returned.
+    With `groups`, one per row, a fifth of the groups is held out. Each fit starts from the previous
+    solution. If none can be held out (one image per class, one group), returns the middle strength.
     """
-    fit, held_out = map(torch.as_tensor, split_by_class(labels.cpu().numpy(), 0.2, 0))
+    fit, held_out = map(torch.as_tensor, split_labelled(labels.cpu().numpy(), groups, 0))
     if not len(held_out):
         return STRENGTHS[len(STRENGTHS) // 2]
     some, rest = rows.some(fit), rows.some(held_out)

@@ -4,6 +4,7 @@ Each measure is a function of features, for use outside the evaluation. Letters:
 of each, D features.
 """
 
+import functools
 import math
 from typing import Annotated
 
@@ -13,17 +14,21 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from sslkit.errors import counted
 from sslkit.evaluation import combine
 from sslkit.interfaces import (
     Candidate,
     Curves,
+    Estimate,
     Evaluation,
     ImageSource,
     Metric,
     Outcome,
     Probe,
     Result,
+    Work,
 )
+from sslkit_plugins.evaluations import effort
 from sslkit_plugins.evaluations.transforms import some
 
 EPSILON = 1e-7
@@ -36,6 +41,8 @@ BLOCK = 2**24
 """Similarities per block of `uniformity`."""
 ROWS = 25_600
 """Largest number of rows of each measure (RankMe, section 3)."""
+SAMPLE = 256
+"""Largest number of rows of a measured decomposition."""
 POINTS = 200
 """Largest number of eigenvalues in the figure."""
 
@@ -190,15 +197,9 @@ class Quality(Evaluation):
             if not (features.isfinite().all() and views.isfinite().all()):
                 found: dict[str, Outcome] = {metric.name: math.nan for metric in METRICS}
             else:
-                eigenvalues = spectrum(features)
+                found, eigenvalues = _of_features(features)
+                found |= _of_views(views)
                 lines[candidate.name] = _line(eigenvalues)
-                found = {
-                    "RankMe": rankme(features),
-                    "alpha-ReQ": _slope(eigenvalues),
-                    "alignment": alignment(views),
-                    "uniformity": uniformity(features),
-                    "LiDAR": lidar(views),
-                }
             outcomes[row, candidate.name] = [found]
             if len(images) <= features.shape[1]:
                 notes.append(
@@ -226,6 +227,28 @@ class Quality(Evaluation):
         )
         return result
 
+    def estimate(self, work: Work) -> Estimate:
+        """Estimate the passes and the measures, on random features of a few images."""
+        rows = min(ROWS, work.train)
+        viewed = min(max(2, ROWS // self.views), work.train)
+        crops, seconds = viewed * self.views, 0.0
+        widths = work.widths(layers=False).values()
+        for width in widths:
+            few = min(viewed, max(2, SAMPLE // self.views))
+            views = torch.randn(few, self.views, width, device=work.device)
+            features = torch.randn(min(rows, SAMPLE), width, device=work.device)
+            took = effort.seconds(functools.partial(_of_features, features), work.device)
+            seconds += took * _growth(len(features), rows, width)
+            took = effort.seconds(functools.partial(_of_views, views), work.device)
+            seconds += took * _growth(few * self.views, crops, width)
+        return Estimate(
+            features=False,
+            passes=(rows + crops) / work.train,
+            seconds=seconds,
+            bytes=3 * 8 * crops * max(widths),
+            how=f"{counted(rows, 'image')} and {counted(crops, 'crop')}",
+        )
+
     def features(self, probe: Probe, candidate: Candidate, images: ImageSource) -> Tensor:
         """Return the features of un-augmented images, float32 [N,D]."""
         passed = probe.images(images, size=candidate.size)
@@ -238,6 +261,27 @@ class Quality(Evaluation):
             features = candidate.embed(crops.flatten(0, 1))["features"]
             rows.append(features.unflatten(0, crops.shape[:2]))
         return torch.cat(rows)
+
+
+def _of_features(features: Tensor) -> tuple[dict[str, Outcome], Tensor]:
+    """Return the measures of features [N,D], and the eigenvalues of their covariance."""
+    eigenvalues = spectrum(features)
+    found: dict[str, Outcome] = {
+        "RankMe": rankme(features),
+        "alpha-ReQ": _slope(eigenvalues),
+        "uniformity": uniformity(features),
+    }
+    return found, eigenvalues
+
+
+def _of_views(views: Tensor) -> dict[str, Outcome]:
+    """Return the measures of views [N,Q,D]."""
+    return {"alignment": alignment(views), "LiDAR": lidar(views)}
+
+
+def _growth(few: int, rows: int, width: int) -> float:
+    """Return how many times longer a decomposition of `rows` rows takes than that of `few`."""
+    return rows * min(rows, width) / (few * min(few, width))
 
 
 def _line(eigenvalues: Tensor) -> tuple[list[float], list[float]]:

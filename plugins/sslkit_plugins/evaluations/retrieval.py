@@ -1,5 +1,6 @@
 """Retrieval of images of the same class by cosine similarity."""
 
+import functools
 from typing import Annotated, Literal
 
 import torch
@@ -8,12 +9,24 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sslkit.errors import DataError
-from sslkit.interfaces import Evaluation, Features, Metric, Outcome, Probe, Result
+from sslkit.interfaces import (
+    Estimate,
+    Evaluation,
+    Features,
+    Metric,
+    Outcome,
+    Probe,
+    Result,
+    Work,
+)
+from sslkit_plugins.evaluations import effort
 
 BLOCK_BYTES = 2**28
 """Memory of one block (queries × base images), bytes."""
 CELL = 48
 """Bytes per query and base image: similarity, order, relevance and their running sums."""
+SAMPLE = 512
+"""Largest number of queries and of base images of a measured ranking."""
 TIE = 2.0**-20
 """Similarities are rounded to multiples of this number, so rounding errors do not break ties."""
 
@@ -42,6 +55,15 @@ def step_ap(similarity: Tensor, relevant: Tensor) -> Tensor:
     return (precision * hits).sum(1) / hits.sum(1)
 
 
+def first_precision(similarity: Tensor, relevant: Tensor) -> Tensor:
+    """Return the share of relevant images among the nearest of each query, float64 [Q].
+
+    `similarity` [Q,N] and `relevant` bool [Q,N]. It is 0 or 1, except for ties.
+    """
+    nearest = similarity == similarity.amax(1, keepdim=True)
+    return (nearest & relevant).sum(1).double() / nearest.sum(1)
+
+
 def chance_ap(relevant: int, count: int) -> float:
     """Return the expected average precision of a random order of `count` images.
 
@@ -61,7 +83,8 @@ class Retrieval(Evaluation):
     al. 2015, arXiv:1504.03410), or the other validation images, as in metric learning (Musgrave et
     al. 2020, arXiv:2003.08505). mAP is the mean over queries of the average precision over the full
     ranking, without interpolation. P@1 is recall@1: the share of queries whose nearest image is of
-    their class.
+    their class. Ties are averaged: of several nearest images, P@1 is the share of the class, so
+    equal features score at chance whatever the order of the files.
     """
 
     def __init__(
@@ -122,6 +145,20 @@ class Retrieval(Evaluation):
                 "class has none to find; add images, or rank the training images: --base train"
             )
 
+    def estimate(self, work: Work) -> Estimate:
+        """Estimate the ranking from random features of a few images of each width."""
+        seconds, layers = 0.0, self.layers == "all"
+        base = work.train if self.base == "train" else work.val
+        for width in work.widths(layers).values():
+            count, queries = min(base, SAMPLE), min(work.val, SAMPLE)
+            labels = torch.arange(SAMPLE, device=work.device) % 2
+            rows = torch.randn(SAMPLE, width, device=work.device)
+            given = Features(rows[:count], labels[:count], rows[:queries], labels[:queries])
+            took = effort.seconds(functools.partial(self.rank, given), work.device)
+            seconds += took * base * work.val / (count * queries)
+        block = min(BLOCK_BYTES, CELL * base * work.val)
+        return Estimate(layers=layers, seconds=seconds, bytes=block)
+
     def rank(self, features: Features) -> dict[str, Outcome]:
         """Return the average precision and the hit at rank 1 of every query."""
         queries, labels = F.normalize(features.val, dim=1), features.val_labels
@@ -137,6 +174,8 @@ class Retrieval(Evaluation):
                 similarity.diagonal(start).fill_(-torch.inf)
                 relevant.diagonal(start).fill_(False)
             precisions.append(step_ap(similarity, relevant))
-            nearest = similarity.argmax(1, keepdim=True)
-            hits.append(relevant.gather(1, nearest).squeeze(1))
-        return {"mAP": torch.cat(precisions), "P@1": torch.cat(hits)}
+            hits.append(first_precision(similarity, relevant))
+        nearest = torch.cat(hits)
+        if (nearest == nearest.round()).all():
+            nearest = nearest.bool()  # Hits, whose interval is Wilson's.
+        return {"mAP": torch.cat(precisions), "P@1": nearest}

@@ -1,6 +1,7 @@
 """Linear support vector machines on images with several classes (the VOC07 protocol)."""
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
@@ -9,10 +10,11 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 import numpy as np
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from sslkit.errors import DataError, Fault, RecipeError, printable
-from sslkit.evaluation import combine, percentiles, resample
+from sslkit.errors import DataError, Fault, RecipeError, counted, printable
+from sslkit.evaluation import combine, percentiles, resample, too_few
 from sslkit.interfaces import (
     Entry,
+    Estimate,
     Evaluation,
     Features,
     Figure,
@@ -22,8 +24,9 @@ from sslkit.interfaces import (
     Probe,
     Result,
     Score,
+    Work,
 )
-from sslkit_plugins.evaluations import few_shots
+from sslkit_plugins.evaluations import few_shots, svm_cost
 from sslkit_plugins.evaluations.average_precision import (
     Rule,
     average_precisions,
@@ -43,6 +46,8 @@ from sslkit_plugins.evaluations.support_vectors import (
 MAP = Metric("mAP", "%", low=0, high=1)
 ALL = "all classes"
 """Row of the mean over classes. The other rows are classes."""
+DRAWS = 1000
+"""Resamples of the validation images."""
 Key = tuple[str | None, str]
 """Row and candidate."""
 
@@ -121,7 +126,7 @@ class Svm(Evaluation):
         """Score every candidate. Raises DataError for a class without positives or negatives."""
         train, val = _tags(probe)
         _check_classes(train, val, probe.classes)
-        machines = Machines(self.costs)
+        machines = Machines(self.costs, probe.train.groups)
         if self.low_shot:
             result = self._by_shots(probe, machines)
         else:
@@ -129,6 +134,38 @@ class Svm(Evaluation):
         notes = [*result.protocol.get("notes", []), *machines.notes()]
         protocol = {**result.protocol, **self._conditions(), "notes": notes}
         return replace(result, protocol=protocol)
+
+    def estimate(self, work: Work) -> Estimate:
+        """Estimate the fits, and the resampling of the APs, from a few images."""
+        machines, layers = Machines(self.costs), self.layers == "all"
+        seconds, memory = 0.0, 0
+        train, val = _tags(work.probe)
+        _check_classes(train, val, work.probe.classes)
+        found = svm_cost.measure(work.probe, machines, layers=layers)
+        if self.low_shot:
+            shots, _ = few_shots.possible(self.shots, train, work.probe.classes)
+            negatives = (train == 0).sum(0)
+            sizes = {k: k + few_shots.negatives(k, negatives) for k in shots}
+        else:
+            sizes = {FOLDS: work.train}
+            seconds += (len(found) + 1) * _resampling(work.probe.val, self.rule)
+        for cost in found.values():
+            for k, rows in sizes.items():
+                fits = cost.seconds(rows, min(FOLDS, k))
+                seconds += work.classes * (self.samples if self.low_shot else 1) * fits
+            memory = max(memory, svm_cost.memory(max(sizes.values()), work.val, cost.width))
+        classes = counted(work.classes, "class", "classes")
+        if self.low_shot:
+            classes += (
+                f", {counted(self.samples, 'sample')} and {counted(len(sizes), 'number')} of shots"
+            )
+        images = counted(min(svm_cost.SAMPLE, work.train), "image")
+        return Estimate(
+            layers=layers,
+            seconds=seconds,
+            bytes=memory,
+            how=f"{counted(len(self.costs), 'cost')} for each of {classes}, timed on {images}",
+        )
 
     def _conditions(self) -> dict[str, Any]:
         """Return the recorded conditions of the fits and of the metric."""
@@ -163,7 +200,7 @@ class Svm(Evaluation):
             layers=self.layers == "all",
             view="squash",
             chance={MAP.name: float(prevalence(val).mean())},
-            protocol={"notes": _few(train, probe.classes)},
+            protocol={"notes": _few(train, probe.classes) + too_few(len(val), probe.val.groups)},
         )
         scored, chosen = {}, {}
         costs = np.array(machines.chosen).reshape(-1, len(probe.classes)).tolist()
@@ -188,7 +225,7 @@ class Svm(Evaluation):
         decided = []
         for tag in tags.T:
             rows = np.flatnonzero(tag != -1) if self.difficult == "ignore" else slice(None)
-            decided.append(machines.decide(train[rows], tag[rows] == 1, val))
+            decided.append(machines.decide(train[rows], tag[rows] == 1, val, rows))
         return np.stack(decided, 1)
 
     # --------------------------------------------------------------------------- low-shot
@@ -235,8 +272,18 @@ class Svm(Evaluation):
         decided = []
         for number, tag in enumerate(tags.T):
             rows = few_shots.draw_few(tag, k, [sample, number])
-            decided.append(machines.decide(train[rows], tag[rows] == 1, val))
+            decided.append(machines.decide(train[rows], tag[rows] == 1, val, rows))
         return np.stack(decided, 1)
+
+
+def _resampling(val: ImageSource, rule: Rule) -> float:
+    """Return the time of the APs of all resamples for one row and candidate, s."""
+    assert val.tags is not None
+    scores = np.random.default_rng(0).random(val.tags.shape)
+    compute = average_precisions(scores, val.tags, rule)
+    start = time.perf_counter()
+    resample(compute, len(val), groups=val.groups, draws=DRAWS // 50)
+    return 50 * (time.perf_counter() - start)
 
 
 def _tags(probe: Probe) -> tuple[np.ndarray, np.ndarray]:
@@ -301,7 +348,7 @@ class Precisions(NamedTuple):
         assert val.tags is not None
         compute = average_precisions(scores, val.tags, rule)
         values = compute(None)
-        found = resample(compute, len(val), groups=val.groups)
+        found = resample(compute, len(val), groups=val.groups, draws=DRAWS)
         if found is None:
             return cls(values, np.empty((0, len(values))), "")
         return cls(values, *found)

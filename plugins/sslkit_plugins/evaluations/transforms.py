@@ -17,8 +17,11 @@ from torch.nn import functional as F
 
 from sslkit.evaluation import Rows
 from sslkit.interfaces import ImageSource, Probe
+from sslkit_plugins.evaluations import effort
 from sslkit_plugins.views import operations
 
+SAMPLE = 16
+"""Largest number of images whose transforms are timed."""
 GRID = 3
 """Cells per side of a jigsaw (PIRL, arXiv:1912.01991, section 3.1)."""
 MIN_AREA = 0.2
@@ -174,3 +177,16 @@ def fitting(names: list[str], source: ImageSource) -> list[str]:
     if (source.channels, source.bits) == (3, 8):
         return names
     return [name for name in names if name != "jpeg"]
+
+
+def seconds(probe: Probe, source: ImageSource, names: list[str]) -> float:
+    """Return the time of all transforms of one image, measured on a few, s."""
+    few = Rows(source, np.arange(min(SAMPLE, len(source))))
+    side = max(candidate.size for candidate in probe.candidates)
+    images, index = next(iter(probe.images(few, size=side)))
+
+    def transform() -> None:
+        for name in names:
+            transformed(images, index, name)
+
+    return effort.seconds(transform, probe.device) / len(few)

@@ -154,10 +154,10 @@ class Predictor(Head):
         super().__init__()
         grid = math.isqrt(crops)
         if steps >= grid:
-            message = (
-                f"an offset of {steps} leaves a grid of {grid} × {grid} cells; use at most "
-                f"{grid - 1}, or more patches (transform.stride)"
-            )
+            remedy = "cut more patches: a smaller transform.patch or transform.stride"
+            if skip < grid - 1:
+                remedy = f"use at most {grid - 1}, or {remedy}"
+            message = f"an offset of {steps} leaves a grid of {grid} × {grid} cells; {remedy}"
             raise RecipeError(Fault("heads.predictor.steps", message))
         if skip >= steps:
             message = f"all {steps} offsets are skipped; use at most {steps - 1}"

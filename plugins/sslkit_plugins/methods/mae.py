@@ -2,7 +2,7 @@
 
 "Masked Autoencoders Are Scalable Vision Learners". Official code: `models_mae.py` of
 github.com/facebookresearch/mae. Letters: N images, C×S×S pixels, L patches of p×p pixels, k kept
-patches, P prefix tokens such as the class token, D = C·p² numbers of a patch.
+patches. P prefix tokens, such as the class token. D = C·p² numbers of a patch.
 """
 
 from typing import Annotated, ClassVar
@@ -13,7 +13,7 @@ from timm.layers import build_sincos2d_pos_embed
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from sslkit.errors import Fault, RecipeError
+from sslkit.errors import Fault, RecipeError, SslkitError
 from sslkit.interfaces import Batch, Head, Method, Output, Parts, Progress
 
 
@@ -153,14 +153,17 @@ class Mae(Method):
 
     @torch.no_grad()
     def _check_encoder(self) -> None:
-        """Raise an error if the encoder has no tokens, or patches of another size."""
+        """Raise RecipeError if the encoder has no tokens, or patches of another size."""
         decoder = self.decoder
         side = round(decoder.patches**0.5) * decoder.patch_size
         channels = decoder.out_dim // decoder.patch_size**2
         image = torch.zeros(1, channels, side, side)
         kept = torch.zeros(1, 1, dtype=torch.int64)
-        found = self.encoder.tokens(image).shape[1] - self.encoder.prefix_tokens
-        self.encoder.tokens(image, kept)
+        try:
+            found = self.encoder.tokens(image).shape[1] - self.encoder.prefix_tokens
+            self.encoder.tokens(image, kept)
+        except SslkitError as error:
+            raise RecipeError(Fault("encoder.model", str(error))) from error
         if found != decoder.patches:
             size = side / found**0.5
             message = (

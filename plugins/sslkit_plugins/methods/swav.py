@@ -41,8 +41,8 @@ def project_crops(method: Method, batch: Batch) -> Tensor:
 class Swav(Method):
     """Predict the code of a crop, its assignment to prototypes, from the other crops of its image.
 
-    Unlike in the official code, all ranks share one queue, so results do not depend on their
-    number, and the queue fills from the first step.
+    Unlike in the official code, the queue fills from the first step, and all ranks share one. So
+    results do not depend on the number of ranks.
     """
 
     needs: ClassVar = {"heads.prototypes": "prototypes"}

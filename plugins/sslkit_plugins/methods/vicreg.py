@@ -37,7 +37,7 @@ class VarianceCovariance(Loss):
     """Invariance, variance and covariance terms of two views.
 
     L = λ·MSE(z₁, z₂) + μ·[v(z₁) + v(z₂)] + ν·[c(z₁) + c(z₂)]. v is half the mean of
-    max(0, 1 - σ) over the standard deviations σ of features, c the sum of squared off-diagonal
+    max(0, 1 - σ) over the standard deviations σ of features. c is the sum of squared off-diagonal
     covariances divided by D. VICReg (Bardes et al. 2021, arXiv:2105.04906, section 4); the half is
     in its code (`main_vicreg.py`), not in the paper.
     """

@@ -20,9 +20,9 @@ class Blocks:
     def route(self, picks: Tensor) -> tuple[Tensor, Tensor]:
         """Send the picks [G,M] of every rank to the ranks that store their rows.
 
-        Returns the rows that all ranks request from this rank's block, int32 [world·G,W], and the
-        index of each of this rank's picks in the concatenated replies of all blocks, int64 [G,M]
-        within [G,world·W]. Padding requests row 0.
+        Returns the rows that all ranks request from this rank's block, int32 [world·G,W]. Also
+        returns the index of each of this rank's picks in the concatenated replies of all blocks,
+        int64 [G,M] within [G,world·W]. Padding requests row 0.
         """
         world, owner = distributed.world(), picks // self.size
         order = owner.argsort(dim=-1, stable=True)

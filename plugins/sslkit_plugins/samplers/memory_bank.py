@@ -49,8 +49,8 @@ class MemoryBank(NegativeSampler):
 
     Wu et al. 2018, arXiv:1805.01978, section 3; PIRL: arXiv:1912.01991. An update sets a row to
     normalize(momentum · row + (1 - momentum) · embedding). For large data sets, `dtype` stores rows
-    in half precision (products, means and norms are float32), and `shards: auto` gives each rank a
-    block of rows, with the same results up to rounding.
+    in half precision; products, means and norms are float32. `shards: auto` gives each rank a block
+    of rows, with the same results up to rounding.
     """
 
     roles = ()

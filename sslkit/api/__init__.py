@@ -1,25 +1,31 @@
-"""The Python API: train, load, embed, evaluate, read_recipe. `import sslkit` exports them."""
+"""The Python API: recipes, training, embeddings, evaluations. `import sslkit` exports it."""
 
 import os
 import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from sslkit import console, faults, recipe
-from sslkit.errors import CheckpointError, Fault, RecipeError, TrainingError
-from sslkit.recipe import Recipe
+from sslkit.api.arguments import (
+    COMMON,
+    Device,
+    PathLike,
+    check_overrides,
+    check_paths,
+    request_of,
+)
+from sslkit.errors import Fault, RecipeError, TrainingError
+from sslkit.recipe import Choice, Recipe
 from sslkit.recipe.draft import Source
 from sslkit.recipe.words import written
 
 if TYPE_CHECKING:
-    from sslkit.evaluation.build import Request
     from sslkit.evaluation.embedding import Embeddings, Split
+    from sslkit.evaluation.plan import EvaluationPlan
+    from sslkit.evaluation.probe import ImageProbe
     from sslkit.evaluation.result import EvaluationResult
     from sslkit.runs.trained import TrainedRun
-
-PathLike = str | os.PathLike[str]
-Device = Literal["auto", "cpu", "cuda", "mps"]
 
 
 def read_recipe(
@@ -36,8 +42,8 @@ def read_recipe(
     Raises:
         RecipeError: The recipe has faults; the error lists each with its place and remedy.
     """
-    _check_overrides(overrides)
-    _check_paths(data=data)
+    check_overrides(overrides)
+    check_paths(data=data)
     if not isinstance(source, str | os.PathLike | Mapping | Recipe):
         raise RecipeError(
             Fault("source", f"{written(source)} is neither a name, a path, a dict nor a Recipe")
@@ -45,22 +51,6 @@ def read_recipe(
     if isinstance(source, Recipe):
         source = source.as_dict()
     return recipe.read(source, overrides=overrides, data=None if data is None else os.fspath(data))
-
-
-def _check_paths(**given: object) -> None:
-    """Raise RecipeError for an argument that is no path."""
-    for name, value in given.items():
-        if value is not None and not isinstance(value, str | os.PathLike):
-            raise RecipeError(Fault(name, f"{written(value)} is not a path"))
-
-
-def _check_overrides(overrides: object) -> None:
-    """Raise RecipeError if `overrides` is not a list of texts."""
-    if isinstance(overrides, list | tuple) and all(isinstance(one, str) for one in overrides):
-        return
-    raise RecipeError(
-        Fault("overrides", f'{written(overrides)} is not a list such as ["train.epochs=20"]')
-    )
 
 
 @faults.telling()
@@ -90,7 +80,7 @@ def train(
         KeyboardInterrupt: After Ctrl-C, when a checkpoint is saved. The same call with `run`
             resumes training.
     """
-    _check_paths(run=run, runs=runs)
+    check_paths(run=run, runs=runs)
     if run is not None and runs is not None:
         raise RecipeError(
             Fault("runs", "'run' names the run folder itself; leave out one of 'run' and 'runs'")
@@ -100,7 +90,9 @@ def train(
 
     viewer = session.SILENT
     if progress:
-        viewer = session.Viewer(console.show_data, console.print_text, console.Training)
+        from sslkit.screen import TrainingScreen
+
+        viewer = session.Viewer(console.show_data, console.print_text, TrainingScreen)
     folder = None if run is None else Path(run).expanduser()
     try:
         ended = session.train(
@@ -143,7 +135,7 @@ def load(run: "PathLike | TrainedRun | None" = None) -> "TrainedRun":
 
     if isinstance(run, TrainedRun):
         run = run.folder
-    _check_paths(run=run)
+    check_paths(run=run)
     return TrainedRun.read(folders.find_folder(None if run is None else Path(run)))
 
 
@@ -188,7 +180,7 @@ def embed(
         raise RecipeError(Fault("split", f"expected all, train or val, got {written(split)}"))
     from sslkit.evaluation import embedding
 
-    request = _request(
+    request = request_of(
         run,
         data=data,
         weights=weights,
@@ -228,7 +220,8 @@ def evaluate(
     Args:
         run: A run, its folder, or another encoder: "timm:resnet18", or a folder of `sslkit export`.
         evaluation: "linear", "knn" or another installed evaluation.
-        data: Labelled images: a folder, a packed set or a .npz file; by default the run's data.
+        data: Images as the evaluation needs them: a folder of class folders or in VOC layout, a
+            packed set or a .npz file; by default the run's data.
         labels: A CSV file with the columns name and label, and optionally group and split, which
             replaces the labels of the images.
         encoder: Another encoder to evaluate beside the run, such as "timm:resnet18".
@@ -250,15 +243,14 @@ def evaluate(
     Raises:
         SslkitError: RecipeError, DataError, CheckpointError or PluginError.
     """
-    if not isinstance(evaluation, str):
-        raise RecipeError(Fault("evaluation", f"{written(evaluation)} is not a name"))
-    choice = recipe.choose_evaluation(evaluation, options, COMMON)
-    from sslkit.evaluation import build, store
-    from sslkit.parts import make
+    from sslkit.evaluation import store
 
-    make(choice)  # Options are checked before images are opened.
-    request = _request(
+    choice, probe = _build(
         run,
+        evaluation,
+        options,
+        out=out,
+        progress=progress,
         data=data,
         labels=labels,
         encoder=encoder,
@@ -271,108 +263,69 @@ def evaluate(
         device=device,
         workers=workers,
     )
-    if out is not None:
-        store.check_place(Path(out))
-    needs = choice.part.signature().attributes.get("needs", "labels")
-    if progress:
-        built = build.build(request, needs, progress=console.progress, show=console.show_splits)
-    else:
-        built = build.build(request, needs)
-    built.probe.home = None if out is None else Path(out)
-    result = store.measure(choice, built.probe)
+    result = store.measure(choice, probe)
     if out is not None:
         store.write(Path(out), result.as_dict(), result.files)
-        built.probe.discard()
+        probe.discard()
     return result
 
 
-COMMON = (
-    "data",
-    "labels",
-    "encoder",
-    "weights",
-    "size",
-    "against",
-    "split_seed",
-    "overrides",
-    "skip_unreadable",
-    "device",
-    "workers",
-    "out",
-    "progress",
-)
-"""Keywords of `evaluate` that are not options of an evaluation."""
+@faults.telling()
+def plan_evaluation(
+    run: "TrainedRun | PathLike", evaluation: str, **arguments: Any
+) -> "EvaluationPlan":
+    """Estimate memory, disk and time of an evaluation, without measuring or writing anything.
+
+    Embeds two batches of images and times a few steps or fits.
+
+    Args:
+        run: A run, its folder, or another encoder: "timm:resnet18", or a folder of `sslkit export`.
+        evaluation: "linear", "knn" or another installed evaluation.
+        arguments: Those of `evaluate`, such as `data=`, and options of the evaluation.
+
+    Returns:
+        The plan. `print` shows what `sslkit eval … --plan` prints; `seconds`, `memory` and `disk`
+        are numbers.
+
+    Raises:
+        SslkitError: RecipeError, DataError, CheckpointError or PluginError.
+    """
+    from sslkit.evaluation.plan import plan
+
+    given = {name: arguments.pop(name) for name in COMMON if name in arguments}
+    given |= {"skip_unreadable": False}  # Finding unreadable images takes a pass over all.
+    choice, probe = _build(run, evaluation, arguments, statistics=False, **given)
+    return plan(choice, probe)
 
 
-def _request(
+def _build(
     run: "TrainedRun | PathLike",
+    evaluation: str,
+    options: Mapping[str, Any],
     *,
-    data: PathLike | None,
-    labels: PathLike | None = None,
-    encoder: str | None = None,
-    against: "Sequence[TrainedRun | PathLike]" = (),
-    overrides: Sequence[str],
-    device: str,
-    **given: Any,
-) -> "Request":
-    """Check the common arguments. Raises RecipeError with every fault."""
-    from sslkit.evaluation.build import Request
+    data: PathLike | None = None,
+    overrides: Sequence[str] = (),
+    device: Device = "auto",
+    out: PathLike | None = None,
+    progress: bool = True,
+    statistics: bool = True,
+    **common: Any,
+) -> tuple[Choice, "ImageProbe"]:
+    """Return an evaluation and its probe. Options are checked before images are opened."""
+    if not isinstance(evaluation, str):
+        raise RecipeError(Fault("evaluation", f"{written(evaluation)} is not a name"))
+    choice = recipe.choose_evaluation(evaluation, options, COMMON)
+    from sslkit.evaluation import build, store
+    from sslkit.parts import make
 
-    wrong = []
-    if device not in ("auto", "cpu", "cuda", "mps"):
-        message = f"expected auto, cpu, cuda or mps, got {written(device)}"
-        wrong.append(Fault("device", message))
-    for name, fewest in {"size": 1, "workers": 0, "split_seed": 0}.items():
-        value = given.get(name)
-        is_int = isinstance(value, int) and not isinstance(value, bool)
-        if value is not None and not (is_int and value >= fewest):
-            wrong.append(Fault(name, f"expected int ≥ {fewest}, got {written(value)}"))
-    if wrong:
-        raise RecipeError(*wrong)
-    _check_overrides(overrides)
-    _check_paths(data=data, labels=labels, encoder=encoder)
-    folder, other = _subject(run)
-    if other is not None and encoder is not None:
-        raise RecipeError(Fault("encoder", f"{other} is measured already; name a run beside it"))
-    return Request(
-        run=folder,
-        data=None if data is None else os.fspath(data),
-        labels=None if labels is None else Path(labels),
-        encoder=other if encoder is None else encoder,
-        against=tuple(_folder(one) for one in against),
-        overrides=tuple(overrides),
-        device=device,
-        **given,
-    )
-
-
-def _folder(run: "TrainedRun | PathLike") -> Path:
-    """Return the folder of a run. Raises CheckpointError if it is not a run."""
-    from sslkit.runs import folders
-    from sslkit.runs.trained import TrainedRun
-
-    return folders.find_folder(run.folder if isinstance(run, TrainedRun) else Path(run))
-
-
-def _subject(run: "TrainedRun | PathLike") -> tuple[Path | None, str | None]:
-    """Return the folder of a run, or the name of another encoder."""
-    from sslkit.evaluation.foreign import read_encoder
-    from sslkit.runs.trained import TrainedRun
-
-    if isinstance(run, TrainedRun):
-        return _folder(run), None
-    if not isinstance(run, str | os.PathLike):
-        raise RecipeError(Fault("run", f"{written(run)} is neither a run nor a path"))
-    text = os.fspath(run)
-    place = Path(os.path.expanduser(text))
-    if os.path.isfile(place / "recipe.yaml"):
-        return _folder(place), None
-    if not os.path.lexists(place):
-        is_name = isinstance(run, str) and ":" in text
-        return (None, text) if is_name else (_folder(place), None)
-    try:
-        read_encoder(str(place), None)
-    except RecipeError as error:
-        message = f"{text} is no run folder (it holds no recipe.yaml); {error.faults[0].message}"
-        raise CheckpointError(message) from error
-    return None, str(place)
+    make(choice)
+    request = request_of(run, data=data, overrides=overrides, device=device, **common)
+    if out is not None:
+        store.check_place(Path(out))
+    needs = choice.part.signature().attributes.get("needs", "labels")
+    shown: dict[str, Any] = {}
+    if progress:
+        shown = {"progress": console.progress, "show": console.show_splits}
+    built = build.build(request, needs, statistics=statistics, **shown)
+    built.probe.home = None if out is None else Path(out)
+    return choice, built.probe
