@@ -57,5 +57,5 @@ def draw(found: Mapping[str, Any], path: Path, *, title: str, option: str = "") 
         axes.set_xlabel(key, fontsize=8, parse_math=False)
         if place == 1:
             axes.set_ylabel(f"{found['evaluation']}, {metric.title}", fontsize=8)
-            axes.figure.legend(fontsize=7, frameon=False, loc="outside upper right")
+            figure.legend(fontsize=7, frameon=False, loc="outside upper right")
     return save(figure, path, option)
