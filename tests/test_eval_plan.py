@@ -1,5 +1,6 @@
 """`--plan`: sizes, memory and time of an evaluation, with nothing measured or written."""
 
+import numpy as np
 import pytest
 import torch
 from noise import Noise, made, network
@@ -11,7 +12,7 @@ from sslkit.evaluation.candidates import RawPixels
 from sslkit.evaluation.plan import duration, plan
 from sslkit.interfaces import Work
 from sslkit.recipe import registry
-from sslkit_plugins.evaluations import effort, step_cost, svm_cost
+from sslkit_plugins.evaluations import effort, few_shots, step_cost, svm_cost
 from sslkit_plugins.evaluations.knn import Knn
 from sslkit_plugins.evaluations.protocols import PRESETS
 
@@ -161,6 +162,10 @@ def test_support_vector_machines_are_planned_from_fits(options, how):
     found = plan(recipe.read_evaluation("svm", options), made())
     assert how in dict(found.lines)["time of the evaluation itself"]
     assert found.seconds > 0 and found.memory > 0
+
+
+def test_low_shot_samples_have_the_negatives_that_there_are():
+    assert few_shots.negatives(2, np.array([12, 100])) == (12 + 38) / 2
 
 
 @pytest.fixture

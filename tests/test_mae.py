@@ -221,7 +221,10 @@ def test_it_learns_a_repeated_ramp(mae):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        (["encoder={use: timm, model: resnet18}"], "role 'tokens', which 'resnet18' does not have"),
+        (
+            ["encoder={use: timm, model: resnet18}"],
+            "'resnet18' has no tokens; use a vision transformer",
+        ),
         (["heads.decoder.patch_size=16"], "is 16, but the encoder cuts 64 patches of 8 px"),
         (["heads.decoder.patch_size=7"], "7 does not divide the image side, 64 px"),
         (

@@ -251,8 +251,9 @@ def _images(folder: Path) -> dict[str, Path]:
 
 def _stem(name: str, files: dict[str, Path]) -> str:
     """Return a name of a list without its extension, which other tools add."""
-    stem = os.path.splitext(name)[0]
-    return stem if name not in files and ending_of(name) in ENDINGS else name
+    if name in files or ending_of(name) not in ENDINGS:
+        return name
+    return os.path.splitext(name)[0]
 
 
 def _all_objects(lists: list[Listed]) -> list[Objects] | None:

@@ -246,7 +246,8 @@ class Detect(Evaluation):
             reads=reads,
             seconds=seconds,
             bytes=memory,
-            how=f"{trainings} of {counted(schedule.batch_size, 'image')} for each encoder",
+            how=f"{trainings} of {counted(schedule.batch_size, 'image')} for each encoder, without "
+            "the resampling of the scores",
         )
 
     def protocol(self, probe: Probe, scale: Scale) -> dict[str, Any]:

@@ -32,6 +32,11 @@ def draw_few(tag: np.ndarray, k: int, seed: Sequence[int]) -> np.ndarray:
     return np.sort(np.concatenate([positives, negatives]))
 
 
+def negatives(k: int, available: np.ndarray) -> int:
+    """Return the mean number of negatives of k shots over classes with `available` ones, [C]."""
+    return round(float(np.minimum(NEGATIVES * k, available).mean()))
+
+
 def possible(
     shots: Sequence[int], tags: np.ndarray, classes: Sequence[str]
 ) -> tuple[list[int], list[str]]:

@@ -144,7 +144,8 @@ class Svm(Evaluation):
         found = svm_cost.measure(work.probe, machines, layers=layers)
         if self.low_shot:
             shots, _ = few_shots.possible(self.shots, train, work.probe.classes)
-            sizes = {k: min(k * (1 + few_shots.NEGATIVES), work.train) for k in shots}
+            negatives = (train == 0).sum(0)
+            sizes = {k: k + few_shots.negatives(k, negatives) for k in shots}
         else:
             sizes = {FOLDS: work.train}
             seconds += (len(found) + 1) * _resampling(work.probe.val, self.rule)
