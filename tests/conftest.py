@@ -259,7 +259,7 @@ def end_processes():
             process.kill()
 
 
-def finish(process: subprocess.Popen, timeout: float = 120) -> tuple[int, str, str]:
+def finish(process: subprocess.Popen, timeout: float = 300) -> tuple[int, str, str]:
     """Exit code, stdout and stderr; a process that hangs fails the test."""
     try:
         out, err = process.communicate(timeout=timeout)
@@ -284,7 +284,7 @@ def steps(folder: Path) -> int:
     return len(file.read_text().splitlines()) if file.exists() else 0
 
 
-def wait_for(what, *processes, seconds: float = 60) -> None:
+def wait_for(what, *processes, seconds: float = 300) -> None:
     """Wait while the processes run, until `what()`."""
     deadline = time.monotonic() + seconds
     while not what():

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import assert_same, everything, finish, new_folder, sslkit, start
+from conftest import assert_same, everything, finish, new_folder, sslkit, start, wait_for
 from safetensors.torch import load_file
 
 from sslkit import recipe
@@ -46,14 +46,6 @@ def unbroken(tmp_path_factory, images) -> Path:
 
 def rows(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def wait_for(what, process, seconds: float = 60):
-    deadline = time.monotonic() + seconds
-    while not what():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline, "nothing happened"
-        time.sleep(0.001)
 
 
 def steps_done(runs: Path, steps: int):
