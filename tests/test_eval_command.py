@@ -156,6 +156,7 @@ def test_values_are_read_as_by_set_and_booleans_are_flags(install, labelled, tmp
     assert code == 0, err
     protocol = json.loads((out / "costly.json").read_text())["protocol"]
     assert (protocol["costs"], protocol["whiten"], protocol["which"]) == ([0.1, 1.0], True, "b")
+    assert protocol["options"]["costs"] == [0.1, 1.0] and protocol["options"]["which_one"] == "b"
     help_text = one_line(sslkit("eval", "costly", "--help")[1])
     flag = "--whiten / --no-whiten Whiten the features first. [default: no]"
     assert flag in help_text
