@@ -178,6 +178,13 @@ def test_wrong_outcomes_are_named(outcomes, sentence):
     assert sentence in outcome_fault(outcomes, ["top-1"], 4)
 
 
+def test_a_tensor_without_dimensions_is_a_number():
+    outcome = torch.tensor([0.25, 0.75]).mean()
+    assert outcome_fault({"top-1": outcome}, ["top-1"], 4) is None
+    assert score([outcome], TOP_1) == Score((0.5,))
+    assert difference([outcome], [outcome]) is None
+
+
 # ------------------------------------------------------------------------------------- JSON
 
 
