@@ -295,6 +295,8 @@ def test_a_result_of_another_protocol_is_kept(tmp_path):
 def test_one_row_gives_candidates_by_metrics():
     (table,) = tables(plain(ONE_ROW))
     assert table.title == "linear: 550 training and 200 validation images, 10 classes"
+    one = result(entry("features", "trained", 0.4), classes=1)
+    assert tables(plain(one))[0].title.endswith("200 validation images, 1 class")
     assert table.columns == ("", "top-1 % ↑", "trained − other, top-1")
     assert table.rows == [
         ("trained", "45.2 [40.2, 50.2]", ""),
