@@ -103,7 +103,7 @@ METHODS = {
             "projector": mlp(512, 128, layers=3, batch_norm=True, bias=False),
             "predictor": mlp(512, 128),
         },
-        sampler={"use": "queue", "size": 512},
+        sampler={"use": "queue", "size": 512, "exclude_own": False},
         loss={"use": "info_nce", "temperature": 0.2},
     ),
 }

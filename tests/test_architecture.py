@@ -156,7 +156,7 @@ ORDER = [
         "sslkit.installation",
     ),
     ("sslkit.interfaces", "sslkit.recipe", "sslkit.distributed"),
-    ("sslkit.device", "sslkit.data"),
+    ("sslkit.device", "sslkit.memory", "sslkit.data"),
     ("sslkit.parts",),
     ("sslkit.runs",),
     ("sslkit.report",),

@@ -13,9 +13,9 @@ import torch
 from noise import Noise, made, network
 from torch.nn import functional as F
 
-from sslkit import recipe
+from sslkit import memory, recipe
 from sslkit.errors import SslkitError
-from sslkit.evaluation import compare, features, memory, store
+from sslkit.evaluation import compare, features, store
 from sslkit.evaluation.candidates import RawPixels
 from sslkit.evaluation.features import FeatureStore
 from sslkit.interfaces import Features, Metric
@@ -122,7 +122,7 @@ def test_nothing_is_left_after_a_kill(tmp_path):
     import sys, time
     from pathlib import Path
     import torch
-    from sslkit.evaluation import memory
+    from sslkit import memory
     from sslkit.evaluation.features import FeatureStore
     memory.total = lambda: 64
     kept = FeatureStore((100, 2), Path({str(tmp_path)!r}))

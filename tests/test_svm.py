@@ -523,7 +523,7 @@ def test_labels_are_not_tags(run, tmp_path):
         tmp_path / "set.npz", images=np.zeros((8, 16, 16, 3), np.uint8), labels=np.arange(8) % 2
     )
     code, _, err = sslkit("eval", "svm", run, "--data", tmp_path / "set.npz")
-    assert code == 2 and "name a folder in VOC layout: --data DIR" in err
+    assert code == 2 and "no tags" in err and "in VOC layout" in err
 
 
 def test_scikit_learn_is_imported_late():

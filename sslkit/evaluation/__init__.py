@@ -3,11 +3,11 @@
 from sslkit.data.splits import split_by_class
 from sslkit.evaluation.compare import combine
 from sslkit.evaluation.intervals import bootstrap, percentiles, resample, student, too_few
-from sslkit.evaluation.memory import activations
 from sslkit.evaluation.pooling import pool
 from sslkit.evaluation.resumable import ResumableTraining
 from sslkit.evaluation.rows import Rows, split, split_labelled
 from sslkit.evaluation.state import load_state, save_state
+from sslkit.memory import activations
 
 __all__ = [
     "ResumableTraining",

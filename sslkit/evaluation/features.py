@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sslkit import memory
 from sslkit.errors import SslkitError
-from sslkit.evaluation import memory
 
 Row = tuple[str | None, str]
 """Row and candidate. The row None applies to all rows."""

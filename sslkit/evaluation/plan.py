@@ -5,9 +5,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from sslkit import faults
+from sslkit import faults, memory
 from sslkit.errors import counted
-from sslkit.evaluation import memory
 from sslkit.evaluation.candidates import Network
 from sslkit.evaluation.compare import embed_batch
 from sslkit.evaluation.features import GIB, FeatureStore, Row, place

@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator
 
 from sslkit.errors import SslkitError
 from sslkit.report import fonts
@@ -41,6 +42,14 @@ def plain_axes(axes: Axes) -> Axes:
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=7)
     return axes
+
+
+def log_axis(axes: Axes) -> None:
+    """Make the horizontal axis logarithmic, with ticks at 1, 2 and 5 times powers of 10."""
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:g}"))
+    axes.minorticks_off()
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
@@ -128,9 +137,10 @@ def _draw_curve(
         axes.plot(epochs, smooth, linewidth=1.5, color="C0")
     axes.grid(alpha=0.25)
     if level is not None:
+        axes.axhline(level[1], color="0.3", linewidth=1, linestyle="--")
+        place = axes.get_yaxis_transform()
         label = f"{level[0]} {level[1]:.3g}"
-        axes.axhline(level[1], color="0.3", linewidth=1, linestyle="--", label=label)
-        axes.legend(fontsize=7, frameon=False)
+        axes.text(0.99, level[1], label, fontsize=7, ha="right", va="bottom", transform=place)
     if name.startswith("feature_std/"):
         axes.set_ylim(0, max(1.0, *np.nan_to_num(values)))
     finite = values[np.isfinite(values)]

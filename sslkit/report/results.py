@@ -9,14 +9,12 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sslkit.report.figures import plain_axes, save
+from sslkit.report.figures import log_axis, plain_axes, save
 from sslkit.report.pivot import Metric, Pivot, interval
 from sslkit.report.tables import heading
 
 GREYS = ("0.45", "0.62", "0.78", "0.88")
 """Grey levels of the baselines; other candidates have colours."""
-FEW = 12
-"""Largest number of points that have a tick each on a logarithmic axis."""
 ROWS = 30
 """Largest number of rows that are drawn; the table has all."""
 NAME, TITLE, HEADING = 30, 44, 80
@@ -160,11 +158,8 @@ def _draw_figure(axes: Axes, drawn: dict[str, Any], colours: dict[str, str]) -> 
             ys = [math.nan if value is None else value for value in ys]
             label = short(name, NAME if name in colours else TITLE)
             axes.plot(xs, ys, color=colours.get(name), label=label)
-        axes.set_xscale("log" if drawn["log"] else "linear")
-        places = sorted(set().union(*(xs for xs, _ in drawn["lines"].values())))
-        if drawn["log"] and len(places) <= FEW:
-            axes.set_xticks(places, [f"{place:g}" for place in places])
-            axes.minorticks_off()
+        if drawn["log"]:
+            log_axis(axes)
         axes.set_ylabel(drawn["y"], fontsize=7)
     axes.set_xlabel(drawn["x"], fontsize=7)
     title = textwrap.fill(drawn["title"], TITLE)

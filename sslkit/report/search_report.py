@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from sslkit.report.figures import plain_axes, save
+from sslkit.report.figures import log_axis, plain_axes, save
 from sslkit.report.pivot import Metric
 from sslkit.report.sweep_table import shown
 from sslkit.report.tables import Table
@@ -53,10 +53,9 @@ def draw(found: Mapping[str, Any], path: Path, *, title: str, option: str = "") 
         axes.scatter(values, scores, s=14, color="C0", alpha=0.6, linewidths=0)
         axes.scatter(values[:1], scores[:1], s=40, color="C3", label="best")
         if key in found["log"]:
-            axes.set_xscale("log")
-            axes.tick_params(which="both", labelsize=7)
+            log_axis(axes)
         axes.set_xlabel(key, fontsize=8, parse_math=False)
         if place == 1:
             axes.set_ylabel(f"{found['evaluation']}, {metric.title}", fontsize=8)
-            axes.legend(fontsize=7, frameon=False)
+            figure.legend(fontsize=7, frameon=False, loc="outside upper right")
     return save(figure, path, option)

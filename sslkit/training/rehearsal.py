@@ -16,8 +16,8 @@ from sslkit.data.loader import Loader, check_fills
 from sslkit.data.made_up import MadeUp
 from sslkit.device import pick_device
 from sslkit.errors import PluginError
-from sslkit.evaluation.memory import activations
 from sslkit.interfaces import Batch, Encoder, ImageSource
+from sslkit.memory import activations
 from sslkit.parts import DataFormat
 from sslkit.recipe import Recipe
 from sslkit.runs import checkpoint
