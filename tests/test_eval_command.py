@@ -156,6 +156,7 @@ def test_values_are_read_as_by_set_and_booleans_are_flags(install, labelled, tmp
     assert code == 0, err
     protocol = json.loads((out / "costly.json").read_text())["protocol"]
     assert (protocol["costs"], protocol["whiten"], protocol["which"]) == ([0.1, 1.0], True, "b")
+    assert protocol["options"]["costs"] == [0.1, 1.0] and protocol["options"]["which_one"] == "b"
     help_text = one_line(sslkit("eval", "costly", "--help")[1])
     flag = "--whiten / --no-whiten Whiten the features first. [default: no]"
     assert flag in help_text
@@ -182,9 +183,10 @@ def test_values_are_read_as_by_set_and_booleans_are_flags(install, labelled, tmp
 )
 def test_an_option_with_a_common_name_is_refused(install, name):
     install("costly", OPTIONS.format(name=name))
-    code, _, err = sslkit("eval", "costly")
-    assert code == 2
-    assert f"evaluation 'costly' of costly 1.0 has an option '{name}'" in err
+    for words in ((), ("runs/latest", "--seeds", "3")):
+        code, _, err = sslkit("eval", "costly", *words)
+        assert code == 2
+        assert f"evaluation 'costly' of costly 1.0 has an option '{name}'" in err
     code, out, _ = sslkit("eval")
     assert code == 0 and "linear" in out and "broken: evaluation 'costly'" in one_line(out)
 

@@ -178,6 +178,13 @@ def test_wrong_outcomes_are_named(outcomes, sentence):
     assert sentence in outcome_fault(outcomes, ["top-1"], 4)
 
 
+def test_a_tensor_without_dimensions_is_a_number():
+    outcome = torch.tensor([0.25, 0.75]).mean()
+    assert outcome_fault({"top-1": outcome}, ["top-1"], 4) is None
+    assert score([outcome], TOP_1) == Score((0.5,))
+    assert difference([outcome], [outcome]) is None
+
+
 # ------------------------------------------------------------------------------------- JSON
 
 
@@ -288,6 +295,8 @@ def test_a_result_of_another_protocol_is_kept(tmp_path):
 def test_one_row_gives_candidates_by_metrics():
     (table,) = tables(plain(ONE_ROW))
     assert table.title == "linear: 550 training and 200 validation images, 10 classes"
+    one = result(entry("features", "trained", 0.4), classes=1)
+    assert tables(plain(one))[0].title.endswith("200 validation images, 1 class")
     assert table.columns == ("", "top-1 % ↑", "trained − other, top-1")
     assert table.rows == [
         ("trained", "45.2 [40.2, 50.2]", ""),

@@ -193,12 +193,15 @@ def _data(needs: str) -> inspect.Parameter:
 
 
 def _broken(name: str, error: PluginError) -> Any:
-    """Make a command that reports why an evaluation cannot be read."""
+    """Make a command that reports why an evaluation cannot be read, whatever its words are."""
 
     def run() -> None:
         raise error
 
-    return _made(run, name, [], f"broken: {error}", f"broken: {error}")
+    text = f"broken: {error}"
+    made = _made(run, name, [], text, text, TyperCommand)
+    made.ignore_unknown_options = made.allow_extra_args = True
+    return made
 
 
 def _made(
@@ -207,12 +210,13 @@ def _made(
     parameters: list[inspect.Parameter],
     text: str,
     summary: str,
+    cls: type[TyperCommand] = _Command,
 ) -> Any:
     """Make a command from a function whose signature is `parameters`."""
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {one.name: one.annotation for one in parameters}
     alone = typer.Typer(add_completion=False, rich_markup_mode=None)
-    alone.command(name, cls=_Command, help=text, short_help=summary)(run)
+    alone.command(name, cls=cls, help=text, short_help=summary)(run)
     return typer.main.get_command(alone)
 
 

@@ -110,7 +110,9 @@ def _seconds(
 
 def _images(probe: ImageProbe) -> tuple[str, str]:
     text = f"{len(probe.train):,} training and {len(probe.val):,} validation images"
-    return "rows", f"{text}, {len(probe.classes)} classes" if probe.classes else text
+    if probe.classes:
+        text += f", {counted(len(probe.classes), 'class', 'classes')}"
+    return "rows", text
 
 
 def _widths(work: Work, needs: Estimate) -> Lines:

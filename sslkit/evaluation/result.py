@@ -320,6 +320,8 @@ def outcome_fault(outcomes: Any, names: Sequence[str], count: int) -> str | None
     for name, outcome in outcomes.items():
         if isinstance(outcome, Score | int | float | np.number):
             continue
+        if isinstance(outcome, Tensor | np.ndarray) and outcome.ndim == 0:
+            continue
         values = array(outcome)
         if values is None:
             return f"{written(name)} is neither a number, nor an array, nor a Score"

@@ -23,7 +23,10 @@ OPTION = "--out DIR"
 
 
 def measure(choice: Choice, probe: ImageProbe) -> EvaluationResult:
-    """Run an evaluation. Raises PluginError if it fails or breaks its contract."""
+    """Run an evaluation. Raises PluginError if it fails or breaks its contract.
+
+    The protocol gets the options of the evaluation, as `options`.
+    """
     evaluation: Evaluation = make(choice)
     try:
         with faults.telling(f"{choice.part.shown} fails in measure"):
@@ -33,10 +36,12 @@ def measure(choice: Choice, probe: ImageProbe) -> EvaluationResult:
     wrong = fault(found)
     if wrong is not None:
         raise PluginError(f"{choice.part} returned {wrong}")
+    options = choice.as_dict()
+    del options["use"]
     return EvaluationResult(
         found.metrics,
         found.entries,
-        found.protocol,
+        {"options": options, **found.protocol},
         found.figures,
         found.files,
         evaluation=choice.use,

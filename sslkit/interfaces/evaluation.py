@@ -109,8 +109,8 @@ Outcome = float | np.ndarray | Tensor | Score
 """Return value of a scoring function for one metric.
 
 A bool array [n] has one hit per validation image; a float array [n] has values whose mean is the
-metric. The dtype decides, never the values. Both yield intervals and paired differences. A float
-yields none; a Score has its own.
+metric. The dtype decides, never the values. Both yield intervals and paired differences. A float or
+a tensor without dimensions yields none; a Score has its own.
 """
 
 

@@ -6,6 +6,7 @@ A result with one row becomes one table, candidates × metrics; others have one 
 from dataclasses import dataclass, field
 from typing import Any
 
+from sslkit.errors import counted
 from sslkit.report.pivot import Metric, Pivot, interval
 
 Cells = tuple[str, ...]
@@ -38,11 +39,13 @@ def heading(result: dict[str, Any]) -> str:
     protocol = result["protocol"]
     if "train_images" not in protocol:
         return result["evaluation"]
-    classes = f", {protocol['classes']} classes" if protocol.get("classes") else ""
-    return (
+    text = (
         f"{result['evaluation']}: {protocol['train_images']:,} training and "
-        f"{protocol['val_images']:,} validation images{classes}"
+        f"{protocol['val_images']:,} validation images"
     )
+    if protocol.get("classes"):
+        text += f", {counted(protocol['classes'], 'class', 'classes')}"
+    return text
 
 
 class Legend:
