@@ -137,9 +137,9 @@ def _draw_curve(
         axes.plot(epochs, smooth, linewidth=1.5, color="C0")
     axes.grid(alpha=0.25)
     if level is not None:
-        axes.axhline(level[1], color="0.3", linewidth=1, linestyle="--")
-        place = axes.get_yaxis_transform()
         label = f"{level[0]} {level[1]:.3g}"
+        axes.axhline(level[1], color="0.3", linewidth=1, linestyle="--", label=label)
+        place = axes.get_yaxis_transform()
         axes.text(0.99, level[1], label, fontsize=7, ha="right", va="bottom", transform=place)
     if name.startswith("feature_std/"):
         axes.set_ylim(0, max(1.0, *np.nan_to_num(values)))
