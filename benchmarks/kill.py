@@ -83,20 +83,21 @@ class Session:
 
     def __init__(self, runs: Path, arguments: list[str], processes: int) -> None:
         self.runs, self.begun = runs, time.monotonic()
-        self.said = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self.log = runs.parent / f"{runs.name}.log"
+        self.log.parent.mkdir(exist_ok=True)
         command = [sys.executable, "-m", "sslkit", "train", *arguments]
         if processes > 1:
             command += ["--devices", str(processes)]
-        self.process = subprocess.Popen(
-            command,
-            stdout=self.said,
-            stderr=subprocess.STDOUT,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                command,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
+            )
 
     def output(self) -> str:
-        self.said.seek(0)
-        return self.said.read()
+        return self.log.read_text()
 
     def kill(self) -> None:
         """Every process of it at once: a launcher's processes are no group."""
@@ -335,7 +336,8 @@ def main() -> None:
             some = moments[number * chosen.lives : (number + 1) * chosen.lives]
             kills += chain(place, number, setting, some, expected[setting], chance)
     table(kills)
-    sys.exit(not all(kill.identical for kill in kills))
+    if not all(kill.identical for kill in kills):
+        sys.exit("a killed run ended differently from the run that nobody killed")
 
 
 if __name__ == "__main__":

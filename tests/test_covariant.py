@@ -30,16 +30,20 @@ def smallest_distance(orders):
 
 @pytest.mark.parametrize(
     ("count", "smallest", "mean"),
-    [(24, 7, 8.2), (100, 6, 8.03), pytest.param(1000, 5, 7.91, marks=pytest.mark.slow)],
+    [(24, 7, 8.25), (100, 6, 8.06), pytest.param(1000, 5, 8.01, marks=pytest.mark.slow)],
 )
 def test_hamming_sets_are_those_of_a_greedy_search(count, smallest, mean):
-    """A search for the largest sum reaches a smallest distance of 2 only, as random orders do."""
+    """A search for the largest sum reaches a smallest distance of 2 only, as random orders do.
+
+    Ties are broken at random, so the mean stays at that of random orders (8); the first one in
+    lexicographic order would lead to 8.03 for 100 and 7.91 for 1000.
+    """
     orders = hamming_permutations(9, count)
     assert orders.shape == (count, 9) and (np.sort(orders, 1) == np.arange(9)).all()
     assert len(np.unique(orders, axis=0)) == count
     distances = [(a != b).sum() for a, b in combinations(orders, 2)]
     assert min(distances) == smallest
-    assert np.mean(distances) == pytest.approx(mean, abs=0.08)
+    assert np.mean(distances) == pytest.approx(mean, abs=0.03)
 
 
 def test_a_larger_set_begins_with_the_smaller_one_and_seeds_differ():

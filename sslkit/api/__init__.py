@@ -1,5 +1,6 @@
 """The Python API: recipes, training, embeddings, evaluations. `import sslkit` exports it."""
 
+import inspect
 import os
 import signal
 from collections.abc import Mapping, Sequence
@@ -7,14 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from sslkit import console, faults, recipe
-from sslkit.api.arguments import (
-    COMMON,
-    Device,
-    PathLike,
-    check_overrides,
-    check_paths,
-    request_of,
-)
+from sslkit.api.arguments import Device, PathLike, check_overrides, check_paths, request_of
 from sslkit.errors import Fault, RecipeError, TrainingError
 from sslkit.recipe import Choice, Recipe
 from sslkit.recipe.draft import Source
@@ -268,6 +262,14 @@ def evaluate(
         store.write(Path(out), result.as_dict(), result.files)
         probe.discard()
     return result
+
+
+COMMON = tuple(
+    name
+    for name, parameter in inspect.signature(evaluate).parameters.items()
+    if parameter.kind is parameter.KEYWORD_ONLY
+)
+"""Keywords of `evaluate` that are not options of an evaluation."""
 
 
 @faults.telling()

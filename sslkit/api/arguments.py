@@ -15,23 +15,6 @@ if TYPE_CHECKING:
 PathLike = str | os.PathLike[str]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 
-COMMON = (
-    "data",
-    "labels",
-    "encoder",
-    "weights",
-    "size",
-    "against",
-    "split_seed",
-    "overrides",
-    "skip_unreadable",
-    "device",
-    "workers",
-    "out",
-    "progress",
-)
-"""Keywords of `evaluate` that are not options of an evaluation."""
-
 
 def check_paths(**given: object) -> None:
     """Raise RecipeError for an argument that is no path."""

@@ -14,6 +14,7 @@ from sslkit.cli.options import (
     Data,
     DataOptions,
     Device,
+    Encoder,
     RunFolder,
     Size,
     SkipUnreadable,
@@ -41,16 +42,7 @@ def _common(
             parser=filled("--labels", Path),
         ),
     ] = None,
-    encoder: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PART:MODEL | FOLDER",
-            help="Encoder to measure, such as timm:resnet18 or a folder of `sslkit export`. With "
-            "RUN, both are measured.",
-            show_default=False,
-            parser=filled("--encoder"),
-        ),
-    ] = None,
+    encoder: Encoder = None,
     weights: Weights = None,
     size: Size = None,
     against: Annotated[

@@ -79,8 +79,8 @@ Encoder = Annotated[
     str | None,
     typer.Option(
         metavar="PART[:MODEL] | FOLDER",
-        help="Encoder to use, such as timm:resnet18 or a folder of `sslkit export`. `eval` also "
-        "measures it beside RUN.",
+        help="Encoder to use, such as timm:resnet18, alexnet or a folder of `sslkit export`. "
+        "`eval` measures it beside RUN, if both are given.",
         show_default=False,
         parser=filled("--encoder"),
     ),

@@ -150,8 +150,8 @@ def combine(
     """Build the result from outcomes by row and candidate.
 
     The first candidate that is not a baseline is compared, paired by image, with the others of its
-    row and of row None. `chance` has the metrics at chance level. `images` are
-    those of the outcomes per image, by default the validation images.
+    row and of row None. `chance` has the metrics at chance level. `images` are those of the
+    outcomes per image, by default the validation images.
     """
     images = probe.val if images is None else images
     groups, alone = images.groups, False

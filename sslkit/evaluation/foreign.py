@@ -88,7 +88,8 @@ def _of_command(fault: Fault) -> Fault:
 def read_encoder(text: str, weights: str | None) -> Foreign:
     """Read `--encoder`: PART:MODEL, PART without models, or a folder.
 
-    Raises RecipeError if it is none of them."""
+    Raises RecipeError if it is none of them.
+    """
     if os.path.isdir(text):
         if weights is not None:
             raise RecipeError(Fault("--weights", f"{text} has its own weights; remove the option"))

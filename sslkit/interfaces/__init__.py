@@ -1,6 +1,6 @@
 """Base classes and data types of parts (plugins).
 
-Letters of shapes: B images of this rank's micro-batch, N rows, K crops or patches of one image.
+Letters of shapes: B images of this rank's micro-batch, N rows, K crops or patches of one image,
 C×H×W pixels, T terms of a loss, M negatives, D features.
 
 A part is a plain typed class. Runtime arguments, which sslkit provides (`in_dim`, `num_images`, …),

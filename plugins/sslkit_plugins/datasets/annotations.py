@@ -38,9 +38,9 @@ def read_objects(file: Path, image: Path) -> Objects:
     """Return the objects of an annotation, whose image is `image`.
 
     VOC counts pixels from 1 and includes the last one. A box from 1 to w becomes 0 to w, and one
-    from 9 to 9 has a width of one pixel. Corners
-    at most one pixel outside, as in annotations that count from 0, are moved to the border.
-    Raises DataError for broken XML, and for boxes that are empty or outside the image.
+    from 9 to 9 has a width of one pixel. Corners at most one pixel outside, as in annotations that
+    count from 0, are moved to the border. Raises DataError for broken XML, and for boxes that are
+    empty or outside the image.
     """
     try:
         root = _parse(file)

@@ -149,12 +149,12 @@ class Invariance(Evaluation):
         for candidate in probe.candidates:
             views = functools.partial(embed_views, probe, candidate, few)
             seconds += effort.seconds(views, work.device) / len(few)
-        embedded = (
+        passes = (
             1 + len(NAMES) + 2
-        )  # the images, their transforms, and the images again in halves
+        )  # The images, each transform, and `embed_again`, which takes two.
         return Estimate(
             features=False,
-            val_passes=embedded * len(source) / work.val,
+            val_passes=passes * len(source) / work.val,
             seconds=len(source) * seconds,
             bytes=4 * len(source) * (4 + PARTNERS) * max(work.dims.values()),
             how=f"views and {len(NAMES)} transforms of {counted(len(source), 'image')}",

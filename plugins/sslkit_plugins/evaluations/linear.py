@@ -147,7 +147,9 @@ class Linear(Evaluation):
         def score(features: Features, seed: int) -> dict[str, Outcome]:
             return self.regress(features, probe)
 
-        chosen_on = "" if probe.train.groups is None else "groups of the "
+        held_out = "a fifth of the training split"
+        if probe.train.groups is not None:
+            held_out = "a fifth of the groups of the training split"
         return probe.compare(
             score,
             metrics,
@@ -156,7 +158,7 @@ class Linear(Evaluation):
             protocol={
                 "solver": "lbfgs",
                 "strengths": STRENGTHS,
-                "chosen_on": f"a fifth of the {chosen_on}training split",
+                "chosen_on": held_out,
             },
             chunked=True,
         )

@@ -2,7 +2,7 @@
 
 "Masked Autoencoders Are Scalable Vision Learners". Official code: `models_mae.py` of
 github.com/facebookresearch/mae. Letters: N images, C×S×S pixels, L patches of p×p pixels, k kept
-patches. P prefix tokens, such as the class token. D = C·p² numbers of a patch.
+patches, P prefix tokens such as the class token, D = C·p² numbers of a patch.
 """
 
 from typing import Annotated, ClassVar
