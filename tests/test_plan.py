@@ -157,7 +157,30 @@ def test_a_method_without_a_sampler_is_planned():
     )
     assert code == 0, err
     assert "view rotated uint8 [16, 3, 32, 32]" in out
-    assert "sampler" not in out and "memory bank 0.0 MiB" in out
+    assert "sampler" not in out
+
+
+@pytest.mark.parametrize("images", [2_000, 1_000_000])
+def test_memory_counts_a_bank_of_the_method(images):
+    """DeepCluster v2, per image: two crops of 32 float32 numbers, three assignments of 8 bytes."""
+    path = IMAGENET.parents[1] / "deepcluster_v2.yaml"
+    words = ["--set", "encoder.model=test_resnet", "--set", "train.device=cpu", "--images", images]
+    code, out, err = sslkit("plan", path, *words)
+    assert code == 0, err
+    shown = float(re.search(r"buffers, such as memory banks ([\d.,]+) MiB", out)[1])
+    assert shown == pytest.approx(images * 280 / 2**20, abs=0.2)
+
+
+def test_a_momentum_encoder_has_no_gradients():
+    """AdamW needs 16 bytes a weight, the average 4."""
+    path = IMAGENET.parents[1] / "moco.yaml"
+    words = ["--set", "encoder.model=test_resnet", "--set", "train.device=cpu"]
+    code, out, err = sslkit("plan", path, *words)
+    assert code == 0, err
+    counts = re.findall(r"(?:timm|\(mlp\)) ([\d,]+) parameters", out)
+    weights = sum(int(count.replace(",", "")) for count in counts)
+    shown = float(re.search(r"weights, gradients and optimizer ([\d.,]+) MiB", out)[1])
+    assert shown == pytest.approx((16 + 4) * weights / 2**20, abs=0.1)
 
 
 def test_memory_counts_what_the_optimizer_keeps():

@@ -49,11 +49,11 @@ def plan(
         look(source, recipe)
     evaluated = _evaluations(recipe, data) if recipe.train.evaluate else []
     rehearsal = rehearse_recipe(recipe, data, source, devices=devices, few=TIMED, repeats=1 + TIMES)
-    bank, sampler_rows = _samplers(recipe, rehearsal, data, devices)
+    sampled, sampler_rows = _samplers(recipe, rehearsal, data, devices)
     return {
         "parts": _parts(recipe, rehearsal, devices) + sampler_rows,
         "schedule": _schedule(recipe, rehearsal, data, how, devices) + evaluated,
-        "memory per device, estimated": _memory(recipe, rehearsal, bank, devices),
+        "memory per device, estimated": _memory(recipe, rehearsal, data, sampled, devices),
         "time, estimated": _time(recipe, rehearsal, data, devices),
     }
 
@@ -181,21 +181,40 @@ def _rates(recipe: Recipe, steps_per_epoch: int) -> list[tuple[int, float]]:
     return [(step, rate(step)) for step in sorted({0, warm, steps // 2, steps - 1})]
 
 
-def _memory(recipe: Recipe, rehearsal: Rehearsal, bank: int, devices: int) -> Rows:
-    """Return the rows of weights, gradients, optimizer state, activations and memory bank."""
-    run, state = rehearsal.run, 0
+def _memory(
+    recipe: Recipe, rehearsal: Rehearsal, data: DataFormat, sampled: int, devices: int
+) -> Rows:
+    """Return the rows of weights, activations, buffers and loader.
+
+    `sampled` is the size of the samplers, bytes.
+    """
+    run, trained = rehearsal.run, 0
     for values in run.optimizer.state.values():
         tensors = [value for value in values.values() if isinstance(value, Tensor)]
-        state += sum(value.nbytes for value in tensors)
+        trained += sum(value.nbytes for value in tensors)
+    for weights in run.method.parameters():
+        trained += weights.nbytes * (2 if weights.requires_grad else 1)
     per_image = rehearsal.activations / rehearsal.images
     sizes = {
-        "weights, gradients and optimizer": 8 * _parameters(run.method) + state,
+        "weights, gradients and optimizer": trained,
         "activations": per_image * recipe.train.per_rank_batch(devices),
-        "memory bank": bank,
+        "buffers, such as memory banks": _buffers(rehearsal, data.images) + sampled,
     }
     sizes["total"] = sum(sizes.values())
     rows = [(name, megabytes(size)) for name, size in sizes.items()]
     return [*rows, ("loader, in shared memory of the host", _loader(recipe, rehearsal, devices))]
+
+
+def _buffers(rehearsal: Rehearsal, images: int) -> int:
+    """Return the size of a method's buffers for `images` images, without samplers, bytes.
+
+    A dimension of as many rows as the rehearsal's data set has images grows with their number.
+    """
+    rows, total = rehearsal.run.data.images, 0
+    for name, buffer in rehearsal.run.method.named_buffers():
+        if not name.startswith("samplers."):
+            total += buffer.nbytes * (images if rows in buffer.shape else rows) // rows
+    return total
 
 
 def _loader(recipe: Recipe, rehearsal: Rehearsal, devices: int) -> str:
