@@ -19,6 +19,9 @@ from sslkit.report.sweep_table import clipped, shown
 LOG_FROM = 20
 """Ratio of the largest to the smallest positive value from which an axis is logarithmic."""
 
+APART = 0.008
+"""Distance between lines, as a share of the axis, so that intervals do not hide each other."""
+
 LETTERS = 60
 """Characters below an axis, with three between names, above which names are rotated."""
 
@@ -113,18 +116,21 @@ def _points(
 
 def _lines(axes: Axes, table: Mapping[str, Any], panel: Mapping[str, Any], metric: Metric) -> None:
     key = table["keys"][0]
-    positions: list[float] = []
+    ticks = sorted({row["values"][key] for row in panel["rows"]})
+    logarithmic = ticks[0] > 0 and ticks[-1] / ticks[0] >= LOG_FROM
+    if logarithmic:
+        axes.set_xscale("log")
     for number, name in enumerate(table["recipes"]):
         rows = _of(panel["rows"], name)
         rows.sort(key=lambda row: float(row["values"][key]))
         xs = [row["values"][key] for row in rows]
-        positions += xs
         for candidate, style in (("trained", "-"), ("untrained", "--")):
+            place = len(axes.containers) - len(table["recipes"]) + 0.5
             means, reach = _points(rows, candidate, metric)
             label = f"{name}, untrained" if candidate == "untrained" else name
             faint = 0.5 if candidate == "untrained" else 1.0
             axes.errorbar(
-                xs,
+                _moved(xs, ticks, place * APART, logarithmic),
                 means,
                 yerr=reach,
                 label=label,
@@ -135,13 +141,16 @@ def _lines(axes: Axes, table: Mapping[str, Any], panel: Mapping[str, Any], metri
                 markersize=3,
                 capsize=2,
             )
-    smallest = min(positions)
-    if smallest > 0 and max(positions) / smallest >= LOG_FROM:
-        axes.set_xscale("log")
-    ticks = sorted(set(positions))
     _name_ticks(axes, ticks, [shown(tick) for tick in ticks])
     axes.minorticks_off()
     axes.set_xlabel(key, fontsize=8, parse_math=False)
+
+
+def _moved(xs: list[float], ticks: list[float], share: float, logarithmic: bool) -> list[float]:
+    """Move positions along the axis by a share of its length."""
+    if logarithmic:
+        return [x * (ticks[-1] / ticks[0]) ** share for x in xs]
+    return [x + share * (ticks[-1] - ticks[0]) for x in xs]
 
 
 def _name_ticks(axes: Axes, places: Iterable[float], names: list[str]) -> None:
