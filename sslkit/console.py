@@ -1,7 +1,7 @@
 """Output of the command line: text and tables on stdout, errors on stderr.
 
-Piped output is neither wrapped nor truncated. Functions import rich themselves, because help and
-errors do not need it.
+Text is never wrapped. Tables fit the terminal, or a page if the output is piped. Functions import
+rich themselves, because help and errors do not need it.
 """
 
 from __future__ import annotations
@@ -17,11 +17,18 @@ from sslkit.errors import RecipeError, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
     from sslkit.evaluation.data import Splits
     from sslkit.evaluation.embedding import Opened
     from sslkit.interfaces import ImageSource
     from sslkit.recipe import Recipe
+
+PAGE = 100
+"""Width to which long cells of tables are wrapped if the output is piped, columns."""
+
+NARROWEST = 32
+"""Cells up to this width are never wrapped if the output is piped, columns."""
 
 
 def print_error(error: Exception) -> None:
@@ -57,7 +64,7 @@ def print_text(text: str, *, stderr: bool = False) -> None:
 def print_table(
     columns: Iterable[str], rows: Iterable[Iterable[str]], *, title: str | None = None
 ) -> None:
-    """Print a table at the width of the terminal, or without wrapping if the output is piped."""
+    """Print a table at the width of the terminal, or of a page if the output is piped."""
     from sslkit.report.text import rich_table
 
     if title is not None:
@@ -66,15 +73,14 @@ def print_table(
 
 
 def print_fields(rows: Iterable[tuple[str, str]]) -> None:
-    """Print names and values below a heading, values wrapped at the terminal's width."""
-    from rich.padding import Padding
-    from rich.table import Table
+    """Print names and values below a heading, values wrapped as in a table."""
+    from rich import table as tables
     from rich.text import Text
 
-    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid = tables.Table.grid(padding=(0, 2, 0, 0))
     for name, value in rows:
         grid.add_row(name, Text(escaped(value)))
-    _print(Padding(grid, (0, 0, 0, 2), expand=False))
+    _print(grid, indent=2)
 
 
 def terminal(*, stderr: bool = False, **options: Any) -> Console:
@@ -90,15 +96,29 @@ def terminal(*, stderr: bool = False, **options: Any) -> Console:
     )
 
 
-def _print(shown: Any) -> None:
-    """Print an object of rich, without wrapping if the output is piped."""
+def _print(table: Table, *, indent: int = 0) -> None:
+    """Print a table; piped tables may be wider than PAGE."""
+    for column in table.columns:
+        column.overflow = "fold"  # Not "ellipsis", which cuts words.
     screen = terminal()
     if not screen.is_terminal:
-        screen = terminal(width=10_000)
+        screen = terminal(width=PAGE)
+        _keep_words(table)
     with screen.capture() as captured:
-        screen.print(shown)
-    lines = [line.rstrip() for line in captured.get().split("\n")]
-    typer.echo("\n".join(lines), nl=False)
+        screen.print(table, width=screen.width - indent, crop=False)
+    for line in captured.get().splitlines():
+        typer.echo((" " * indent + line).rstrip())
+
+
+def _keep_words(table: Table) -> None:
+    """Set the smallest width of each column, so that no word and no narrow cell is broken."""
+    from rich.cells import cell_len
+
+    for column in table.columns:
+        text = "\n".join(map(str, (column.header, *column.cells)))
+        longest_line = max(map(cell_len, text.split("\n")))
+        longest_word = max(map(cell_len, text.split()), default=0)
+        column.min_width = max(longest_word, min(longest_line, NARROWEST))
 
 
 def print_result(result: dict[str, Any]) -> None:

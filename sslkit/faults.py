@@ -34,9 +34,19 @@ LIBRARIES = {"torch", "torchvision", "timm", "numpy", "PIL", "sslkit"} | sys.std
 CALLS = {"_wrapped_call_impl", "_call_impl"}
 """Functions of torch that call `forward`."""
 
+MEMORY = "out of memory|not enough memory|can't allocate memory|MemoryError|bad_alloc"
+"""Pattern of exceptions for lack of memory."""
+
+ALLOCATION = re.compile(r"DefaultCPUAllocator: .*you tried to allocate (\d+) bytes")
+"""PyTorch's message about memory of the CPU."""
+
 REMEDIES = [
     (
-        "out of memory|not enough memory|can't allocate memory",
+        f"fails in __init__.*({MEMORY})",
+        "use smaller values for its options, or for those of the part before it",
+    ),
+    (
+        MEMORY,
         "use a smaller train.batch_size, more micro-batches (train.accumulate), smaller views or "
         "train.precision=bf16",
     ),
@@ -76,6 +86,10 @@ REMEDIES = [
         "do not modify a tensor that the backward pass needs",
     ),
     (
+        "without overflow",
+        "use smaller numbers for its options",
+    ),
+    (
         "does not require grad",
         "the loss must depend on trained weights, without detach",
     ),
@@ -84,7 +98,7 @@ REMEDIES = [
         "compare its signature with sslkit.interfaces",
     ),
 ]
-"""Patterns of type and first line of exceptions, with remedies.
+"""Patterns of subject, type and first line of exceptions, with remedies.
 
 `{without}` is replaced by an option of the failing part.
 """
@@ -132,7 +146,8 @@ def converted(
     place = _place(error.__traceback__ if call is None else call.trace)
     text = [f"{subject}{f' ({about})' if about else ''}: {reason}{place}"]
     without = "" if call is None else call.without_batch_norm()
-    remedies = [remedy for pattern, remedy in REMEDIES if re.search(pattern, reason)]
+    told = f"{subject}: {reason}"
+    remedies = [remedy for pattern, remedy in REMEDIES if re.search(pattern, told)]
     text += [remedy.replace("{without}", without) for remedy in remedies[:1]]
     text.append(f"{DEBUG}=1 shows the traceback")
     found = PluginError("; ".join(text))
@@ -142,6 +157,9 @@ def converted(
 
 def describe(error: BaseException) -> str:
     """Return type and first line of an exception, printable."""
+    if allocation := ALLOCATION.search(str(error)):
+        size = int(allocation[1]) / 2**30
+        return f"{type(error).__name__}: not enough memory for a tensor of {size:,.1f} GiB"
     lines = str(error).strip().splitlines() or [""]
     line = lines[0] if len(lines[0]) <= LONGEST else f"{lines[0][:LONGEST]}…"
     return printable(f"{type(error).__name__}: {line}" if line else type(error).__name__)

@@ -39,6 +39,26 @@ def room(device: torch.device) -> int:
 
 
 @contextmanager
+def limited() -> Iterator[None]:
+    """Let allocations beyond the memory of the machine fail, as far as the system supports it.
+
+    Linux promises more memory than there is, and kills the process that uses it.
+    """
+    try:
+        import resource
+    except ImportError:
+        yield
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    limits = [total(), *(limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY)]
+    resource.setrlimit(resource.RLIMIT_DATA, (min(limits), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+@contextmanager
 def activations(module: nn.Module) -> Iterator[dict[int, int]]:
     """Collect the sizes of tensors that are saved for the backward pass, by address, bytes.
 

@@ -1,6 +1,7 @@
 """Grids: values × training seeds, shared by processes, resumable, with a table."""
 
 import csv
+import errno
 import json
 import multiprocessing
 import os
@@ -214,6 +215,24 @@ def test_a_folder_of_something_else_is_refused(place, calls):
     code, _, err = sslkit(*GRID, "--out", place)
     assert code == 2 and "is not empty and holds no sweep ('tiny.yaml' is in it)" in err
     assert not (place / "logs").exists()
+
+
+@pytest.mark.parametrize("kept", [(), ("mine",)], ids=["new folder", "parent with a file"])
+def test_a_full_disk_leaves_no_folder_of_a_sweep(place, monkeypatch, kept):
+    folder = place / "parent" / "sweep"
+    for name in kept:
+        folder.parent.mkdir()
+        (folder.parent / name).touch()
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    code, _, err = sslkit("sweep", "tiny.yaml", "loss.lambda=0,0.5", "--out", folder)
+    assert code == 2 and err.count("\n") == 1 and "free space on the disk" in err, err
+    assert [path.name for path in place.rglob("*") if path.name != "tiny.yaml"] == (
+        ["parent", *kept] if kept else []
+    )
 
 
 def test_a_damaged_plan_is_refused(place, calls):

@@ -98,6 +98,7 @@ class Mlp(Head):
             int,
             Field(
                 ge=2,
+                le=100,
                 description="Number of linear layers. MoCo v2, BYOL, SwAV: 2; SimCLR, SimSiam, "
                 "Barlow Twins, VICReg, DINO: 3.",
             ),

@@ -19,6 +19,9 @@ BREAKS = {"\x85", "\u2028", "\u2029"}
 MARK = "\ufeff"
 """Byte-order mark. YAML drops it at the start of a text."""
 
+LARGEST = 3.4028234663852886e38
+"""Largest number of float32, the format in which parts compute."""
+
 _INT = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 _FLOAT = re.compile(r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?")
 _NOT_FINITE = re.compile(r"[-+]?\.inf|\.nan", re.IGNORECASE)
@@ -38,7 +41,7 @@ def whole(text: str) -> str:
 def resolve(text: str) -> Any:
     """Parse a plain scalar: null, true, false, a decimal number, or text.
 
-    Raises ValueError for infinite, NaN and very long numbers.
+    Raises ValueError for infinite, NaN and very large numbers.
     """
     if text in ("", "~", "null"):
         return None
@@ -50,7 +53,11 @@ def resolve(text: str) -> Any:
         return int(text)
     if _NOT_FINITE.fullmatch(text) or (_FLOAT.fullmatch(text) and not math.isfinite(float(text))):
         raise ValueError(f"{text} is not a finite number")
-    return float(text) if _FLOAT.fullmatch(text) else whole(text)
+    if not _FLOAT.fullmatch(text):
+        return whole(text)
+    if abs(float(text)) > LARGEST:
+        raise ValueError(f"{text} is too large a number; the largest is {LARGEST:.1e}")
+    return float(text)
 
 
 class Dumper(yaml.SafeDumper):

@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from sslkit.recipe.document import MAX_DEPTH, Key, whole
+from sslkit.recipe.document import LARGEST, MAX_DEPTH, Key, whole
 from sslkit.recipe.words import written
 
 PLACE = "the given mapping"
@@ -70,4 +70,6 @@ def _int(value: int) -> int:
 def _float(value: float) -> float:
     if value - value != 0:
         raise ValueError(f"{value} is not a finite number")
+    if abs(value) > LARGEST:
+        raise ValueError(f"{value} is too large a number; the largest is {LARGEST:.1e}")
     return value

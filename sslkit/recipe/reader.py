@@ -146,6 +146,7 @@ class _Reading:
         for name, message in faults:
             below = (name,) if name in given else tuple(name.split("."))
             self.refuse((*key, *below), message)
+            options.pop(below[0], None)  # Checks between parts skip it.
         return Choice(kind, part.name, options, part)
 
     def _absent(self, chosen: Choice | None) -> Choice | None:

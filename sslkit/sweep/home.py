@@ -1,6 +1,7 @@
 """The folder of a sweep: its plan, its cells' folders, claims, logs and results."""
 
 import json
+import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -34,14 +35,29 @@ class Home:
         Raises RecipeError if the folder has another plan, CheckpointError if it cannot be written.
         """
         folders.check_place(self.folder, "the folder of the sweep", "--out")
-        with files.writing(self.folder, OPTION):
-            for name in (CLAIMS, LOGS, RECIPES):
-                (self.folder / name).mkdir(parents=True, exist_ok=True)
-        with self.locked():
-            plans.check_same(self.folder, plan)
-            if plans.stored(self.folder) is None:
-                text = json.dumps(plan.as_dict(), indent=1, ensure_ascii=False)
-                files.write_text(self.folder / plans.FILE, text, OPTION)
+        parts = [self.folder / name for name in (CLAIMS, LOGS, RECIPES)]
+        folders_needed = (*parts, self.folder, *self.folder.parents)
+        made = [folder for folder in folders_needed if not os.path.lexists(folder)]
+        try:
+            with files.writing(self.folder, OPTION):
+                for folder in parts:
+                    folder.mkdir(parents=True, exist_ok=True)
+            with self.locked():
+                self._write_plan(plan)
+        except files.WriteError:
+            if parts[0] in made:
+                with suppress(OSError):
+                    (parts[0] / lock.FILE).unlink(missing_ok=True)
+            for folder in made:
+                with suppress(OSError):
+                    folder.rmdir()
+            raise
+
+    def _write_plan(self, plan: Plan) -> None:
+        plans.check_same(self.folder, plan)
+        if plans.stored(self.folder) is None:
+            text = json.dumps(plan.as_dict(), indent=1, ensure_ascii=False)
+            files.write_text(self.folder / plans.FILE, text, OPTION)
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -11,13 +11,12 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from sslkit import distributed, faults
+from sslkit import distributed, faults, memory
 from sslkit.data.loader import Loader, check_fills
 from sslkit.data.made_up import MadeUp
 from sslkit.device import pick_device
 from sslkit.errors import PluginError
 from sslkit.interfaces import Batch, Encoder, ImageSource
-from sslkit.memory import activations
 from sslkit.parts import DataFormat
 from sslkit.recipe import Recipe
 from sslkit.runs import checkpoint
@@ -81,7 +80,8 @@ def rehearse_recipe(
     if distributed.world() > 1:
         images = more  # No second attempt, because other ranks may not have failed.
     generators = [torch.cuda.current_device()] if device.type == "cuda" else []
-    with torch.random.fork_rng(generators):
+    limit = memory.limited() if device.type == "cpu" else nullcontext()
+    with torch.random.fork_rng(generators), limit:
         try:
             return rehearse(_small_run(recipe, data, source, images), repeats, ranks=ranks)
         except PluginError:
@@ -132,7 +132,7 @@ def rehearse(run: Run, repeats: int = 1, *, ranks: int = 1) -> Rehearsal:
     images = run.loader.batch_size
     spoilt: list[str] = []
     with faults.telling(about=f"rehearsed with a batch of {images}"):
-        with _watched_parts(run, spoilt), activations(run.method) as sizes:
+        with _watched_parts(run, spoilt), memory.activations(run.method) as sizes:
             clock, step = _first_step(run)
         _check_finite(run, step, spoilt)
         _check_gradients(run, ranks)

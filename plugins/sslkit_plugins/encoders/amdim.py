@@ -96,7 +96,7 @@ class AmdimEncoder(Encoder):
         ] = 1536,
         depth: Annotated[
             int,
-            Field(ge=1, description="Residual blocks per stage. AMDIM: 8; CIFAR: 10."),
+            Field(ge=1, le=100, description="Residual blocks per stage. AMDIM: 8; CIFAR: 10."),
         ] = 8,
         batch_norm: Annotated[
             bool,

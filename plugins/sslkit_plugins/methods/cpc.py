@@ -99,7 +99,8 @@ class Context(Head):
             int, Field(ge=1, description="Width within a block. CPC v2: 256.")
         ] = 256,
         blocks: Annotated[
-            int, Field(ge=1, description="Residual blocks. Each sees one more row. CPC v2: 5.")
+            int,
+            Field(ge=1, le=100, description="Residual blocks. Each sees one more row. CPC v2: 5."),
         ] = 5,
     ) -> None:
         super().__init__()

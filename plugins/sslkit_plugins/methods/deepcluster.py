@@ -43,7 +43,7 @@ class DeepCluster(Method):
             ),
         ] = 256,
         iterations: Annotated[
-            int, Field(ge=0, description="Iterations of k-means. DeepCluster: 20.")
+            int, Field(ge=0, le=1000, description="Iterations of k-means. DeepCluster: 20.")
         ] = 20,
     ) -> None:
         super().__init__(parts)

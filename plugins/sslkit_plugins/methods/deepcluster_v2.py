@@ -45,7 +45,7 @@ class DeepClusterV2(Method):
             ),
         ] = (3000, 3000, 3000),
         iterations: Annotated[
-            int, Field(ge=0, description="Iterations of k-means. DeepCluster v2: 10.")
+            int, Field(ge=0, le=1000, description="Iterations of k-means. DeepCluster v2: 10.")
         ] = 10,
     ) -> None:
         super().__init__(parts)

@@ -63,7 +63,7 @@ class MaeDecoder(Head):
         dim: Annotated[
             int, Field(ge=4, multiple_of=4, description="Width of the tokens. MAE: 512.")
         ] = 512,
-        depth: Annotated[int, Field(ge=1, description="Number of blocks. MAE: 8.")] = 8,
+        depth: Annotated[int, Field(ge=1, le=100, description="Number of blocks. MAE: 8.")] = 8,
         num_heads: Annotated[int, Field(ge=1, description="Attention heads. MAE: 16.")] = 16,
     ) -> None:
         super().__init__()

@@ -65,7 +65,7 @@ class Swav(Method):
             ),
         ] = 0.05,
         iterations: Annotated[
-            int, Field(ge=1, description="Iterations of Sinkhorn's algorithm. SwAV: 3.")
+            int, Field(ge=1, le=1000, description="Iterations of Sinkhorn's algorithm. SwAV: 3.")
         ] = 3,
         freeze_steps: Annotated[
             int,

@@ -97,7 +97,9 @@ class Crops(Photometric):
         /,
         *,
         size: Side = 224,
-        count: Annotated[int, Field(ge=1, description="Number of crops per image, usually 2.")] = 2,
+        count: Annotated[
+            int, Field(ge=1, le=100, description="Number of crops per image, usually 2.")
+        ] = 2,
         min_area: MinArea = 0.08,
         max_area: MaxArea = 1.0,
         aspect: Aspect = (0.75, 1.3333333333333333),
@@ -130,7 +132,7 @@ class Local:
     """Options of the small crops of `multi_crop`."""
 
     count: Annotated[
-        int, Field(ge=1, description="Number of small crops per image. SwAV: 6; DINO: 8.")
+        int, Field(ge=1, le=100, description="Number of small crops per image. SwAV: 6; DINO: 8.")
     ] = 6
     size: Annotated[int, Field(ge=1, description="Side of a small crop, px, usually 96.")] = 96
     min_area: Annotated[
@@ -167,7 +169,7 @@ class MultiCrop(Photometric):
         *,
         size: Side = 224,
         count: Annotated[
-            int, Field(ge=1, description="Number of large crops per image, usually 2.")
+            int, Field(ge=1, le=100, description="Number of large crops per image, usually 2.")
         ] = 2,
         min_area: Annotated[
             Area,
