@@ -38,11 +38,21 @@ def room(device: torch.device) -> int:
     return total() // 4
 
 
+def promised() -> int:
+    """Return the data memory that Linux has promised to this process, bytes; elsewhere 0."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[5])
+    except OSError:
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
 @contextmanager
 def limited() -> Iterator[None]:
     """Let allocations beyond the memory of the machine fail, as far as the system supports it.
 
-    Linux promises more memory than there is, and kills the process that uses it.
+    Linux promises more memory than there is, and kills the process that uses it. What the process
+    has been promised before is not counted.
     """
     try:
         import resource
@@ -50,8 +60,8 @@ def limited() -> Iterator[None]:
         yield
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    limits = [total(), *(limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY)]
-    resource.setrlimit(resource.RLIMIT_DATA, (min(limits), hard))
+    limits = [limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_DATA, (min([promised() + total(), *limits]), hard))
     try:
         yield
     finally:
