@@ -91,7 +91,8 @@ def check(splits: Splits, needs: str) -> Splits:
     if strange := sorted(shown - learnt):
         raise DataError(
             f"{splits.where} has validation images of {_named([names[one] for one in strange])}, "
-            "but no training images; add some, or remove these validation images"
+            "but no training images; add some, remove these validation images, or, if the split "
+            "is random, choose another: --split-seed N"
         )
     unseen = [names[label] for label in sorted(learnt - shown)]
     return _noted(splits, unseen, len(learnt)) if unseen else splits
