@@ -147,6 +147,16 @@ def test_a_class_without_validation_images_is_told(trained, tmp_path, evaluation
     assert found[None, "chance"] == 0.5, "of the validation images"
 
 
+def test_skipped_images_leave_one_line_of_unseen_classes(trained, tmp_path):
+    paint(tmp_path / "train", 4)
+    paint(tmp_path / "val", 2, seed=1, colours={name: COLOURS[name] for name in ("green", "red")})
+    spoil(*(tmp_path / "val" / "red").glob("*"))
+    code, _, err = sslkit("eval", "knn", trained, "--data", tmp_path, "--skip-unreadable")
+    assert code == 0, err
+    assert err.count("no validation image shows") == 1
+    assert "no validation image shows blue, red: measured on the other 1 of 3 classes" in err
+
+
 def test_a_class_of_one_image_is_told_too(trained, tmp_path):
     folder = paint(tmp_path / "set", 5)
     for number in range(1, 5):

@@ -89,6 +89,14 @@ def test_uniformity_of_known_distributions():
     assert math.isnan(uniformity(torch.ones(1, 8)))
 
 
+def test_features_of_zeros_are_at_one_point():
+    assert alignment(torch.zeros(3, 4, 8)).tolist() == [0, 0, 0]
+    assert uniformity(torch.zeros(50, 8)) == 0
+    zero_and_unit = torch.tensor([[0.0, 0], [0, 5]])
+    assert alignment(zero_and_unit.unsqueeze(0)).item() == pytest.approx(1)
+    assert uniformity(zero_and_unit) == pytest.approx(-2)
+
+
 def test_uniformity_in_blocks_equals_the_full_matrix(monkeypatch):
     features = normal(101, 8)
     full = uniformity(features)

@@ -25,8 +25,8 @@ class Splits(NamedTuple):
     """Training and validation images, and how they were split.
 
     `where` is the place of the data set. `summary` describes the splits in one line. `notes` are
-    sentences for the user. `unseen` are the classes without validation images. `labels` describes
-    the file of labels for the protocol.
+    sentences for the user. `unseen` are the classes without validation images, `unseen_note` is
+    their sentence among the notes. `labels` describes the file of labels for the protocol.
     """
 
     train: ImageSource
@@ -36,6 +36,7 @@ class Splits(NamedTuple):
     summary: str = ""
     notes: tuple[str, ...] = ()
     unseen: tuple[str, ...] = ()
+    unseen_note: str = ""
     labels: dict[str, Any] | None = None
 
 
@@ -75,7 +76,8 @@ def check(splits: Splits, needs: str) -> Splits:
     _check_sizes(splits, splits.where)
     _check_needs(splits.train, needs, splits.where)
     summary = evaluation(splits.train, splits.val, splits.where, splits.how)
-    splits = splits._replace(summary=summary, unseen=())
+    notes = tuple(note for note in splits.notes if note != splits.unseen_note)
+    splits = splits._replace(summary=summary, unseen=(), unseen_note="", notes=notes)
     if needs == "boxes":
         names = class_names(splits.train)
         missing = unseen_objects(splits.train, splits.val, names, splits.where)
@@ -89,7 +91,8 @@ def check(splits: Splits, needs: str) -> Splits:
     if strange := sorted(shown - learnt):
         raise DataError(
             f"{splits.where} has validation images of {_named([names[one] for one in strange])}, "
-            "but no training images; add some, or remove these validation images"
+            "but no training images; add some, remove these validation images, or, if the split "
+            "is random, choose another: --split-seed N"
         )
     unseen = [names[label] for label in sorted(learnt - shown)]
     return _noted(splits, unseen, len(learnt)) if unseen else splits
@@ -101,7 +104,8 @@ def _noted(splits: Splits, unseen: Sequence[str], classes: int) -> Splits:
         f"no validation image shows {_named(unseen)}: measured on the other "
         f"{classes - len(unseen)} of {classes} classes"
     )
-    return splits._replace(unseen=tuple(unseen), notes=(*splits.notes, note))
+    notes = (*splits.notes, note)
+    return splits._replace(unseen=tuple(unseen), unseen_note=note, notes=notes)
 
 
 def _named(names: Sequence[str]) -> str:

@@ -57,6 +57,8 @@ class Legend:
         self.kinds: list[str] = []
         self.subject: str | None = None
         """The candidate whose paired differences the tables show."""
+        self.missing = False
+        """True if a value is not finite."""
 
     def mark(self, of: str) -> str:
         """Return the mark of intervals over `of`."""
@@ -67,6 +69,8 @@ class Legend:
     def lines(self) -> list[str]:
         """Return the lines below the tables."""
         lines = []
+        if self.missing:
+            lines.append("-: not finite, as of features that are not finite, or all equal")
         if self.kinds:
             kinds = [f"{self.mark(of)} over {of}".strip() for of in self.kinds]
             lines.append(f"[low, high]: 95 % CI {'; '.join(kinds)}")
@@ -79,6 +83,7 @@ class Legend:
 def _cell(score: dict[str, Any] | None, metric: Metric, legend: Legend) -> str:
     if score is None:
         return ""
+    legend.missing = legend.missing or score["value"] is None
     shown = interval(score)
     if shown is None:
         return metric.text(score["value"])

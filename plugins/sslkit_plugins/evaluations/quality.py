@@ -78,26 +78,32 @@ def alignment(views: Tensor) -> Tensor:
     """Return the mean squared distance between unit-norm views of each image, float64 [N].
 
     `views` [N,Q,D]. Wang & Isola 2020, arXiv:2005.10242, section 4.1 (α = 2), over all pairs of
-    views. The squared length of the mean view gives the mean over pairs.
+    views. The squared lengths of the views and of their mean give the mean over pairs. A view of
+    zeros stays at 0.
     """
     count = views.shape[1]
-    mean = F.normalize(views.double(), dim=-1).mean(1)
-    return (2 * count / (count - 1) * (1 - mean.square().sum(1))).clamp_min(0)
+    unit = F.normalize(views.double(), dim=-1)
+    lengths, mean = unit.square().sum(-1).mean(1), unit.mean(1).square().sum(1)
+    return (2 * count / (count - 1) * (lengths - mean)).clamp_min(0)
 
 
 def uniformity(features: Tensor) -> float:
     """Return log mean exp(-2·squared distance) over all pairs of unit-norm features [N,D].
 
-    0 if all features are equal; about -4 if they are spread over the sphere. NaN for one row. Wang
-    & Isola 2020, arXiv:2005.10242, section 4.1 (t = 2). Holds blocks of similarities only.
+    0 if all features are equal, also if all are 0; about -4 if they are spread over the sphere. NaN
+    for one row. Wang & Isola 2020, arXiv:2005.10242, section 4.1 (t = 2). Holds blocks of
+    similarities only.
     """
     unit, count = F.normalize(features.float(), dim=1), len(features)
     if count < 2:
         return math.nan
+    half = 2 * unit.square().sum(1)
     total, rows = 0.0, max(1, BLOCK // count)
     for start in range(0, count, rows):
         block = unit[start : start + rows]
-        later = (block @ unit[start:].T).mul_(4).sub_(4).exp_().triu_(1)
+        products = (block @ unit[start:].T).mul_(4)
+        products.sub_(half[start : start + rows, None]).sub_(half[start:])
+        later = products.exp_().triu_(1)
         total += later.sum(dtype=torch.float64).item()
     return math.log(total / (count * (count - 1) / 2))
 
