@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sslkit import recipe
 from sslkit.errors import RecipeError
 from sslkit.recipe import optimizers, registry
-from sslkit.recipe.document import Document, Dumper
+from sslkit.recipe.document import LARGEST, Document, Dumper
 
 VALID = """\
 # PIRL on generated images.
@@ -163,7 +163,7 @@ def test_plain_scalars(text: str, value: Any) -> None:
 
 @given(
     st.text(max_size=30)
-    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.floats(-LARGEST, LARGEST)
     | st.integers(-(10**17), 10**17)
     | st.booleans()
     | st.none()
