@@ -44,6 +44,13 @@ FOLDER = "SSLKIT_FOLDER"
 GRACE = 10
 """Time that a rank with the same error waits for the launcher to end it, s."""
 
+_stopped: list[BaseException] = []
+"""Signals that ended a launch.
+
+Their tracebacks keep the rendezvous. PyTorch does not shut it down after a signal. Its thread would
+fail to join itself if it held the last reference.
+"""
+
 _parent = os.getppid()
 
 
@@ -92,6 +99,7 @@ def launch(devices: int, arguments: list[str], folder: Path | None = None) -> in
             safe = [] if {"", os.getcwd()} & set(sys.path) else ["-P"]
             elastic_launch(config, sys.executable)(*safe, "-m", "sslkit", *arguments)
         except SignalException as stopped:
+            _stopped.append(stopped)
             return int(ended.read_text()) if ended.exists() else 128 + stopped.sigval
         except ChildFailedError as error:
             code = error.get_first_failure()[1].exitcode

@@ -2,12 +2,14 @@
 another that is gone.
 """
 
+import gc
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ import torch
 import torch.distributed as dist
 from conftest import TINY, finish, sslkit, start
 from safetensors.torch import load_file, save_file
+from torch.distributed.elastic.multiprocessing import SignalException
 from torch.nn import functional as F
 from typer.testing import CliRunner
 
@@ -254,6 +257,31 @@ def whole(folder: Path) -> dict[str, torch.Tensor]:
     made = build(recipe.read(folder / "recipe.yaml"))
     checkpoint.resume(made, folder)
     return made.method.state_dict()
+
+
+def test_a_signal_leaves_the_rendezvous_to_the_end_of_the_process(monkeypatch):
+    """PyTorch's thread of it would join itself if it dropped the last reference."""
+
+    class Rendezvous:
+        pass
+
+    made = []
+
+    def elastic_launch(config, command):
+        def launch_agent(*words):
+            rendezvous = Rendezvous()
+            made.append(weakref.ref(rendezvous))
+            raise SignalException("SIGTERM", signal.SIGTERM)
+
+        return launch_agent
+
+    monkeypatch.setattr("torch.distributed.launcher.api.elastic_launch", elastic_launch)
+    monkeypatch.setattr("logging.disable", lambda level: None)
+    for name in (distributed.ENDED, "OMP_NUM_THREADS"):
+        monkeypatch.setenv(name, "1")
+    assert distributed.launch(2, ["train"]) == 128 + signal.SIGTERM
+    gc.collect()
+    assert made[0]() is not None
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,9 @@ class Legend:
         """Return the lines below the tables."""
         lines = []
         if self.missing:
-            lines.append("-: not finite, as of features that are not finite, or all equal")
+            lines.append(
+                "-: not a finite number, for example because features are not finite or all equal"
+            )
         if self.kinds:
             kinds = [f"{self.mark(of)} over {of}".strip() for of in self.kinds]
             lines.append(f"[low, high]: 95 % CI {'; '.join(kinds)}")
